@@ -1,0 +1,49 @@
+"""Block importance: how much a block turns its tokens (SANA-1.5 section 2.4).
+
+BI_i = 1 - E cos(x_i, x_{i+1}), with x_i the tokens that enter block i and x_{i+1} those that leave it; the cosine is
+over a token's channels, the expectation over tokens, prompts and noise levels.
+
+The paper does not state its grid of noise levels, its guidance or what the latents are. Here the grid is the caller's,
+latents are noised to exactly the level that the network is told, and there is no guidance: every prompt counts once.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.flow_matching import TIMESTEPS, add_noise
+from model.network import Sana, TextContext
+
+
+@torch.no_grad()
+def block_importance(
+    network: Sana, latents_BCHW: Tensor, noise_BCHW: Tensor, text: TextContext, times: Sequence[float]
+) -> Tensor:
+    """Importance of every block at every noise level: (times, blocks), float64, on the CPU; means over batch and tokens."""
+    rows = []
+    for time in times:
+        sigma_B = torch.full((len(latents_BCHW),), time, device=latents_BCHW.device)
+        with _cosines(network.blocks) as cosines:
+            network(add_noise(latents_BCHW, noise_BCHW, sigma_B), sigma_B * TIMESTEPS, text)
+        rows.append(1 - torch.stack(cosines).cpu())
+    return torch.stack(rows)
+
+
+@contextmanager
+def _cosines(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
+    """Collect, block by block, the mean cosine between the tokens that enter and leave it during a forward pass."""
+    collected: list[Tensor] = []
+
+    def note(_block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # float64: most blocks turn their tokens little, and 1 - cos cancels
+        collected.append(F.cosine_similarity(inputs[0].double(), output.double(), dim=-1).mean())
+
+    hooks = [block.register_forward_hook(note) for block in blocks]
+    try:
+        yield collected
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,209 @@
+"""Layers of the SANA-1.5 network; shapes as in `model.network`, parameter names as in the published checkpoints."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+LINEAR_ATTENTION_EPS = 1e-8
+QK_NORM_EPS_LINEAR = 1e-5
+QK_NORM_EPS_CROSS = 1e-6
+LAYER_NORM_EPS = 1e-6
+TIME_FREQUENCIES = 256
+MAX_PERIOD = 10000.0
+# on the CPU the fused kernel's backward takes several times longer than plain products where the text is short
+ATTENTION_BACKENDS = {
+    "cpu": [SDPBackend.MATH],
+    "cuda": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+}
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension with a learned scale, computed in float32 and cast back."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` of any leading shape, normalised over its last dimension."""
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+
+
+def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    """LayerNorm without its own scale and shift, then the time's: LN(x) * (1 + scale) + shift."""
+    normed = F.layer_norm(x_BND, (x_BND.shape[-1],), eps=LAYER_NORM_EPS)
+    return torch.addcmul(shift_B1D, normed, 1 + scale_B1D)
+
+
+def split_heads(x_BND: Tensor, head_dim: int) -> Tensor:
+    """(B, N, D) as (B, h, N, d)."""
+    return x_BND.unflatten(2, (-1, head_dim)).transpose(1, 2)
+
+
+class LinearAttention(nn.Module):
+    """ReLU linear attention (SANA section 2.2).
+
+    out_i = sum_j relu(q_i).relu(k_j) v_j / (sum_j relu(q_i).relu(k_j) + eps)
+
+    The norm of queries and keys spans all heads. Sums over tokens are taken in float32: they leave float16's range.
+    """
+
+    def __init__(self, hidden_size: int, head_dim: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.q_norm = RMSNorm(hidden_size, QK_NORM_EPS_LINEAR) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(hidden_size, QK_NORM_EPS_LINEAR) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Self-attention over N tokens in time linear in N."""
+        q, k, v = self.qkv(x_BND).chunk(3, dim=-1)
+        q = F.relu(split_heads(self.q_norm(q), self.head_dim))
+        k = F.relu(split_heads(self.k_norm(k), self.head_dim))
+        out_BhNd = linear_attention(q, k, split_heads(v, self.head_dim))
+        return self.proj(out_BhNd.transpose(1, 2).flatten(2).to(x_BND.dtype))
+
+
+def linear_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> Tensor:
+    """Attention of non-negative queries and keys with a product feature map, in float32; (B, h, N, d)."""
+    with torch.autocast(q_BhNd.device.type, enabled=False):
+        q, k, v = q_BhNd.float(), k_BhNd.float(), v_BhNd.float()
+        numerator = q @ (k.transpose(-1, -2) @ v)
+        denominator = q @ k.sum(dim=-2).unsqueeze(-1)
+        return numerator / (denominator + LINEAR_ATTENTION_EPS)
+
+
+class CrossAttention(nn.Module):
+    """Softmax attention of latent tokens to text tokens, with the norm of queries and keys across all heads."""
+
+    def __init__(self, hidden_size: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.head_dim = hidden_size // heads
+        self.q_linear = nn.Linear(hidden_size, hidden_size)
+        self.kv_linear = nn.Linear(hidden_size, 2 * hidden_size)
+        self.q_norm = RMSNorm(hidden_size, QK_NORM_EPS_CROSS) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(hidden_size, QK_NORM_EPS_CROSS) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def keys_values(self, y_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, h, T, d) of text: they do not depend on the latent or the time."""
+        keys, values = self.kv_linear(y_BTD).chunk(2, dim=-1)
+        return split_heads(self.k_norm(keys), self.head_dim), split_heads(values, self.head_dim)
+
+    def forward(self, x_BND: Tensor, text: tuple[Tensor, Tensor], mask_BT: Tensor) -> Tensor:
+        """Attend from N latent tokens to T text tokens; masked-out text is not seen."""
+        queries = split_heads(self.q_norm(self.q_linear(x_BND)), self.head_dim)
+        keys, values = (part.to(queries.dtype) for part in text)
+        with sdpa_kernel(ATTENTION_BACKENDS[queries.device.type]):
+            out_BhNd = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask_BT[:, None, None, :])
+        return self.proj(out_BhNd.transpose(1, 2).flatten(2))
+
+
+class ConvLayer(nn.Module):
+    """A convolution under the name `conv`, as the published checkpoints call it."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The convolution."""
+        return self.conv(x_BCHW)
+
+
+class MixFeedForward(nn.Module):
+    """Gated feed-forward with a depth-wise 3x3 convolution between its 1x1 ones (GLUMBConv; SANA section 2.2)."""
+
+    def __init__(self, hidden_size: int, inner: int) -> None:
+        super().__init__()
+        self.inverted_conv = ConvLayer(nn.Conv2d(hidden_size, 2 * inner, 1))
+        self.depth_conv = ConvLayer(nn.Conv2d(2 * inner, 2 * inner, 3, padding=1, groups=2 * inner))
+        self.point_conv = ConvLayer(nn.Conv2d(inner, hidden_size, 1, bias=False))
+
+    def forward(self, x_BND: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (B, H*W, D) through the convolutions on their grid (H, W).
+
+        The 1x1 convolutions run as matrix products on tokens, so the grid is channels-last throughout.
+        """
+        x = F.silu(F.linear(x_BND, self.inverted_conv.conv.weight.flatten(1), self.inverted_conv.conv.bias))
+        x_BCHW = x.unflatten(1, size).permute(0, 3, 1, 2)
+        x = self.depth_conv(x_BCHW).permute(0, 2, 3, 1).flatten(1, 2)
+        value, gate = x.chunk(2, dim=-1)
+        return F.linear(value * F.silu(gate), self.point_conv.conv.weight.flatten(1))
+
+
+class PatchEmbed(nn.Module):
+    """Patches of the latent as tokens, without normalisation and without position."""
+
+    def __init__(self, channels: int, hidden_size: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, hidden_size, patch_size, stride=patch_size)
+
+    def forward(self, latents_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens (B, N, D) and their grid (H, W)."""
+        x = self.proj(latents_BCHW)
+        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoids of the time (cosines first) through two layers."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        layers = nn.Linear(TIME_FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        self.mlp = nn.Sequential(*layers)
+
+    def forward(self, timesteps_B: Tensor) -> Tensor:
+        """(B, D) of times in [0, 1000]."""
+        half = TIME_FREQUENCIES // 2
+        exponents = torch.arange(half, dtype=torch.float32, device=timesteps_B.device) / half
+        angles = timesteps_B.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+class CaptionProjection(nn.Module):
+    """Two layers from the text encoder's channels to the network's."""
+
+    def __init__(self, caption_channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(caption_channels, hidden_size)
+        self.fc2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, text_BTE: Tensor) -> Tensor:
+        """(B, T, E) as (B, T, D)."""
+        return self.fc2(F.gelu(self.fc1(text_BTE), approximate="tanh"))
+
+
+class CaptionEmbedder(nn.Module):
+    """Holds the caption projection under its published name."""
+
+    def __init__(self, caption_channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.y_proj = CaptionProjection(caption_channels, hidden_size)
+
+    def forward(self, text_BTE: Tensor) -> Tensor:
+        """(B, T, E) as (B, T, D)."""
+        return self.y_proj(text_BTE)
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection back to the latent's patches; no variance channels."""
+
+    def __init__(self, hidden_size: int, patch_size: int, channels: int) -> None:
+        super().__init__()
+        self.patch_size, self.channels = patch_size, channels
+        self.linear = nn.Linear(hidden_size, patch_size * patch_size * channels)
+        self.scale_shift_table = nn.Parameter(torch.randn(2, hidden_size) / math.sqrt(hidden_size))
+
+    def forward(self, x_BND: Tensor, time_BD: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, C, H, W). `time_BD` is the embedded time itself, not the blocks' modulation."""
+        shift_B1D, scale_B1D = (self.scale_shift_table + time_BD[:, None]).to(x_BND.dtype).chunk(2, dim=1)
+        x = self.linear(modulate(x_BND, shift_B1D, scale_B1D))
+        height, width, p = *size, self.patch_size
+        x = x.reshape(-1, height, width, p, p, self.channels)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, height * p, width * p)

@@ -1,0 +1,158 @@
+"""The SANA-1.5 network: a linear diffusion transformer for text-to-image (SANA-1.5 section 3.1; SANA section 2.2).
+
+* linear self-attention with ReLU feature maps and RMSNorm on queries and keys
+* softmax cross-attention to the caption, RMSNorm on queries and keys
+* Mix-FFN: gated 1x1 convolutions around a depth-wise 3x3 one; position comes from it (no positional embedding)
+* one time modulation shared by all blocks plus a table for each (AdaLN-single)
+
+Parameter names are those of the published checkpoints. Shapes: B batch, N tokens (H*W), T text tokens, D hidden size,
+C latent channels, E caption channels, h heads, d channels of a head.
+
+Differences from the published code: times are not truncated to whole numbers, so a solver's steps are conditioned on
+exactly; padded text is masked with minus infinity instead of -10000; the zero `pos_embed` buffer is left out.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.layers import (
+    CaptionEmbedder,
+    CrossAttention,
+    FinalLayer,
+    LinearAttention,
+    MixFeedForward,
+    PatchEmbed,
+    RMSNorm,
+    TimestepEmbedder,
+    modulate,
+)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the network. The published 1.6B has 20 blocks of 2240 channels, 70 linear heads, 20 cross heads."""
+
+    in_channels: int  # of the latent
+    hidden_size: int
+    depth: int  # blocks
+    linear_head_dim: int
+    cross_heads: int
+    mlp_ratio: float
+    patch_size: int
+    caption_channels: int  # of the text encoder
+    qk_norm: bool  # SANA-1.5 has it in both attentions; SANA-1.0 has not
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """A batch of captions as the network's blocks read them: computed once for a prompt, used at every solver step."""
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]  # of each block: keys and values (B, heads, T, channels of a head)
+    mask_BT: Tensor  # true where there is text
+
+    def index(self, rows: Tensor) -> "TextContext":
+        """The context of chosen prompts, repeated where `rows` repeats them."""
+        chosen = tuple((keys[rows], values[rows]) for keys, values in self.keys_values)
+        return TextContext(chosen, self.mask_BT[rows])
+
+
+def concatenate(first: TextContext, second: TextContext) -> TextContext:
+    """Two contexts as one batch; the shorter text is padded."""
+    length = max(first.mask_BT.shape[1], second.mask_BT.shape[1])
+    first, second = _lengthen(first, length), _lengthen(second, length)
+    pairs = zip(first.keys_values, second.keys_values, strict=True)
+    joined = tuple((torch.cat([k1, k2]), torch.cat([v1, v2])) for (k1, v1), (k2, v2) in pairs)
+    return TextContext(joined, torch.cat([first.mask_BT, second.mask_BT]))
+
+
+def _lengthen(context: TextContext, length: int) -> TextContext:
+    extra = length - context.mask_BT.shape[1]
+    padded = tuple((F.pad(k, (0, 0, 0, extra)), F.pad(v, (0, 0, 0, extra))) for k, v in context.keys_values)
+    return TextContext(padded, F.pad(context.mask_BT, (0, extra)))
+
+
+class SanaBlock(nn.Module):
+    """Self-attention and Mix-FFN, each modulated and gated by time, with cross-attention between them."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.attn = LinearAttention(hidden, config.linear_head_dim, config.qk_norm)
+        self.cross_attn = CrossAttention(hidden, config.cross_heads, config.qk_norm)
+        self.mlp = MixFeedForward(hidden, int(config.mlp_ratio * hidden))
+        self.scale_shift_table = nn.Parameter(torch.randn(6, hidden) / math.sqrt(hidden))
+
+    def forward(
+        self, x_BND: Tensor, time_B6D: Tensor, text: tuple[Tensor, Tensor], mask_BT: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """One block. `time_B6D` is the shared modulation; `text` this block's keys and values; `size` is (H, W)."""
+        modulation_B6D = self.scale_shift_table + time_B6D
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_B6D.to(x_BND.dtype).chunk(6, dim=1)
+        x_BND = x_BND + gate1 * self.attn(modulate(x_BND, shift1, scale1))
+        x_BND = x_BND + self.cross_attn(x_BND, text, mask_BT)
+        return x_BND + gate2 * self.mlp(modulate(x_BND, shift2, scale2), size)
+
+
+class Sana(nn.Module):
+    """Predicts the velocity (noise minus latent) of a noised latent at a time, given a caption."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.hidden_size
+        self.x_embedder = PatchEmbed(config.in_channels, hidden, config.patch_size)
+        self.t_embedder = TimestepEmbedder(hidden)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 6 * hidden))
+        self.y_embedder = CaptionEmbedder(config.caption_channels, hidden)
+        self.attention_y_norm = RMSNorm(hidden, eps=1e-5)
+        self.blocks = nn.ModuleList(SanaBlock(config) for _ in range(config.depth))
+        self.final_layer = FinalLayer(hidden, config.patch_size, config.in_channels)
+        initialize(self)
+
+    def encode_text(self, text_BTE: Tensor, mask_BT: Tensor) -> TextContext:
+        """Caption embeddings (B, T, E) and their mask as every block's keys and values."""
+        y_BTD = self.attention_y_norm(self.y_embedder(text_BTE))
+        return TextContext(tuple(block.cross_attn.keys_values(y_BTD) for block in self.blocks), mask_BT)
+
+    def embed(self, latents_BCHW: Tensor, timesteps_B: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+        """What the blocks start from: tokens (B, N, D), time (B, D), shared modulation (B, 6, D), token grid (H, W)."""
+        x_BND, size = self.x_embedder(latents_BCHW)
+        time_BD = self.t_embedder(timesteps_B)
+        time_B6D = self.t_block(time_BD).unflatten(1, (6, -1))
+        return x_BND, time_BD, time_B6D, size
+
+    def forward(self, latents_BCHW: Tensor, timesteps_B: Tensor, text: TextContext) -> Tensor:
+        """Velocity (B, C, H, W) of latents at times in [0, 1000] (1000 times sigma)."""
+        x_BND, time_BD, time_B6D, size = self.embed(latents_BCHW, timesteps_B)
+        for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
+            x_BND = block(x_BND, time_B6D, keys_values, text.mask_BT, size)
+        return self.final_layer(x_BND, time_BD, size)
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@torch.no_grad()
+def initialize(network: Sana) -> None:
+    """Initial weights of the published code: nothing starts at zero but biases.
+
+    Linear layers and the patch embedding are Xavier-uniform; the time and caption embedders N(0, 0.02^2); the
+    convolutions of the Mix-FFN keep PyTorch's default; the caption norm starts at 0.01, which keeps a decoder's large
+    embeddings from swamping the first steps (SANA section 2.3).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.xavier_uniform_(network.x_embedder.proj.weight.flatten(1))
+    narrow = (network.t_embedder.mlp[0], network.t_embedder.mlp[2], network.t_block[1])
+    for linear in (*narrow, network.y_embedder.y_proj.fc1, network.y_embedder.y_proj.fc2):
+        nn.init.normal_(linear.weight, std=0.02)
+    network.attention_y_norm.weight.fill_(0.01)

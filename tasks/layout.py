@@ -1,0 +1,25 @@
+"""Where the stages' outputs lie, relative to the workspace (the folder with `params.yaml`)."""
+
+from pathlib import Path
+
+OUTPUTS = Path("outputs")
+SHARDS = OUTPUTS / "shards"
+AUTOENCODER = OUTPUTS / "autoencoder"
+TEXT_ENCODER = OUTPUTS / "text_encoder"
+ENCODED = OUTPUTS / "encoded"
+SMALL = OUTPUTS / "small"
+GROWN_INIT = OUTPUTS / "grown_init"
+GROWN = OUTPUTS / "grown"
+IMPORTANCE = OUTPUTS / "importance"
+JUDGE = OUTPUTS / "judge"
+GENEVAL = OUTPUTS / "geneval"
+CONTROLS = OUTPUTS / "controls"
+
+RESULTS = Path("results")
+STAGE_RECORDS = RESULTS / "stages"
+STATE = Path(".sana15")
+
+
+def model_folder(name: str) -> Path:
+    """The checkpoint of a model by its name: `small`, `grown`, `pruned-D`, `finetuned-D`."""
+    return OUTPUTS / name

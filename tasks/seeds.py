@@ -1,0 +1,22 @@
+"""Independent random streams derived by name from the experiment's one seed."""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def derive(seed: int, *names: str | int) -> int:
+    """A 63-bit seed that depends on `seed` and every name, and on nothing else (not on Python's hash seed)."""
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *names: str | int) -> torch.Generator:
+    """A CPU generator for the stream `names`. Drawing on the CPU gives the same numbers on every device."""
+    return torch.Generator().manual_seed(derive(seed, *names))
+
+
+def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
+    """The NumPy counterpart of `generator`."""
+    return np.random.default_rng(derive(seed, *names))

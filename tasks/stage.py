@@ -1,0 +1,218 @@
+"""What every stage shares: its record, its context, and the wrapper that runs it as a command.
+
+The wrapper checks params and inputs, pins threads and seeds, runs the stage into a temporary folder, adds metrics and a
+manifest, and renames the folder into place. Bad input prints one line and exits 2; an interrupt exits 128 + signal.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from tasks import layout
+from tasks.errors import UserError
+from tasks.files import (
+    replace_folder,
+    sha256_file,
+    sha256_json,
+    verify_manifest,
+    write_json,
+    write_manifest,
+)
+from tasks.params import Params, load_params, section_values
+from tasks.tracking import Tracker, open_tracker
+
+Metrics = dict[str, float]
+PARENT_VARIABLE = "SANA15_PARENT_PID"
+COMPUTE_SECTIONS = ("compute.seed", "compute.device", "compute.dtype")
+TRAINING_SECTIONS = (*COMPUTE_SECTIONS, "diffusion")
+
+
+class Interrupted(Exception):
+    """Raised at a safe point after a signal; whatever is needed to resume is on disk."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command to resume")
+        self.signum = signum
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage gets to work with.
+
+    `out` is an empty folder that becomes the stage's output; `state` survives a killed run of the same inputs.
+    """
+
+    name: str
+    params: Params
+    out: Path
+    state: Path
+    tracker: Tracker
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: its name (`finetune@8`), its function, what it reads and where its output goes.
+
+    `sections` names the sections (`pretrain`) or keys (`compute.seed`) of params.yaml that its result depends on.
+    `branch` stages run beside others, on `compute.branch_threads` threads.
+    """
+
+    name: str
+    run: Callable[[Context], Metrics]
+    inputs: tuple[Path, ...]
+    out: Path
+    sections: tuple[str, ...]
+    branch: bool = False
+
+
+def stage_threads(stage: Stage, params: Params) -> int:
+    """CPU threads of this stage: part of its result, since sums are ordered by threads."""
+    return params.compute.branch_threads if stage.branch else params.compute.threads
+
+
+def input_digest(stage: Stage, params: Params) -> str:
+    """Digest of all that the stage's result depends on: its params and its inputs' manifests (checked here)."""
+    inputs = {path.as_posix(): verify_manifest(path) for path in stage.inputs}
+    return sha256_json({"params": section_values(params, stage.sections), "inputs": inputs})
+
+
+def run_stage(stage: Stage, params: Params) -> Metrics:
+    """Run a stage in this process; see the module's docstring."""
+    digest = input_digest(stage, params)
+    threads = stage_threads(stage, params)
+    device = configure_torch(params, threads)
+    state = layout.STATE / "state" / stage.name / digest[:16]
+    refuse_other_state(stage, state)
+    out = layout.STATE / "building" / stage.name
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    started = time.monotonic()
+    with open_tracker(stage.name) as tracker:
+        tracker.log_params(section_values(params, stage.sections))
+        context = Context(stage.name, params, out, state, tracker, device, threads)
+        metrics = stage.run(context)
+        write_json(out / "metrics.json", metrics)
+        write_manifest(out)
+        replace_folder(out, stage.out)
+        tracker.log_metrics(metrics)
+        tracker.log_output(stage.out)
+        record_cost(stage, digest, time.monotonic() - started, device)
+    shutil.rmtree(state.parent, ignore_errors=True)
+    return metrics
+
+
+def refuse_other_state(stage: Stage, state: Path) -> None:
+    """Leftover state of other params or inputs cannot be resumed: say so and set it aside by starting anew."""
+    others = [path for path in state.parent.glob("*") if path != state]
+    if others:
+        print(f"{stage.name}: params or inputs changed since an unfinished run; {others[0]} is not resumed", flush=True)
+        for path in others:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def record_cost(stage: Stage, digest: str, seconds: float, device: str) -> None:
+    """Note time and peak memory beside the results, outside every pinned output."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if device == "cuda":
+        import torch
+
+        peak = torch.cuda.max_memory_allocated()
+    record = {"name": stage.name, "seconds": round(seconds, 3), "peak_memory_bytes": peak, "device": device}
+    record["output"] = sha256_file(stage.out / "manifest.json")
+    record["inputs_digest"] = digest
+    write_json(layout.STAGE_RECORDS / f"{stage.name}.json", record)
+
+
+def configure_torch(params: Params, threads: int) -> str:
+    """Pin threads and determinism before the first tensor; returns the device name."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=params.compute.device != "cpu")
+    available = torch.cuda.is_available()
+    if params.compute.device == "cuda" and not available:
+        raise UserError("params.yaml: compute.device is cuda but torch sees no CUDA device: use auto or cpu")
+    return "cuda" if available and params.compute.device != "cpu" else "cpu"
+
+
+def main(stage: Stage) -> None:
+    """Run `stage` as a command and exit: 0 done, 2 bad input, 128 + signal interrupted."""
+    die_with_parent()
+    signal.signal(signal.SIGTERM, _exit_on_term)
+    try:
+        metrics = run_stage(stage, load_params())
+    except UserError as error:
+        print(f"{stage.name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as error:
+        print(f"{stage.name}: {error}", file=sys.stderr)
+        sys.exit(128 + error.signum)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    print(f"{stage.name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
+
+
+def parser(stage_name: str, doc: str | None) -> argparse.ArgumentParser:
+    """An argument parser whose help is the stage's module docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m tasks.{stage_name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def run_main(build: Callable[[Params], Stage], name: str, doc: str | None, argv: Sequence[str] | None = None) -> None:
+    """Entry point of a stage without arguments of its own: parse `--help`, build the stage, run it."""
+    parser(name, doc).parse_args(argv)
+    main(build(_params_or_exit(name)))
+
+
+def run_depth_main(
+    build: Callable[[Params, int], Stage], name: str, doc: str | None, argv: Sequence[str] | None = None
+) -> None:
+    """Entry point of a stage with one branch for each pruned depth: `--depth D`, one of `prune.depths`."""
+    arguments = parser(name, doc)
+    arguments.add_argument("--depth", type=int, required=True, help="blocks of the pruned model, one of prune.depths")
+    depth = arguments.parse_args(argv).depth
+    params = _params_or_exit(name)
+    if depth not in params.prune.depths:
+        print(
+            f"{name}: --depth {depth} is not in params.yaml's prune.depths {list(params.prune.depths)}", file=sys.stderr
+        )
+        sys.exit(2)
+    main(build(params, depth))
+
+
+def _params_or_exit(name: str) -> Params:
+    try:
+        return load_params()
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def die_with_parent() -> None:
+    """End this process when the flow that started it is gone (polled, so that it works on every system)."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="parent watch").start()
+
+
+def _exit_on_term(signum: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + signum)

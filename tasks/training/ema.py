@@ -1,0 +1,41 @@
+"""Exponential moving average of weights: what is evaluated and saved."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Averages a network's parameters after every update: e <- d*e + (1-d)*p with d = min(decay, (1+n)/(10+n)).
+
+    The decay warms up with the number of updates n, so that a short run is not averaged with its initial weights. The
+    published training code updates before the optimizer's step and so lags one update; here it follows the step.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = [parameter for parameter in network.parameters()]
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        """Take in the parameters after their update number `updates` (from 1)."""
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange average and parameters: once before an evaluation and once after."""
+        for average, parameter in zip(self.average, self.parameters, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages by position."""
+        return {str(i): average for i, average in enumerate(self.average)}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore `state()`."""
+        for i, average in enumerate(self.average):
+            average.copy_(state[str(i)])

@@ -1,0 +1,156 @@
+"""The training loop: resumable to the bit, since every step is a pure function of (seed, step) and the state before it.
+
+Runs on accelerate (autocast, gradient accumulation, clipping). A non-finite loss or gradient stops the run before the
+update; the state is saved before the final evaluation, so that a failure there loses nothing.
+"""
+
+import csv
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from kernels.optimizers import build_optimizer
+
+from model.checkpoint import save_network
+from model.network import Sana, parameter_count
+from tasks.data.encoded import EncodedDataset
+from tasks.errors import UserError
+from tasks.params import Training
+from tasks.progress import progress
+from tasks.stage import Context, Interrupted, Metrics
+from tasks.training.ema import Ema
+from tasks.training.evaluation import heldout_loss
+from tasks.training.interrupts import noted_interrupts
+from tasks.training.objective import FlowMatchingLoss, training_batch
+from tasks.training.schedule import learning_rate
+from tasks.training.state import load_state, save_state
+
+LOG_EVERY = 10
+
+
+class Trainer:
+    """One run of the loop over a network: its optimizer, EMA, history and the step it has reached."""
+
+    def __init__(self, context: Context, network: Sana, encoded: Path, training: Training) -> None:
+        self.context, self.training = context, training
+        self.network = network.to(context.device)
+        self.dataset = EncodedDataset(encoded, "train")
+        self.heldout = EncodedDataset(encoded, "heldout")
+        precision = "bf16" if context.params.compute.dtype == "bfloat16" else "no"
+        self.accelerator = Accelerator(
+            cpu=context.device == "cpu",
+            mixed_precision=precision,
+            gradient_accumulation_steps=training.grad_accumulation,
+        )
+        optimizer = build_optimizer(
+            training.optimizer, self.network.parameters(), training.learning_rate, training.weight_decay
+        )
+        self.loss, self.optimizer = self.accelerator.prepare(FlowMatchingLoss(self.network), optimizer)
+        self.ema = Ema(self.network, training.ema_decay)
+        self.step, self.history = load_state(context.state, self.network, self.ema, self.optimizer.optimizer)
+        self.recent: list[float] = []
+
+    def run(self) -> Metrics:
+        """Train to the last step, write the checkpoint and curves into the stage's output; returns its metrics."""
+        if self.step == 0:
+            self.evaluate()
+        else:
+            print(f"{self.context.name}: resuming after step {self.step}", flush=True)
+        with noted_interrupts() as interrupts, progress(self.context.name, self.training.steps, self.step) as meter:
+            while self.step < self.training.steps:
+                loss = self.update()
+                self.after_update(interrupts.signum)
+                meter.advance(note=f"loss {loss:.4f}")
+        return self.finish()
+
+    def update(self) -> float:
+        """One optimizer step over its micro-batches; returns the loss."""
+        training, parts = self.training, self.training.grad_accumulation
+        seed = self.context.params.compute.seed
+        batch = training_batch(self.dataset, self.context.params.diffusion, seed, self.step, training.batch_size)
+        rate = learning_rate(training, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = 0.0
+        for i in range(parts):
+            with self.accelerator.accumulate(self.loss):
+                loss = self.loss(batch.part(i, parts, self.context.device)).mean()
+                self.accelerator.backward(loss)
+                total += loss.item() / parts
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.network.parameters(), training.clip_norm).item()
+                    self._refuse_non_finite(total, norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.step += 1
+        self.ema.update(self.step)
+        self._log(total, norm, rate)
+        return total
+
+    def after_update(self, signum: int | None) -> None:
+        """Evaluation, checkpoints and interrupts that are due between two steps."""
+        done = self.step == self.training.steps
+        if done or signum is not None or self.step % self.training.checkpoint_every == 0:
+            self.save()
+        if signum is not None and not done:
+            raise Interrupted(signum)
+        if done or self.step % self.training.evaluate_every == 0:
+            self.evaluate()
+
+    def save(self) -> None:
+        """Save what resuming needs."""
+        save_state(self.context.state, self.step, self.network, self.ema, self.optimizer.optimizer, self.history)
+
+    def evaluate(self) -> None:
+        """Held-out loss of the averaged weights; skipped where a resumed run has it already."""
+        if self.history.heldout and self.history.heldout[-1]["step"] == self.step:
+            return
+        compute = self.context.params.compute
+        self.ema.swap()
+        loss = heldout_loss(
+            self.network, self.heldout, self.context.params.diffusion, compute.seed, self.context.device, compute.dtype
+        )
+        self.ema.swap()
+        samples = self.step * self.training.batch_size
+        self.history.heldout.append({"step": self.step, "samples": samples, "heldout_loss": loss})
+        self.context.tracker.log_metrics({"heldout_loss": loss}, step=self.step)
+
+    def finish(self) -> Metrics:
+        """Write the averaged weights and the curves."""
+        self.evaluate()
+        self.ema.swap()
+        save_network(self.network, self.context.out)
+        self.ema.swap()
+        _write_csv(self.context.out / "history.csv", self.history.training)
+        _write_csv(self.context.out / "heldout.csv", self.history.heldout)
+        return {
+            "heldout_loss": self.history.heldout[-1]["heldout_loss"],
+            "heldout_loss_before": self.history.heldout[0]["heldout_loss"],
+            "depth": self.network.config.depth,
+            "parameters": parameter_count(self.network),
+        }
+
+    def _log(self, loss: float, norm: float, rate: float) -> None:
+        self.recent.append(loss)
+        if self.step % LOG_EVERY and self.step != self.training.steps:
+            return
+        row = {"loss": sum(self.recent) / len(self.recent), "learning_rate": rate, "grad_norm": norm}
+        self.recent = []
+        samples = self.step * self.training.batch_size
+        self.history.training.append({"step": self.step, "samples": samples, **row})
+        self.context.tracker.log_metrics(row, step=self.step)
+
+    def _refuse_non_finite(self, loss: float, norm: float) -> None:
+        if torch.isfinite(torch.tensor([loss, norm])).all():
+            return
+        raise UserError(
+            f"loss {loss} and gradient norm {norm} at step {self.step} are not both finite: no update was made; "
+            f"lower the learning rate of params.yaml's section or use float32 (state: {self.context.state})"
+        )
+
+
+def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

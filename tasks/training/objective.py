@@ -1,0 +1,70 @@
+"""The flow-matching loss of a batch, as a module so that autocast and data parallelism wrap it whole."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.flow_matching import TIMESTEPS, add_noise, draw_sigmas, velocity
+from model.network import Sana
+from tasks.data.encoded import EncodedBatch, EncodedDataset
+from tasks.data.order import batch_indices
+from tasks.params import Diffusion
+from tasks.seeds import generator
+
+
+@dataclass(frozen=True)
+class NoisedBatch:
+    """A training batch with its noise and times: a pure function of (seed, step)."""
+
+    latents_BCHW: Tensor
+    noise_BCHW: Tensor
+    sigma_B: Tensor
+    text_BTE: Tensor
+    mask_BT: Tensor
+
+    def part(self, index: int, parts: int, device: str) -> "NoisedBatch":
+        """Micro-batch `index` of `parts` equal ones, on `device`."""
+        return NoisedBatch(*(tensor.chunk(parts)[index].to(device) for tensor in vars(self).values()))
+
+
+class FlowMatchingLoss(nn.Module):
+    """Mean squared error of the predicted velocity (SANA section 2.4); no weighting over times."""
+
+    def __init__(self, network: Sana) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: NoisedBatch) -> Tensor:
+        """Loss of each sample (B,)."""
+        text = self.network.encode_text(batch.text_BTE, batch.mask_BT)
+        noised = add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigma_B)
+        predicted = self.network(noised, batch.sigma_B * TIMESTEPS, text)
+        error = F.mse_loss(predicted.float(), velocity(batch.latents_BCHW, batch.noise_BCHW), reduction="none")
+        return error.mean(dim=(1, 2, 3))
+
+
+def training_batch(dataset: EncodedDataset, diffusion: Diffusion, seed: int, step: int, size: int) -> NoisedBatch:
+    """The batch of one optimizer step. Data order, noise, times and caption dropout depend on (seed, step) alone."""
+    batch = dataset.batch(batch_indices(seed, step, size, len(dataset)))
+    random = generator(seed, "training noise", step)
+    sigma_B = draw_sigmas(size, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift, random)
+    noise_BCHW = torch.randn(batch.latents_BCHW.shape, generator=random)
+    dropped_B = torch.rand(size, generator=random) < diffusion.caption_dropout
+    text_BTE, mask_BT = drop_captions(batch, dataset.null_text, dropped_B)
+    return NoisedBatch(batch.latents_BCHW, noise_BCHW, sigma_B, text_BTE, mask_BT)
+
+
+def drop_captions(batch: EncodedBatch, null_TE: Tensor, dropped_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Text and mask with the chosen rows replaced by the empty prompt.
+
+    The published code keeps the caption's mask for the empty prompt, so that it reads as many copies as the caption had
+    tokens; here the empty prompt has its own mask, in training as in sampling.
+    """
+    length = max(batch.text_BTE.shape[1], len(null_TE))
+    text = F.pad(batch.text_BTE, (0, 0, 0, length - batch.text_BTE.shape[1]))
+    mask = F.pad(batch.mask_BT, (0, length - batch.mask_BT.shape[1]))
+    null = F.pad(null_TE, (0, 0, 0, length - len(null_TE)))
+    null_mask = torch.arange(length) < len(null_TE)
+    return torch.where(dropped_B[:, None, None], null, text), torch.where(dropped_B[:, None], null_mask, mask)

@@ -1,0 +1,17 @@
+"""Environment of every test: one CPU thread, no network, no telemetry, Triton's interpreter where there is no GPU."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ["DVC_NO_ANALYTICS"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+
+import torch
+
+torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # read when a kernel is decorated, so it must be set before kernels are imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
