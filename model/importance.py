@@ -22,7 +22,7 @@ from model.network import Sana, TextContext
 def block_importance(
     network: Sana, latents_BCHW: Tensor, noise_BCHW: Tensor, text: TextContext, times: Sequence[float]
 ) -> Tensor:
-    """Importance of every block at every noise level: (times, blocks), float64, on the CPU; means over batch and tokens."""
+    """Importance of every block at every noise level, averaged over batch and tokens: (times, blocks), float64, CPU."""
     rows = []
     for time in times:
         sigma_B = torch.full((len(latents_BCHW),), time, device=latents_BCHW.device)

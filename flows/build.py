@@ -1,0 +1,84 @@
+"""Building one stage: skip it, bring it back from the cache, or run it as a child process and pin what it wrote."""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.children import Children
+from flows.lineage import Lineage, open_lineage
+from flows.pins import PinnedStage, Pins
+from flows.slots import Slots
+from flows.workspace import work_alone
+from tasks.files import MANIFEST, sha256_file
+from tasks.params import PARAMS_FILE, Params, load_params
+
+
+@dataclass(frozen=True)
+class BuiltStage:
+    """What a stage left: each output with its digest (of the manifest, where it is a folder)."""
+
+    stage: str
+    outputs: dict[str, str]
+    cached: bool
+    seconds: float
+
+
+class Build:
+    """Builds the stages of one workspace; see `open_build`. `build` may be called from several threads."""
+
+    def __init__(self, root: Path, params: Params, pins: Pins, lineage: Lineage) -> None:
+        self.root, self.params, self.pins, self.lineage = root, params, pins, lineage
+        self.children = Children()
+        self._slots = Slots(params.workflow.parallel_branches)
+
+    def build(self, name: str, log: Callable[[str], None]) -> BuiltStage:
+        """Bring the outputs of stage `name` up to date; what it reads must be already. Raises ChildFailed."""
+        stage = self.pins.stages[name]
+        started = time.monotonic()
+        if self.pins.up_to_date(name):
+            return self._cached(stage, started)
+        if self.pins.restore(name):
+            log("came out of DVC's cache")
+            return self._cached(stage, started)
+        with self._slots.take(branch=stage.branch):
+            started = time.monotonic()
+            self._run(stage, log)
+        self.pins.pin(name)
+        self.lineage.finish(name, self.pins.entry(name))
+        return BuiltStage(name, self._digests(stage), False, time.monotonic() - started)
+
+    def _run(self, stage: PinnedStage, log: Callable[[str], None]) -> None:
+        program, *arguments = shlex.split(stage.command)
+        command = [sys.executable if program == "python" else program, *arguments]
+        self.children.run(command, self.root, self.lineage.begin(stage.name), log)
+
+    def _cached(self, stage: PinnedStage, started: float) -> BuiltStage:
+        digests = self._digests(stage)
+        self.lineage.link(stage.name, self.pins.entry(stage.name), next(iter(digests.values())))
+        return BuiltStage(stage.name, digests, True, time.monotonic() - started)
+
+    def _digests(self, stage: PinnedStage) -> dict[str, str]:
+        paths = {path: self.root / path for path in stage.outputs}
+        return {str(name): sha256_file(path / MANIFEST if path.is_dir() else path) for name, path in paths.items()}
+
+
+@contextmanager
+def open_build(root: Path, flow_run_id: str, given: Mapping[str, Any]) -> Iterator[Build]:
+    """The build of workspace `root`, for as long as the block lasts; `given` (profile, overrides) goes to MLflow.
+
+    However the block ends, no child outlives it. Raises UserError if the workspace is in use or cannot be read.
+    """
+    with work_alone(root):
+        params = load_params(root / PARAMS_FILE)
+        pins = Pins(root)
+        with open_lineage(root, flow_run_id, given) as lineage:
+            build = Build(root, params, pins, lineage)
+            try:
+                yield build
+            finally:
+                build.children.stop()

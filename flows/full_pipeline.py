@@ -1,0 +1,171 @@
+"""The whole experiment as one Prefect flow: `python -m flows.full_pipeline`, or a run of its deployment.
+
+Stages that DVC finds up to date are skipped and shown as Cached, what was built is pinned in `dvc.lock`, branches that do not
+depend on a failed stage go on, and the flow then fails naming every reason. With a profile or overrides it works in a copy of
+the project under `runs/`.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import flow, get_run_logger
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.exceptions import TerminationSignal
+from prefect.futures import PrefectFuture, wait
+from prefect.runtime import flow_run
+from prefect.states import Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.tasks import Task
+
+from flows.artifacts import Progress, publish_models, publish_report, publish_stages
+from flows.build import Build, BuiltStage, open_build
+from flows.children import BAD_INPUT, ChildFailed
+from flows.graph import submit_stages
+from flows.workspace import merged_params, open_workspace
+from tasks.errors import UserError
+from tasks.files import read_json
+from tasks.layout import RESULTS
+
+LOGGER = "sana15"
+
+
+class PipelineFailed(Exception):
+    """At least one stage failed; the message says which and why."""
+
+
+@flow(name="sana15", task_runner=ThreadPoolTaskRunner(), persist_result=True, result_serializer="json")
+def full_pipeline(profile: str | None = None, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """From pictures to a family of scored models; see the module's docstring.
+
+    Args:
+        profile: a file of `profiles/` merged over `params.yaml`.
+        overrides: values by dotted key, such as `{"finetune.steps": 50}`, merged over that.
+
+    Returns the workspace and, for each stage, its outputs with their digests, whether it was cached, and its seconds.
+    """
+    given = {"profile": profile, "overrides": overrides or {}}
+    root = open_workspace(Path.cwd(), profile, given["overrides"])
+    log = get_run_logger().getChild(LOGGER).info
+    log(f"working in {root}")
+    with open_build(root, str(flow_run.id), given) as build:
+        progress = Progress(len(build.pins.stages))
+
+        def submit(name: str, upstream: Sequence[PrefectFuture]) -> PrefectFuture:
+            return stage_task(build, name, progress).submit(wait_for=upstream)
+
+        futures = submit_stages(submit, build.params.prune.depths)
+        wait(list(futures.values()))
+        stages = [BuiltStage(**f.result()) for f in futures.values() if f.state.is_completed()]
+        publish_stages(stages)
+        raise_failures({name: future.state for name, future in futures.items()})
+        models = read_json(root / RESULTS / "summary.json")["models"]
+        publish_models(models)
+        publish_report(root.resolve() / RESULTS / "report.html")
+        build.lineage.record_models(models)
+    return {"workspace": str(root), "stages": [asdict(stage) for stage in stages]}
+
+
+def stage_task(build: Build, name: str, progress: Progress) -> Task[[], dict[str, Any]]:
+    """The Prefect task that builds one stage. It is tried again on failure, unless its input is bad or the flow is stopped."""
+
+    def run() -> dict[str, Any] | State:
+        log = get_run_logger().getChild(LOGGER)
+        try:
+            built = build.build(name, lambda line: log.info("%s | %s", name, line))
+        except ChildFailed as error:
+            log.error("%s failed: %s", name, error)
+            raise
+        progress.advance()
+        if built.cached:
+            log.info("%s: cached", name)
+            return Completed(name="Cached", message="up to date", data=asdict(built))
+        log.info("%s: done in %.1f s", name, built.seconds)
+        return asdict(built)
+
+    def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
+        error = state.data
+        return isinstance(error, ChildFailed) and error.code != BAD_INPUT and not build.children.stopping
+
+    return Task(
+        fn=run,
+        name=name,
+        task_run_name=name,
+        retries=build.params.workflow.retries,
+        retry_condition_fn=worth_retrying,
+        cache_policy=NO_CACHE,
+        persist_result=True,
+        result_serializer="json",
+    )
+
+
+def raise_failures(states: Mapping[str, State]) -> None:
+    """Raise PipelineFailed if any stage is not completed, naming each failed one with its reason."""
+    failed = [f"{name}: {_reason(state)}" for name, state in states.items() if state.is_failed() or state.is_crashed()]
+    if failed:
+        behind = sum(state.is_pending() for state in states.values())
+        raise PipelineFailed("; ".join(failed) + (f" ({behind} stages behind did not run)" if behind else ""))
+
+
+def _reason(state: State) -> str:
+    error = state.result(raise_on_failure=False)
+    return str(error) or type(error).__name__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the flow from the command line; returns the exit code: 0 done, 1 a stage failed, 2 bad input, 130 or 143 stopped."""
+    parser = argparse.ArgumentParser(prog="python -m flows.full_pipeline", description=__doc__)
+    parser.add_argument("--profile", help="a file of profiles/, such as smoke")
+    parser.add_argument(
+        "-p", "--param", action="append", default=[], metavar="KEY=VALUE", help="override, such as finetune.steps=50"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        overrides = dict(parse_override(text) for text in arguments.param)
+        merged_params(Path.cwd(), arguments.profile, overrides)
+        speak_plainly()
+        full_pipeline(profile=arguments.profile, overrides=overrides)
+    except UserError as error:
+        return _complain(error, 2)
+    except PipelineFailed as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("stopped; run the same command to go on", 130)
+    except TerminationSignal as error:
+        return _complain("stopped; run the same command to go on", 128 + error.signal)
+    return 0
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`finetune.steps=50` as a key and a YAML value. Raises UserError if there is no `=`."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"-p {text}: write it as section.key=value")
+    return key, yaml.safe_load(value)
+
+
+def speak_plainly() -> None:
+    """Leave the stages' own lines on the terminal, and warnings of others: Prefect's remarks on its runs are in its UI."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        prefects = record.name.split(".")[0] == "prefect"
+        return record.name.endswith(f".{LOGGER}") or (record.levelno >= logging.WARNING and not prefects)
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(wanted)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+
+def _complain(message: object, code: int) -> int:
+    print(f"sana15: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""What DVC knows of a workspace: which stages are up to date, which can come out of its cache, and what was built.
+
+DVC is not made for threads: every call goes through one lock, in the flow's own process. The stages themselves run outside it.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dvc.exceptions import DvcException
+from dvc.repo import Repo, lock_repo
+from dvc.stage.cache import RunCacheNotFoundError
+
+from tasks.errors import UserError
+
+LOCK_FILE = "dvc.lock"
+
+# its remarks on each change of dvc.lock would stand between the stages' lines
+logging.getLogger("dvc").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class PinnedStage:
+    """A stage of `dvc.yaml`.
+
+    `name` is the stage's own; `key` is DVC's, which differs where our one family of stages needs two of DVC's groups.
+    """
+
+    name: str
+    key: str
+    command: str
+    outputs: tuple[Path, ...]
+    params: frozenset[str]
+
+    @property
+    def branch(self) -> bool:
+        """Whether it runs beside others, on the threads of a branch."""
+        return "compute.branch_threads" in self.params
+
+
+class Pins:
+    """The DVC side of the workspace `root`. Raises UserError if dvc.yaml or dvc.lock cannot be read."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock = threading.Lock()
+        self._moved = False
+        try:
+            # without git, DVC works the same but for its experiments
+            self._repo = Repo(str(root), config=None if (root / ".git").exists() else {"core": {"no_scm": True}})
+            with self._exclusively():
+                stages = list(self._repo.index.stages)
+                self.stages = {own_name(stage.name): _describe(stage) for stage in stages}
+                self._stale = {own_name(stage.name) for stage in stages if stage.changed()}
+        except DvcException as error:
+            raise UserError(f"{root}: DVC says: {' '.join(str(error).split())}") from None
+
+    def up_to_date(self, name: str) -> bool:
+        """Whether the stage's outputs are in place and are those of its params, code and inputs as they are now.
+
+        Call it when all stages upstream are done. As long as nothing has changed, the one look at the start answers.
+        """
+        if not self._moved:
+            return name not in self._stale
+        with self._exclusively():
+            return not self._stage(name).changed()
+
+    def restore(self, name: str) -> bool:
+        """Bring the stage's outputs back from DVC's cache if it was built before from what it would be built from now.
+
+        Like `dvc repro`, it removes the outputs that are in place first.
+        """
+        with self._exclusively():
+            stage = self._stage(name)
+            self._moved = True
+            stage.remove_outs()
+            try:
+                self._repo.stage_cache.restore(stage)
+            except RunCacheNotFoundError:
+                return False
+            self._repo.commit(self._address(name), force=True)
+        return True
+
+    def pin(self, name: str) -> None:
+        """Put what the stage has built into the cache and write its entry of `dvc.lock`."""
+        with self._exclusively():
+            self._moved = True
+            self._repo.commit(self._address(name), force=True)
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """The stage's entry of `dvc.lock`."""
+        return yaml.safe_load((self.root / LOCK_FILE).read_text(encoding="utf-8"))["stages"][self.stages[name].key]
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        with self._lock, lock_repo(self._repo):
+            yield
+
+    def _stage(self, name: str) -> Any:
+        return self._repo.stage.collect(self._address(name))[0]
+
+    def _address(self, name: str) -> str:
+        """DVC's address of a stage, from any working directory."""
+        return f"{self.root.resolve() / 'dvc.yaml'}:{self.stages[name].key}"
+
+
+def own_name(key: str) -> str:
+    """The stage's own name for its key in DVC: `geneval@pruned-8` for `geneval_cut@pruned-8`."""
+    return key.replace("geneval_cut@", "geneval@")
+
+
+def _describe(stage: Any) -> PinnedStage:
+    params = frozenset(key for dependency in stage.params for key in dependency.params)
+    outputs = tuple(Path(out.def_path) for out in stage.outs)
+    return PinnedStage(own_name(stage.name), stage.name, stage.cmd, outputs, params)

@@ -1,0 +1,147 @@
+"""Where a run works: in the project itself, or, with a profile or overrides, in a copy of it under `runs/`.
+
+A copy is a complete workspace: the project's code, a `params.yaml` of its own, outputs of its own. It shares DVC's cache with
+the project and starts from the project's `dvc.lock`, so stages that the overrides do not touch come out of the cache.
+The project's own outputs, `params.yaml` and `dvc.lock` are never written.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dvc.config import Config
+
+from flows.pins import LOCK_FILE
+from tasks.errors import UserError
+from tasks.files import read_json, sha256_json, write_bytes, write_json
+from tasks.layout import STATE
+from tasks.params import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
+
+COPIES = Path("runs")
+COPIED = STATE / "copied.json"
+# what a copy must not take even where no .gitignore is read (a project that is not in git)
+GENERATED = {
+    ".git",
+    ".venv",
+    ".prefect",
+    str(STATE),
+    "outputs",
+    "results",
+    str(COPIES),
+    "mlruns",
+    "mlartifacts",
+    "__pycache__",
+}
+
+
+def open_workspace(project: Path, profile: str | None, overrides: Mapping[str, Any]) -> Path:
+    """The folder to run in: `project` as it is, or its copy for this profile and these overrides, brought up to date.
+
+    Raises UserError, before anything is written, if the profile or a key is unknown or a value is out of range.
+    """
+    values = merged_params(project, profile, overrides)
+    if profile is None and not overrides:
+        return project
+    copy = project / COPIES / copy_name(profile, overrides)
+    refresh_code(project, copy)
+    write_bytes(copy / PARAMS_FILE, yaml.safe_dump(values, sort_keys=False).encode())
+    share_cache(project, copy)
+    if not (copy / LOCK_FILE).exists() and (project / LOCK_FILE).exists():
+        shutil.copyfile(project / LOCK_FILE, copy / LOCK_FILE)
+    return copy
+
+
+def merged_params(project: Path, profile: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The project's params with the profile and then the overrides merged in, checked."""
+    values = read_yaml(project / PARAMS_FILE)
+    where = [str(PARAMS_FILE)]
+    if profile is not None:
+        values = apply_profile(values, profile, project / PROFILES)
+        where.append(str(PROFILES / f"{profile}.yaml"))
+    if overrides:
+        values = apply_overrides(values, dict(overrides), "overrides")
+        where.append("overrides")
+    build_params(values, " + ".join(where))
+    return values
+
+
+def copy_name(profile: str | None, overrides: Mapping[str, Any]) -> str:
+    """The copy's folder name: the profile, and a digest of the overrides if there are any."""
+    name = re.sub(r"[^\w.-]", "_", profile or "default")
+    return f"{name}-{sha256_json(dict(overrides))[:8]}" if overrides else name
+
+
+def refresh_code(project: Path, copy: Path) -> None:
+    """Make the code in `copy` that of `project`: uncommitted edits and new files too, and without files since deleted."""
+    files = code_files(project)
+    record = copy / COPIED
+    for gone in set(read_json(record) if record.exists() else []) - set(files):
+        (copy / gone).unlink(missing_ok=True)
+    for name in files:
+        target = copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(project / name, target)
+    write_json(record, files)
+
+
+def code_files(project: Path) -> list[str]:
+    """Files that make up the project: what git tracks or would add, or everything that is not generated.
+
+    `params.yaml` and `dvc.lock` are a workspace's own and left out.
+    """
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=project,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode == 0 and (project / ".git").exists():
+        names = {name for name in listed.stdout.decode().split("\0") if name}
+    else:
+        names = set(_walk(project))
+    own = {str(PARAMS_FILE), LOCK_FILE}
+    return sorted(name for name in names - own if (project / name).is_file())
+
+
+def _walk(project: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(project):
+        here = Path(folder).relative_to(project)
+        folders[:] = [name for name in folders if name not in GENERATED and not name.endswith(".egg-info")]
+        if here == Path(".dvc"):
+            folders[:] = []
+            files = [name for name in files if name in ("config", ".gitignore")]
+        yield from ((here / name).as_posix() for name in files)
+
+
+def share_cache(project: Path, copy: Path) -> None:
+    """Point the copy's DVC at the project's cache and remotes, and away from the git repository around it."""
+    config = Config(str(project / ".dvc"), validate=True)
+    with Config(str(copy / ".dvc")).edit("local") as local:
+        local["core"]["no_scm"] = True
+        local["cache"]["dir"] = config["cache"].get("dir") or str(project / ".dvc" / "cache")
+        for name, remote in config["remote"].items():
+            local["remote"][name] = {"url": str(remote["url"])}
+
+
+@contextmanager
+def work_alone(root: Path) -> Iterator[None]:
+    """Hold the workspace for one flow run. Raises UserError if another one is at work in it."""
+    path = root / STATE / "flow.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{root} is in use by process {file.read() or '?'}: wait for it, or stop it") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

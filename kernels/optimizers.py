@@ -1,0 +1,65 @@
+"""Optimizers by name, and how much memory their state takes."""
+
+import difflib
+from collections.abc import Callable, Iterable
+
+import torch
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from kernels.came8bit import Came, Came8bit
+
+# The betas and epsilons that SANA-1.5 trains with; they are also those of the CAME paper.
+CAME_BETAS = (0.9, 0.999, 0.9999)
+CAME_EPSILONS = (1e-30, 1e-16)
+
+
+def _came(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
+    return Came(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay)
+
+
+def _came8bit(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
+    return Came8bit(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay)
+
+
+def _adamw(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
+    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
+
+
+def _adamw8bit(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
+    # imported here: it takes seconds, and only this optimizer needs it
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(parameters, lr, weight_decay=weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[[list[Parameter], float, float], Optimizer]] = {
+    "came8bit": _came8bit,
+    "came": _came,
+    "adamw8bit": _adamw8bit,
+    "adamw": _adamw,
+}
+
+
+def build_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
+    """The optimizer `name` over `parameters`; weight decay is decoupled in each of them.
+
+    `came8bit` and `came` with SANA-1.5's betas (0.9, 0.999, 0.9999) and epsilons (1e-30, 1e-16); `adamw8bit` is
+    bitsandbytes', `adamw` torch's fused one, both with betas (0.9, 0.999) and epsilon 1e-8. An unknown name raises
+    ValueError.
+    """
+    if name not in OPTIMIZERS:
+        nearest = difflib.get_close_matches(name, OPTIMIZERS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"optimizer is {name!r}: it must be one of {list(OPTIMIZERS)}; did you mean {nearest!r}?")
+    return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay)
+
+
+def state_bytes_per_parameter(optimizer: Optimizer) -> float:
+    """Bytes of state for each trained number; tensors that parameters share (bitsandbytes' maps) count once."""
+    tensors = {
+        value.data_ptr(): value.nbytes
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    }
+    return sum(tensors.values()) / sum(parameter.numel() for parameter in optimizer.state)

@@ -1,0 +1,123 @@
+"""The deep-compression autoencoder (DC-AE, as in SANA section 2.1): pictures to few, small latents and back.
+
+It is diffusers' `AutoencoderDC` in diffusers' own folder format, so a published autoencoder loads as ours does. Latents
+leave `encode` multiplied by the folder's `scaling_factor`, which brings them to unit variance for diffusion.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC
+from torch import Tensor
+
+
+class Autoencoder:
+    """A frozen or trainable `AutoencoderDC` with the scale and value range that the rest of the project uses."""
+
+    def __init__(self, network: AutoencoderDC) -> None:
+        """Wrap `network`. Its weights become channels-last, which is several times faster in bfloat16 on CPUs."""
+        self.network = network.to(memory_format=torch.channels_last)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.network.config.latent_channels
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of a picture's side for each latent of its side."""
+        return self.network.spatial_compression_ratio
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.device
+
+    @torch.no_grad()
+    def encode(self, pictures_B3HW: Tensor) -> Tensor:
+        """Latents (B, C, H/downsampling, W/downsampling), float32, of pictures in [-1, 1].
+
+        Raises ValueError if a side is no multiple of `downsampling`.
+        """
+        self.check_size(*pictures_B3HW.shape[-2:])
+        return self.network.encoder(self._prepare(pictures_B3HW)).float() * self.network.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Pictures (B, 3, H·downsampling, W·downsampling), float32 in [-1, 1]."""
+        unscaled = latents_BCHW.float() / self.network.config.scaling_factor
+        return self.network.decoder(self._prepare(unscaled)).float().clamp(-1, 1)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError if pictures of this size have no latent."""
+        if height % self.downsampling or width % self.downsampling:
+            raise ValueError(
+                f"a picture of {height}x{width} pixels has no latent: sides must be multiples of {self.downsampling}"
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write diffusers' folder: `config.json` and safetensors. The same autoencoder gives the same bytes."""
+        # from_pretrained leaves the folder's path in the config, which is no part of the autoencoder.
+        self.network.register_to_config(_name_or_path="")
+        self.network.save_pretrained(folder, safe_serialization=True)
+
+    def _prepare(self, batch: Tensor) -> Tensor:
+        return batch.to(self.device, self.network.dtype, memory_format=torch.channels_last)
+
+
+def build_autoencoder(latent_channels: int, block_channels: tuple[int, ...], layers_per_block: int) -> Autoencoder:
+    """An untrained autoencoder with `block_channels[i]` channels at 1/2^(i+1) of the picture's side.
+
+    As in the published f64 and f128 autoencoders there are no layers at full resolution, where they cost most. All
+    blocks are convolutional (`ResBlock`), as the published ones' are above 1/8.
+    Raises ValueError if the channels do not fit DC-AE's parameter-free shortcuts, which average or repeat channels.
+    """
+    _check_channels(latent_channels, block_channels)
+    channels = (block_channels[0], *block_channels)  # diffusers ignores the channels of a level without layers
+    layers = (0,) + (layers_per_block,) * len(block_channels)
+    no_attention = ((),) * len(channels)
+    network = AutoencoderDC(
+        latent_channels=latent_channels,
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        encoder_layers_per_block=layers,
+        decoder_layers_per_block=layers,
+        encoder_qkv_multiscales=no_attention,
+        decoder_qkv_multiscales=no_attention,
+    )
+    return Autoencoder(network)
+
+
+def load_autoencoder(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """The frozen autoencoder of a diffusers folder, ours or a published one, without any network access.
+
+    Raises ValueError naming the folder if it holds no `AutoencoderDC` or not all of its weights.
+    """
+    try:
+        config = AutoencoderDC.load_config(folder, local_files_only=True)
+        if config.get("_class_name") != AutoencoderDC.__name__:
+            raise ValueError(f"its class is {config.get('_class_name')}")
+        network, report = AutoencoderDC.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder} holds no AutoencoderDC: {' '.join(str(error).split())}") from None
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{folder} lacks {len(missing)} weights of its autoencoder, {missing[0]} first")
+    return Autoencoder(network.to(device).eval().requires_grad_(False))
+
+
+def _check_channels(latent_channels: int, block_channels: tuple[int, ...]) -> None:
+    if block_channels[-1] % latent_channels:
+        raise ValueError(
+            f"block_channels end in {block_channels[-1]}, which is no multiple of latent_channels {latent_channels}"
+        )
+    if block_channels[0] % 4:
+        raise ValueError(f"block_channels begin with {block_channels[0]}, which is no multiple of 4")
+    for upper, lower in pairwise(block_channels):
+        if (4 * upper) % lower or lower % 4:
+            raise ValueError(
+                f"block_channels {upper}, {lower} cannot follow each other: "
+                f"{lower} must be a multiple of 4 that divides 4 times {upper}"
+            )

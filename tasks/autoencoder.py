@@ -1,0 +1,166 @@
+"""Stage `autoencoder`: the autoencoder whose latents the diffusion model is trained on.
+
+With `autoencoder.path` it takes over that diffusers folder. Without, it trains a small `AutoencoderDC` on the pictures
+of the shards in about a minute, and sets the scaling factor that gives its latents unit variance.
+
+Training differs from DC-AE's, which uses L1, perceptual and adversarial losses on exact latents. Here it is the squared
+error of pictures decoded from latents with some noise, as sampled latents are never exact, and a penalty on the mean of
+each latent channel, which a scaling factor cannot take away and a diffusion model would have to learn.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from model.autoencoder import Autoencoder, build_autoencoder, load_autoencoder
+from tasks import layout
+from tasks.data.images import encode_png
+from tasks.data.order import batch_indices
+from tasks.data.pictures import PictureDataset, to_unit_range
+from tasks.errors import UserError
+from tasks.params import Params
+from tasks.precision import autocast
+from tasks.published import copy_files
+from tasks.seeds import derive, generator
+from tasks.stage import COMPUTE_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.training.fit import fit
+
+FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+LATENT_NOISE = 0.1  # as a share of the latents' root mean square
+MEAN_PENALTY = 0.01  # on the mean square of channel means, as a share of the latents' mean square
+SCALE_SAMPLES = 2048
+EVALUATION_BATCH = 256
+SHOWN_PICTURES = 16
+
+
+def run(context: Context) -> Metrics:
+    """Write the autoencoder's folder and its reconstructions of held-out pictures."""
+    chosen = context.params.autoencoder
+    heldout = PictureDataset(layout.SHARDS, "heldout")
+    if chosen.path is None:
+        autoencoder, metrics = train(context, heldout)
+        autoencoder.save(context.out)
+    else:
+        autoencoder, metrics = load(Path(chosen.path), context.device), {}
+        copy_files(Path(chosen.path), context.out, FILES)
+    check_size(autoencoder, heldout)
+    context.tracker.log_image("reconstructions", draw_reconstructions(autoencoder, heldout, context.out))
+    return {**metrics, "heldout_psnr": psnr(autoencoder, heldout), "downsampling": autoencoder.downsampling}
+
+
+def load(folder: Path, device: str) -> Autoencoder:
+    """The autoencoder of a folder that params.yaml names. Raises UserError if it holds none."""
+    try:
+        return load_autoencoder(folder, device)
+    except ValueError as error:
+        raise UserError(f"params.yaml: autoencoder.path: {error}") from None
+
+
+def train(context: Context, heldout: PictureDataset) -> tuple[Autoencoder, Metrics]:
+    """A small autoencoder trained on the shards, and how its untrained self reconstructs the held-out pictures."""
+    params = context.params
+    chosen, seed = params.autoencoder, params.compute.seed
+    pictures = PictureDataset(layout.SHARDS, "train")
+    torch.manual_seed(derive(seed, "autoencoder", "weights"))
+    autoencoder = build(params, context.device)
+    check_size(autoencoder, heldout)
+    untrained = psnr(autoencoder, heldout)
+    loss = reconstruction_loss(autoencoder, pictures, context)
+    fit(context, autoencoder.network.parameters(), loss, chosen.steps, chosen.learning_rate)
+    autoencoder.network.eval().register_to_config(scaling_factor=scaling_factor(autoencoder, pictures))
+    return autoencoder, {"untrained_psnr": untrained, "scaling_factor": autoencoder.network.config.scaling_factor}
+
+
+def build(params: Params, device: str) -> Autoencoder:
+    """The untrained autoencoder. Raises UserError if its channels do not fit each other."""
+    chosen = params.autoencoder
+    try:
+        autoencoder = build_autoencoder(chosen.latent_channels, chosen.block_channels, chosen.layers_per_block)
+    except ValueError as error:
+        raise UserError(f"params.yaml: autoencoder.{error}") from None
+    autoencoder.network.to(device)
+    return autoencoder
+
+
+def reconstruction_loss(
+    autoencoder: Autoencoder, pictures: PictureDataset, context: Context
+) -> Callable[[int], Tensor]:
+    """The loss of each step; see the module's docstring. It does not change with the scale of the latents."""
+    params = context.params
+    seed, batch_size = params.compute.seed, params.autoencoder.batch_size
+    network, device = autoencoder.network, context.device
+
+    def loss(step: int) -> Tensor:
+        indices = batch_indices(derive(seed, "autoencoder"), step, batch_size, len(pictures))
+        target = to_unit_range(pictures.pictures(indices)).to(device, memory_format=torch.channels_last)
+        with autocast(device, params.compute.dtype):
+            latents = network.encoder(target).float()
+            noise = torch.randn(latents.shape, generator=generator(seed, "autoencoder", "noise", step)).to(device)
+            power = latents.square().mean()
+            decoded = network.decoder(latents + LATENT_NOISE * power.sqrt() * noise).float()
+        mean_share = latents.mean(dim=(0, 2, 3)).square().mean() / power
+        return mse_loss(decoded, target) + MEAN_PENALTY * mean_share
+
+    return loss
+
+
+def scaling_factor(autoencoder: Autoencoder, pictures: PictureDataset) -> float:
+    """The inverse standard deviation of unscaled latents, to four digits."""
+    indices = np.arange(min(SCALE_SAMPLES, len(pictures)))
+    latents = torch.cat([autoencoder.encode(batch).cpu() for batch in batches(pictures, indices)])
+    return float(f"{1 / latents.double().std().item():.4g}")
+
+
+def psnr(autoencoder: Autoencoder, pictures: PictureDataset) -> float:
+    """Peak signal-to-noise ratio of the reconstructions in decibels, from the error over all pictures."""
+    error, count = 0.0, 0
+    for batch in batches(pictures, np.arange(len(pictures))):
+        difference = autoencoder.decode(autoencoder.encode(batch)).cpu() - batch
+        error += difference.double().square().sum().item()
+        count += difference.numel()
+    mean_error = torch.tensor(error / count, dtype=torch.float64)
+    return (10 * torch.log10(2.0**2 / mean_error)).item()  # values span [-1, 1]
+
+
+def draw_reconstructions(autoencoder: Autoencoder, pictures: PictureDataset, out: Path) -> Path:
+    """Write `reconstructions.png`: the first held-out pictures in the upper row, their reconstructions below."""
+    originals = next(batches(pictures, np.arange(min(SHOWN_PICTURES, len(pictures)))))
+    reconstructions = autoencoder.decode(autoencoder.encode(originals)).cpu()
+    rows_3HW = [torch.cat(list(row), dim=2) for row in (originals, reconstructions)]
+    grid_HW3 = torch.cat(rows_3HW, dim=1).permute(1, 2, 0).add(1).mul(127.5).round().byte()
+    path = out / "reconstructions.png"
+    path.write_bytes(encode_png(grid_HW3.numpy()))
+    return path
+
+
+def check_size(autoencoder: Autoencoder, pictures: PictureDataset) -> None:
+    """Raises UserError if the shards' pictures have no latent."""
+    try:
+        autoencoder.check_size(*pictures.pictures([0]).shape[1:3])
+    except ValueError as error:
+        raise UserError(f"{layout.SHARDS}: {error}; change shard.image_size in params.yaml") from None
+
+
+def batches(pictures: PictureDataset, indices: np.ndarray) -> Iterator[Tensor]:
+    """The pictures at `indices` in batches (B, 3, H, W) in [-1, 1]."""
+    for start in range(0, len(indices), EVALUATION_BATCH):
+        yield to_unit_range(pictures.pictures(indices[start : start + EVALUATION_BATCH]))
+
+
+def stage(_params: Params) -> Stage:
+    """The stage's record."""
+    return Stage(
+        name="autoencoder",
+        run=run,
+        inputs=(layout.SHARDS,),
+        out=layout.AUTOENCODER,
+        sections=(*COMPUTE_SECTIONS, "compute.threads", "autoencoder"),
+    )
+
+
+if __name__ == "__main__":
+    run_main(stage, "autoencoder", __doc__)

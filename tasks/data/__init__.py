@@ -1,0 +1,1 @@
+"""Pictures, captions, shards and cached encodings."""

@@ -1,0 +1,39 @@
+"""The rejects of a run: pictures that could not be used, counted, named in a file, and held below a limit."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tasks.errors import UserError
+from tasks.files import write_bytes
+
+NAMED = 3
+
+
+@dataclass
+class Rejects:
+    """Pairs of (which picture, reason), and how many pictures there were in all."""
+
+    total: int
+    found: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, where: str, reason: str) -> None:
+        """Note a rejected picture; the reason is kept on one line."""
+        self.found.append((where, " ".join(reason.split())))
+
+    def write(self, path: Path) -> None:
+        """Write one JSON line for each reject, sorted by picture."""
+        lines = [json.dumps({"file": where, "reason": reason}) for where, reason in sorted(self.found)]
+        write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+
+    def check(self, limit: float, path: Path) -> None:
+        """Raise UserError if more than the share `limit` was rejected; `path` is where all of them are listed."""
+        share = len(self.found) / max(self.total, 1)
+        if share <= limit:
+            return
+        first = "; ".join(f"{where} ({reason})" for where, reason in sorted(self.found)[:NAMED])
+        more = "; ..." if len(self.found) > NAMED else ""
+        raise UserError(
+            f"{len(self.found)} of {self.total} pictures rejected, {share:.1%} where shard.max_reject_share is "
+            f"{limit:.1%}: {first}{more}: mend or remove those listed in {path}, or raise the share"
+        )

@@ -1,0 +1,129 @@
+"""Scenes: small pictures of one to four coloured shapes on a plain ground, captioned in GenEval's words.
+
+Lengths are in shares of the picture's side, so a scene can be rendered at any size.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.data.shapes import coverage
+from tasks.data.vocabulary import COLOURS, TASKS, Line, attributes_are_held_out, colour_is_held_out, seen_lines
+
+TASK_WEIGHTS: dict[str, float] = {
+    "single_object": 0.08,
+    "two_object": 0.20,
+    "counting": 0.20,
+    "colors": 0.12,
+    "position": 0.22,
+    "color_attr": 0.18,
+}
+"""Share of training scenes with each task's caption: harder tasks more often."""
+
+SIZES: dict[int, tuple[float, float]] = {
+    1: (6.0 / 32, 9.0 / 32),
+    2: (5.0 / 32, 6.5 / 32),
+    3: (4.6 / 32, 5.5 / 32),
+    4: (4.4 / 32, 5.0 / 32),
+}
+"""Least and largest size (half the extent) of a shape by the number of shapes; the largest ones still fit together."""
+
+GAP = 1.2 / 32
+"""Least space between the squares around two shapes."""
+
+EDGE = 1.0 / 32
+"""Least space between a shape's square and the picture's edge."""
+
+STEEPNESS = 2.0
+"""In position scenes the offset along the stated axis is at least this many times the offset across it."""
+
+GROUND_LEVELS = (160, 184)
+GROUND_TINT = 4
+DARTS = 256
+_AXES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape in a scene: its class, the name of its colour, its centre and its size (half its extent)."""
+
+    name: str
+    colour: str
+    x: float
+    y: float
+    size: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What to draw and how it is captioned; `tag` is the GenEval task whose words the caption uses."""
+
+    tag: str
+    caption: str
+    shapes: tuple[Shape, ...]
+    ground: tuple[int, int, int]
+
+
+def sample_scene(rng: np.random.Generator, tag: str | None = None) -> Scene:
+    """A random training scene, of the task `tag` or of one drawn by `TASK_WEIGHTS`. Never a held-out combination."""
+    if tag is None:
+        tag = TASKS[rng.choice(len(TASKS), p=[TASK_WEIGHTS[task] for task in TASKS])]
+    choices = seen_lines(tag)
+    line = choices[rng.integers(len(choices))]
+    names = [need["class"] for need in line["include"] for _ in range(need["count"])]
+    colours = _sample_colours(rng, line, names)
+    sizes = rng.uniform(*SIZES[len(names)], size=len(names))
+    places = _sample_places(rng, sizes, _relation(line))
+    shapes = tuple(
+        Shape(name, colour, float(x), float(y), float(size))
+        for name, colour, (x, y), size in zip(names, colours, places, sizes, strict=True)
+    )
+    ground = rng.integers(*GROUND_LEVELS) + rng.integers(-GROUND_TINT, GROUND_TINT + 1, size=3)
+    return Scene(tag, line["prompt"], shapes, tuple(int(level) for level in ground))
+
+
+def render(scene: Scene, size: int = 32) -> NDArray[np.uint8]:
+    """Draw a scene as an antialiased RGB picture (size, size, 3)."""
+    picture = np.empty((size, size, 3))
+    picture[:] = scene.ground
+    for shape in scene.shapes:
+        alpha = coverage(shape.name, shape.x * size, shape.y * size, shape.size * size, size, size)[:, :, None]
+        picture += alpha * (np.array(COLOURS[shape.colour]) - picture)
+    return np.rint(picture).astype(np.uint8)
+
+
+def _relation(line: Line) -> str | None:
+    """The line's relation of its second shape to its first, if it states one."""
+    return line["include"][-1].get("position", [None])[0]
+
+
+def _sample_colours(rng: np.random.Generator, line: Line, names: list[str]) -> list[str]:
+    """A colour for each shape: the stated one, or any that makes no held-out combination."""
+    if "color" in line["include"][0]:
+        return [need["color"] for need in line["include"]]
+    palette = tuple(COLOURS)
+    while True:
+        colours = [palette[index] for index in rng.integers(len(palette), size=len(names))]
+        dyed = list(zip(colours, names, strict=True))
+        if any(colour_is_held_out(*one) for one in dyed):
+            continue
+        if not any(a[1] != b[1] and attributes_are_held_out(a, b) for a, b in combinations(dyed, 2)):
+            return colours
+
+
+def _sample_places(rng: np.random.Generator, sizes: NDArray[np.floating], relation: str | None) -> NDArray[np.floating]:
+    """Centres (shapes, 2), uniform over the layouts that keep all gaps and the relation of shape 1 to shape 0."""
+    edge = (sizes + EDGE)[:, None]
+    while True:
+        layouts = edge + rng.random((DARTS, len(sizes), 2)) * (1 - 2 * edge)
+        fits = np.ones(DARTS, dtype=bool)
+        for a, b in combinations(range(len(sizes)), 2):
+            fits &= np.abs(layouts[:, a] - layouts[:, b]).max(axis=1) >= sizes[a] + sizes[b] + GAP
+        if relation is not None:
+            axis, sign = _AXES[relation]
+            offset = layouts[:, 1] - layouts[:, 0]
+            fits &= sign * offset[:, axis] >= STEEPNESS * np.abs(offset[:, 1 - axis])
+        if fits.any():
+            return layouts[fits.argmax()]

@@ -1,0 +1,117 @@
+"""One WebDataset shard, read by random access: an index of the tar's members over a memory map.
+
+Nothing is ever extracted: a member is a span of the map. The whole tar is checked when it is opened, because readers of
+WebDataset streams pass over some damage in silence: a header that no longer parses ends `tarfile`'s listing as the end
+of the archive does, and a sample whose members do not lie together becomes two.
+"""
+
+import mmap
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from tasks.errors import UserError
+
+END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
+KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+}
+
+Fields = dict[str, tuple[int, int]]
+
+
+class TarShard:
+    """The samples of one shard in file order: `keys[i]` and, for each of its extensions, the bytes of that member."""
+
+    def __init__(self, path: Path) -> None:
+        """Map and index the tar. Raises UserError naming shard and member if it is cut short, damaged or unsafe."""
+        self.path = path
+        with open(path, "rb") as file:
+            samples = _index(file, path)
+            self._map = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        self.keys = list(samples)
+        self._fields = list(samples.values())
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def extensions(self, sample: int) -> list[str]:
+        """The extensions of a sample's members, in file order."""
+        return list(self._fields[sample])
+
+    def read(self, sample: int, extension: str) -> memoryview:
+        """The bytes of a sample's member, a read-only view of the file. Raises UserError if it has no such member."""
+        try:
+            start, size = self._fields[sample][extension]
+        except KeyError:
+            raise UserError(f"{self.path}: sample {self.keys[sample]!r} has no member .{extension}") from None
+        return self._map[start : start + size]
+
+
+def _index(file: BinaryIO, path: Path) -> dict[str, Fields]:
+    """The spans of every sample's members, by key and extension."""
+    samples: dict[str, Fields] = {}
+    current = None
+    for member in _members(file, path):
+        key, extension = _split_name(member, path)
+        if key != current and key in samples:
+            raise UserError(f"{path}: member {member.name!r} repeats a key of an earlier sample: write each key once")
+        current = key
+        fields = samples.setdefault(key, {})
+        if extension in fields:
+            raise UserError(f"{path}: member {member.name!r} is there twice: write each member once")
+        fields[extension] = (member.offset_data, member.size)
+    return samples
+
+
+def _members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
+    """The regular members of a tar that is whole from its first header to its end mark; folders are passed over."""
+    name = "its start"
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                if member.size < 0:
+                    raise UserError(f"{path}: member {member.name!r} has an impossible size: write the shard again")
+                name = f"member {member.name!r}"
+                if not member.isdir():
+                    yield _regular(member, path)
+            _check_end(file, archive.offset, path, name)
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two from numbers in extended headers
+        raise UserError(f"{path}: no whole tar after {name} ({error}): write or fetch the shard again") from None
+
+
+def _regular(member: tarfile.TarInfo, path: Path) -> tarfile.TarInfo:
+    """`member`, unless it is a link, a device or anything else whose bytes do not simply follow its header."""
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
+        kind = KINDS.get(member.type, "no regular file")
+        raise UserError(f"{path}: member {member.name!r} is {kind}: a shard may hold regular files only")
+    return member
+
+
+def _check_end(file: BinaryIO, offset: int, path: Path, name: str) -> None:
+    """Two zero blocks end a tar and nothing may follow: else it is a cut, a damaged header or a second tar."""
+    file.seek(offset)
+    if file.read(END_OF_ARCHIVE) != bytes(END_OF_ARCHIVE):
+        raise UserError(f"{path}: the tar is cut short or damaged after {name}: write or fetch the shard again")
+    while block := file.read(1 << 20):
+        if np.frombuffer(block, np.uint8).any():
+            raise UserError(f"{path}: there are bytes behind the end of the tar, after {name}: write the shard again")
+
+
+def _split_name(member: tarfile.TarInfo, path: Path) -> tuple[str, str]:
+    """Key and extension of a member: as in WebDataset, the name is split at the first dot behind the last slash."""
+    name = member.name.removeprefix("./")
+    folders = name.split("/")[:-1]
+    if name.startswith("/") or ".." in name.split("/"):
+        raise UserError(f"{path}: member {member.name!r} points outside the shard: name members relative to it")
+    stem, _, extension = name.rpartition("/")[2].partition(".")
+    if not stem or not extension:
+        raise UserError(f"{path}: member {member.name!r} is not named <key>.<extension>: rename or remove it")
+    return "/".join([*folders, stem]), extension.lower()

@@ -1,0 +1,141 @@
+"""Stage `encode`: cache what the frozen encoders make of every picture and caption, so that training runs neither.
+
+Writes shards of latents and text embeddings in float16 (see tasks/data/encoded.py), and the embedding of the empty
+prompt, which stands for a dropped caption and is the unconditional half of guidance.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from model.autoencoder import Autoencoder, load_autoencoder
+from model.text_encoder import TextEncoder, load_text_encoder
+from tasks import layout
+from tasks.data.arrays import to_npy
+from tasks.data.encoded import NULL_TEXT, NULL_TEXT_NAME
+from tasks.data.pictures import PictureDataset, to_unit_range
+from tasks.data.shards import SPLITS, Sample, describe, write_index, write_split
+from tasks.errors import UserError
+from tasks.files import write_bytes
+from tasks.params import Params
+from tasks.progress import progress
+from tasks.stage import Context, Metrics, Stage, run_main
+
+
+class Moments:
+    """Running mean and standard deviation of many arrays' values, summed in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Take in an array of any shape."""
+        exact = values.astype(np.float64)
+        self.count += exact.size
+        self.total += float(exact.sum())
+        self.squares += float(np.square(exact).sum())
+
+    @property
+    def mean(self) -> float:
+        """Mean of all values."""
+        return self.total / self.count
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of all values."""
+        return max(self.squares / self.count - self.mean**2, 0.0) ** 0.5
+
+
+def build(params: Params) -> Stage:
+    """The stage's record."""
+    return Stage(
+        "encode",
+        run,
+        inputs=(layout.SHARDS, layout.AUTOENCODER, layout.TEXT_ENCODER),
+        out=layout.ENCODED,
+        sections=("encode", "text_encoder.max_tokens"),
+    )
+
+
+def run(context: Context) -> Metrics:
+    """Encode the shards with the encoders of the workspace."""
+    return encode_shards(context.out, context.params, context.device)
+
+
+def encode_shards(out: Path, params: Params, device: str) -> Metrics:
+    """Encode both splits and measure the latents of the training split, which should have mean 0 and deviation 1."""
+    autoencoder, text_encoder = load_encoders(params.text_encoder.max_tokens, device)
+    moments = {split: Moments() for split in SPLITS}
+    splits = {}
+    with torch.inference_mode():
+        null_text = torch.from_numpy(to_half(text_encoder.encode([""])[0], "the embedding of the empty prompt"))
+        write_bytes(out / NULL_TEXT, save({NULL_TEXT_NAME: null_text}))
+        for split in SPLITS:
+            pictures = PictureDataset(layout.SHARDS, split)
+            samples = encode(pictures, autoencoder, text_encoder, params.encode.batch_size, moments[split], split)
+            splits[split] = write_split(out, split, samples, params.encode.samples_per_shard)
+    write_index(out, splits)
+    counts = {f"{split}_samples": sum(entry.samples for entry in splits[split]) for split in SPLITS}
+    return {**counts, "latent_mean": moments["train"].mean, "latent_std": moments["train"].std}
+
+
+def load_encoders(max_tokens: int, device: str) -> tuple[Autoencoder, TextEncoder]:
+    """The frozen encoders. Raises UserError if one cannot be loaded or the shards' pictures do not suit it."""
+    try:
+        autoencoder = load_autoencoder(layout.AUTOENCODER, device)
+        height, width = PictureDataset(layout.SHARDS, "train").pictures([0]).shape[1:3]
+        autoencoder.check_size(height, width)
+        return autoencoder, load_text_encoder(layout.TEXT_ENCODER, max_tokens, device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def encode(
+    pictures: PictureDataset,
+    autoencoder: Autoencoder,
+    text_encoder: TextEncoder,
+    batch_size: int,
+    moments: Moments,
+    label: str,
+) -> Iterator[Sample]:
+    """The encoded sample of every picture, in order. Raises UserError naming a sample whose encoding is not finite."""
+    with progress(f"encode {label}", len(pictures)) as meter:
+        for start in range(0, len(pictures), batch_size):
+            indices = range(start, min(start + batch_size, len(pictures)))
+            keys = [pictures.key(index) for index in indices]
+            captions = [pictures.captions[index] for index in indices]
+            batch = pictures.pictures(indices)
+            texts = encode_distinct(text_encoder, captions)
+            latents = autoencoder.encode(to_unit_range(batch).to(autoencoder.device))
+            for key, caption, latent in zip(keys, captions, latents, strict=True):
+                half = to_half(latent, f"the latent of {label} sample {key}")
+                moments.add(half)
+                members = {
+                    "latent.npy": to_npy(half),
+                    "text.npy": to_npy(to_half(texts[caption], f"the text of {label} sample {key}")),
+                    "json": describe(batch.shape[1], batch.shape[2], caption),
+                }
+                yield Sample(key, members)
+            meter.advance(len(indices))
+
+
+def encode_distinct(text_encoder: TextEncoder, captions: list[str]) -> dict[str, Tensor]:
+    """The embedding of each distinct caption, encoded once."""
+    distinct = list(dict.fromkeys(captions))
+    return dict(zip(distinct, text_encoder.encode(distinct), strict=True))
+
+
+def to_half(values: Tensor, what: str) -> np.ndarray:
+    """`values` as a float16 array. Raises UserError naming `what` if some are not finite, or too large for float16."""
+    half = values.to("cpu", torch.float16).contiguous().numpy()
+    if not np.isfinite(half).all():
+        raise UserError(f"{what} holds values that float16 cannot: check the autoencoder and text encoder of this run")
+    return half
+
+
+if __name__ == "__main__":
+    run_main(build, "encode", __doc__)

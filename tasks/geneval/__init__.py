@@ -1,0 +1,1 @@
+"""GenEval: prompts, detectors, scoring rules, the judge and best of N."""

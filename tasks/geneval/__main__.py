@@ -1,0 +1,93 @@
+"""Stage `geneval@M`: scores the model M on GenEval's six tasks, and on choosing the best of N pictures with the judge.
+
+Writes the first four pictures of each prompt in GenEval's own folder layout with `results.jsonl`, so that its tools can
+be run on them; the whole pool with all verdicts in `pool.safetensors`; and `summary.json`.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from tasks import layout
+from tasks.errors import UserError
+from tasks.files import write_json
+from tasks.geneval.detector import Pictures
+from tasks.geneval.evaluation import judge_pool, score_prompts, write_samples
+from tasks.geneval.judge import load_judge
+from tasks.geneval.pictures import DRAWING_SECTIONS, load_painter
+from tasks.geneval.prompts import evaluation_prompts
+from tasks.geneval.summary import headline, summarize
+from tasks.params import Params, load_params
+from tasks.seeds import derive
+from tasks.stage import Context, Metrics, Stage, main, parser
+
+
+def evaluate(context: Context, model: str) -> Metrics:
+    """Draw the pool of `model`, score and judge it, and write pictures, verdicts and summary."""
+    params, seed = context.params, context.params.compute.seed
+    prompts = evaluation_prompts(seed, params.geneval.prompts_per_task)
+    painter = load_painter(layout.model_folder(model), params, context.device)
+    started = time.monotonic()
+    pictures_PNHW3 = painter.draw(
+        [prompt.text for prompt in prompts], pool_size(params, model), derive(seed, "geneval"), f"geneval@{model}"
+    )
+    record_speed(context, model, pictures_PNHW3, time.monotonic() - started)
+    verdicts = score_prompts(prompts, pictures_PNHW3)
+    judge = load_judge(layout.JUDGE, context.device)
+    pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, painter.text_encoder, seed)
+    pool.save(context.out)
+    write_samples(context.out, pool, verdicts)
+    summary = summarize(pool, params.geneval.best_of, params.geneval.bootstrap_samples, seed)
+    write_json(context.out / "summary.json", summary)
+    return headline(summary)
+
+
+def pool_size(params: Params, model: str) -> int:
+    """Pictures to draw for each prompt: fewer for models that are pruned and not yet fine-tuned."""
+    pruned = model.startswith("pruned-")
+    return params.geneval.images_per_pruned_prompt if pruned else params.geneval.images_per_prompt
+
+
+def record_speed(context: Context, model: str, pictures_PNHW3: Pictures, seconds: float) -> None:
+    """Note the time of a picture in `results/`, outside the pinned output, and tell the tracker."""
+    count = pictures_PNHW3.shape[0] * pictures_PNHW3.shape[1]
+    speed = {"pictures": count, "seconds_per_picture": seconds / count, "threads": context.threads}
+    write_json(layout.RESULTS / "speed" / f"{model}.json", {"model": model, "device": context.device, **speed})
+    context.tracker.log_metrics({"seconds_per_picture": seconds / count})
+
+
+def stage(params: Params, model: str) -> Stage:
+    """The stage's record for one model. Raises UserError if the experiment has no such model."""
+    if model not in models(params):
+        raise UserError(f"--model {model} is not in this experiment: choose from {', '.join(models(params))}")
+    small_or_grown = model in ("small", "grown")
+    return Stage(
+        name=f"geneval@{model}",
+        run=lambda context: evaluate(context, model),
+        inputs=(layout.model_folder(model), layout.AUTOENCODER, layout.TEXT_ENCODER, layout.JUDGE),
+        out=layout.GENEVAL / model,
+        sections=(*DRAWING_SECTIONS, "geneval", "compute.threads" if small_or_grown else "compute.branch_threads"),
+        branch=not small_or_grown,
+    )
+
+
+def models(params: Params) -> list[str]:
+    """The names of all models of the experiment."""
+    return ["small", "grown", *(f"{kind}-{depth}" for depth in params.prune.depths for kind in ("pruned", "finetuned"))]
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Entry point: `--model`, one of the experiment's."""
+    arguments = parser("geneval", __doc__)
+    arguments.add_argument("--model", required=True, help="small, grown, pruned-D or finetuned-D for a depth D")
+    model = arguments.parse_args(argv).model
+    try:
+        record = stage(load_params(), model)
+    except UserError as error:
+        print(f"geneval: {error}", file=sys.stderr)
+        sys.exit(2)
+    main(record)
+
+
+if __name__ == "__main__":
+    run()

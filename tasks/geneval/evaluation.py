@@ -1,0 +1,61 @@
+"""The steps of an evaluation: verdicts on drawn pictures, the judge's scores, and samples in GenEval's layout."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.text_encoder import TextEncoder
+from tasks.geneval.best_of_n import other_prompts
+from tasks.geneval.detector import Pictures
+from tasks.geneval.judge import JudgeNetwork, log_yes
+from tasks.geneval.layout import picture_name, result, write_prompt, write_results
+from tasks.geneval.pool import Pool
+from tasks.geneval.prompts import Prompt
+from tasks.geneval.rules import Verdict
+from tasks.geneval.scene_detector import SceneDetector
+from tasks.geneval.scoring import score_pictures
+from tasks.seeds import numpy_generator
+
+SAMPLES = 4
+"""Pictures of each prompt in GenEval's layout: as many as GenEval has. The pool may hold more."""
+
+
+def score_prompts(prompts: Sequence[Prompt], pictures_PNHW3: Pictures) -> list[list[Verdict]]:
+    """The scorer's verdict on every picture, by prompt."""
+    detector = SceneDetector()
+    pairs = zip(prompts, pictures_PNHW3, strict=True)
+    return [score_pictures(prompt.line, pictures, detector) for prompt, pictures in pairs]
+
+
+def correctness(verdicts: Sequence[Sequence[Verdict]]) -> NDArray[np.bool_]:
+    """Verdicts as a matrix (P, N)."""
+    return np.array([[verdict.correct for verdict in row] for row in verdicts])
+
+
+def judge_pool(
+    prompts: list[Prompt],
+    pictures_PNHW3: Pictures,
+    verdicts: Sequence[Sequence[Verdict]],
+    judge: JudgeNetwork,
+    text_encoder: TextEncoder,
+    seed: int,
+) -> Pool:
+    """The pool with the judge's scores, for each picture's own prompt and for another one as a control."""
+    texts = [prompt.text for prompt in prompts]
+    others = other_prompts(len(prompts), numpy_generator(seed, "shuffled prompts"))
+    judged_PN, shuffled_PN = (
+        log_yes(judge, text_encoder, pictures_PNHW3, asked) for asked in (texts, [texts[i] for i in others])
+    )
+    return Pool(prompts, pictures_PNHW3, correctness(verdicts), judged_PN, shuffled_PN)
+
+
+def write_samples(folder: Path, pool: Pool, verdicts: Sequence[Sequence[Verdict]]) -> None:
+    """Write the first pictures of each prompt in GenEval's layout, with their lines of results."""
+    rows = []
+    for number, (prompt, pictures) in enumerate(zip(pool.prompts, pool.pictures_PNHW3, strict=True)):
+        write_prompt(folder, number, prompt.line, pictures[:SAMPLES])
+        for sample, verdict in enumerate(verdicts[number][:SAMPLES]):
+            rows.append(result(picture_name(number, sample), prompt.line, verdict))
+    write_results(folder / "results.jsonl", rows)

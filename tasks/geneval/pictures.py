@@ -1,0 +1,111 @@
+"""Pictures of prompts: noise through the network's solver and the autoencoder's decoder to 8-bit pixels.
+
+Shapes: P prompts, N pictures of each, C latent channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.autoencoder import Autoencoder, load_autoencoder
+from model.checkpoint import load_network
+from model.network import Sana
+from model.sampler import sample
+from model.text_encoder import TextEncoder, load_text_encoder, pad
+from tasks import layout
+from tasks.geneval.detector import Pictures
+from tasks.params import Params
+from tasks.precision import autocast
+from tasks.progress import progress
+from tasks.seeds import generator
+from tasks.stage import COMPUTE_SECTIONS
+
+DRAWING_SECTIONS = (
+    *COMPUTE_SECTIONS,
+    "shard.image_size",
+    "text_encoder.max_tokens",
+    "diffusion.flow_shift",
+    "sampling",
+)
+"""What of params.yaml pictures depend on, for the records of stages that draw."""
+
+
+@dataclass(frozen=True)
+class Painter:
+    """All it takes to turn prompts into pictures. `seed` names the noise, `label` the progress bar."""
+
+    network: Sana
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+    params: Params
+    device: str
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a latent of the experiment's picture size."""
+        side = self.params.shard.image_size // self.autoencoder.downsampling
+        return self.autoencoder.latent_channels, side, side
+
+    def draw(self, prompts: Sequence[str], images_per_prompt: int, seed: int, label: str) -> Pictures:
+        """Pictures (P, N, height, width, 3).
+
+        The noise of a picture depends on the seed, its prompt's position and its own position only, so that models
+        drawn with the same seed start from the same noise, whatever their batches.
+        """
+        texts = self.text_encoder.encode([*prompts, ""])
+        total, batch = len(prompts) * images_per_prompt, self.params.sampling.batch_size
+        parts = []
+        with progress(label, total) as meter:
+            for start in range(0, total, batch):
+                pairs = [divmod(i, images_per_prompt) for i in range(start, min(start + batch, total))]
+                noise = torch.stack([self._noise(seed, *pair) for pair in pairs])
+                parts.append(self._draw_batch([prompt for prompt, _ in pairs], noise, texts))
+                meter.advance(len(pairs))
+        pictures = np.concatenate(parts)
+        return pictures.reshape(len(prompts), images_per_prompt, *pictures.shape[1:])
+
+    def _noise(self, seed: int, prompt: int, picture: int) -> Tensor:
+        return torch.randn(self.latent_shape, generator=generator(seed, "picture", prompt, picture))
+
+    @torch.no_grad()
+    def _draw_batch(self, rows: Sequence[int], noise_BCHW: Tensor, texts: Sequence[Tensor]) -> Pictures:
+        """One batch; each of its prompts passes the network's text layers once. The last text is the empty prompt."""
+        sampling = self.params.sampling
+        distinct = sorted(set(rows))
+        text_BTE, mask_BT = pad([*(texts[row] for row in distinct), texts[-1]])
+        with autocast(self.device, self.params.compute.dtype):
+            context = self.network.encode_text(text_BTE.to(self.device), mask_BT.to(self.device))
+            latents_BCHW = sample(
+                self.network,
+                noise_BCHW.to(self.device),
+                context.index(torch.tensor([distinct.index(row) for row in rows], device=self.device)),
+                context.index(torch.full((len(rows),), len(distinct), device=self.device)),
+                sampler=sampling.sampler,
+                steps=sampling.steps,
+                guidance=sampling.guidance,
+                flow_shift=self.params.diffusion.flow_shift,
+            )
+        return decode(self.autoencoder, latents_BCHW)
+
+
+def load_painter(model: Path, params: Params, device: str) -> Painter:
+    """The painter of a model's folder, with the experiment's autoencoder and text encoder."""
+    return Painter(
+        load_network(model, device).eval(),
+        load_autoencoder(layout.AUTOENCODER, device),
+        load_text_encoder(layout.TEXT_ENCODER, params.text_encoder.max_tokens, device),
+        params,
+        device,
+    )
+
+
+@torch.no_grad()
+def decode(autoencoder: Autoencoder, latents_BCHW: Tensor) -> Pictures:
+    """Pictures (B, height, width, 3) of latents, clamped to [-1, 1] and rounded to 8 bits."""
+    pictures_B3HW = autoencoder.decode(latents_BCHW.float())
+    levels = ((pictures_B3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,0 +1,59 @@
+"""The pool of pictures that a model drew for the evaluation prompts, with what scorer and judge say of each.
+
+A folder `pool.safetensors` + `prompts.json`: all that statistics, reports and paired comparisons of models need.
+Shapes: P prompts, N pictures of each.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tasks.errors import UserError
+from tasks.files import read_json, write_json
+from tasks.geneval.prompts import Prompt
+
+ARRAYS = "pool.safetensors"
+PROMPTS = "prompts.json"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pictures and verdicts of one model.
+
+    `judged_PN` is the judge's log P(yes), `shuffled_PN` the same where the judge is asked about another prompt.
+    """
+
+    prompts: list[Prompt]
+    pictures_PNHW3: NDArray[np.uint8]
+    correct_PN: NDArray[np.bool_]
+    judged_PN: NDArray[np.float64]
+    shuffled_PN: NDArray[np.float64]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The task of each prompt."""
+        return [prompt.tag for prompt in self.prompts]
+
+    @property
+    def seen(self) -> list[bool]:
+        """Whether each prompt's combination is in the training pictures."""
+        return [prompt.seen for prompt in self.prompts]
+
+    def save(self, folder: Path) -> None:
+        """Write the pool into an existing folder; the same pool gives the same bytes."""
+        arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items() if name != "prompts"}
+        save_file(arrays, folder / ARRAYS)
+        write_json(folder / PROMPTS, [{"line": prompt.line, "seen": prompt.seen} for prompt in self.prompts])
+
+
+def load_pool(folder: Path) -> Pool:
+    """The pool of a stage's output. Raises UserError naming the file that is missing or broken."""
+    prompts = [Prompt(row["line"], row["seen"]) for row in read_json(folder / PROMPTS)]
+    try:
+        return Pool(prompts, **load_file(folder / ARRAYS))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise UserError(f"{folder / ARRAYS} cannot be read ({error}): run the stage that writes {folder}") from None

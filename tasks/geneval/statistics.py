@@ -1,0 +1,90 @@
+"""GenEval's numbers with their uncertainty: means over pictures, then over tasks, and bootstrap intervals over prompts.
+
+Inputs are `correct` (P prompts, N pictures), 1 where a picture is right (or an expectation in between, for best of N),
+and each prompt's task. The bootstrap draws prompts again within each task, so it says how far the score depends on the
+choice of prompts; it holds the pictures of a prompt together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+INTERVAL = (2.5, 97.5)
+"""Percentiles of the bootstrap distribution: the 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """The overall score, the unweighted mean of the tasks, and each task's own."""
+
+    overall: Interval
+    tasks: dict[str, Interval]
+
+
+def score(correct_PN: Array, tasks: Sequence[str], samples: int, rng: np.random.Generator) -> Score:
+    """The score of pictures (P, N) over the tasks in `tasks` (P), in their order of appearance."""
+    means = _prompt_means(correct_PN, tasks)
+    drawn = {task: _resample(means[rows], samples, rng) for task, rows in _rows(tasks).items()}
+    exact = {task: float(means[rows].mean()) for task, rows in _rows(tasks).items()}
+    overall = _interval(float(np.mean(list(exact.values()))), np.mean(list(drawn.values()), axis=0))
+    return Score(overall, {task: _interval(exact[task], drawn[task]) for task in exact})
+
+
+def difference(
+    first_PN: Array, second_PN: Array, tasks: Sequence[str], samples: int, rng: np.random.Generator
+) -> Score:
+    """`first` minus `second` on the same prompts: a paired bootstrap, so shared hard prompts do not widen it.
+
+    N may differ between the two.
+    """
+    paired = _prompt_means(first_PN, tasks) - _prompt_means(second_PN, tasks)
+    return score(paired[:, None], tasks, samples, rng)
+
+
+def score_by_seen(
+    correct_PN: Array, tasks: Sequence[str], seen: Sequence[bool], samples: int, rng: np.random.Generator
+) -> dict[str, Score]:
+    """Scores of the prompts seen and unseen in training, over the tasks that have both kinds so that they compare.
+
+    Empty where no task has both.
+    """
+    seen_P, tasks_P = np.asarray(seen, dtype=bool), np.asarray(tasks)
+    shared = np.isin(tasks_P, list({*tasks_P[seen_P]} & {*tasks_P[~seen_P]}))
+    if not shared.any():
+        return {}
+    kinds = {"seen": shared & seen_P, "unseen": shared & ~seen_P}
+    return {kind: score(correct_PN[rows], tasks_P[rows].tolist(), samples, rng) for kind, rows in kinds.items()}
+
+
+def _prompt_means(correct_PN: Array, tasks: Sequence[str]) -> Array:
+    """Mean over each prompt's pictures: (P,). All have as many, so a task's mean of these is its mean over pictures."""
+    if correct_PN.ndim != 2 or len(correct_PN) != len(tasks) or correct_PN.size == 0:
+        raise ValueError(f"correct is {correct_PN.shape} for {len(tasks)} prompts: it must be (prompts, pictures)")
+    return correct_PN.mean(axis=1, dtype=np.float64)
+
+
+def _rows(tasks: Sequence[str]) -> dict[str, NDArray[np.intp]]:
+    return {task: np.flatnonzero(np.asarray(tasks) == task) for task in dict.fromkeys(tasks)}
+
+
+def _resample(means: Array, samples: int, rng: np.random.Generator) -> Array:
+    """Means (samples,) of as many prompts drawn with replacement."""
+    return means[rng.integers(len(means), size=(samples, len(means)))].mean(axis=1)
+
+
+def _interval(value: float, drawn: Array) -> Interval:
+    low, high = np.percentile(drawn, INTERVAL)
+    return Interval(value, float(low), float(high))

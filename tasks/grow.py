@@ -1,0 +1,114 @@
+"""Stage `grow`: initialises the deep model from the small one, and reports where each way of growing would start."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoint import load_network, save_network
+from model.flow_matching import TIMESTEPS, add_noise
+from model.growth import STRATEGIES, Strategy, drop_count, function_distance, grow
+from model.network import Sana, parameter_count
+from tasks import layout
+from tasks.data.encoded import EncodedDataset
+from tasks.files import write_json
+from tasks.params import Params
+from tasks.precision import autocast
+from tasks.seeds import generator
+from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.training.evaluation import heldout_loss
+
+PROBES = 128  # held-out samples on which functions are compared
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a way of growing starts from."""
+
+    strategy: Strategy
+    drop: int  # last blocks left out
+    function_distance: float  # from the small model, relative L2 of the velocity
+    heldout_loss: float  # before any training
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fixed held-out batch with its noise, at noise levels spread evenly over (0, 1)."""
+
+    noised_BCHW: Tensor
+    timesteps_B: Tensor
+    text_BTE: Tensor
+    mask_BT: Tensor
+
+    @torch.no_grad()
+    def velocity(self, network: Sana, dtype: str) -> Tensor:
+        """The network's output (B, C, H, W) for the batch."""
+        with autocast(self.noised_BCHW.device.type, dtype):
+            text = network.encode_text(self.text_BTE, self.mask_BT)
+            return network(self.noised_BCHW, self.timesteps_B, text).float()
+
+
+def read_probe(heldout: EncodedDataset, seed: int, device: str) -> Probe:
+    """The probe of a held-out split."""
+    count = min(PROBES, len(heldout))
+    batch = heldout.batch(np.arange(count))
+    noise_BCHW = torch.randn(batch.latents_BCHW.shape, generator=generator(seed, "grow", "probe noise"))
+    sigma_B = (torch.arange(count) + 0.5) / count
+    noised_BCHW = add_noise(batch.latents_BCHW, noise_BCHW, sigma_B)
+    tensors = noised_BCHW, sigma_B * TIMESTEPS, batch.text_BTE, batch.mask_BT
+    return Probe(*(tensor.to(device) for tensor in tensors))
+
+
+def run(context: Context) -> Metrics:
+    """Write the grown network and `growth.json`: every strategy's start, with 0, 1 and the chosen number dropped."""
+    params, compute = context.params, context.params.compute
+    small = load_network(layout.SMALL, context.device)
+    heldout = EncodedDataset(layout.ENCODED, "heldout")
+    probe = read_probe(heldout, compute.seed, context.device)
+    small_velocity = probe.velocity(small, compute.dtype)
+
+    def grown(strategy: Strategy, drop: int) -> Sana:
+        random = generator(compute.seed, "grow", "new blocks")
+        return grow(small, params.grow.depth, strategy, drop, params.grow.init_std, random)
+
+    def loss(network: Sana) -> float:
+        return heldout_loss(network, heldout, params.diffusion, compute.seed, context.device, compute.dtype)
+
+    def start(strategy: Strategy, drop: int) -> Start:
+        network = grown(strategy, drop)
+        distance = function_distance(probe.velocity(network, compute.dtype), small_velocity)
+        return Start(strategy, drop, distance, loss(network))
+
+    drop = drop_count(small.config.depth, params.grow.drop_share)
+    drops = sorted({0, min(1, small.config.depth - 1), drop})
+    starts = {(strategy, n): start(strategy, n) for strategy in STRATEGIES for n in drops}
+    chosen = starts[params.grow.strategy, drop]
+    write_json(
+        context.out / "growth.json", {"chosen": asdict(chosen), "starts": [asdict(each) for each in starts.values()]}
+    )
+    network = grown(params.grow.strategy, drop)
+    save_network(network, context.out)
+    return {
+        "function_distance": chosen.function_distance,
+        "heldout_loss": chosen.heldout_loss,
+        "heldout_loss_small": loss(small),
+        "drop": drop,
+        "depth": params.grow.depth,
+        "parameters": parameter_count(network),
+    }
+
+
+def stage(_params: Params) -> Stage:
+    """The stage's record."""
+    return Stage(
+        name="grow",
+        run=run,
+        inputs=(layout.SMALL, layout.ENCODED),
+        out=layout.GROWN_INIT,
+        sections=(*TRAINING_SECTIONS, "compute.threads", "grow"),
+    )
+
+
+if __name__ == "__main__":
+    run_main(stage, "grow", __doc__)

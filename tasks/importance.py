@@ -1,0 +1,100 @@
+"""Stage `importance`: measures how important each block of the grown model is, once for all sizes cut from it."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoint import load_network
+from model.importance import block_importance
+from model.network import Sana
+from model.pruning import removal_order
+from tasks import layout
+from tasks.data.encoded import EncodedDataset
+from tasks.errors import UserError
+from tasks.files import write_json
+from tasks.params import Importance, Params
+from tasks.precision import autocast
+from tasks.progress import progress
+from tasks.seeds import generator
+from tasks.stage import COMPUTE_SECTIONS, Context, Metrics, Stage, run_main
+
+
+def run(context: Context) -> Metrics:
+    """Write `importance.json` (scores of every noise level and block, mean, spread) and `importance.csv` to plot."""
+    chosen = context.params.importance
+    heldout = EncodedDataset(layout.ENCODED, "heldout")
+    indices = calibration_indices(len(heldout), chosen.prompts)
+    scores = measure(load_network(layout.GROWN, context.device), heldout, indices, chosen, context)
+    mean, std = scores.mean(dim=0), scores.std(dim=0, correction=0)
+    captions = [heldout.captions[i] for i in indices]
+    report = {
+        "times": chosen.times,
+        "scores": scores.tolist(),  # (times, blocks)
+        "mean": mean.tolist(),
+        "std": std.tolist(),  # over times
+        "removal_order": removal_order(mean.tolist()),
+        "prompts": len(captions),
+        "distinct_prompts": len(set(captions)),
+    }
+    write_json(context.out / "importance.json", report)
+    _write_csv(context.out / "importance.csv", mean.tolist(), std.tolist())
+    return {
+        "lowest": mean.min().item(),
+        "highest": mean.max().item(),
+        "spread_over_times": (std.mean() / mean.mean()).item(),
+        "prompts": report["prompts"],
+        "distinct_prompts": report["distinct_prompts"],
+    }
+
+
+def calibration_indices(available: int, prompts: int) -> np.ndarray:
+    """`prompts` samples spread evenly over the held-out split. Raises UserError if it has fewer."""
+    if prompts > available:
+        raise UserError(
+            f"importance.prompts is {prompts} but the held-out split has {available} samples: "
+            "lower it or raise shard.heldout_samples"
+        )
+    return np.arange(prompts) * available // prompts
+
+
+def measure(
+    network: Sana, heldout: EncodedDataset, indices: np.ndarray, chosen: Importance, context: Context
+) -> Tensor:
+    """Importance (times, blocks), float64, averaged over the chosen samples; a sample keeps its noise at all levels."""
+    random = generator(context.params.compute.seed, "importance", "noise")
+    total = torch.zeros(len(chosen.times), network.config.depth, dtype=torch.float64)
+    with progress(context.name, len(indices)) as meter:
+        for part in np.split(indices, range(chosen.batch_size, len(indices), chosen.batch_size)):
+            batch = heldout.batch(part)
+            noise_BCHW = torch.randn(batch.latents_BCHW.shape, generator=random)
+            with torch.no_grad(), autocast(context.device, context.params.compute.dtype):
+                text = network.encode_text(batch.text_BTE.to(context.device), batch.mask_BT.to(context.device))
+                latents, noise = batch.latents_BCHW.to(context.device), noise_BCHW.to(context.device)
+                total += len(part) * block_importance(network, latents, noise, text, chosen.times)
+            meter.advance(len(part))
+    return total / len(indices)
+
+
+def _write_csv(path: Path, mean: list[float], std: list[float]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["block", "importance", "std"])
+        writer.writerows(zip(range(len(mean)), mean, std, strict=True))
+
+
+def stage(_params: Params) -> Stage:
+    """The stage's record."""
+    return Stage(
+        name="importance",
+        run=run,
+        inputs=(layout.GROWN, layout.ENCODED),
+        out=layout.IMPORTANCE,
+        sections=(*COMPUTE_SECTIONS, "compute.threads", "importance"),
+    )
+
+
+if __name__ == "__main__":
+    run_main(stage, "importance", __doc__)

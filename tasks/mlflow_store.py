@@ -1,0 +1,54 @@
+"""Where MLflow keeps the project's runs, and the way to it."""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "sana15"
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+
+# MLflow's own defaults block a call for four minutes when its server is down.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+
+
+def main_project(folder: Path) -> Path:
+    """The project that `folder` is a copy in (`runs/<name>`, DVC's temporary experiments), or `folder` itself.
+
+    It is the outermost folder around it that holds `dvc.yaml` and `params.yaml`, so that copies share one store.
+    """
+    folder = folder.resolve()
+    around = [
+        path for path in (folder, *folder.parents) if (path / "dvc.yaml").exists() and (path / "params.yaml").exists()
+    ]
+    return around[-1] if around else folder
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or the SQLite file `mlflow.db` in the main project."""
+    return os.environ.get(URI_VARIABLE) or f"sqlite:///{main_project(Path.cwd()) / 'mlflow.db'}"
+
+
+def connect() -> tuple["MlflowClient", str]:
+    """A client of the store and the id of the project's experiment, both created if need be.
+
+    Raises whatever MLflow raises if the store cannot be reached; a server that is down is noticed within seconds.
+    """
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    for noisy in ("alembic", "mlflow.store"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    uri = tracking_uri()
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return client, experiment.experiment_id
+    # a file store beside the database; a server knows its own
+    location = str(main_project(Path.cwd()) / "mlartifacts") if uri.startswith("sqlite:") else None
+    return client, client.create_experiment(EXPERIMENT, artifact_location=location)

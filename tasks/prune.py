@@ -1,0 +1,75 @@
+"""Stage `prune@D`: cuts the grown model to D blocks by the saved importance, beside other choices of as many blocks."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from model.checkpoint import load_network, save_network
+from model.network import parameter_count
+from model.pruning import blocks_to_keep, prune_network
+from tasks import layout
+from tasks.data.encoded import EncodedDataset
+from tasks.files import read_json, write_json
+from tasks.params import Params
+from tasks.seeds import generator
+from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_depth_main
+from tasks.training.evaluation import heldout_loss
+
+
+def random_choice(blocks: int, depth: int, seed: int, index: int) -> list[int]:
+    """Random choice number `index` of `depth` of the blocks, ascending."""
+    order = torch.randperm(blocks, generator=generator(seed, "prune", depth, "random choice", index))
+    return sorted(order[:depth].tolist())
+
+
+def prune(context: Context, depth: int) -> Metrics:
+    """Write the pruned network and `pruning.json`: what was kept, and the held-out loss of every choice."""
+    params, compute = context.params, context.params.compute
+    network = load_network(layout.GROWN, context.device)
+    heldout = EncodedDataset(layout.ENCODED, "heldout")
+    blocks = network.config.depth
+    keep = blocks_to_keep(read_json(layout.IMPORTANCE / "importance.json")["mean"], depth)
+
+    def loss(kept: Sequence[int]) -> float:
+        cut = prune_network(network, kept)
+        return heldout_loss(cut, heldout, params.diffusion, compute.seed, context.device, compute.dtype)
+
+    choices = [random_choice(blocks, depth, compute.seed, i) for i in range(params.prune.random_choices)]
+    losses = {
+        "grown": loss(range(blocks)),
+        "importance": loss(keep),
+        "first_removed": loss(range(blocks - depth, blocks)),
+        "last_removed": loss(range(depth)),
+        "random": [loss(choice) for choice in choices],
+    }
+    removed = sorted(set(range(blocks)) - set(keep))
+    report = {"kept": keep, "removed": removed, "random_kept": choices, "heldout_loss": losses}
+    write_json(context.out / "pruning.json", report)
+    pruned = prune_network(network, keep)
+    save_network(pruned, context.out)
+    return {
+        "heldout_loss": losses["importance"],
+        "heldout_loss_before": losses["grown"],
+        "heldout_loss_first_removed": losses["first_removed"],
+        "heldout_loss_last_removed": losses["last_removed"],
+        "heldout_loss_random": sum(losses["random"]) / len(choices),
+        "depth": depth,
+        "parameters": parameter_count(pruned),
+    }
+
+
+def stage(_params: Params, depth: int) -> Stage:
+    """The stage's record for one depth."""
+    return Stage(
+        name=f"prune@{depth}",
+        run=partial(prune, depth=depth),
+        inputs=(layout.GROWN, layout.IMPORTANCE, layout.ENCODED),
+        out=layout.model_folder(f"pruned-{depth}"),
+        sections=(*TRAINING_SECTIONS, "compute.branch_threads", "prune.random_choices"),
+        branch=True,
+    )
+
+
+if __name__ == "__main__":
+    run_depth_main(stage, "prune", __doc__)

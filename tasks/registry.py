@@ -1,0 +1,96 @@
+"""Models by name: the family's checkpoints in MLflow's registry, by reference, and the way from a name to a folder.
+
+Each checkpoint is a logged model and a version of the registered model `sana15`, tagged with the path and the manifest
+digest of its folder; an alias (`small`, `grown`, `pruned-8`, `finetuned-8`) points at the newest of its kind. Weights are not
+copied. A user's own aliases (`champion`) work the same.
+"""
+
+import re
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks import layout
+from tasks.errors import UserError
+from tasks.files import read_json, verify_manifest
+from tasks.mlflow_store import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+REGISTERED_MODEL = "sana15"
+FAMILY = re.compile(r"small|grown|(pruned|finetuned)-\d+")
+PATH_TAG = "path"
+DIGEST_TAG = "manifest_sha256"
+
+
+def register(client: "MlflowClient", experiment: str, run_id: str, folder: Path, digest: str) -> None:
+    """Register the checkpoint in `folder` under its name, if it is one of the family; the same bytes only once."""
+    name = folder.name
+    if not FAMILY.fullmatch(name) or folder.parent.name != layout.OUTPUTS.name:
+        return
+    version = find_version(client, name, digest) or _create_version(client, experiment, run_id, folder, digest)
+    client.set_registered_model_alias(REGISTERED_MODEL, name, version.version)
+
+
+def find_version(client: "MlflowClient", name: str, digest: str) -> "ModelVersion | None":
+    """The newest registered version of the model `name` whose manifest has this digest."""
+    versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
+    same = [v for v in versions if v.tags.get("model") == name and v.tags.get(DIGEST_TAG) == digest]
+    return max(same, key=lambda version: int(version.version), default=None)
+
+
+def resolve_model(name: str | Path) -> Path:
+    """The checkpoint folder of a model, given as a folder, a name of this workspace (`grown`) or an alias.
+
+    Raises UserError if there is none, or if the folder that an alias points at no longer holds the registered weights.
+    """
+    for folder in (Path(name), layout.model_folder(str(name))):
+        if (folder / "config.json").is_file():
+            return folder
+    version = _aliased(str(name))
+    if version is None:
+        known = sorted(
+            path.parent.name for path in layout.OUTPUTS.glob("*/config.json") if FAMILY.fullmatch(path.parent.name)
+        )
+        raise UserError(
+            f"model {name!r} is no folder, output or registry alias: {layout.OUTPUTS} has {known or 'no models'}"
+        )
+    folder = Path(version.tags[PATH_TAG])
+    if not folder.is_dir():
+        raise UserError(f"model {name!r} was registered from {folder}, which is gone: run the stage that writes it")
+    if verify_manifest(folder) != version.tags[DIGEST_TAG]:
+        raise UserError(f"model {name!r}: {folder} holds other weights than were registered: give the folder instead")
+    return folder
+
+
+def _aliased(alias: str) -> "ModelVersion | None":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client, _ = connect()
+        return client.get_model_version_by_alias(REGISTERED_MODEL, alias)
+    except MlflowException:
+        return None
+
+
+def _create_version(client: "MlflowClient", experiment: str, run_id: str, folder: Path, digest: str) -> "ModelVersion":
+    if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+        client.create_registered_model(REGISTERED_MODEL)
+    tags = {"model": folder.name, PATH_TAG: str(folder), DIGEST_TAG: digest}
+    model = client.create_logged_model(
+        experiment, name=folder.name, source_run_id=run_id, tags=tags, params=_facts(folder), model_type="SANA-1.5"
+    )
+    client.finalize_logged_model(model.model_id, "READY")
+    source = f"models:/{model.model_id}"
+    return client.create_model_version(REGISTERED_MODEL, source, run_id=run_id, tags=tags, model_id=model.model_id)
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    """Depth and number of parameters of a checkpoint, read without loading its weights."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="numpy") as tensors:
+        parameters = sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+    return {"depth": str(read_json(folder / "config.json")["depth"]), "parameters": str(parameters)}

@@ -1,0 +1,102 @@
+"""Stage `shard`: write pictures and captions as WebDataset shards, split into train and heldout, with an index.
+
+params.yaml, section shard:
+  source: scenes       rendered pictures of coloured shapes, train_samples and heldout_samples of them
+  source: folder       the pictures in and below `path`, with captions in a .txt beside each or in metadata.jsonl
+  source: webdataset   the shards at `path`: a picture with a prompt or caption in its json, or a txt
+
+One's own pictures are resized to cover image_size and centre-cropped, and up to a tenth of them is held out. Pictures
+that cannot be used are named in results/rejects/shard.jsonl, and stop the stage above the share max_reject_share.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from tasks import layout
+from tasks.data.images import encode_png
+from tasks.data.rejects import Rejects
+from tasks.data.selection import by_hash, heldout_count, usable
+from tasks.data.shards import SPLITS, Sample, describe, write_index, write_split
+from tasks.data.sources import Candidate
+from tasks.data.sources.folder import folder_candidates
+from tasks.data.sources.scenes import scene_pictures
+from tasks.data.sources.webdataset import webdataset_candidates
+from tasks.errors import UserError
+from tasks.params import Params
+from tasks.params import Shard as ShardParams
+from tasks.progress import progress
+from tasks.stage import Context, Metrics, Stage, run_main
+
+REJECTS = layout.RESULTS / "rejects" / "shard.jsonl"
+SOURCES: dict[str, Callable[[Path], list[Candidate]]] = {
+    "folder": folder_candidates,
+    "webdataset": webdataset_candidates,
+}
+
+
+def build(params: Params) -> Stage:
+    """The stage's record."""
+    return Stage("shard", run, inputs=(), out=layout.SHARDS, sections=("shard", "compute.seed"))
+
+
+def run(context: Context) -> Metrics:
+    """Write the shards and count what is in them."""
+    params = context.params.shard
+    if params.source == "scenes":
+        return write_scenes(context.out, params, context.params.compute.seed)
+    return write_own_pictures(context.out, params, SOURCES[params.source](Path(params.path)))
+
+
+def write_scenes(out: Path, params: ShardParams, seed: int) -> Metrics:
+    """Render both splits, each from its own random stream."""
+    counts = {"train": params.train_samples, "heldout": params.heldout_samples}
+    splits = {}
+    for split in SPLITS:
+        scenes = scene_pictures(seed, split, counts[split], params.image_size)
+        samples = (_sample(number, picture, caption) for number, (picture, caption) in enumerate(scenes))
+        metered = _metered(samples, f"shard {split}", counts[split])
+        splits[split] = write_split(out, split, metered, params.samples_per_shard)
+    write_index(out, splits)
+    return {f"{split}_samples": counts[split] for split in SPLITS}
+
+
+def write_own_pictures(out: Path, params: ShardParams, candidates: list[Candidate]) -> Metrics:
+    """Write the usable candidates. Raises UserError when too many are not, or too few are left for both splits."""
+    rejects = Rejects(len(candidates))
+    pictures = usable(by_hash(candidates), params.image_size, params.max_pixels, rejects)
+    samples = (
+        _sample(number, picture, caption, source=candidate.where)
+        for number, (candidate, picture, caption) in enumerate(pictures)
+    )
+    metered = _metered(samples, "shard", len(candidates))
+    heldout = islice(metered, heldout_count(len(candidates), params.heldout_samples))
+    splits = {"heldout": write_split(out, "heldout", heldout, params.samples_per_shard)}
+    splits["train"] = write_split(out, "train", metered, params.samples_per_shard)
+    write_index(out, splits)
+    for path in (REJECTS, out / "rejects.jsonl"):
+        rejects.write(path)
+    rejects.check(params.max_reject_share, REJECTS)
+    counts = {split: sum(entry.samples for entry in splits[split]) for split in SPLITS}
+    if not all(counts.values()):
+        usable_count = sum(counts.values())
+        raise UserError(f"{params.path} has {usable_count} usable pictures: at least 2 are needed, one to hold out")
+    return {**{f"{split}_samples": count for split, count in counts.items()}, "rejected": len(rejects.found)}
+
+
+def _sample(number: int, picture: np.ndarray, caption: str, **more: str) -> Sample:
+    height, width, _ = picture.shape
+    return Sample(f"{number:09d}", {"png": encode_png(picture), "json": describe(height, width, caption, **more)})
+
+
+def _metered(samples: Iterable[Sample], label: str, total: int) -> Iterator[Sample]:
+    with progress(label, total) as meter:
+        for sample in samples:
+            yield sample
+            meter.advance()
+
+
+if __name__ == "__main__":
+    run_main(build, "shard", __doc__)

@@ -1,0 +1,193 @@
+"""Sends spools to MLflow, each row once: by explicit run id (MLflow's active run is thread-local) and with the row's own
+time, so that a row sent again after a crash is the same row to MLflow.
+"""
+
+import json
+import sys
+import threading
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks import registry
+from tasks.mlflow_store import connect
+from tasks.spool import Row, Spool, claim_spools
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Metric
+
+SEND_EVERY_SECONDS = 2.0
+WAIT_AFTER_FAILURE_SECONDS = 15.0
+ROWS_PER_CALL = 100
+LAST_SEND_SECONDS = 30.0
+KEY_TAG = "sana15.key"
+PARENT_TAG = "mlflow.parentRunId"
+OUTPUT_TAG = "sana15.output"
+DIGEST_TAG = "sana15.output_sha256"
+MAKER_TAG = "sana15.made_by"
+# MLflow's error codes of a store that may answer later; any other code refuses the row itself.
+PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
+
+
+class Sender:
+    """A thread that keeps sending spools, for as long as the block lasts; then it sends once more what is left.
+
+    It begins with the spools that dead processes left in `folder`. It never raises: what cannot be sent stays on disk for
+    the next sender, and one line says so.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._spools: list[Spool] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="sender", daemon=True)
+        self._told = False
+
+    def __enter__(self) -> "Sender":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._done.set()
+        self._thread.join(LAST_SEND_SECONDS)
+
+    def add(self, spool: Spool) -> None:
+        """Take a spool over: it is sent, and closed when its run has ended and all of it is sent."""
+        self._spools.append(spool)
+
+    def _work(self) -> None:
+        backlog, wait, finished = True, 0.0, False
+        while not finished:
+            finished = self._done.wait(wait)
+            try:
+                if backlog:
+                    send_backlog(self._folder)
+                    backlog = False
+                for spool in list(self._spools):
+                    if send(spool):
+                        self._spools.remove(spool)
+                        spool.close()
+                wait = SEND_EVERY_SECONDS
+            except Exception as error:
+                wait = WAIT_AFTER_FAILURE_SECONDS
+                self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        if not self._told:
+            self._told = True
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(f"MLflow cannot be reached ({reason}): reports wait in {self._folder}", file=sys.stderr, flush=True)
+
+
+def send_backlog(folder: Path) -> None:
+    """Send the spools in `folder` whose processes are gone; a run that had not ended by then was killed."""
+    for spool in claim_spools(folder):
+        if not spool.ended:
+            spool.append("end", status="KILLED")
+        send(spool)
+
+
+def send(spool: Spool) -> bool:
+    """Send the rows of `spool` that have not been sent. Once its run has ended it is deleted; returns whether it was.
+
+    Raises MLflow's exception if the store cannot be reached; rows up to there are marked as sent.
+    """
+    offset, run_id = spool.sent()
+    client, experiment = connect()
+    if run_id is None:
+        header, offset = next(spool.rows())
+        run_id = _run_of(client, experiment, header)
+        spool.mark_sent(offset, run_id)
+    rows, ended = spool.rows(offset), spool.ended
+    while batch := list(islice(rows, ROWS_PER_CALL)):
+        for kind, pairs in groupby(batch, key=lambda pair: pair[0]["kind"]):
+            group = list(pairs)
+            _send_rows(client, experiment, run_id, spool, kind, [row for row, _ in group])
+            spool.mark_sent(group[-1][1], run_id)
+    if ended:
+        spool.delete()
+    return ended
+
+
+def _run_of(client: "MlflowClient", experiment: str, header: Row) -> str:
+    """The MLflow run of a spool, created unless an earlier try got as far as that. Raises LookupError without its parent."""
+    if (run_id := _find_run(client, experiment, KEY_TAG, header["key"])) is not None:
+        return run_id
+    tags = header["tags"] | {KEY_TAG: header["key"]}
+    if header["parent"] is not None:
+        parent = _find_run(client, experiment, KEY_TAG, header["parent"])
+        if parent is None:
+            raise LookupError(f"the parent of {header['name']} has not been sent yet")
+        tags[PARENT_TAG] = parent
+    run = client.create_run(experiment, start_time=header["time"], tags=tags, run_name=header["name"])
+    return run.info.run_id
+
+
+def _find_run(client: "MlflowClient", experiment: str, tag: str, value: str) -> str | None:
+    """The newest run with this tag."""
+    runs = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def _send_rows(client: "MlflowClient", experiment: str, run_id: str, spool: Spool, kind: str, rows: list[Row]) -> None:
+    """Send rows of one kind. What MLflow refuses for good is dropped with a line, so that it does not block the rest."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if kind == "metrics":
+            client.log_batch(run_id, metrics=_metrics(rows))
+            return
+        for row in rows:
+            _send_row(client, experiment, run_id, spool, kind, row)
+    except MlflowException as error:
+        if error.error_code in PASSING_ERRORS:
+            raise
+        print(f"MLflow refused {kind} of {spool.path.stem}: {error.message}", file=sys.stderr, flush=True)
+
+
+def _send_row(client: "MlflowClient", experiment: str, run_id: str, spool: Spool, kind: str, row: Row) -> None:
+    from mlflow.entities import Param, RunTag
+
+    if kind == "params":
+        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in row["values"].items()])
+    elif kind == "tags":
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in row["values"].items()])
+    elif kind == "image":
+        _send_image(client, run_id, spool, row)
+    elif kind == "inputs":
+        client.log_inputs(run_id, datasets=[_dataset(folder["folder"], folder["digest"]) for folder in row["folders"]])
+    elif kind == "output":
+        client.set_tag(run_id, OUTPUT_TAG, row["folder"])
+        client.set_tag(run_id, DIGEST_TAG, row["digest"])
+        registry.register(client, experiment, run_id, Path(row["folder"]), row["digest"])
+    elif kind == "made":
+        maker = _find_run(client, experiment, DIGEST_TAG, row["digest"])
+        client.set_tag(run_id, MAKER_TAG, maker or "unknown")
+    elif kind == "end":
+        client.set_terminated(run_id, status=row["status"], end_time=row["time"])
+
+
+def _metrics(rows: list[Row]) -> list["Metric"]:
+    from mlflow.entities import Metric
+
+    return [Metric(key, value, row["time"], row["step"]) for row in rows for key, value in row["values"].items()]
+
+
+def _send_image(client: "MlflowClient", run_id: str, spool: Spool, row: Row) -> None:
+    """Log a picture, unless an earlier try did: MLflow gives each a random name behind its key, step and time."""
+    from PIL import Image
+
+    stem = f"images/{row['key'].replace('/', '~')}+step+{row['step']}+timestamp+{row['time']}+"
+    if any(item.path.startswith(stem) for item in client.list_artifacts(run_id, "images")):
+        return
+    with Image.open(spool.images / row["file"]) as image:
+        client.log_image(run_id, image, key=row["key"], step=row["step"], timestamp=row["time"])
+
+
+def _dataset(folder: str, digest: str) -> "DatasetInput":
+    """A folder as MLflow's dataset: its digest column is narrower than a sha256, which the source holds in full."""
+    from mlflow.entities import Dataset, DatasetInput
+
+    source = json.dumps({"path": folder, "manifest_sha256": digest})
+    return DatasetInput(Dataset(Path(folder).name, digest[:32], "local", source), tags=[])

@@ -1,0 +1,150 @@
+"""Stage `text_encoder`: the language model whose last hidden states condition the diffusion model.
+
+With `text_encoder.path` it takes over that folder. Without, it trains a tokenizer and a small Gemma-2 on the captions
+of the shards, as a language model that must also look back: a linear head, thrown away afterwards, reads the last
+tokens from every final state. The diffusion model sees nothing but these states, and a model that only predicts the
+next token drops from them what it needs no longer, such as the colour of the noun it stands on. A linear probe that
+reads the colour of a noun from the noun's state, with noise of the state's own size added, is right in 0.97 to 0.98 of
+unseen captions with the look-back, 0.44 to 0.89 untrained, 0.17 to 0.21 trained to predict alone and 0.14 to 0.27
+trained to repeat the caption after it, forwards or backwards (chance is 0.10).
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.functional import pad as pad_tensor
+
+from model.text_encoder import TextEncoder, build_text_encoder, load_text_encoder, pad, train_tokenizer
+from tasks import layout
+from tasks.data.order import batch_indices
+from tasks.data.pictures import PictureDataset
+from tasks.errors import UserError
+from tasks.params import Params
+from tasks.precision import autocast
+from tasks.published import copy_files
+from tasks.seeds import derive
+from tasks.stage import COMPUTE_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.training.fit import fit
+
+FILES = ("*.json", "*.safetensors", "tokenizer.model")
+LOOK_BACK = 8  # tokens, the state's own first: from a second noun back to the colour of the first
+IGNORED = -100  # of cross_entropy and of transformers' labels
+
+
+def run(context: Context) -> Metrics:
+    """Write the text encoder's folder; held-out perplexity is of a caption's tokens and its end."""
+    chosen = context.params.text_encoder
+    captions = PictureDataset(layout.SHARDS, "heldout").captions
+    if chosen.path is None:
+        encoder, metrics = train(context, captions)
+        encoder.save(context.out)
+    else:
+        encoder, metrics = load(Path(chosen.path), chosen.max_tokens, context.device), {}
+        copy_files(Path(chosen.path), context.out, FILES)
+    return {**metrics, "heldout_perplexity": perplexity(encoder, captions, chosen.batch_size)}
+
+
+def load(folder: Path, max_tokens: int, device: str) -> TextEncoder:
+    """The text encoder of a folder that params.yaml names. Raises UserError if it holds none."""
+    try:
+        return load_text_encoder(folder, max_tokens, device)
+    except ValueError as error:
+        raise UserError(f"params.yaml: text_encoder.path: {error}") from None
+
+
+def train(context: Context, heldout: list[str]) -> tuple[TextEncoder, Metrics]:
+    """A small text encoder trained on the captions, and the held-out perplexity of its untrained self."""
+    chosen, seed = context.params.text_encoder, context.params.compute.seed
+    captions = PictureDataset(layout.SHARDS, "train").captions
+    torch.manual_seed(derive(seed, "text encoder", "weights"))
+    encoder = build(context.params, captions)
+    head = nn.Linear(encoder.channels, LOOK_BACK * len(encoder.tokenizer)).to(context.device)
+    encoder.model.to(context.device)
+    untrained = perplexity(encoder, heldout, chosen.batch_size)
+    weights = [*encoder.model.parameters(), *head.parameters()]
+    fit(context, weights, training_loss(encoder, head, captions, context), chosen.steps, chosen.learning_rate)
+    encoder.model.eval()
+    return encoder, {"untrained_perplexity": untrained, "vocabulary": len(encoder.tokenizer)}
+
+
+def build(params: Params, captions: list[str]) -> TextEncoder:
+    """A tokenizer trained on the captions and an untrained model. Raises UserError if the vocabulary is too small."""
+    chosen = params.text_encoder
+    try:
+        tokenizer = train_tokenizer(captions, chosen.vocabulary)
+    except ValueError as error:
+        raise UserError(f"params.yaml: text_encoder.{error}") from None
+    return build_text_encoder(tokenizer, chosen.hidden_size, chosen.layers, chosen.heads, chosen.max_tokens)
+
+
+def training_loss(
+    encoder: TextEncoder, head: nn.Linear, captions: list[str], context: Context
+) -> Callable[[int], Tensor]:
+    """The loss of each step: cross entropy of the next token, plus that of the last `LOOK_BACK` tokens."""
+    params = context.params
+    seed, batch_size = derive(params.compute.seed, "text encoder"), params.text_encoder.batch_size
+    sequences = ended_sequences(encoder, captions)
+
+    def loss(step: int) -> Tensor:
+        indices = batch_indices(seed, step, batch_size, len(sequences))
+        ids_BT, mask_BT, labels_BT = labelled_batch([sequences[index] for index in indices], context.device)
+        with autocast(context.device, params.compute.dtype):
+            output = encoder.model(
+                input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT, output_hidden_states=True
+            )
+            logits = head(output.hidden_states[-1]).unflatten(-1, (LOOK_BACK, -1))
+        targets_BTL = look_back_targets(labels_BT)
+        return output.loss + cross_entropy(logits.float().flatten(0, 2), targets_BTL.flatten(), ignore_index=IGNORED)
+
+    return loss
+
+
+def look_back_targets(labels_BT: Tensor) -> Tensor:
+    """For every token the last `LOOK_BACK` (B, T, L), the oldest first; `IGNORED` before the caption and on padding."""
+    windows = pad_tensor(labels_BT, (LOOK_BACK - 1, 0), value=IGNORED).unfold(1, LOOK_BACK, 1)
+    return windows.masked_fill(labels_BT[..., None] == IGNORED, IGNORED)
+
+
+def ended_sequences(encoder: TextEncoder, captions: list[str]) -> list[Tensor]:
+    """The tokens of each caption followed by the token that ends a text."""
+    end = encoder.tokenizer.eos_token_id
+    return [torch.tensor([*tokens, end]) for tokens in encoder.tokens(captions)]
+
+
+def labelled_batch(sequences: list[Tensor], device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, mask and labels (B, T): the labels are the tokens, and `IGNORED` on padding."""
+    ids_BT, mask_BT = (tensor.to(device) for tensor in pad(sequences))
+    return ids_BT, mask_BT, ids_BT.masked_fill(~mask_BT, IGNORED)
+
+
+@torch.no_grad()
+def perplexity(encoder: TextEncoder, captions: list[str], batch_size: int) -> float:
+    """Exponential of the mean cross entropy over all predicted tokens."""
+    sequences = ended_sequences(encoder, captions)
+    total, count = 0.0, 0
+    for start in range(0, len(sequences), batch_size):
+        ids_BT, mask_BT, labels_BT = labelled_batch(sequences[start : start + batch_size], str(encoder.model.device))
+        predicted = int(mask_BT[:, 1:].sum())
+        loss = encoder.model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT).loss
+        total += loss.double().item() * predicted
+        count += predicted
+    return math.exp(total / count)
+
+
+def stage(_params: Params) -> Stage:
+    """The stage's record."""
+    return Stage(
+        name="text_encoder",
+        run=run,
+        inputs=(layout.SHARDS,),
+        out=layout.TEXT_ENCODER,
+        sections=(*COMPUTE_SECTIONS, "compute.threads", "text_encoder"),
+    )
+
+
+if __name__ == "__main__":
+    run_main(stage, "text_encoder", __doc__)

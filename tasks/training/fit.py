@@ -1,0 +1,66 @@
+"""Training of about a minute, as the encoders need: AdamW on one cycle of the learning rate, with no resuming."""
+
+import csv
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tasks.errors import UserError
+from tasks.progress import progress
+from tasks.stage import Context
+
+BETAS = (0.9, 0.95)  # a second moment that follows a short run
+WEIGHT_DECAY = 0.01
+WARMUP_SHARE = 0.05
+CLIP_NORM = 1.0
+LOG_EVERY = 10
+
+
+def fit(
+    context: Context,
+    parameters: Iterable[nn.Parameter],
+    loss: Callable[[int], Tensor],
+    steps: int,
+    learning_rate: float,
+) -> None:
+    """Make `steps` updates on `loss(step)`, step from 0; logs the loss and writes it to `history.csv`.
+
+    Raises UserError at the first loss that is not finite, before its update.
+    """
+    weights = list(parameters)
+    optimizer = torch.optim.AdamW(weights, learning_rate, BETAS, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps + 1, pct_start=WARMUP_SHARE, cycle_momentum=False
+    )
+    history: list[tuple[int, float]] = []
+    recent: list[float] = []
+    with progress(context.name, steps) as meter:
+        for step in range(steps):
+            value = loss(step)
+            recent.append(_finite(value.item(), step, context.name))
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(weights, CLIP_NORM)
+            optimizer.step()
+            schedule.step()
+            meter.advance(note=f"loss {recent[-1]:.4f}")
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+                history.append((step + 1, sum(recent) / len(recent)))
+                context.tracker.log_metrics({"loss": history[-1][1]}, step=step + 1)
+                recent = []
+    _write_history(context.out / "history.csv", history)
+
+
+def _finite(value: float, step: int, section: str) -> float:
+    if value - value == 0:
+        return value
+    raise UserError(f"params.yaml: {section}: the loss is {value} at step {step}: lower {section}.learning_rate")
+
+
+def _write_history(path: Path, rows: list[tuple[int, float]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("step", "loss"))
+        writer.writerows(rows)

@@ -1,0 +1,74 @@
+"""A workspace of tiny untrained models, for tests of the stages that draw pictures."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from model.autoencoder import build_autoencoder
+from model.checkpoint import save_network
+from model.network import NetworkConfig, Sana
+from model.text_encoder import build_text_encoder, train_tokenizer
+from tasks import layout
+from tasks.data.vocabulary import TASKS, lines
+from tasks.geneval.judge import JudgeConfig, JudgeNetwork, save_judge
+from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml
+from tasks.spool import SPOOLS, open_spool
+from tasks.stage import Context, Metrics, Stage
+from tasks.tracking import Tracker
+
+TEXT_CHANNELS = 16
+CHANGES = {
+    "compute.device": "cpu",
+    "compute.dtype": "float32",
+    "shard.image_size": 16,
+    "text_encoder.max_tokens": 16,
+    "pretrain.depth": 1,
+    "grow.depth": 3,
+    "prune.depths": [2],
+    "sampling.steps": 2,
+    "sampling.batch_size": 24,
+    "judge.prompts": 12,
+    "judge.images_per_prompt": 2,
+    "judge.steps": 3,
+    "judge.batch_size": 8,
+    "geneval.prompts_per_task": 2,
+    "geneval.images_per_prompt": 5,
+    "geneval.images_per_pruned_prompt": 3,
+    "geneval.best_of": [1, 2, 4],
+    "geneval.bootstrap_samples": 50,
+}
+
+
+def write_workspace() -> Params:
+    """Fill the working directory with params and every model that drawing needs; returns the params."""
+    values = apply_overrides(read_yaml(Path(__file__).parents[1] / PARAMS_FILE), CHANGES, "test")
+    PARAMS_FILE.write_text(json.dumps(values), encoding="utf-8")
+    torch.manual_seed(0)
+    autoencoder = build_autoencoder(4, (8, 8), 1)
+    tokenizer = train_tokenizer([line["prompt"] for task in TASKS for line in lines(task)], 320)
+    text_encoder = build_text_encoder(tokenizer, TEXT_CHANNELS, 1, 2, 16)
+    for folder in (layout.AUTOENCODER, layout.TEXT_ENCODER, layout.JUDGE):
+        folder.mkdir(parents=True)
+    autoencoder.save(layout.AUTOENCODER)
+    text_encoder.save(layout.TEXT_ENCODER)
+    save_judge(JudgeNetwork(JudgeConfig(TEXT_CHANNELS)), layout.JUDGE)
+    for name, depth in (("small", 1), ("grown", 3), ("pruned-2", 2)):
+        folder = layout.model_folder(name)
+        folder.mkdir()
+        save_network(Sana(NetworkConfig(4, 16, depth, 8, 2, 2.0, 1, TEXT_CHANNELS, True)), folder)
+    return build_params(values, "test")
+
+
+def run(stage: Stage, params: Params, out: Path | None = None) -> tuple[Metrics, Path]:
+    """The stage's metrics and its output folder, `out` where it is not the stage's own."""
+    out = out or stage.out
+    out.mkdir(parents=True)
+    with closing(open_spool(SPOOLS, stage.name, tags={})) as spool:
+        return stage.run(Context(stage.name, params, out, Path("state"), Tracker(spool), "cpu", 1)), out
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,90 @@
+"""Optimizers by name: what each name builds, resuming bit for bit, and the memory of their state."""
+
+import copy
+import io
+
+import bitsandbytes
+import pytest
+import torch
+from torch import nn
+
+from kernels.came8bit import Came, Came8bit
+from kernels.optimizers import OPTIMIZERS, build_optimizer, state_bytes_per_parameter
+
+CLASSES = {"came8bit": Came8bit, "came": Came, "adamw8bit": bitsandbytes.optim.AdamW8bit, "adamw": torch.optim.AdamW}
+
+
+def make_network() -> nn.Module:
+    """A network with matrices above and below the 8-bit optimizers' limits."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 640), nn.SiLU(), nn.Linear(640, 64), nn.SiLU(), nn.Linear(64, 8))
+
+
+def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    """Regression on inputs that depend on the step alone."""
+    for step in steps:
+        inputs = torch.randn(16, 32, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (network(inputs) - inputs[:, :8].sin()).square().mean().backward()
+        optimizer.step()
+
+
+def test_every_name_builds_its_optimizer_with_the_given_rate_and_decay() -> None:
+    assert OPTIMIZERS.keys() == CLASSES.keys()
+    for name, expected in CLASSES.items():
+        (group,) = build_optimizer(name, iter(make_network().parameters()), 3e-4, 0.02).param_groups
+        built = build_optimizer(name, make_network().parameters(), 3e-4, 0.02)
+        assert type(built) is expected
+        assert (group["lr"], group["weight_decay"], len(group["params"])) == (3e-4, 0.02, 6)
+
+
+def test_came_uses_the_betas_and_epsilons_of_sana() -> None:
+    for name in ("came8bit", "came"):
+        (group,) = build_optimizer(name, make_network().parameters(), 1e-4, 0.0).param_groups
+        assert group["betas"] == (0.9, 0.999, 0.9999)
+        assert group["eps"] == (1e-30, 1e-16)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(ValueError, match=r"'came8bits'.*did you mean 'came8bit'"):
+        build_optimizer("came8bits", make_network().parameters(), 1e-4, 0.0)
+
+
+@pytest.mark.parametrize("name", list(CLASSES))
+def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(name: str) -> None:
+    whole = make_network()
+    train(whole, build_optimizer(name, whole.parameters(), 1e-3, 0.01), range(8))
+
+    halved = make_network()
+    first = build_optimizer(name, halved.parameters(), 1e-3, 0.01)
+    train(halved, first, range(4))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+
+    resumed_network = copy.deepcopy(halved)
+    resumed = build_optimizer(name, resumed_network.parameters(), 1e-3, 0.01)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    train(resumed_network, resumed, range(4, 8))
+    for one, two in zip(whole.parameters(), resumed_network.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_state_bytes_per_parameter_counts_every_kind_of_state() -> None:
+    bounds = {"came8bit": (1.0, 2.0), "came": (4.0, 4.5), "adamw8bit": (2.0, 2.5), "adamw": (8.0, 8.1)}
+    for name, (low, high) in bounds.items():
+        network = nn.Linear(256, 256)
+        optimizer = build_optimizer(name, network.parameters(), 1e-3, 0.0)
+        network(torch.ones(1, 256)).sum().backward()
+        optimizer.step()
+        assert low < state_bytes_per_parameter(optimizer) < high, name
+
+
+def test_state_bytes_per_parameter_is_exact_for_came() -> None:
+    network = nn.Linear(6, 4)
+    optimizer = build_optimizer("came", network.parameters(), 1e-3, 0.0)
+    network(torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    # the matrix: momentum and two factored means; the bias: momentum and mean of squares
+    numbers = 4 * 6 + 2 * (4 + 6) + 2 * 4
+    assert state_bytes_per_parameter(optimizer) == 4 * numbers / (4 * 6 + 4)

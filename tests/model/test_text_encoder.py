@@ -1,0 +1,111 @@
+"""Claims about the text encoder: it is transformers' Gemma-2, read out at the last hidden state without padding."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from model.text_encoder import (
+    LEAST_VOCABULARY,
+    TextEncoder,
+    build_text_encoder,
+    load_text_encoder,
+    pad,
+    train_tokenizer,
+)
+
+CAPTIONS = [
+    "a photo of a red circle and a blue square",
+    "a photo of a circle",
+    "a photo of three triangles",
+    "a photo of a ring left of a cross",
+]
+MAX_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(CAPTIONS * 2, LEAST_VOCABULARY + 100)
+    return build_text_encoder(tokenizer, hidden_size=32, layers=2, heads=4, max_tokens=MAX_TOKENS)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_embedding_is_the_last_hidden_state_that_transformers_gives_for_the_saved_folder(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    encoder.save(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True, attn_implementation="eager")
+    for caption, embedding in zip(CAPTIONS, encoder.encode(CAPTIONS), strict=True):
+        inputs = tokenizer(caption, return_tensors="pt")
+        with torch.no_grad():
+            expected = model(**inputs, output_hidden_states=True).hidden_states[-1][0]
+        torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=0)
+
+
+def test_embedding_is_the_same_alone_and_in_a_batch(encoder: TextEncoder) -> None:
+    for caption, together in zip(CAPTIONS, encoder.encode(CAPTIONS), strict=True):
+        torch.testing.assert_close(encoder.encode([caption])[0], together, atol=1e-5, rtol=0)
+
+
+def test_embedding_of_a_prompt_begins_with_bos_and_has_unit_size(encoder: TextEncoder) -> None:
+    null = encoder.encode([""])[0]
+    assert null.shape == (1, encoder.channels)
+    assert encoder.tokens([""]) == [[encoder.tokenizer.bos_token_id]]
+    for embedding in encoder.encode(CAPTIONS):
+        torch.testing.assert_close(embedding[:1], null, atol=1e-5, rtol=0)  # attention is causal
+        assert embedding.square().mean().sqrt() == pytest.approx(1, abs=0.05)
+
+
+def test_prompt_longer_than_the_limit_is_cut_and_its_beginning_unchanged(encoder: TextEncoder) -> None:
+    long = encoder.encode([" and ".join(CAPTIONS)])[0]
+    assert long.shape[0] == MAX_TOKENS
+    whole = TextEncoder(encoder.model, encoder.tokenizer, 1000).encode([" and ".join(CAPTIONS)])[0]
+    torch.testing.assert_close(long, whole[:MAX_TOKENS], atol=1e-5, rtol=0)
+
+
+def test_text_encoder_read_back_from_its_folder_is_the_same_and_writes_the_same_bytes(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    encoder.save(first)
+    loaded = load_text_encoder(first, MAX_TOKENS)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.encode(CAPTIONS), encoder.encode(CAPTIONS), strict=True))
+    assert loaded.encode(CAPTIONS)[0].dtype == torch.float32
+    loaded.save(second)
+    assert files(first) == files(second)
+
+
+def test_tokenizer_spells_any_text_and_knows_the_words_of_its_captions(encoder: TextEncoder) -> None:
+    tokenizer = encoder.tokenizer
+    for text in ("Zwölf Boxkämpfer, 東京 🙂 <bos", *CAPTIONS):
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text
+    assert tokenizer.tokenize("a circle of a circle") == ["Ġa", "Ġcircle", "Ġof", "Ġa", "Ġcircle"]
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id) == (0, 1, 2)
+
+
+def test_vocabulary_without_room_for_every_byte_is_refused() -> None:
+    with pytest.raises(ValueError, match="vocabulary is 258: it must be 259 or above"):
+        train_tokenizer(CAPTIONS, LEAST_VOCABULARY - 1)
+
+
+def test_padding_is_zero_where_the_mask_is_false_and_nothing_else_changes() -> None:
+    embeddings = [torch.randn(length, 5) for length in (3, 1, 4)]
+    text, mask = pad(embeddings)
+    assert mask.dtype == torch.bool and mask.sum(1).tolist() == [3, 1, 4]
+    assert torch.equal(text[mask], torch.cat(embeddings))
+    assert torch.count_nonzero(text[~mask]) == 0
+
+
+def test_folder_without_a_text_encoder_is_refused_in_one_line(encoder: TextEncoder, tmp_path: Path) -> None:
+    without_tokenizer = tmp_path / "without_tokenizer"
+    encoder.model.save_pretrained(without_tokenizer)
+    for folder in (tmp_path / "absent", without_tokenizer):
+        with pytest.raises(ValueError) as raised:
+            load_text_encoder(folder, MAX_TOKENS)
+        assert str(raised.value).startswith(f"{folder} holds no text encoder") and "\n" not in str(raised.value)

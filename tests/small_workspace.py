@@ -1,0 +1,64 @@
+"""A small workspace: params, and encoded samples of random latents and texts, as stages find them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from tasks import layout
+from tasks.data.arrays import to_npy
+from tasks.data.encoded import NULL_TEXT, NULL_TEXT_NAME
+from tasks.data.shards import Sample, describe, write_index, write_split
+from tasks.files import write_manifest
+from tasks.params import PARAMS_FILE, apply_overrides, read_yaml
+
+PROJECT = Path(__file__).parents[1]
+HELDOUT = 12
+
+
+def write_params(workspace: Path, changes: dict[str, Any]) -> None:
+    """The default params with dotted keys changed, as the workspace's own."""
+    values = apply_overrides(read_yaml(PROJECT / PARAMS_FILE), changes, "test")
+    (workspace / PARAMS_FILE).write_text(json.dumps(values), encoding="utf-8")
+
+
+def write_encoded(workspace: Path, train: int = 4, heldout: int = HELDOUT) -> None:
+    """The output of stage `encode` with random numbers; two of its samples share a caption."""
+    random = np.random.default_rng(0)
+    folder = workspace / layout.ENCODED
+    folder.mkdir(parents=True)
+    splits = {}
+    for split, count in (("train", train), ("heldout", heldout)):
+        samples = [
+            Sample(
+                f"{i:04d}",
+                {
+                    "latent.npy": to_npy(random.standard_normal((3, 4, 4)).astype(np.float16)),
+                    "text.npy": to_npy(random.standard_normal((2 + i % 3, 6)).astype(np.float16)),
+                    "json": describe(32, 32, f"a photo of {max(i, 1)} things"),
+                },
+            )
+            for i in range(count)
+        ]
+        splits[split] = write_split(folder, split, samples, 8)
+    write_index(folder, splits)
+    save_file({NULL_TEXT_NAME: torch.zeros(1, 6, dtype=torch.float16)}, folder / NULL_TEXT)
+    write_manifest(folder)
+
+
+def stage_process(workspace: Path, *command: str, **environment: str) -> subprocess.Popen[str]:
+    """`python -m <command>` started in the workspace, with its output piped."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=workspace,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )

@@ -1,0 +1,84 @@
+"""Claims about best of N, against enumeration of every draw."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from tasks.geneval.best_of_n import best_of, best_of_chance, other_prompts, ranking, select, win_probabilities
+
+
+def pools(seed: int, prompts: int = 9, size: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Random verdicts and scores with many ties and some abstentions; the last pool is abstained on entirely."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 3, (prompts, size)).astype(np.float64)
+    scores[rng.random(scores.shape) < 0.2] = np.nan
+    scores[-1] = np.nan
+    return (rng.random((prompts, size)) < 0.4).astype(np.float64), scores
+
+
+def enumerated(correct: np.ndarray, scores: np.ndarray, n: int) -> float:
+    """Mean over every subset of `n` of the verdict on its winner, found by walking the subset in index order."""
+    verdicts = []
+    for subset in combinations(range(len(correct)), n):
+        winner = None
+        for i in subset:
+            if not math.isnan(scores[i]) and (winner is None or scores[i] > scores[winner]):
+                winner = i
+        verdicts.append(0.0 if winner is None else correct[winner])
+    return float(np.mean(verdicts))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("n", range(1, 7))
+def test_best_of_n_is_the_mean_over_every_draw(seed: int, n: int) -> None:
+    correct, scores = pools(seed)
+    expected = [enumerated(c, s, n) for c, s in zip(correct, scores, strict=True)]
+    np.testing.assert_allclose(best_of(correct, scores, n), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_oracle_misses_only_draws_without_a_correct_picture(n: int) -> None:
+    size = 7
+    correct = np.tril(np.ones((size + 1, size)), -1)  # 0 to 7 correct pictures
+    missed = [math.comb(size - k, n) / math.comb(size, n) for k in range(size + 1)]
+    np.testing.assert_allclose(best_of(correct, correct, n), 1 - np.array(missed), atol=1e-12)
+
+
+def test_best_of_one_is_chance_whatever_the_judge_says() -> None:
+    correct, scores = pools(3)
+    judged = np.nan_to_num(scores)
+    np.testing.assert_allclose(best_of(correct, judged, 1), best_of_chance(correct), atol=1e-12)
+
+
+def test_best_of_the_whole_pool_is_the_selected_picture() -> None:
+    correct, scores = pools(4)
+    winners = select(scores)
+    expected = [0.0 if w < 0 else row[w] for row, w in zip(correct, winners, strict=True)]
+    np.testing.assert_array_equal(best_of(correct, scores, correct.shape[1]), expected)
+
+
+def test_lowest_index_wins_ties_and_abstentions_never_win() -> None:
+    nan = math.nan
+    scores = np.array([[1.0, 2.0, 2.0], [nan, -9.0, nan], [nan, nan, nan], [-math.inf, nan, -math.inf]])
+    np.testing.assert_array_equal(select(scores), [1, 1, -1, 0])
+    np.testing.assert_array_equal(ranking(scores)[0], [1, 2, 0])
+
+
+@pytest.mark.parametrize("n", [1, 5, 16])
+def test_win_probabilities_sum_to_one(n: int) -> None:
+    assert win_probabilities(16, n).sum() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_draw_beyond_the_pool_is_refused(n: int) -> None:
+    with pytest.raises(ValueError, match=r"pool of 4"):
+        win_probabilities(4, n)
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 50])
+def test_shuffled_judge_never_reads_its_own_prompt(prompts: int) -> None:
+    others = other_prompts(prompts, np.random.default_rng(prompts))
+    assert sorted(others) == list(range(prompts))
+    assert (others != np.arange(prompts)).all()

@@ -1,0 +1,92 @@
+"""Claims about the command `generate`, on a small workspace of untrained models."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawing_workspace import all_bytes, write_workspace
+from PIL import Image
+
+from model.text_encoder import load_text_encoder
+from tasks import layout
+from tasks.generate import main
+from tasks.geneval.judge import load_judge, log_yes
+
+PROMPT = "a photo of a red circle"
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A workspace, and a tracker of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    write_workspace()
+    yield
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the command says when it exits 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    lines = capsys.readouterr().err.splitlines()
+    assert exit_.value.code == 2 and len(lines) == 1
+    return lines[0]
+
+
+def test_pictures_are_written_with_the_judges_scores_best_first(capsys: pytest.CaptureFixture[str]) -> None:
+    main([PROMPT, "--model", "small", "--n", "3", "--seed", "5", "--out", "made"])
+    record = json.loads(Path("made/scores.json").read_text())
+    (row,) = record["prompts"]
+    assert (record["model"], record["seed"], row["prompt"]) == ("small", 5, PROMPT)
+    scores = {picture["file"]: picture["log_yes"] for picture in row["pictures"]}
+    assert sorted(scores) == [f"00000/000{i}.png" for i in range(3)]
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    pictures = np.stack([np.asarray(Image.open(Path("made") / name)) for name in sorted(scores)])
+    again = log_yes(load_judge(layout.JUDGE), load_text_encoder(layout.TEXT_ENCODER, 16), pictures[None], [PROMPT])[0]
+    np.testing.assert_allclose([scores[name] for name in sorted(scores)], again, atol=1e-6)
+    assert f"best is made/{row['pictures'][0]['file']}" in capsys.readouterr().out
+
+
+def test_contact_sheet_has_a_row_for_each_prompt_and_its_best_picture_first() -> None:
+    Path("prompts.txt").write_text(f"{PROMPT}\n\n  a photo of two rings \n", encoding="utf-8")
+    main(["--prompts", "prompts.txt", "--model", "outputs/grown", "--n", "2", "--out", "made"])
+    rows = json.loads(Path("made/scores.json").read_text())["prompts"]
+    assert [row["prompt"] for row in rows] == [PROMPT, "a photo of two rings"]
+    sheet = np.asarray(Image.open("made/sheet.png"))
+    assert sheet.shape == (2 * 20 * 4, 2 * 20 * 4, 3)  # pictures of 16, framed by 2, enlarged by 4
+    for number, row in enumerate(rows):
+        for place, picture in enumerate(row["pictures"]):
+            cell = sheet[number * 80 : number * 80 + 80, place * 80 : place * 80 + 80][8:72:4, 8:72:4]
+            np.testing.assert_array_equal(cell, np.asarray(Image.open(Path("made") / picture["file"])))
+
+
+def test_same_seed_gives_the_same_files_and_another_seed_others() -> None:
+    for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        main([PROMPT, "--model", "small", "--n", "2", "--seed", seed, "--out", out])
+    assert all_bytes(Path("a")) == all_bytes(Path("b"))
+    assert all_bytes(Path("a"))["00000/0000.png"] != all_bytes(Path("c"))["00000/0000.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either a prompt or --prompts FILE"),
+        ([PROMPT, "--prompts", "prompts.txt"], "give either a prompt or --prompts FILE"),
+        (["  "], "is empty"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
+        ([PROMPT, "--n", "0"], "--n 0: draw at least 1 picture"),
+        ([PROMPT, "--model", "pruned-99"], "pruned-99"),
+        ([PROMPT, "--out", "outputs"], "outputs exists"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refusal(arguments, capsys)
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "text_encoder", "judge"])
+def test_missing_stage_is_named_with_the_command_that_makes_it(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (layout.OUTPUTS / stage).rename("elsewhere")
+    assert f"python -m tasks.{stage}" in refusal([PROMPT, "--model", "small"], capsys)
+    assert not Path("generated").exists()

@@ -1,0 +1,137 @@
+"""Claims about the stages that draw and score pictures, on a small workspace of untrained models."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawing_workspace import all_bytes, run, write_workspace
+
+from tasks import controls, judge, layout
+from tasks.data.scenes import render, sample_scene
+from tasks.data.vocabulary import TASKS, lines
+from tasks.errors import UserError
+from tasks.geneval.__main__ import models, stage
+from tasks.geneval.evaluation import correctness, score_prompts
+from tasks.geneval.layout import read_prompts, read_results
+from tasks.geneval.pictures import load_painter
+from tasks.geneval.pool import Pool, load_pool
+from tasks.geneval.prompts import Prompt, evaluation_prompts
+from tasks.geneval.summary import CHOOSERS, summarize
+from tasks.params import Params
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
+    """A workspace and its params."""
+    monkeypatch.chdir(tmp_path)
+    yield write_workspace()
+
+
+def real_pool(images: int = 6, seed: int = 0) -> Pool:
+    """Prompts with pictures that the renderer drew, some for the prompt's task and some for another's."""
+    rng = np.random.default_rng(seed)
+    chosen = [Prompt(line, seen=i % 2 == 0) for task in TASKS for i, line in enumerate(lines(task)[:4])]
+    pictures = np.stack([[render(sample_scene(rng, prompt.tag)) for _ in range(images)] for prompt in chosen])
+    judged = rng.normal(size=pictures.shape[:2])
+    return Pool(chosen, pictures, correctness(score_prompts(chosen, pictures)), judged, rng.permuted(judged, axis=1))
+
+
+def test_noise_of_a_picture_does_not_depend_on_batches_or_other_prompts(params: Params) -> None:
+    painter = load_painter(layout.SMALL, params, "cpu")
+    prompts = ["a photo of a red circle", "a photo of two rings", "a photo of a cross"]
+    together = painter.draw(prompts, 9, seed=1, label="test")
+    assert together.shape == (3, 9, 16, 16, 3) and together.dtype == np.uint8
+    alone = painter.draw(prompts[:1], 2, seed=1, label="test")
+    assert np.abs(together[0, :2].astype(int) - alone[0].astype(int)).max() <= 1
+    assert (painter.draw(prompts, 9, seed=2, label="test") != together).any(axis=(2, 3, 4)).all()
+
+
+def test_evaluation_holds_what_the_scorer_says_of_its_own_pictures(params: Params) -> None:
+    metrics, out = run(stage(params, "grown"), params)
+    pool = load_pool(out)
+    prompts = evaluation_prompts(params.compute.seed, 2)
+    assert pool.prompts == prompts and pool.pictures_PNHW3.shape == (len(prompts), 5, 16, 16, 3)
+    rows = read_results(out / "results.jsonl")
+    assert len(rows) == 4 * len(prompts)
+    folders = list(read_prompts(out))
+    for folder, prompt, pictures in zip(folders, prompts, pool.pictures_PNHW3, strict=True):
+        assert folder.line == prompt.line and np.array_equal(np.stack(folder.pictures), pictures[:4])
+    assert [row["correct"] for row in rows] == pool.correct_PN[:, :4].ravel().tolist()
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["best_of"]) == {"1", "2", "4"} and summary["pictures_per_prompt"] == 5
+    assert metrics["geneval/overall"] == summary["geneval"]["overall"]
+
+
+def test_evaluating_twice_gives_the_same_bytes_and_no_timing(params: Params) -> None:
+    first = all_bytes(run(stage(params, "pruned-2"), params)[1])
+    again = all_bytes(run(stage(params, "pruned-2"), params, Path("again"))[1])
+    assert first == again and "pool.safetensors" in first
+    assert json.loads(Path("results/speed/pruned-2.json").read_text())["seconds_per_picture"] > 0
+    assert load_pool(Path("again")).pictures_PNHW3.shape[1] == 3  # pruned models draw fewer
+
+
+def test_models_share_the_noise_of_each_picture(params: Params) -> None:
+    small, pruned = (load_painter(layout.model_folder(name), params, "cpu") for name in ("small", "pruned-2"))
+    assert small._noise(3, 1, 2).equal(pruned._noise(3, 1, 2))
+    assert not small._noise(3, 1, 2).equal(small._noise(3, 2, 1))
+
+
+def test_summary_follows_from_the_pool_by_hand() -> None:
+    pool = real_pool()
+    assert 0 < pool.correct_PN.mean() < 1
+    summary = summarize(pool, (1, 3, 6, 9), samples=200, seed=0)
+    by_task = {task: pool.correct_PN[[tag == task for tag in pool.tasks]] for task in TASKS}
+    assert summary["geneval"]["overall"] == pytest.approx(np.mean([part.mean() for part in by_task.values()]))
+    some_right = np.mean([part.any(axis=1).mean() for part in by_task.values()])
+    assert summary["oracle"]["6"]["overall"] == pytest.approx(some_right)
+    best = np.take_along_axis(pool.correct_PN, pool.judged_PN.argmax(1)[:, None], 1)[:, 0]
+    chosen = np.mean([best[[tag == task for tag in pool.tasks]].mean() for task in TASKS])
+    assert summary["best_of"]["6"]["overall"] == pytest.approx(chosen)
+    for name in CHOOSERS:
+        assert list(summary[name]) == ["1", "3", "6"]  # nine cannot be drawn from six
+        assert summary[name]["1"]["overall"] == pytest.approx(summary["geneval"]["overall"])
+    assert summary["random"]["6"] == summary["random"]["1"]
+    for kind, wanted in (("seen", True), ("unseen", False)):
+        rows = [seen == wanted for seen in pool.seen]
+        parts = [pool.correct_PN[np.array(rows) & np.array([tag == task for tag in pool.tasks])] for task in TASKS]
+        assert summary["by_seen"][kind]["overall"] == pytest.approx(np.mean([part.mean() for part in parts]))
+
+
+def test_pool_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    pool = real_pool(images=2)
+    pool.save(tmp_path)
+    loaded = load_pool(tmp_path)
+    assert loaded.prompts == pool.prompts
+    for name in ("pictures_PNHW3", "correct_PN", "judged_PN", "shuffled_PN"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(pool, name))
+    (tmp_path / "pool.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"pool\.safetensors cannot be read"):
+        load_pool(tmp_path)
+
+
+def test_unknown_model_is_refused_with_the_ones_there_are(params: Params) -> None:
+    assert models(params) == ["small", "grown", "pruned-2", "finetuned-2"]
+    with pytest.raises(UserError, match=r"pruned-7 is not in this experiment: choose from small, grown, pruned-2"):
+        stage(params, "pruned-7")
+
+
+def test_judge_stage_trains_and_reports_the_same_twice(params: Params) -> None:
+    record = judge.stage(params)
+    metrics, first = run(record, params, Path("first"))
+    again, second = run(record, params, Path("second"))
+    assert metrics == again and all_bytes(first) == all_bytes(second)
+    assert set(all_bytes(first)) == {"config.json", "model.safetensors", "history.csv"}
+    assert len((first / "history.csv").read_text().splitlines()) == 1 + params.judge.steps
+
+
+def test_controls_compare_random_cuts_with_the_chosen_ones(params: Params) -> None:
+    run(stage(params, "pruned-2"), params)
+    metrics, out = run(controls.stage(params), params)
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(metrics) == {"noise", "untrained", "random-2", "chosen-2", "gain-2"}
+    assert len(summary["cuts"]["2"]["kept"]) == 2 and summary["cuts"]["2"]["kept"] < [2, 2]
+    chosen = json.loads((layout.GENEVAL / "pruned-2" / "summary.json").read_text())["geneval"]
+    assert summary["cuts"]["2"]["chosen"] == chosen
+    assert metrics["gain-2"] == pytest.approx(metrics["chosen-2"] - metrics["random-2"])

@@ -1,0 +1,222 @@
+"""Claims about the stages grow, importance and prune, on a small workspace of real shards and checkpoints."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_networks import small_network
+from small_workspace import HELDOUT, write_encoded, write_params
+
+from model.checkpoint import load_network, save_network
+from model.growth import STRATEGIES
+from model.importance import block_importance
+from tasks import grow, importance, layout, prune
+from tasks.data.encoded import EncodedDataset
+from tasks.errors import UserError
+from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml, section_values
+from tasks.seeds import generator
+from tasks.spool import SPOOLS, open_spool
+from tasks.stage import Context, Metrics, Stage, run_depth_main
+from tasks.tracking import Tracker
+from tasks.training.evaluation import heldout_loss
+
+GROWN_DEPTH = 5
+CHANGES = {
+    "compute.device": "cpu",
+    "compute.dtype": "float32",
+    "pretrain.depth": 2,
+    "grow.depth": GROWN_DEPTH,
+    "importance.prompts": 10,
+    "importance.batch_size": 4,
+    "importance.times": [0.2, 0.5, 0.8],
+    "prune.depths": [4, 3, 2],
+    "prune.random_choices": 3,
+}
+
+
+def params(**changes: Any) -> Params:
+    """The workspace's parameters with `section__key=value` changed."""
+    overrides = {name.replace("__", "."): value for name, value in changes.items()}
+    return build_params(apply_overrides(read_yaml(PARAMS_FILE), overrides, "test"), "test")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A workspace with params, encoded data, and the checkpoints `small` and `grown`."""
+    write_params(tmp_path, CHANGES)
+    write_encoded(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for folder, depth, seed in ((layout.SMALL, 2, 0), (layout.GROWN, GROWN_DEPTH, 1)):
+        folder.mkdir()
+        save_network(small_network(depth, seed), folder)
+    yield tmp_path
+
+
+def run(stage: Stage, chosen: Params) -> tuple[Metrics, Path]:
+    """The stage's metrics and output, as the command leaves it."""
+    out = stage.out
+    out.mkdir(parents=True)
+    with closing(open_spool(SPOOLS, stage.name, tags={})) as spool:
+        return stage.run(Context(stage.name, chosen, out, Path("state"), Tracker(spool), "cpu", 1)), out
+
+
+def loss_of(network: torch.nn.Module) -> float:
+    return heldout_loss(network, EncodedDataset(layout.ENCODED, "heldout"), params().diffusion, 0, "cpu", "float32")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_values(stage: Stage, chosen: Params) -> dict[str, Any]:
+    """The parameters that the stage's result depends on."""
+    return section_values(chosen, stage.sections)
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_growing_reports_every_strategy_without_and_with_a_dropped_block(workspace: Path) -> None:
+    metrics, out = run(grow.stage(params()), params())
+    report = read(out / "growth.json")
+    starts = {(start["strategy"], start["drop"]): start for start in report["starts"]}
+    assert set(starts) == {(strategy, drop) for strategy in STRATEGIES for drop in (0, 1)}
+    small_loss = loss_of(load_network(layout.SMALL))
+    identity = starts["partial_preservation", 0]
+    assert (identity["function_distance"], identity["heldout_loss"]) == (0.0, small_loss)
+    assert metrics["heldout_loss_small"] == small_loss
+    assert all(start["function_distance"] > 0.01 for key, start in starts.items() if start is not identity)
+    cut = load_network(layout.SMALL)
+    del cut.blocks[1:]
+    assert starts["partial_preservation", 1]["heldout_loss"] == loss_of(cut)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "share", "drop"), [("partial_preservation", 0.1, 0), ("cyclic", 0.5, 1), ("block_replication", 0.0, 0)]
+)
+def test_the_grown_checkpoint_is_the_chosen_start(workspace: Path, strategy: str, share: float, drop: int) -> None:
+    chosen = params(grow__strategy=strategy, grow__drop_share=share)
+    metrics, out = run(grow.stage(chosen), chosen)
+    network = load_network(out)
+    assert (
+        read(out / "growth.json")["chosen"] | {"strategy": strategy, "drop": drop}
+        == read(out / "growth.json")["chosen"]
+    )
+    assert metrics["heldout_loss"] == read(out / "growth.json")["chosen"]["heldout_loss"] == loss_of(network)
+    assert (metrics["drop"], metrics["depth"], len(network.blocks)) == (drop, GROWN_DEPTH, GROWN_DEPTH)
+
+
+def test_importance_is_the_mean_over_single_samples(workspace: Path) -> None:
+    _, out = run(importance.stage(params()), params())
+    heldout, network = EncodedDataset(layout.ENCODED, "heldout"), load_network(layout.GROWN)
+    random = generator(0, "importance", "noise")
+    noise = torch.cat([torch.randn(count, 3, 4, 4, generator=random) for count in (4, 4, 2)])
+    each = []
+    for position, index in enumerate([0, 1, 2, 3, 4, 6, 7, 8, 9, 10]):
+        sample = heldout.batch([index])
+        text = network.encode_text(sample.text_BTE, sample.mask_BT)
+        each.append(
+            block_importance(network, sample.latents_BCHW, noise[position : position + 1], text, [0.2, 0.5, 0.8])
+        )
+    np.testing.assert_allclose(read(out / "importance.json")["scores"], torch.stack(each).mean(0), rtol=1e-4)
+
+
+def test_importance_is_saved_with_its_spread_and_the_order_of_removal(workspace: Path) -> None:
+    metrics, out = run(importance.stage(params()), params())
+    report = read(out / "importance.json")
+    scores = np.array(report["scores"])
+    assert scores.shape == (3, GROWN_DEPTH)
+    np.testing.assert_allclose(report["mean"], scores.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(report["std"], scores.std(0), rtol=1e-9)
+    assert report["removal_order"] == np.argsort(scores.mean(0), kind="stable").tolist()
+    assert (report["prompts"], report["distinct_prompts"]) == (10, 9)
+    assert (metrics["prompts"], metrics["distinct_prompts"]) == (10, 9)
+    with open(out / "importance.csv", encoding="utf-8") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["importance"] for row in rows] == report["mean"]
+    assert [(row["block"], row["std"]) for row in rows] == list(enumerate(report["std"]))
+
+
+def test_more_prompts_than_held_out_samples_are_refused_in_one_line(workspace: Path) -> None:
+    chosen = params(importance__prompts=HELDOUT + 1)
+    with pytest.raises(UserError, match=r"^importance.prompts is 13 [^\n]*12 samples: [^\n]*shard.heldout_samples$"):
+        run(importance.stage(chosen), chosen)
+
+
+@pytest.mark.parametrize(("available", "prompts"), [(12, 12), (12, 5), (512, 128), (7, 1)])
+def test_calibration_samples_are_distinct_and_spread_over_the_split(available: int, prompts: int) -> None:
+    indices = importance.calibration_indices(available, prompts)
+    assert len(set(indices)) == len(indices) == prompts
+    assert indices[0] == 0 and indices[-1] < available
+    assert np.ptp(np.diff(indices, append=available)) <= 1
+
+
+def test_pruning_keeps_the_blocks_that_the_saved_importance_ranks_highest(workspace: Path) -> None:
+    layout.IMPORTANCE.mkdir()
+    (layout.IMPORTANCE / "importance.json").write_text('{"mean": [0.9, 0.01, 0.2, 0.3, 0.1]}', encoding="utf-8")
+    metrics, out = run(prune.stage(params(), 3), params())
+    report, grown, pruned = read(out / "pruning.json"), load_network(layout.GROWN), load_network(out)
+    assert (report["kept"], report["removed"]) == ([0, 2, 3], [1, 4])
+    for block, number in zip(pruned.blocks, [0, 2, 3], strict=True):
+        pairs = zip(block.parameters(), grown.blocks[number].parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert metrics["heldout_loss"] == report["heldout_loss"]["importance"] == loss_of(pruned)
+    assert metrics["heldout_loss_before"] == loss_of(grown)
+    assert metrics["depth"] == pruned.config.depth == 3
+
+
+def test_pruning_reports_other_choices_of_as_many_blocks(workspace: Path) -> None:
+    layout.IMPORTANCE.mkdir()
+    (layout.IMPORTANCE / "importance.json").write_text('{"mean": [0.9, 0.01, 0.2, 0.3, 0.1]}', encoding="utf-8")
+    metrics, out = run(prune.stage(params(), 3), params())
+    report = read(out / "pruning.json")
+    kept_by = {"first_removed": [2, 3, 4], "last_removed": [0, 1, 2]}
+    kept_by |= {f"random {i}": kept for i, kept in enumerate(report["random_kept"])}
+    losses = report["heldout_loss"] | {f"random {i}": loss for i, loss in enumerate(report["heldout_loss"]["random"])}
+    assert len(report["random_kept"]) == 3
+    for name, kept in kept_by.items():
+        assert len(kept) == 3 and kept == sorted(set(kept))
+        network = load_network(layout.GROWN)
+        network.blocks = torch.nn.ModuleList(network.blocks[i] for i in kept)
+        assert losses[name] == loss_of(network), name
+    assert metrics["heldout_loss_random"] == pytest.approx(np.mean(losses["random"]))
+
+
+def test_random_choices_differ_by_number_and_by_seed() -> None:
+    choices = {tuple(prune.random_choice(20, 10, seed, index)) for seed in range(5) for index in range(5)}
+    assert len(choices) == 25
+
+
+@pytest.mark.parametrize("build", [grow.stage, importance.stage, lambda chosen: prune.stage(chosen, 2)])
+def test_the_same_inputs_give_the_same_bytes(workspace: Path, build: Callable[[Params], Stage]) -> None:
+    layout.IMPORTANCE.mkdir()
+    (layout.IMPORTANCE / "importance.json").write_text('{"mean": [0.9, 0.01, 0.2, 0.3, 0.1]}', encoding="utf-8")
+    chosen, stage = params(), build(params())
+    torch.manual_seed(1)
+    _, first = run(replace(stage, out=Path("first")), chosen)
+    torch.manual_seed(2)
+    _, second = run(replace(stage, out=Path("second")), chosen)
+    assert all_bytes(first) == all_bytes(second) != {}
+
+
+def test_cutting_other_depths_besides_leaves_a_pruned_model_up_to_date(workspace: Path) -> None:
+    alone, beside = params(prune__depths=[3]), params(prune__depths=[4, 3, 2])
+    values = [read_values(prune.stage(chosen, 3), chosen) for chosen in (alone, beside)]
+    assert values[0] == values[1]
+    more_choices = params(prune__random_choices=9)
+    assert read_values(prune.stage(more_choices, 3), more_choices) != values[0]
+
+
+def test_a_depth_that_params_do_not_name_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run_depth_main(prune.stage, "prune", prune.__doc__, ["--depth", "1"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,183 @@
+"""Training resumes to the bit, stops before a bad update, saves before it obeys a signal, dies with its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_workspace import PROJECT, stage_process, write_encoded, write_params
+
+from model.checkpoint import load_network
+from tasks import layout
+from tasks.files import read_json
+from tasks.training.state import _generations
+
+CHANGES = {
+    "compute.device": "cpu",
+    "compute.threads": 1,
+    "network.hidden_size": 64,
+    "network.cross_heads": 4,
+    "pretrain.depth": 2,
+    "pretrain.steps": 60,
+    "pretrain.batch_size": 8,
+    "pretrain.grad_accumulation": 2,
+    "pretrain.warmup_steps": 5,
+    "pretrain.checkpoint_every": 7,
+    "pretrain.evaluate_every": 10,
+}
+
+
+def workspace(folder: Path, **changes: object) -> Path:
+    folder.mkdir()
+    write_params(folder, CHANGES | {name.replace("__", "."): value for name, value in changes.items()})
+    write_encoded(folder, train=37)
+    return folder
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / layout.SMALL).iterdir())}
+
+
+def states(folder: Path) -> list[Path]:
+    found = list((folder / layout.STATE / "state" / "pretrain").glob("*"))
+    return _generations(found[0]) if found else []
+
+
+def wait_for_state(folder: Path, process: subprocess.Popen[str]) -> None:
+    while not states(folder):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = workspace(tmp_path_factory.mktemp("uninterrupted") / "w")
+    finish(stage_process(folder, "tasks.pretrain"))
+    return outputs(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_restarted_equals_never_stopped(
+    tmp_path: Path, uninterrupted: dict[str, bytes], number: signal.Signals
+) -> None:
+    folder = workspace(tmp_path / "w")
+    process = stage_process(folder, "tasks.pretrain")
+    wait_for_state(folder, process)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert not (folder / layout.SMALL).exists()
+    output = finish(stage_process(folder, "tasks.pretrain"))
+    assert "resuming after step" in output
+    assert outputs(folder) == uninterrupted
+
+
+def test_a_signal_saves_the_step_it_came_in(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", pretrain__steps=4000, pretrain__checkpoint_every=4000)
+    process = stage_process(folder, "tasks.pretrain")
+    while not (folder / layout.STATE / "building" / "pretrain").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    time.sleep(3)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "run the same command to resume" in output
+    assert read_json(states(folder)[0] / "state.json")["step"] > 0
+
+
+def test_a_damaged_state_is_named_and_the_one_before_it_resumed(
+    tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    folder = workspace(tmp_path / "w")
+    process = stage_process(folder, "tasks.pretrain")
+    while len(states(folder)) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    newest = states(folder)[0] / "ema.safetensors"
+    damaged = bytearray(newest.read_bytes())
+    damaged[-1] ^= 1
+    newest.write_bytes(damaged)
+    output = finish(stage_process(folder, "tasks.pretrain"))
+    assert "passing over a damaged training state" in output and str(newest.relative_to(folder)) in output
+    assert outputs(folder) == uninterrupted
+
+
+def test_state_of_other_params_is_not_resumed(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    folder = workspace(tmp_path / "w", pretrain__learning_rate=0.5)
+    process = stage_process(folder, "tasks.pretrain")
+    wait_for_state(folder, process)
+    process.kill()
+    process.communicate()
+    write_params(folder, CHANGES)
+    output = finish(stage_process(folder, "tasks.pretrain"))
+    assert "is not resumed" in output
+    assert outputs(folder) == uninterrupted
+
+
+def test_non_finite_loss_stops_before_the_update(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", pretrain__learning_rate=1e30, pretrain__checkpoint_every=1)
+    process = stage_process(folder, "tasks.pretrain")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "no update was made" in output and "Traceback" not in output
+    for tensor in load_file(states(folder)[-1] / "network.safetensors").values():
+        assert torch.isfinite(tensor).all()
+
+
+def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", pretrain__steps=100000, pretrain__checkpoint_every=100000)
+    script = (
+        "import os, subprocess, sys, time\n"
+        "os.environ['SANA15_PARENT_PID'] = str(os.getpid())\n"
+        "print(subprocess.Popen([sys.executable, '-m', 'tasks.pretrain'], stdout=subprocess.DEVNULL).pid, flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    child = int(parent.stdout.readline())
+    while not (folder / layout.STATE / "building" / "pretrain").exists():
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_accumulated_micro_batches_equal_one_batch(tmp_path: Path) -> None:
+    weights = []
+    for parts in (1, 4):
+        folder = workspace(
+            tmp_path / str(parts),
+            pretrain__grad_accumulation=parts,
+            pretrain__steps=5,
+            pretrain__optimizer="adamw",
+            compute__dtype="float32",
+        )
+        finish(stage_process(folder, "tasks.pretrain"))
+        weights.append(load_network(folder / layout.SMALL).state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_training_lowers_the_held_out_loss(uninterrupted: dict[str, bytes]) -> None:
+    rows = uninterrupted["heldout.csv"].decode().splitlines()
+    first, last = (float(row.split(",")[2]) for row in (rows[1], rows[-1]))
+    assert last < first
