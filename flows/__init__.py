@@ -12,6 +12,8 @@ DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # the temporary server of a run without `make up`: a busy machine needs more than the usual 20 seconds
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # so that `prefect deployment run --watch` shows the stages' lines and the reason of a failure
+    "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
     "PREFECT_CLI_PROMPT": "false",
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",

@@ -4,7 +4,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,11 @@ class Build:
 
 @contextmanager
 def open_build(root: Path, flow_run_id: str, given: Mapping[str, Any]) -> Iterator[Build]:
-    """The build of workspace `root`, for as long as the block lasts; `given` (profile, overrides) goes to MLflow.
+    """The build of workspace `root`, the working directory for as long as the block lasts; `given` (profile, overrides) goes to MLflow.
 
     However the block ends, no child outlives it. Raises UserError if the workspace is in use or cannot be read.
     """
-    with work_alone(root):
+    with work_alone(root), chdir(root):
         params = load_params(root / PARAMS_FILE)
         pins = Pins(root)
         with open_lineage(root, flow_run_id, given) as lineage:

@@ -17,7 +17,6 @@ import yaml
 from prefect import flow, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
-from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
@@ -119,7 +118,7 @@ def _reason(state: State) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the flow from the command line; returns the exit code: 0 done, 1 a stage failed, 2 bad input, 130 or 143 stopped."""
+    """Run the flow from the command line; returns the exit code: 0 done, 1 a stage failed, 2 bad input, 130 stopped."""
     parser = argparse.ArgumentParser(prog="python -m flows.full_pipeline", description=__doc__)
     parser.add_argument("--profile", help="a file of profiles/, such as smoke")
     parser.add_argument(
@@ -137,8 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, 1)
     except KeyboardInterrupt:
         return _complain("stopped; run the same command to go on", 130)
-    except TerminationSignal as error:
-        return _complain("stopped; run the same command to go on", 128 + error.signal)
     return 0
 
 

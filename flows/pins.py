@@ -44,7 +44,10 @@ class PinnedStage:
 
 
 class Pins:
-    """The DVC side of the workspace `root`. Raises UserError if dvc.yaml or dvc.lock cannot be read."""
+    """The DVC side of the workspace `root`, which must be the working directory: DVC resolves some of its paths by that.
+
+    Raises UserError if dvc.yaml or dvc.lock cannot be read.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -83,14 +86,14 @@ class Pins:
                 self._repo.stage_cache.restore(stage)
             except RunCacheNotFoundError:
                 return False
-            self._repo.commit(self._address(name), force=True)
+            self._repo.commit(self.stages[name].key, force=True)
         return True
 
     def pin(self, name: str) -> None:
         """Put what the stage has built into the cache and write its entry of `dvc.lock`."""
         with self._exclusively():
             self._moved = True
-            self._repo.commit(self._address(name), force=True)
+            self._repo.commit(self.stages[name].key, force=True)
 
     def entry(self, name: str) -> dict[str, Any]:
         """The stage's entry of `dvc.lock`."""
@@ -102,11 +105,7 @@ class Pins:
             yield
 
     def _stage(self, name: str) -> Any:
-        return self._repo.stage.collect(self._address(name))[0]
-
-    def _address(self, name: str) -> str:
-        """DVC's address of a stage, from any working directory."""
-        return f"{self.root.resolve() / 'dvc.yaml'}:{self.stages[name].key}"
+        return self._repo.stage.collect(self.stages[name].key)[0]
 
 
 def own_name(key: str) -> str:

@@ -94,6 +94,9 @@ def load_autoencoder(folder: Path, device: str = "cpu", dtype: torch.dtype = tor
 
     Raises ValueError naming the folder if it holds no `AutoencoderDC` or not all of its weights.
     """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no AutoencoderDC: config.json is missing")
     try:
         config = AutoencoderDC.load_config(folder, local_files_only=True)
         if config.get("_class_name") != AutoencoderDC.__name__:

@@ -31,8 +31,9 @@ from model.layers import (
     modulate,
 )
 
-import os
-CAPTION_SCALE = float(os.environ.get("CS","1"))
+CAPTION_SCALE = 0.01  # initial weight of the caption norm
+EMBEDDER_STD = 0.02
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -142,11 +143,11 @@ def parameter_count(network: nn.Module) -> int:
 
 @torch.no_grad()
 def initialize(network: Sana) -> None:
-    """Initial weights: nothing starts at zero but biases.
+    """Initial weights of the published code: nothing starts at zero but biases.
 
-    As in the published code linear layers and the patch embedding are Xavier-uniform and the convolutions of the Mix-FFN
-    keep PyTorch's default. The time and caption embedders are N(0, 1/D) where the published code has N(0, 0.02^2): the
-    same at its 2240 channels, and large enough to matter from the first step in a narrow network.
+    Linear layers and the patch embedding are Xavier-uniform; the time and caption embedders N(0, 0.02^2); the
+    convolutions of the Mix-FFN keep PyTorch's default; the caption norm starts at 0.01, which keeps a decoder's large
+    embeddings from swamping the first steps (SANA section 2.3).
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -156,5 +157,5 @@ def initialize(network: Sana) -> None:
     nn.init.xavier_uniform_(network.x_embedder.proj.weight.flatten(1))
     embedders = (network.t_embedder.mlp[0], network.t_embedder.mlp[2], network.t_block[1])
     for linear in (*embedders, network.y_embedder.y_proj.fc1, network.y_embedder.y_proj.fc2):
-        nn.init.normal_(linear.weight, std=0.02)
+        nn.init.normal_(linear.weight, std=EMBEDDER_STD)
     network.attention_y_norm.weight.fill_(CAPTION_SCALE)

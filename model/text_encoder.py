@@ -103,15 +103,20 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int) -> PreTrainedToken
 def build_text_encoder(
     tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int, max_tokens: int
 ) -> TextEncoder:
-    """An untrained Gemma-2 in Gemma-2-2b's proportions: half as many key heads as heads, an MLP 4 times as wide."""
+    """An untrained Gemma-2 in Gemma-2-2b's proportions: half as many key heads as heads, an MLP 4 times as wide.
+
+    Raises ValueError if a head's channels cannot be turned in pairs by the rotary position embedding.
+    """
     head_dim = hidden_size // heads
+    if head_dim % 2:
+        raise ValueError(f"hidden_size {hidden_size} in {heads} heads is {head_dim} for each: it must be even")
     config = Gemma2Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=4 * hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=max(heads // 2, 1),
+        num_key_value_heads=heads if heads % 2 else heads // 2,
         head_dim=head_dim,
         query_pre_attn_scalar=head_dim,
         pad_token_id=tokenizer.pad_token_id,
@@ -128,6 +133,10 @@ def load_text_encoder(folder: Path, max_tokens: int, device: str = "cpu") -> Tex
 
     Raises ValueError naming the folder if it lacks a model, a tokenizer or some of the weights.
     """
+    folder = Path(folder)
+    for names in (("config.json",), ("tokenizer.json", "tokenizer.model")):
+        if not any((folder / name).is_file() for name in names):
+            raise ValueError(f"{folder} holds no text encoder: {' or '.join(names)} is missing")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model, report = AutoModelForCausalLM.from_pretrained(

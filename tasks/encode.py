@@ -50,7 +50,7 @@ class Moments:
         return max(self.squares / self.count - self.mean**2, 0.0) ** 0.5
 
 
-def build(params: Params) -> Stage:
+def stage(params: Params) -> Stage:
     """The stage's record."""
     return Stage(
         "encode",
@@ -138,4 +138,4 @@ def to_half(values: Tensor, what: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run_main(build, "encode", __doc__)
+    run_main(stage, "encode", __doc__)

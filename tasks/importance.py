@@ -1,7 +1,5 @@
 """Stage `importance`: measures how important each block of the grown model is, once for all sizes cut from it."""
 
-import csv
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ from model.pruning import removal_order
 from tasks import layout
 from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
-from tasks.files import write_json
+from tasks.files import write_csv, write_json
 from tasks.params import Importance, Params
 from tasks.precision import autocast
 from tasks.progress import progress
@@ -40,7 +38,8 @@ def run(context: Context) -> Metrics:
         "distinct_prompts": len(set(captions)),
     }
     write_json(context.out / "importance.json", report)
-    _write_csv(context.out / "importance.csv", mean.tolist(), std.tolist())
+    rows = [{"block": i, "importance": mean[i].item(), "std": std[i].item()} for i in range(len(mean))]
+    write_csv(context.out / "importance.csv", rows)
     return {
         "lowest": mean.min().item(),
         "highest": mean.max().item(),
@@ -76,13 +75,6 @@ def measure(
                 total += len(part) * block_importance(network, latents, noise, text, chosen.times)
             meter.advance(len(part))
     return total / len(indices)
-
-
-def _write_csv(path: Path, mean: list[float], std: list[float]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["block", "importance", "std"])
-        writer.writerows(zip(range(len(mean)), mean, std, strict=True))
 
 
 def stage(_params: Params) -> Stage:

@@ -4,10 +4,8 @@ The pictures are of prompts that the evaluation does not use, wherever a task ha
 training. How well the judge tells right from wrong is measured on pictures of combinations that it has not met.
 """
 
-import csv
 from collections.abc import Iterable, Sequence
 from itertools import chain, zip_longest
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from tasks import layout
 from tasks.data.vocabulary import TASKS, is_held_out, lines
+from tasks.files import write_csv
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork, log_yes, save_judge
 from tasks.geneval.judge_training import LabelledPictures, area_under_curve, label, train_judge
 from tasks.geneval.pictures import DRAWING_SECTIONS, Painter, load_painter
@@ -45,7 +44,7 @@ def run(context: Context) -> Metrics:
     history = train_judge(judge, data, texts, params.judge, seed, params.compute.dtype)
     for row in history:
         context.tracker.log_metrics({"loss": row["loss"]}, step=int(row["step"]))
-    _write_csv(context.out / "history.csv", history)
+    write_csv(context.out / "history.csv", history)
     save_judge(judge, context.out)
     samples = params.geneval.bootstrap_samples
     quality = measure(scores(judge, painter, unseen, test), test, samples, numpy_generator(seed, "judge bootstrap"))
@@ -117,13 +116,6 @@ def _percentiles(values: Sequence[float], percents: tuple[float, float]) -> tupl
     defined = [value for value in values if not np.isnan(value)] or [np.nan]
     low, high = np.percentile(defined, percents)
     return float(low), float(high)
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, float]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def stage(_params: Params) -> Stage:

@@ -40,12 +40,14 @@ def connect() -> tuple["MlflowClient", str]:
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
+    import mlflow
 
     for noisy in ("alembic", "mlflow.store"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     uri = tracking_uri()
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    # not only for this client: the registry looks logged models up in the store of the whole process
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
         return client, experiment.experiment_id

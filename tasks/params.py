@@ -366,14 +366,16 @@ def apply_profile(values: dict[str, Any], profile: str, profiles: Path = PROFILE
         known = ", ".join(sorted(p.stem for p in profiles.glob("*.yaml")))
         raise UserError(f"profile {profile!r} is unknown: {profiles} has {known}")
     overrides = {
-        f"{section}.{key}": value for section, pairs in read_yaml(path).items() for key, value in (pairs or {}).items()
+        f"{section}.{key}": value
+        for section, pairs in _sections(read_yaml(path), str(path)).items()
+        for key, value in pairs.items()
     }
     return apply_overrides(values, overrides, str(path))
 
 
 def apply_overrides(values: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
     """`values` with dotted keys replaced (`finetune.steps: 50`). A key that does not exist is a UserError."""
-    merged = {section: dict(pairs) for section, pairs in values.items()}
+    merged = {section: dict(pairs) for section, pairs in _sections(values, where).items()}
     known = [f"{section}.{key}" for section, pairs in values.items() for key in pairs]
     for dotted, value in overrides.items():
         if dotted not in known:
@@ -381,6 +383,13 @@ def apply_overrides(values: dict[str, Any], overrides: dict[str, Any], where: st
         section, key = dotted.split(".", 1)
         merged[section][key] = value
     return merged
+
+
+def _sections(values: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    for section, pairs in values.items():
+        if not isinstance(pairs, dict):
+            raise UserError(f"{where}: {section} is {pairs!r}: it must be a mapping of keys")
+    return values
 
 
 def section_values(params: Params, sections: tuple[str, ...]) -> dict[str, Any]:

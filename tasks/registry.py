@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import safe_open
+
 from tasks import layout
 from tasks.errors import UserError
 from tasks.files import read_json, verify_manifest
@@ -25,13 +27,23 @@ PATH_TAG = "path"
 DIGEST_TAG = "manifest_sha256"
 
 
-def register(client: "MlflowClient", experiment: str, run_id: str, folder: Path, digest: str) -> None:
-    """Register the checkpoint in `folder` under its name, if it is one of the family; the same bytes only once."""
-    name = folder.name
-    if not FAMILY.fullmatch(name) or folder.parent.name != layout.OUTPUTS.name:
-        return
-    version = find_version(client, name, digest) or _create_version(client, experiment, run_id, folder, digest)
-    client.set_registered_model_alias(REGISTERED_MODEL, name, version.version)
+def describe(folder: Path) -> dict[str, str] | None:
+    """Depth and number of parameters of a checkpoint of the family, without loading its weights; None for other folders."""
+    if not FAMILY.fullmatch(folder.name) or folder.parent.name != layout.OUTPUTS.name:
+        return None
+    with safe_open(folder / "model.safetensors", framework="numpy") as tensors:
+        parameters = sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())
+    return {"depth": str(read_json(folder / "config.json")["depth"]), "parameters": str(parameters)}
+
+
+def register(
+    client: "MlflowClient", experiment: str, run_id: str, folder: Path, digest: str, facts: dict[str, str]
+) -> None:
+    """Register the checkpoint that lies, or lay, in `folder` under its name; the same bytes only once."""
+    version = find_version(client, folder.name, digest)
+    if version is None:
+        version = _create_version(client, experiment, run_id, folder, digest, facts)
+    client.set_registered_model_alias(REGISTERED_MODEL, folder.name, version.version)
 
 
 def find_version(client: "MlflowClient", name: str, digest: str) -> "ModelVersion | None":
@@ -75,22 +87,15 @@ def _aliased(alias: str) -> "ModelVersion | None":
         return None
 
 
-def _create_version(client: "MlflowClient", experiment: str, run_id: str, folder: Path, digest: str) -> "ModelVersion":
+def _create_version(
+    client: "MlflowClient", experiment: str, run_id: str, folder: Path, digest: str, facts: dict[str, str]
+) -> "ModelVersion":
     if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
         client.create_registered_model(REGISTERED_MODEL)
     tags = {"model": folder.name, PATH_TAG: str(folder), DIGEST_TAG: digest}
     model = client.create_logged_model(
-        experiment, name=folder.name, source_run_id=run_id, tags=tags, params=_facts(folder), model_type="SANA-1.5"
+        experiment, name=folder.name, source_run_id=run_id, tags=tags, params=facts, model_type="SANA-1.5"
     )
     client.finalize_logged_model(model.model_id, "READY")
     source = f"models:/{model.model_id}"
     return client.create_model_version(REGISTERED_MODEL, source, run_id=run_id, tags=tags, model_id=model.model_id)
-
-
-def _facts(folder: Path) -> dict[str, str]:
-    """Depth and number of parameters of a checkpoint, read without loading its weights."""
-    from safetensors import safe_open
-
-    with safe_open(folder / "model.safetensors", framework="numpy") as tensors:
-        parameters = sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
-    return {"depth": str(read_json(folder / "config.json")["depth"]), "parameters": str(parameters)}

@@ -37,7 +37,7 @@ SOURCES: dict[str, Callable[[Path], list[Candidate]]] = {
 }
 
 
-def build(params: Params) -> Stage:
+def stage(params: Params) -> Stage:
     """The stage's record."""
     return Stage("shard", run, inputs=(), out=layout.SHARDS, sections=("shard", "compute.seed"))
 
@@ -99,4 +99,4 @@ def _metered(samples: Iterable[Sample], label: str, total: int) -> Iterator[Samp
 
 
 if __name__ == "__main__":
-    run_main(build, "shard", __doc__)
+    run_main(stage, "shard", __doc__)

@@ -160,7 +160,8 @@ def _send_row(client: "MlflowClient", experiment: str, run_id: str, spool: Spool
     elif kind == "output":
         client.set_tag(run_id, OUTPUT_TAG, row["folder"])
         client.set_tag(run_id, DIGEST_TAG, row["digest"])
-        registry.register(client, experiment, run_id, Path(row["folder"]), row["digest"])
+        if row["facts"] is not None:
+            registry.register(client, experiment, run_id, Path(row["folder"]), row["digest"], row["facts"])
     elif kind == "made":
         maker = _find_run(client, experiment, DIGEST_TAG, row["digest"])
         client.set_tag(run_id, MAKER_TAG, maker or "unknown")

@@ -113,12 +113,10 @@ def run_stage(stage: Stage, params: Params) -> Metrics:
 
 
 def refuse_other_state(stage: Stage, state: Path) -> None:
-    """Leftover state of other params or inputs cannot be resumed: say so and set it aside by starting anew."""
+    """Say that an unfinished run of other params or inputs is not resumed; it stays, for who goes back to them."""
     others = [path for path in state.parent.glob("*") if path != state]
-    if others:
+    if others and not state.exists():
         print(f"{stage.name}: params or inputs changed since an unfinished run; {others[0]} is not resumed", flush=True)
-        for path in others:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def record_cost(stage: Stage, digest: str, seconds: float, device: str) -> None:

@@ -72,13 +72,13 @@ def train(context: Context, heldout: list[str]) -> tuple[TextEncoder, Metrics]:
 
 
 def build(params: Params, captions: list[str]) -> TextEncoder:
-    """A tokenizer trained on the captions and an untrained model. Raises UserError if the vocabulary is too small."""
+    """A tokenizer trained on the captions and an untrained model. Raises UserError if the params do not fit."""
     chosen = params.text_encoder
     try:
         tokenizer = train_tokenizer(captions, chosen.vocabulary)
+        return build_text_encoder(tokenizer, chosen.hidden_size, chosen.layers, chosen.heads, chosen.max_tokens)
     except ValueError as error:
         raise UserError(f"params.yaml: text_encoder.{error}") from None
-    return build_text_encoder(tokenizer, chosen.hidden_size, chosen.layers, chosen.heads, chosen.max_tokens)
 
 
 def training_loss(

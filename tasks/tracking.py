@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tasks import registry
 from tasks.files import MANIFEST, sha256_file
 from tasks.shipping import Sender
 from tasks.spool import SPOOLS, Spool, join_spool, open_spool
@@ -58,7 +59,7 @@ class Tracker:
 
     def log_output(self, folder: Path) -> None:
         """Log a stage's finished output by reference (path and manifest digest); a model is registered too."""
-        self._spool.append("output", **_identity(folder))
+        self._spool.append("output", **_identity(folder), facts=registry.describe(folder))
 
 
 @contextmanager

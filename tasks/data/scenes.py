@@ -23,10 +23,10 @@ TASK_WEIGHTS: dict[str, float] = {
 """Share of training scenes with each task's caption: harder tasks more often."""
 
 SIZES: dict[int, tuple[float, float]] = {
-    1: (6.0 / 32, 9.0 / 32),
-    2: (5.0 / 32, 6.5 / 32),
-    3: (4.6 / 32, 5.5 / 32),
-    4: (4.4 / 32, 5.0 / 32),
+    1: (7.0 / 32, 10.0 / 32),
+    2: (5.6 / 32, 6.8 / 32),
+    3: (5.2 / 32, 5.8 / 32),
+    4: (5.0 / 32, 5.5 / 32),
 }
 """Least and largest size (half the extent) of a shape by the number of shapes; the largest ones still fit together."""
 

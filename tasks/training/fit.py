@@ -1,13 +1,12 @@
 """Training of about a minute, as the encoders need: AdamW on one cycle of the learning rate, with no resuming."""
 
-import csv
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tasks.errors import UserError
+from tasks.files import write_csv
 from tasks.progress import progress
 from tasks.stage import Context
 
@@ -34,7 +33,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps + 1, pct_start=WARMUP_SHARE, cycle_momentum=False
     )
-    history: list[tuple[int, float]] = []
+    history: list[dict[str, float]] = []
     recent: list[float] = []
     with progress(context.name, steps) as meter:
         for step in range(steps):
@@ -47,20 +46,14 @@ def fit(
             schedule.step()
             meter.advance(note=f"loss {recent[-1]:.4f}")
             if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-                history.append((step + 1, sum(recent) / len(recent)))
-                context.tracker.log_metrics({"loss": history[-1][1]}, step=step + 1)
+                mean = sum(recent) / len(recent)
+                history.append({"step": step + 1, "loss": mean})
+                context.tracker.log_metrics({"loss": mean}, step=step + 1)
                 recent = []
-    _write_history(context.out / "history.csv", history)
+    write_csv(context.out / "history.csv", history)
 
 
 def _finite(value: float, step: int, section: str) -> float:
     if value - value == 0:
         return value
     raise UserError(f"params.yaml: {section}: the loss is {value} at step {step}: lower {section}.learning_rate")
-
-
-def _write_history(path: Path, rows: list[tuple[int, float]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("step", "loss"))
-        writer.writerows(rows)

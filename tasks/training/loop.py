@@ -4,17 +4,17 @@ Runs on accelerate (autocast, gradient accumulation, clipping). A non-finite los
 update; the state is saved before the final evaluation, so that a failure there loses nothing.
 """
 
-import csv
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from kernels.optimizers import build_optimizer
 
+from kernels.optimizers import build_optimizer
 from model.checkpoint import save_network
 from model.network import Sana, parameter_count
 from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
+from tasks.files import write_csv
 from tasks.params import Training
 from tasks.progress import progress
 from tasks.stage import Context, Interrupted, Metrics
@@ -121,8 +121,8 @@ class Trainer:
         self.ema.swap()
         save_network(self.network, self.context.out)
         self.ema.swap()
-        _write_csv(self.context.out / "history.csv", self.history.training)
-        _write_csv(self.context.out / "heldout.csv", self.history.heldout)
+        write_csv(self.context.out / "history.csv", self.history.training)
+        write_csv(self.context.out / "heldout.csv", self.history.heldout)
         return {
             "heldout_loss": self.history.heldout[-1]["heldout_loss"],
             "heldout_loss_before": self.history.heldout[0]["heldout_loss"],
@@ -147,10 +147,3 @@ class Trainer:
             f"loss {loss} and gradient norm {norm} at step {self.step} are not both finite: no update was made; "
             f"lower the learning rate of params.yaml's section or use float32 (state: {self.context.state})"
         )
-
-
-def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
