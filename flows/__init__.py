@@ -1,7 +1,7 @@
 """What runs when: the Prefect flow over the stages, its copies for overrides, and the local servers.
 
-Prefect reads its settings when it is imported, so the project's defaults are set here, before any module of this room does.
-Each can be overridden by an environment variable of the same name.
+Prefect reads its settings when it is imported, so the project's defaults are set here, before any module of this room
+does. Each can be overridden by an environment variable of the same name.
 """
 
 import os

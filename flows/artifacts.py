@@ -1,4 +1,4 @@
-"""What a flow run shows in Prefect's UI: its progress, a table of stages, a table of models, and where the report is."""
+"""What a flow run shows in Prefect's UI: progress, a table of stages, a table of models, and where the report is."""
 
 import threading
 from collections.abc import Sequence

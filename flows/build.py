@@ -69,9 +69,10 @@ class Build:
 
 @contextmanager
 def open_build(root: Path, flow_run_id: str, given: Mapping[str, Any]) -> Iterator[Build]:
-    """The build of workspace `root`, the working directory for as long as the block lasts; `given` (profile, overrides) goes to MLflow.
+    """The build of workspace `root`, which is the working directory for as long as the block lasts.
 
-    However the block ends, no child outlives it. Raises UserError if the workspace is in use or cannot be read.
+    `given` (profile and overrides) goes to MLflow. However the block ends, no child outlives it. Raises UserError if
+    the workspace is in use or cannot be read.
     """
     with work_alone(root), chdir(root):
         params = load_params(root / PARAMS_FILE)

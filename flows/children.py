@@ -35,8 +35,8 @@ class Children:
     ) -> None:
         """Run `command` in `folder` to its end, passing each line that it prints to `log`.
 
-        The child is in a session of its own, so that Ctrl-C reaches it once, from `stop`, and ends itself if this process
-        is killed (`tasks.stage.die_with_parent`). Raises ChildFailed.
+        The child is in a session of its own, so that Ctrl-C reaches it once, from `stop`, and ends itself if this
+        process is killed (`tasks.stage.die_with_parent`). Raises ChildFailed.
         """
         with self._lock:
             if self.stopping:

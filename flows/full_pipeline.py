@@ -1,8 +1,8 @@
 """The whole experiment as one Prefect flow: `python -m flows.full_pipeline`, or a run of its deployment.
 
-Stages that DVC finds up to date are skipped and shown as Cached, what was built is pinned in `dvc.lock`, branches that do not
-depend on a failed stage go on, and the flow then fails naming every reason. With a profile or overrides it works in a copy of
-the project under `runs/`.
+Stages that DVC finds up to date are skipped and shown as Cached, what was built is pinned in `dvc.lock`, branches that
+do not depend on a failed stage go on, and the flow then fails naming every reason. With a profile or overrides it works
+in a copy of the project under `runs/`.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def full_pipeline(profile: str | None = None, overrides: dict[str, Any] | None =
 
 
 def stage_task(build: Build, name: str, progress: Progress) -> Task[[], dict[str, Any]]:
-    """The Prefect task that builds one stage. It is tried again on failure, unless its input is bad or the flow is stopped."""
+    """The Prefect task that builds one stage; tried again if it fails, unless its input is bad or the flow stopped."""
 
     def run() -> dict[str, Any] | State:
         log = get_run_logger().getChild(LOGGER)
@@ -148,7 +148,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def speak_plainly() -> None:
-    """Leave the stages' own lines on the terminal, and warnings of others: Prefect's remarks on its runs are in its UI."""
+    """Leave the stages' lines on the terminal, and others' warnings: Prefect's remarks on its runs are in its UI."""
 
     def wanted(record: logging.LogRecord) -> bool:
         prefects = record.name.split(".")[0] == "prefect"

@@ -22,21 +22,20 @@ def submit_stages(submit: Callable[[str, Sequence[Future]], Future], depths: Seq
     text_encoder = stage("text_encoder", shards)
     encoded = stage("encode", shards, autoencoder, text_encoder)
     small = stage("pretrain", encoded)
-    judge = stage("judge", small, autoencoder, text_encoder, shards)
+    judge = stage("judge", small, autoencoder, text_encoder)
 
     def score(name: str, model: Future) -> Future:
-        return stage(name, model, judge, autoencoder, text_encoder, shards)
+        return stage(f"geneval@{name}", model, autoencoder, text_encoder, judge)
 
-    score("geneval@small", small)
+    scores = [score("small", small)]
     grown_init = stage("grow", small, encoded)
     grown = stage("train", grown_init, encoded)
-    score("geneval@grown", grown)
+    scores.append(score("grown", grown))
     importance = stage("importance", grown, encoded)
-    stage("controls", grown, importance, autoencoder, text_encoder, encoded)
     for depth in depths:
         pruned = stage(f"prune@{depth}", grown, importance, encoded)
-        score(f"geneval@pruned-{depth}", pruned)
         finetuned = stage(f"finetune@{depth}", pruned, encoded)
-        score(f"geneval@finetuned-{depth}", finetuned)
+        scores += [score(f"pruned-{depth}", pruned), score(f"finetuned-{depth}", finetuned)]
+    stage("controls", grown, autoencoder, text_encoder, *scores)
     stage("report", *futures.values())
     return futures

@@ -1,8 +1,8 @@
 """The MLflow side of a flow run: a parent run, a child for each stage, and a child for each model that was scored.
 
-Tags join the three worlds: the git commit, the stage's entry of dvc.lock (on the parent the digest of the whole file), and the
-Prefect flow run. All of it goes through spools, which one thread of the flow sends: the stages' processes need no MLflow, and a
-tracker that is away only makes the runs appear later.
+Tags join the three worlds: the git commit, the stage's entry of dvc.lock (on the parent the digest of the whole file),
+and the Prefect flow run. All of it goes through spools, which one thread of the flow sends: the stages' processes need
+no MLflow, and a tracker that is away only makes the runs appear later.
 """
 
 import json
@@ -34,7 +34,7 @@ class Lineage:
         self.parent = self._open("sana15", None)
 
     def begin(self, stage: str) -> dict[str, str]:
-        """The environment in which the stage's process reports to its run; an attempt after the first goes on in that run."""
+        """The environment in which a stage's process reports to its run; a second attempt goes on in the same run."""
         if stage not in self._stages:
             self._stages[stage] = self._open(stage, self.parent)
         return {SPOOL_VARIABLE: str(self._stages[stage].path)}

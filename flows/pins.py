@@ -1,6 +1,7 @@
 """What DVC knows of a workspace: which stages are up to date, which can come out of its cache, and what was built.
 
-DVC is not made for threads: every call goes through one lock, in the flow's own process. The stages themselves run outside it.
+DVC is not made for threads: every call goes through one lock, in the flow's own process. The stages themselves run
+outside it.
 """
 
 import logging
@@ -44,7 +45,8 @@ class PinnedStage:
 
 
 class Pins:
-    """The DVC side of the workspace `root`, which must be the working directory: DVC resolves some of its paths by that.
+    """The DVC side of the workspace `root`, which must be the working directory: DVC resolves some of its paths by
+    that.
 
     Raises UserError if dvc.yaml or dvc.lock cannot be read.
     """

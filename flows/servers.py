@@ -1,8 +1,8 @@
 """The local servers: `python -m flows.servers up`, `status`, `down`.
 
-Prefect's server with a work pool, the deployment and a process worker, and MLflow's UI, all on 127.0.0.1 only: neither asks
-for a password. Each runs in a session of its own, with its pid and its log in `.sana15/servers/`. `PREFECT_PORT` and
-`MLFLOW_PORT` choose other ports.
+Prefect's server with a work pool, the deployment and a process worker, and MLflow's UI, all on 127.0.0.1 only: neither
+asks for a password. Each runs in a session of its own, with its pid and its log in `.sana15/servers/`. `PREFECT_PORT`
+and `MLFLOW_PORT` choose other ports.
 """
 
 import argparse
@@ -33,7 +33,10 @@ STOP_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Server:
-    """A process that stays. One that listens has a port, the variable that chooses it, and a path that tells its health."""
+    """A process that stays.
+
+    One that listens has a port, the variable that chooses it, and a path that tells its health.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -128,11 +131,7 @@ def status() -> None:
 def down() -> None:
     """Stop what is up, the worker first, so that it can end its runs while the server still hears it."""
     for server in reversed(servers()):
-        process = server.process()
-        if process is not None:
-            _stop(process)
-            print(f"{server.name}: stopped")
-        server.pid_file.unlink(missing_ok=True)
+        stop(server)
 
 
 def start(server: Server) -> None:
@@ -145,6 +144,20 @@ def start(server: Server) -> None:
             server.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     server.pid_file.write_text(f"{child.pid} {psutil.Process(child.pid).create_time()}", encoding="utf-8")
+
+
+def stop(server: Server) -> None:
+    """TERM a server's session, if it is up, and wait; KILL what stays."""
+    process = server.process()
+    server.pid_file.unlink(missing_ok=True)
+    if process is None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except psutil.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    print(f"{server.name}: stopped")
 
 
 def await_health(server: Server) -> None:
@@ -180,15 +193,6 @@ def _listener(port: int) -> str:
     except psutil.Error:  # macOS shows other users' connections to root only
         pass
     return "another program"
-
-
-def _stop(process: psutil.Process) -> None:
-    """TERM the process's session and wait; KILL what stays."""
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(STOP_SECONDS)
-    except psutil.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _module(*arguments: str) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Where a run works: in the project itself, or, with a profile or overrides, in a copy of it under `runs/`.
 
-A copy is a complete workspace: the project's code, a `params.yaml` of its own, outputs of its own. It shares DVC's cache with
-the project and starts from the project's `dvc.lock`, so stages that the overrides do not touch come out of the cache.
-The project's own outputs, `params.yaml` and `dvc.lock` are never written.
+A copy is a complete workspace: the project's code, a `params.yaml` of its own, outputs of its own. It shares DVC's
+cache with the project and starts from the project's `dvc.lock`, so stages that the overrides do not touch come out of
+the cache. The project's own outputs, `params.yaml` and `dvc.lock` are never written.
 """
 
 import fcntl
@@ -79,7 +79,7 @@ def copy_name(profile: str | None, overrides: Mapping[str, Any]) -> str:
 
 
 def refresh_code(project: Path, copy: Path) -> None:
-    """Make the code in `copy` that of `project`: uncommitted edits and new files too, and without files since deleted."""
+    """Make the code in `copy` that of `project`, with its uncommitted edits and without files since deleted."""
     files = code_files(project)
     record = copy / COPIED
     for gone in set(read_json(record) if record.exists() else []) - set(files):

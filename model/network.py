@@ -31,8 +31,7 @@ from model.layers import (
     modulate,
 )
 
-CAPTION_SCALE = 0.01  # initial weight of the caption norm
-EMBEDDER_STD = 0.02
+EMBEDDER_STD = 0.02  # of the initial weights of the time and caption embedders
 
 
 @dataclass(frozen=True)
@@ -143,11 +142,14 @@ def parameter_count(network: nn.Module) -> int:
 
 @torch.no_grad()
 def initialize(network: Sana) -> None:
-    """Initial weights of the published code: nothing starts at zero but biases.
+    """Initial weights for training from scratch.
 
-    Linear layers and the patch embedding are Xavier-uniform; the time and caption embedders N(0, 0.02^2); the
-    convolutions of the Mix-FFN keep PyTorch's default; the caption norm starts at 0.01, which keeps a decoder's large
-    embeddings from swamping the first steps (SANA section 2.3).
+    As in the published code linear layers and the patch embedding are Xavier-uniform, the time and caption embedders
+    N(0, 0.02^2), and the convolutions of the Mix-FFN keep PyTorch's default.
+
+    Unlike there, cross-attention's output starts at zero and the caption norm at 1, where the published code starts the
+    norm at 0.01 to the same end: that a decoder's large embeddings do not swamp the first steps. This way the caption's
+    gradient has its full size from the start (docs/log.md has the comparison).
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -158,4 +160,5 @@ def initialize(network: Sana) -> None:
     embedders = (network.t_embedder.mlp[0], network.t_embedder.mlp[2], network.t_block[1])
     for linear in (*embedders, network.y_embedder.y_proj.fc1, network.y_embedder.y_proj.fc2):
         nn.init.normal_(linear.weight, std=EMBEDDER_STD)
-    network.attention_y_norm.weight.fill_(CAPTION_SCALE)
+    for block in network.blocks:
+        block.cross_attn.proj.weight.zero_()

@@ -41,7 +41,7 @@ def run(context: Context) -> Metrics:
     judge = JudgeNetwork(JudgeConfig(painter.text_encoder.channels)).to(context.device).eval()
     untrained = scores(judge, painter, unseen, test)
     texts = painter.text_encoder.encode([prompt.text for prompt in prompts])
-    history = train_judge(judge, data, texts, params.judge, seed, params.compute.dtype)
+    history = train_judge(judge, data, prompts, texts, params.judge, seed, params.compute.dtype)
     for row in history:
         context.tracker.log_metrics({"loss": row["loss"]}, step=int(row["step"]))
     write_csv(context.out / "history.csv", history)

@@ -1,8 +1,8 @@
 """Models by name: the family's checkpoints in MLflow's registry, by reference, and the way from a name to a folder.
 
 Each checkpoint is a logged model and a version of the registered model `sana15`, tagged with the path and the manifest
-digest of its folder; an alias (`small`, `grown`, `pruned-8`, `finetuned-8`) points at the newest of its kind. Weights are not
-copied. A user's own aliases (`champion`) work the same.
+digest of its folder; an alias (`small`, `grown`, `pruned-8`, `finetuned-8`) points at the newest of its kind. Weights
+are not copied. A user's own aliases (`champion`) work the same.
 """
 
 import re
@@ -28,7 +28,7 @@ DIGEST_TAG = "manifest_sha256"
 
 
 def describe(folder: Path) -> dict[str, str] | None:
-    """Depth and number of parameters of a checkpoint of the family, without loading its weights; None for other folders."""
+    """Depth and number of parameters of a checkpoint of the family, from its headers; None for other folders."""
     if not FAMILY.fullmatch(folder.name) or folder.parent.name != layout.OUTPUTS.name:
         return None
     with safe_open(folder / "model.safetensors", framework="numpy") as tensors:

@@ -1,5 +1,5 @@
-"""Sends spools to MLflow, each row once: by explicit run id (MLflow's active run is thread-local) and with the row's own
-time, so that a row sent again after a crash is the same row to MLflow.
+"""Sends spools to MLflow, each row once: by explicit run id (MLflow's active run is thread-local) and with the row's
+own time, so that a row sent again after a crash is the same row to MLflow.
 """
 
 import json
@@ -33,8 +33,8 @@ PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EX
 class Sender:
     """A thread that keeps sending spools, for as long as the block lasts; then it sends once more what is left.
 
-    It begins with the spools that dead processes left in `folder`. It never raises: what cannot be sent stays on disk for
-    the next sender, and one line says so.
+    It begins with the spools that dead processes left in `folder`. It never raises: what cannot be sent stays on disk
+    for the next sender, and one line says so.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,7 +111,7 @@ def send(spool: Spool) -> bool:
 
 
 def _run_of(client: "MlflowClient", experiment: str, header: Row) -> str:
-    """The MLflow run of a spool, created unless an earlier try got as far as that. Raises LookupError without its parent."""
+    """The MLflow run of a spool, created unless an earlier try got that far. Raises LookupError without its parent."""
     if (run_id := _find_run(client, experiment, KEY_TAG, header["key"])) is not None:
         return run_id
     tags = header["tags"] | {KEY_TAG: header["key"]}
@@ -131,7 +131,7 @@ def _find_run(client: "MlflowClient", experiment: str, tag: str, value: str) -> 
 
 
 def _send_rows(client: "MlflowClient", experiment: str, run_id: str, spool: Spool, kind: str, rows: list[Row]) -> None:
-    """Send rows of one kind. What MLflow refuses for good is dropped with a line, so that it does not block the rest."""
+    """Send rows of one kind. What MLflow refuses for good is dropped with a line, or it would block the rest."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,8 +1,8 @@
 """Reports on their way to MLflow: one file of JSON lines for each run, and beside it how much of it has been sent.
 
-Whoever opens a spool (a stage that is run by itself, or the flow for its stages) holds its lock for as long as the run goes on,
-sends it and ends it; a stage under the flow joins the spool that the flow opened. A spool whose lock is free was left by a
-process that died. It is deleted when all of it has been sent.
+Whoever opens a spool (a stage that is run by itself, or the flow for its stages) holds its lock for as long as the run
+goes on, sends it and ends it; a stage under the flow joins the spool that the flow opened. A spool whose lock is free
+was left by a process that died. It is deleted when all of it has been sent.
 """
 
 import fcntl
@@ -25,8 +25,8 @@ Row = dict[str, Any]
 class Spool:
     """One run's reports.
 
-    The first row names the run: `name`, a `key` that is unique to it, the `parent`'s key or None, and `tags`. Every row has its
-    `kind`, and its `time` in milliseconds, which makes it the same row to MLflow if it is sent twice.
+    The first row names the run: `name`, a `key` that is unique to it, the `parent`'s key or None, and `tags`. Every row
+    has its `kind`, and its `time` in milliseconds, which makes it the same row to MLflow if it is sent twice.
     """
 
     def __init__(self, path: Path, file: TextIO) -> None:
@@ -106,7 +106,7 @@ def join_spool(path: Path) -> Spool:
 
 
 def claim_spools(folder: Path) -> Iterator[Spool]:
-    """The spools that dead processes left in `folder`, oldest first, so parents before children; each locked in its turn."""
+    """The spools that dead processes left in `folder`, each locked in its turn; oldest first, so parents first."""
     for path in sorted(folder.glob("*.jsonl")):
         try:
             file = open(path, "r+", encoding="utf-8")

@@ -66,6 +66,7 @@ class Stage:
 
     `sections` names the sections (`pretrain`) or keys (`compute.seed`) of params.yaml that its result depends on.
     `branch` stages run beside others, on `compute.branch_threads` threads.
+    `publish` moves the finished folder to `out`.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Stage:
     out: Path
     sections: tuple[str, ...]
     branch: bool = False
+    publish: Callable[[Path, Path], None] = replace_folder
 
 
 def stage_threads(stage: Stage, params: Params) -> int:
@@ -104,7 +106,7 @@ def run_stage(stage: Stage, params: Params) -> Metrics:
         metrics = stage.run(context)
         write_json(out / "metrics.json", metrics)
         write_manifest(out)
-        replace_folder(out, stage.out)
+        stage.publish(out, stage.out)
         tracker.log_metrics(metrics)
         tracker.log_output(stage.out)
         record_cost(stage, digest, time.monotonic() - started, device)

@@ -1,8 +1,8 @@
 """What a stage reports: params, metrics, pictures, inputs, its output.
 
 A report is a line in a spool on disk (`tasks.spool`), so it costs microseconds and outlives the process. A background
-thread, here or in the flow, sends it to MLflow (`tasks.shipping`): a tracker that is down or slow never stops or slows a
-stage, and what it missed is sent by the next run.
+thread, here or in the flow, sends it to MLflow (`tasks.shipping`): a tracker that is down or slow never stops or slows
+a stage, and what it missed is sent by the next run.
 """
 
 import os
@@ -64,7 +64,10 @@ class Tracker:
 
 @contextmanager
 def open_tracker(stage: str) -> Iterator[Tracker]:
-    """The tracker of a stage: into the spool of `SANA15_SPOOL`, which its opener sends and ends, or into one of its own."""
+    """The tracker of a stage.
+
+    It writes into the spool of `SANA15_SPOOL`, which its opener sends and ends, or into one of its own.
+    """
     given = os.environ.get(SPOOL_VARIABLE)
     if given is not None:
         spool = join_spool(Path(given))

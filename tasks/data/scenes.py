@@ -39,7 +39,7 @@ EDGE = 1.0 / 32
 STEEPNESS = 2.0
 """In position scenes the offset along the stated axis is at least this many times the offset across it."""
 
-GROUND_LEVELS = (160, 184)
+GROUND_LEVELS = (118, 138)
 GROUND_TINT = 4
 DARTS = 256
 _AXES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}

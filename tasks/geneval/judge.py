@@ -1,12 +1,12 @@
 """The judge of best of N: sees a prompt and a picture's pixels, and says how likely GenEval's scorer is to say yes.
 
 SANA-1.5 (section 2.5) fine-tunes a 2B vision-language model on yes/no labels of GenEval's toolkit and compares pictures
-by its "yes". The judge here answers the same question at the scale of the pictures, in two towers that meet late: a
-prompt becomes a few queries, a picture a grid of features, and what the grid answers to each query (how much of it
-there is, how clearly, and where) is weighed by the prompt. So a picture is read once for any number of prompts, and
-nothing depends on the other pictures of a batch. The score is log P(yes).
+by its "yes". The judge here answers the same question at the scale of the pictures: a convolutional tower makes a vector
+of the picture, attention over the frozen text encoder's states makes one of the prompt, and their product is the logit
+of "yes". So a picture is read once for any number of prompts, and nothing depends on the other pictures of a batch. The
+score is log P(yes).
 
-Shapes: B pictures, L prompts, T text tokens, E caption channels, S places of the grid, R queries of a prompt, D width.
+Shapes: B pictures, L prompts, T text tokens, E caption channels, R readings of a prompt, D width, V size of the vectors.
 """
 
 import dataclasses
@@ -28,7 +28,6 @@ from tasks.errors import UserError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-FACTS = 4  # what is known of a query: amount, peak, and the two coordinates of its centre
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,59 @@ class JudgeConfig:
 
     caption_channels: int
     width: int = 96
-    layers: int = 2
-    heads: int = 4
-    queries: int = 8
+    readings: int = 8
+    vector: int = 128
 
 
-def convolution(channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """A 3x3 convolution with batch norm: it learns faster here than group norm, and is fixed once trained."""
+def convolution(channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
+    """A 3x3 convolution with batch norm: it learns much faster here than group norm, and is fixed once trained."""
     layer = nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1, bias=False)
-    return nn.Sequential(layer, nn.BatchNorm2d(out_channels), nn.ReLU())
+    return [layer, nn.BatchNorm2d(out_channels), nn.ReLU()]
+
+
+class PictureReader(nn.Module):
+    """A picture as a vector."""
+
+    def __init__(self, width: int, vector: int) -> None:
+        super().__init__()
+        third = width // 3
+        self.tower = nn.Sequential(
+            *convolution(3, third),
+            *convolution(third, 2 * third, stride=2),
+            *convolution(2 * third, 2 * third),
+            *convolution(2 * third, width, stride=2),
+            *convolution(width, width),
+            *convolution(width, width)[:-1],
+        )
+        self.sum_up = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, vector))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, pictures_B3HW: Tensor) -> Tensor:
+        """Vectors (B, V) of pictures in [-1, 1] of any size: how much there is of each feature, and how clearly."""
+        features_BDS = self.tower(pictures_B3HW).flatten(2)
+        return self.sum_up(torch.cat([features_BDS.relu().mean(-1), features_BDS.amax(-1)], dim=1))
+
+
+class PromptReader(nn.Module):
+    """A prompt as a vector and a bias."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.tokens = nn.Sequential(nn.Linear(config.caption_channels, width), nn.LayerNorm(width))
+        self.attention = nn.Linear(width, config.readings)
+        self.values = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.sum_up = nn.Linear(config.readings * width, config.vector + 1)
+        nn.init.normal_(self.attention.weight, std=2 * width**-0.5)  # readings look at different tokens from the start
+
+    def forward(self, text_LTE: Tensor, mask_LT: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (L, V) and biases (L,); the mask is true where there is text."""
+        tokens_LTD = self.tokens(text_LTE)
+        attention_LTR = self.attention(tokens_LTD).masked_fill(~mask_LT[..., None], -torch.inf).softmax(dim=1)
+        readings_LRD = self.norm(attention_LTR.transpose(1, 2) @ self.values(tokens_LTD))
+        vector_LV, bias_L1 = self.sum_up(readings_LRD.flatten(1)).tensor_split([-1], dim=-1)
+        return vector_LV, bias_L1[:, 0]
 
 
 class JudgeNetwork(nn.Module):
@@ -54,50 +97,14 @@ class JudgeNetwork(nn.Module):
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        self.tower = nn.Sequential(
-            convolution(3, width // 3),
-            convolution(width // 3, 2 * width // 3, stride=2),
-            convolution(2 * width // 3, 2 * width // 3),
-            convolution(2 * width // 3, width, stride=2),
-            convolution(width, width),
-            convolution(width, width),
-        )
-        self.text = nn.Sequential(nn.Linear(config.caption_channels, width), nn.LayerNorm(width))
-        self.slots = nn.Parameter(torch.randn(config.queries, width))
-        layer = nn.TransformerDecoderLayer(
-            width, config.heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.reader = nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(width))
-        self.query = nn.Linear(width, width + 1)
-        self.facts = nn.Linear(FACTS * config.queries, width)
-        self.weigh = nn.Linear(config.queries * width, 2 * width)
-        self.answer = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
-
-    def read(self, text_LTE: Tensor, mask_LT: Tensor) -> Tensor:
-        """Prompts as R slots each, (L, R, D); the mask is true where there is text."""
-        slots_LRD = self.slots.expand(len(text_LTE), -1, -1)
-        return self.reader(slots_LRD, self.text(text_LTE), memory_key_padding_mask=~mask_LT)
+        self.picture = PictureReader(config.width, config.vector)
+        self.prompt = PromptReader(config)
 
     def forward(self, pictures_B3HW: Tensor, text_LTE: Tensor, mask_LT: Tensor) -> Tensor:
-        """Logits (B, L) of "yes" for every picture, in [-1, 1] and of any size, and every prompt."""
-        features_BDHW = self.tower(pictures_B3HW)
-        places_SX = grid(*features_BDHW.shape[2:]).to(features_BDHW)
-        slots_LRD = self.read(text_LTE, mask_LT)
-        query_LRD, bias_LR = self.query(slots_LRD).split([self.config.width, 1], dim=-1)
-        scale = self.config.width**-0.5
-        response_BLRS = torch.einsum("bds,lrd->blrs", features_BDHW.flatten(2), query_LRD * scale) + bias_LR
-        present_BLRS = response_BLRS.relu()
-        amount_BLR1 = present_BLRS.sum(-1, keepdim=True)
-        centre_BLRX = present_BLRS @ places_SX / (amount_BLR1 + 1)
-        facts = torch.cat([amount_BLR1 / 8, response_BLRS.amax(-1, keepdim=True), centre_BLRX], dim=-1)
-        scale_LD, shift_LD = self.weigh(slots_LRD.flatten(1)).chunk(2, dim=-1)
-        return self.answer(self.facts(facts.flatten(2)) * (1 + scale_LD) + shift_LD)[..., 0].float()
-
-
-def grid(height: int, width: int) -> Tensor:
-    """Places (S, 2) of a grid as (y, x) in [-1, 1]."""
-    return torch.cartesian_prod(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width))
+        """Logits (B, L) of "yes" for every picture and every prompt, float32."""
+        prompt_LV, bias_L = self.prompt(text_LTE, mask_LT)
+        scale = self.config.vector**-0.5
+        return (self.picture(pictures_B3HW) @ prompt_LV.T * scale + bias_L).float()
 
 
 @torch.no_grad()

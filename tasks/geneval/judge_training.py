@@ -1,12 +1,13 @@
 """Training of the judge on (picture, prompt) pairs that the scorer has labelled.
 
-A picture answers for more than the prompt it was drawn for: the scorer labels it for every training prompt, and a step
-asks each of its pictures about the prompts of all of them. The published judge sees each picture with its own prompt
-alone, but has a thousand times as many pictures.
+A picture answers for more than the prompt it was drawn for: the scorer labels it for every training prompt. A step asks
+about each of its pictures the prompt it was drawn for, which is the judge's task, and many others, which teach it to
+see: the published judge sees a picture with its own prompt alone, but has a thousand times as many pictures.
 
-Shapes: Q pictures, L prompts, B pictures of a batch, T text tokens, E caption channels.
+Shapes: Q pictures, L prompts, B pictures of a batch, K other prompts of a batch, T text tokens, E caption channels.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,13 +24,18 @@ from tasks.data.pictures import to_unit_range
 from tasks.data.vocabulary import Line
 from tasks.geneval.detector import Detection, Detector
 from tasks.geneval.judge import JudgeNetwork
+from tasks.geneval.prompts import Prompt
 from tasks.geneval.rules import judge_picture
 from tasks.params import Judge
 from tasks.precision import autocast
 from tasks.progress import progress
-from tasks.seeds import derive
+from tasks.seeds import derive, numpy_generator
 
+OTHER_PROMPTS = 64
 WEIGHT_DECAY = 0.01
+PROMPT_RATE = 0.5
+"""Learning rate of the prompt's half of the judge, as a share of the picture's: it has less to learn."""
+
 WARMUP_SHARE = 0.1
 CLIP_NORM = 1.0
 LEAST_SHARE = 0.02
@@ -72,27 +78,31 @@ def _colours(detector: Detector, picture: NDArray[np.uint8], found: Sequence[Det
 
 
 def train_judge(
-    judge: JudgeNetwork, data: LabelledPictures, texts: Sequence[Tensor], training: Judge, seed: int, dtype: str
+    judge: JudgeNetwork,
+    data: LabelledPictures,
+    prompts: Sequence[Prompt],
+    texts: Sequence[Tensor],
+    training: Judge,
+    seed: int,
+    dtype: str,
 ) -> list[dict[str, float]]:
     """Train in place; returns rows of step and loss. `texts` are the embeddings (T, E) of the L prompts."""
     device = next(judge.parameters()).device
     text_LTE, mask_LT = (tensor.to(device) for tensor in pad(texts))
-    optimizer = torch.optim.AdamW(judge.parameters(), training.learning_rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.learning_rate, training.steps, pct_start=WARMUP_SHARE, cycle_momentum=False
-    )
     share_L = torch.from_numpy(data.yes_QL.mean(axis=0)).float().clamp(LEAST_SHARE, 1 - LEAST_SHARE)
+    optimizer, schedule = _optimizer(judge, training)
     history = []
     judge.train()
     with progress("judge", training.steps) as meter:
         for step in range(training.steps):
             rows = batch_indices(derive(seed, "judge"), step, training.batch_size, len(data.own_Q))
-            own = data.own_Q[rows]
+            others = draw_others(prompts, numpy_generator(seed, "judge prompts of a step", step))
+            asked = np.concatenate([data.own_Q[rows], others])
             pictures = to_unit_range(data.pictures_QHW3[rows]).to(device)
             with autocast(device.type, dtype):
-                logits_BB = judge(pictures, text_LTE[own], mask_LT[own])
-            yes_BB = torch.from_numpy(data.yes_QL[np.ix_(rows, own)])
-            loss = judge_loss(logits_BB, yes_BB.to(device), share_L[own].to(device))
+                logits = judge(pictures, text_LTE[asked], mask_LT[asked])
+            yes = torch.from_numpy(data.yes_QL[np.ix_(rows, asked)])
+            loss = judge_loss(logits, yes.to(device), share_L[others].to(device))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(judge.parameters(), CLIP_NORM)
@@ -104,15 +114,36 @@ def train_judge(
     return history
 
 
-def judge_loss(logits_BB: Tensor, yes_BB: Tensor, share_B: Tensor) -> Tensor:
-    """Cross-entropy of the pictures' own prompts (the diagonal) plus that of all pairs, yes and no balanced by prompt.
+def draw_others(prompts: Sequence[Prompt], rng: np.random.Generator) -> NDArray[np.int64]:
+    """K different prompts, each task as likely as another: the many prompts of large tasks are nearly always wrong."""
+    sizes = Counter(prompt.tag for prompt in prompts)
+    chances = np.array([1 / sizes[prompt.tag] for prompt in prompts])
+    return rng.choice(len(prompts), min(OTHER_PROMPTS, len(prompts)), replace=False, p=chances / chances.sum())
 
-    `share_B` is each prompt's share of yes among all pictures. Without the balance the judge would first learn which
-    prompts are rarely right, whatever the picture.
+
+def judge_loss(logits: Tensor, yes: Tensor, share_K: Tensor) -> Tensor:
+    """Cross-entropy of each picture's own prompt, plus that of the other prompts with yes and no balanced by prompt.
+
+    `logits` and `yes` are (B, B + K): the own prompts of all pictures, of which the diagonal counts, then the others.
+    `share_K` is each other prompt's share of yes among all pictures: without the balance the judge would first learn
+    which prompts are rarely right, whatever the picture.
     """
-    losses_BB = F.binary_cross_entropy_with_logits(logits_BB, yes_BB.to(logits_BB), reduction="none")
-    weights_BB = torch.where(yes_BB, 0.5 / share_B, 0.5 / (1 - share_B))
-    return losses_BB.diagonal().mean() + (losses_BB * weights_BB).mean()
+    losses = F.binary_cross_entropy_with_logits(logits, yes.to(logits), reduction="none")
+    others = slice(len(logits), None)
+    weights_BK = torch.where(yes[:, others], 0.5 / share_K, 0.5 / (1 - share_K))
+    return losses.diagonal().mean() + (losses[:, others] * weights_BK).mean()
+
+
+def _optimizer(
+    judge: JudgeNetwork, training: Judge
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    rates = [training.learning_rate, PROMPT_RATE * training.learning_rate]
+    groups = [{"params": [*half.parameters()]} for half in (judge.picture, judge.prompt)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, training.steps, pct_start=WARMUP_SHARE, cycle_momentum=False
+    )
+    return optimizer, schedule
 
 
 def area_under_curve(scores: NDArray[np.floating], yes: NDArray[np.bool_]) -> float:

@@ -1,0 +1,109 @@
+"""Stage `report`: what came out, as `results/summary.json` and one self-contained page, `results/report.html`.
+
+Beside them go `results/family.png`, the one picture that stands for the experiment, and the page's figures as PNGs in
+`results/figures/`. It only reads: every number comes from a stage's output or from its record of time and memory.
+"""
+
+import os
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from tasks import layout
+from tasks.data.images import encode_png
+from tasks.files import read_json, sync_tree, write_bytes, write_json
+from tasks.geneval.__main__ import models
+from tasks.geneval.pool import Pool, load_pool
+from tasks.params import Params
+from tasks.reporting import figures
+from tasks.reporting.collect import Record, collect, stage_outputs
+from tasks.reporting.curves import read_curve
+from tasks.reporting.headline import headline
+from tasks.reporting.page import render_page
+from tasks.reporting.pictures import choose_prompts, shrink_png, strip
+from tasks.reporting.style import STYLE, png, svg
+from tasks.stage import Context, Metrics, Stage, run_main
+
+DPI = 110
+MAX_WIDTH = 2048  # pixels of the row of reconstructions
+HEADLINE_PROMPTS = 6
+
+
+def run(context: Context) -> Metrics:
+    """Collect the numbers, draw the figures, write the page; returns the scores of all models."""
+    params, out = context.params, context.out
+    summary = collect(params)
+    pools = {name: load_pool(layout.GENEVAL / name) for name in models(params)}
+    with matplotlib.rc_context(STYLE):
+        drawn = draw_figures(summary, params)
+        shown = choose_prompts(pools["grown"].prompts, HEADLINE_PROMPTS, params.compute.seed)
+        write_bytes(out / "family.png", png(headline(summary["models"], pools, shown), DPI))
+        context.tracker.log_image("family", out / "family.png")
+        for name, figure in drawn.items():
+            path = out / "figures" / f"{name}.png"
+            write_bytes(path, png(figure, DPI))
+            context.tracker.log_image(name, path)
+        page = render_page(
+            summary,
+            {name: svg(figure) for name, figure in drawn.items()},
+            sample_grids(pools, params),
+            shrink_png(layout.AUTOENCODER / "reconstructions.png", MAX_WIDTH),
+        )
+    write_json(out / "summary.json", summary)
+    write_bytes(out / "report.html", page.encode())
+    return {f"geneval/{model['name']}": model["geneval"]["overall"] for model in summary["models"]}
+
+
+def draw_figures(summary: Record, params: Params) -> dict[str, Figure]:
+    """The page's figures by name."""
+    importance = read_json(layout.IMPORTANCE / "importance.json")
+    trained = ("small", "grown", *(f"finetuned-{depth}" for depth in params.prune.depths))
+    return {
+        "family": figures.family(summary["models"]),
+        "best_of_n": figures.best_of_n(summary["models"]),
+        "choosers": figures.choosers(summary["models"]),
+        "loss": figures.loss_curves([read_curve(name) for name in trained]),
+        "importance": figures.block_importance(importance, summary["cuts"]),
+        "cost": figures.stage_costs(summary["stages"]),
+    }
+
+
+def sample_grids(pools: dict[str, Pool], params: Params) -> list[Record]:
+    """For each prompt of the page its text and a strip of pictures of every model, as PNG."""
+    prompts, count = pools["grown"].prompts, params.report.grid_images
+    return [
+        {
+            "text": prompts[position].text,
+            "task": prompts[position].tag,
+            "seen": prompts[position].seen,
+            "rows": [(name, encode_png(strip(pool, position, count))) for name, pool in pools.items()],
+        }
+        for position in choose_prompts(prompts, params.report.grid_prompts, params.compute.seed)
+    ]
+
+
+def move_into(source: Path, target: Path) -> None:
+    """Move every file of the finished folder `source` into `target`, each replaced whole; other files there stay."""
+    sync_tree(source)
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
+
+
+def stage(params: Params) -> Stage:
+    """The stage's record. Its output lies among the records of time and memory in `results/`, which must stay."""
+    read = {folder for folder in stage_outputs(params.prune.depths).values()} - {layout.SHARDS, layout.ENCODED}
+    return Stage(
+        name="report",
+        run=run,
+        inputs=tuple(sorted(read)),
+        out=layout.RESULTS,
+        sections=("compute.seed", "prune.depths", "geneval", "report"),
+        publish=move_into,
+    )
+
+
+if __name__ == "__main__":
+    run_main(stage, "report", __doc__)

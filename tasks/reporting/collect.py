@@ -1,0 +1,126 @@
+"""The report's numbers as plain values, read from the stages' outputs: what `results/summary.json` holds."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks import layout
+from tasks.files import MANIFEST, read_json, sha256_file
+from tasks.geneval.__main__ import models
+from tasks.geneval.pool import load_pool
+from tasks.geneval.statistics import Array, difference
+from tasks.geneval.summary import CHOOSERS
+from tasks.params import Params
+from tasks.reporting.recovery import recovered_share
+from tasks.seeds import numpy_generator
+
+Record = dict[str, Any]
+SPEEDS = layout.RESULTS / "speed"
+
+
+def collect(params: Params) -> Record:
+    """The whole summary. Raises UserError naming the first file that is missing or broken."""
+    controls = read_json(layout.CONTROLS / "summary.json")
+    return {
+        "models": [model_record(name) for name in models(params)],
+        "cuts": [cut_record(depth, controls["cuts"][str(depth)], params) for depth in params.prune.depths],
+        "controls": {name: plain(controls[name]) for name in ("noise", "untrained")},
+        "judge": read_json(layout.JUDGE / "metrics.json"),
+        "growth": read_json(layout.GROWN_INIT / "growth.json")
+        | {"heldout_loss_small": read_json(layout.GROWN_INIT / "metrics.json")["heldout_loss_small"]},
+        "autoencoder": read_json(layout.AUTOENCODER / "metrics.json"),
+        "text_encoder": read_json(layout.TEXT_ENCODER / "metrics.json"),
+        "seeds": 1,
+        "stages": stage_costs(params.prune.depths),
+    }
+
+
+def model_record(name: str) -> Record:
+    """One model: size, held-out loss, GenEval, and each way of choosing among N pictures.
+
+    `seconds_per_picture` is left out where the evaluation was not run here but came out of a cache.
+    """
+    metrics = read_json(layout.model_folder(name) / "metrics.json")
+    evaluation = read_json(layout.GENEVAL / name / "summary.json")
+    record = {"name": name} | {key: metrics[key] for key in ("depth", "parameters", "heldout_loss")}
+    record |= {key: evaluation[key] for key in ("prompts", "pictures_per_prompt", "geneval")}
+    record["by_seen"] = {kind: plain(scored) for kind, scored in evaluation["by_seen"].items()}
+    for chooser in CHOOSERS:
+        record[chooser] = {n: plain(scored) for n, scored in evaluation[chooser].items()}
+    speed = SPEEDS / f"{name}.json"
+    return record | ({"seconds_per_picture": read_json(speed)["seconds_per_picture"]} if speed.exists() else {})
+
+
+def plain(scored: Record) -> Record:
+    """A score without its tasks."""
+    return {key: scored[key] for key in ("overall", "low", "high")}
+
+
+def cut_record(depth: int, control: Record, params: Params) -> Record:
+    """One cut: its blocks, what other choices of blocks would have done, what it lost and what fine-tuning won back.
+
+    Differences of GenEval are paired by prompt.
+    """
+    pruning = read_json(layout.model_folder(f"pruned-{depth}") / "pruning.json")
+    grown, tasks = correctness("grown")
+    (pruned, _), (finetuned, _) = correctness(f"pruned-{depth}"), correctness(f"finetuned-{depth}")
+    samples = params.geneval.bootstrap_samples
+
+    def rng() -> np.random.Generator:
+        return numpy_generator(params.compute.seed, "report bootstrap", depth)
+
+    share = recovered_share(pruned, finetuned, grown, tasks, samples, rng())
+    return {
+        "depth": depth,
+        "removed": pruning["removed"],
+        "heldout_loss": pruning["heldout_loss"],
+        "random_choice": plain(control["random"]),
+        "gain_over_random": plain(control["gain"]),
+        "lost": asdict(difference(grown, pruned, tasks, samples, rng()).overall),
+        "won_back": asdict(difference(finetuned, pruned, tasks, samples, rng()).overall),
+        "recovered_share": asdict(share) if share else None,
+    }
+
+
+def correctness(name: str) -> tuple[Array, list[str]]:
+    """The scorer's verdicts (P, N) on a model's pictures, as 0 and 1, and the task of each prompt."""
+    pool = load_pool(layout.GENEVAL / name)
+    return pool.correct_PN.astype(np.float64), pool.tasks
+
+
+def stage_costs(depths: tuple[int, ...]) -> list[Record]:
+    """Seconds and peak memory of each stage, upstream first.
+
+    A record of another output than the one in place is left out: that output came out of a cache.
+    """
+    costs = []
+    for name, folder in stage_outputs(depths).items():
+        path = layout.STAGE_RECORDS / f"{name}.json"
+        manifest = folder / MANIFEST
+        record = read_json(path) if path.exists() and manifest.exists() else None
+        if record and record["output"] == sha256_file(manifest):
+            costs.append({key: record[key] for key in ("name", "seconds", "peak_memory_bytes")})
+    return costs
+
+
+def stage_outputs(depths: tuple[int, ...]) -> dict[str, Path]:
+    """The output folder of each stage by its name, upstream first."""
+    folders = {
+        "shard": layout.SHARDS,
+        "autoencoder": layout.AUTOENCODER,
+        "text_encoder": layout.TEXT_ENCODER,
+        "encode": layout.ENCODED,
+        "pretrain": layout.SMALL,
+        "grow": layout.GROWN_INIT,
+        "train": layout.GROWN,
+        "importance": layout.IMPORTANCE,
+        "judge": layout.JUDGE,
+    }
+    scored = ["small", "grown"]
+    for depth in depths:
+        folders |= {f"prune@{depth}": layout.model_folder(f"pruned-{depth}")}
+        folders |= {f"finetune@{depth}": layout.model_folder(f"finetuned-{depth}")}
+        scored += [f"pruned-{depth}", f"finetuned-{depth}"]
+    return folders | {f"geneval@{name}": layout.GENEVAL / name for name in scored} | {"controls": layout.CONTROLS}

@@ -1,0 +1,72 @@
+"""Starting and stopping servers: busy ports named, nothing started twice, nothing left behind."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.servers import Server, await_health, refuse_busy_port, start, stop
+from tasks.errors import UserError
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A real small web server; `.sana15` lies in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = (sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1")
+    return Server("web", command, port, "WEB_PORT", "/")
+
+
+def test_a_busy_port_is_named_with_its_owner_and_the_way_out(server: Server) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", server.port))
+        other.listen()
+        with pytest.raises(UserError, match=f"port {server.port} is in use by .*{os.getpid()}.*: set WEB_PORT="):
+            refuse_busy_port(server)
+    refuse_busy_port(server)
+
+
+def test_up_ends_with_one_line_and_starts_nothing_if_a_port_is_busy(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        environment = {**os.environ, "PREFECT_PORT": str(other.getsockname()[1]), "PYTHONPATH": str(PROJECT)}
+        command = [sys.executable, "-m", "flows.servers", "up"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "set PREFECT_PORT=" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob(".sana15/servers/*.pid"))
+
+
+def test_a_server_starts_once_answers_and_is_gone_after_stop(server: Server) -> None:
+    start(server)
+    await_health(server)
+    process = server.process()
+    start(server)
+    assert server.process() == process
+    stop(server)
+    assert not process.is_running()
+    assert server.process() is None and not server.healthy()
+
+
+def test_a_pid_that_another_program_has_got_is_not_ours(server: Server) -> None:
+    server.pid_file.parent.mkdir(parents=True)
+    server.pid_file.write_text(f"{os.getpid()} {psutil.Process().create_time() - 1}")
+    assert server.process() is None
+    stop(server)
+
+
+def test_a_server_that_dies_at_its_start_is_explained_by_its_last_line(server: Server) -> None:
+    broken = Server("broken", (sys.executable, "-c", "raise SystemExit('no such database')"), server.port, "", "/")
+    start(broken)
+    with pytest.raises(UserError, match="no such database"):
+        await_health(broken)
