@@ -20,7 +20,7 @@ from tasks.params import PARAMS_FILE, Params, load_params
 
 @dataclass(frozen=True)
 class BuiltStage:
-    """What a stage left: each output with its digest (of the manifest, where it is a folder)."""
+    """What a stage left: each output with the digest of the manifest that lists it."""
 
     stage: str
     outputs: dict[str, str]
@@ -63,8 +63,9 @@ class Build:
         return BuiltStage(stage.name, digests, True, time.monotonic() - started)
 
     def _digests(self, stage: PinnedStage) -> dict[str, str]:
-        paths = {path: self.root / path for path in stage.outputs}
-        return {str(name): sha256_file(path / MANIFEST if path.is_dir() else path) for name, path in paths.items()}
+        paths = {str(path): self.root / path for path in stage.outputs}
+        manifests = {name: (path if path.is_dir() else path.parent) / MANIFEST for name, path in paths.items()}
+        return {name: sha256_file(manifest) for name, manifest in manifests.items()}
 
 
 @contextmanager

@@ -7,6 +7,7 @@ in a copy of the project under `runs/`.
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -129,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = dict(parse_override(text) for text in arguments.param)
         merged_params(Path.cwd(), arguments.profile, overrides)
         speak_plainly()
+        # Prefect hands TERM on when the flow has ended its children; the default action would leave its server behind
+        signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
         full_pipeline(profile=arguments.profile, overrides=overrides)
     except UserError as error:
         return _complain(error, 2)

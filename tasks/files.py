@@ -37,8 +37,8 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN and infinity are refused: other JSON readers reject them."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    """Write `value` as indented JSON, atomically, keys as given. NaN and infinity, which JSON has not, are refused."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:

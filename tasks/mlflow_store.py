@@ -39,11 +39,12 @@ def connect() -> tuple["MlflowClient", str]:
     """
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
+        os.environ.setdefault(name, "true")
     import mlflow
 
-    for noisy in ("alembic", "mlflow.store"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("alembic", "mlflow.store", "urllib3.connectionpool"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     uri = tracking_uri()
     # not only for this client: the registry looks logged models up in the store of the whole process
     mlflow.set_tracking_uri(uri)

@@ -63,12 +63,9 @@ def resolve_model(name: str | Path) -> Path:
             return folder
     version = _aliased(str(name))
     if version is None:
-        known = sorted(
-            path.parent.name for path in layout.OUTPUTS.glob("*/config.json") if FAMILY.fullmatch(path.parent.name)
-        )
-        raise UserError(
-            f"model {name!r} is no folder, output or registry alias: {layout.OUTPUTS} has {known or 'no models'}"
-        )
+        folders = (path.parent.name for path in layout.OUTPUTS.glob("*/config.json"))
+        known = ", ".join(sorted(filter(FAMILY.fullmatch, folders))) or "no model"
+        raise UserError(f"model {str(name)!r} is no folder, output or registry alias: {layout.OUTPUTS} has {known}")
     folder = Path(version.tags[PATH_TAG])
     if not folder.is_dir():
         raise UserError(f"model {name!r} was registered from {folder}, which is gone: run the stage that writes it")

@@ -22,7 +22,7 @@ from tasks.reporting.curves import read_curve
 from tasks.reporting.headline import headline
 from tasks.reporting.page import render_page
 from tasks.reporting.pictures import choose_prompts, shrink_png, strip
-from tasks.reporting.style import STYLE, png, svg
+from tasks.reporting.style import STYLE, png, settle, svg
 from tasks.stage import Context, Metrics, Stage, run_main
 
 DPI = 110
@@ -36,9 +36,9 @@ def run(context: Context) -> Metrics:
     summary = collect(params)
     pools = {name: load_pool(layout.GENEVAL / name) for name in models(params)}
     with matplotlib.rc_context(STYLE):
-        drawn = draw_figures(summary, params)
+        drawn = {name: settle(figure) for name, figure in draw_figures(summary, params).items()}
         shown = choose_prompts(pools["grown"].prompts, HEADLINE_PROMPTS, params.compute.seed)
-        write_bytes(out / "family.png", png(headline(summary["models"], pools, shown), DPI))
+        write_bytes(out / "family.png", png(settle(headline(summary["models"], pools, shown)), DPI))
         context.tracker.log_image("family", out / "family.png")
         for name, figure in drawn.items():
             path = out / "figures" / f"{name}.png"
@@ -94,13 +94,13 @@ def move_into(source: Path, target: Path) -> None:
 
 def stage(params: Params) -> Stage:
     """The stage's record. Its output lies among the records of time and memory in `results/`, which must stay."""
-    read = {folder for folder in stage_outputs(params.prune.depths).values()} - {layout.SHARDS, layout.ENCODED}
+    read = set(stage_outputs(params.prune.depths).values()) - {layout.SHARDS, layout.ENCODED}
     return Stage(
         name="report",
         run=run,
         inputs=tuple(sorted(read)),
         out=layout.RESULTS,
-        sections=("compute.seed", "prune.depths", "geneval", "report"),
+        sections=("compute.seed", "prune.depths", "geneval.bootstrap_samples", "report"),
         publish=move_into,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks import registry
-from tasks.mlflow_store import connect
+from tasks.mlflow_store import connect, tracking_uri
 from tasks.spool import Row, Spool, claim_spools
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EX
 
 
 class Sender:
-    """A thread that keeps sending spools, for as long as the block lasts; then it sends once more what is left.
+    """A thread that keeps sending spools, for as long as the block lasts; then it sends what is left, and closes them.
 
     It begins with the spools that dead processes left in `folder`. It never raises: what cannot be sent stays on disk
     for the next sender, and one line says so.
@@ -51,6 +51,8 @@ class Sender:
     def __exit__(self, *_exception: object) -> None:
         self._done.set()
         self._thread.join(LAST_SEND_SECONDS)
+        for spool in self._spools:
+            spool.close()
 
     def add(self, spool: Spool) -> None:
         """Take a spool over: it is sent, and closed when its run has ended and all of it is sent."""
@@ -76,8 +78,9 @@ class Sender:
     def _tell(self, error: Exception) -> None:
         if not self._told:
             self._told = True
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"MLflow cannot be reached ({reason}): reports wait in {self._folder}", file=sys.stderr, flush=True)
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            line = f"{tracking_uri()} cannot be reached ({reason}): reports wait in {self._folder} for the next run"
+            print(line, file=sys.stderr, flush=True)
 
 
 def send_backlog(folder: Path) -> None:

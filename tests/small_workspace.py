@@ -1,6 +1,5 @@
 """A small workspace: params, and encoded samples of random latents and texts, as stages find them."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from tasks import layout
@@ -25,7 +25,7 @@ HELDOUT = 12
 def write_params(workspace: Path, changes: dict[str, Any]) -> None:
     """The default params with dotted keys changed, as the workspace's own."""
     values = apply_overrides(read_yaml(PROJECT / PARAMS_FILE), changes, "test")
-    (workspace / PARAMS_FILE).write_text(json.dumps(values), encoding="utf-8")
+    (workspace / PARAMS_FILE).write_text(yaml.safe_dump(values), encoding="utf-8")
 
 
 def write_encoded(workspace: Path, train: int = 4, heldout: int = HELDOUT) -> None:

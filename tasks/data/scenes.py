@@ -23,10 +23,10 @@ TASK_WEIGHTS: dict[str, float] = {
 """Share of training scenes with each task's caption: harder tasks more often."""
 
 SIZES: dict[int, tuple[float, float]] = {
-    1: (7.0 / 32, 10.0 / 32),
-    2: (5.6 / 32, 6.8 / 32),
-    3: (5.2 / 32, 5.8 / 32),
-    4: (5.0 / 32, 5.5 / 32),
+    1: (8.0 / 32, 9.5 / 32),
+    2: (6.2 / 32, 6.8 / 32),
+    3: (5.5 / 32, 5.8 / 32),
+    4: (5.2 / 32, 5.5 / 32),
 }
 """Least and largest size (half the extent) of a shape by the number of shapes; the largest ones still fit together."""
 
@@ -39,8 +39,8 @@ EDGE = 1.0 / 32
 STEEPNESS = 2.0
 """In position scenes the offset along the stated axis is at least this many times the offset across it."""
 
-GROUND_LEVELS = (118, 138)
-GROUND_TINT = 4
+GROUND_LEVELS = (122, 134)
+GROUND_TINT = 2
 DARTS = 256
 _AXES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 

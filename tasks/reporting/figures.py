@@ -28,6 +28,13 @@ CHOOSER_STYLES: dict[str, dict[str, Any]] = {
     "shuffled": {"label": "judge asked about another prompt", "color": PRUNED, "linestyle": ":"},
     "random": {"label": "blind choice", "color": SMALL, "linestyle": "-."},
 }
+FAMILY_KINDS = (
+    ("small", "small", SMALL, "D", -0.024),
+    ("pruned", "cut", PRUNED, "o", -0.012),
+    ("finetuned", "cut and fine-tuned", FINETUNED, "o", 0.012),
+    ("grown", "grown", GROWN, "s", 0.0),
+)
+"""Kinds of models by the beginning of their names: label, colour, marker, and a shift in shares of the grown model."""
 
 
 def loss_curves(curves: Sequence[Curve]) -> Figure:
@@ -78,36 +85,21 @@ def draw_family(axes: Axes, models: Sequence[Record]) -> None:
     Pruned and fine-tuned models of one depth, and a small one as deep, have as many parameters: they are set
     apart a little.
     """
-    named = {model["name"]: model for model in models}
-    step = 0.012 * named["grown"]["parameters"] / 1e6
-    groups = (("small", "D", SMALL, "", -2), ("pruned", "o", PRUNED, "--", -1), ("finetuned", "o", FINETUNED, "-", 1))
-    for kind, marker, colour, line, shift in groups:
+    end = next(model for model in models if model["name"] == "grown")
+    for kind, label, colour, marker, shift in FAMILY_KINDS:
         chosen = [model for model in models if model["name"].partition("-")[0] == kind]
         chosen.sort(key=lambda model: model["parameters"])
-        x = [model["parameters"] / 1e6 + shift * step for model in chosen]
+        x = [(model["parameters"] + shift * end["parameters"]) / 1e6 for model in chosen]
         y = [model["geneval"]["overall"] for model in chosen]
-        label = {"finetuned": "cut and fine-tuned", "pruned": "cut"}.get(kind, kind)
         axes.errorbar(x, y, _bars(chosen), color=colour, marker=marker, linestyle="", capsize=2.5, label=label)
-        if line:
-            end = named["grown"]
-            axes.plot([*x, end["parameters"] / 1e6], [*y, end["geneval"]["overall"]], line, color=colour, alpha=0.6)
-        if kind == "finetuned":
-            for at, height, model in zip(x, y, chosen, strict=True):
-                axes.annotate(
-                    f"{model['depth']} blocks",
-                    (at, height),
-                    (-5, 5),
-                    textcoords="offset points",
-                    fontsize=8,
-                    ha="right",
-                )
-    grown = named["grown"]
-    at, height = grown["parameters"] / 1e6, grown["geneval"]["overall"]
-    axes.errorbar([at], [height], _bars([grown]), color=GROWN, marker="s", linestyle="", capsize=2.5, label="grown")
-    axes.annotate(f"{grown['depth']} blocks", (at, height), (-6, 6), textcoords="offset points", fontsize=8, ha="right")
+        if kind in ("pruned", "finetuned"):
+            axes.plot([*x, end["parameters"] / 1e6], [*y, end["geneval"]["overall"]], color=colour, alpha=0.5)
+        if kind in ("grown", "finetuned"):
+            for *place, model in zip(x, y, chosen, strict=True):
+                axes.annotate(f"{model['depth']} blocks", place, (6, -11), textcoords="offset points", fontsize=8)
     axes.set(xlabel="million parameters", ylabel="GenEval, one picture")
     axes.set_ylim(bottom=0)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.13 * end["parameters"] / 1e6)
 
 
 def _bars(models: Iterable[Record]) -> list[list[float]]:

@@ -3,9 +3,11 @@
 import io
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -54,13 +56,22 @@ def legend_below(axes: Axes, columns: int) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
 
 
+def settle(figure: Figure) -> Figure:
+    """The figure with its layout fixed to a millionth: the solver's last digits, and with them SVG ids, vary."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position(Bbox(np.round(axes.get_position().get_points(), 6)))
+    return figure
+
+
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG without a date."""
+    """A settled figure as SVG without a date."""
     return _saved(figure, format="svg", metadata={"Date": None})
 
 
 def png(figure: Figure, dpi: int) -> bytes:
-    """The figure as PNG without the name of the software."""
+    """A settled figure as PNG without the name of the software."""
     return _saved(figure, format="png", dpi=dpi, metadata={"Software": None})
 
 

@@ -48,7 +48,6 @@ class Trainer:
         self.loss, self.optimizer = self.accelerator.prepare(FlowMatchingLoss(self.network), optimizer)
         self.ema = Ema(self.network, training.ema_decay)
         self.step, self.history = load_state(context.state, self.network, self.ema, self.optimizer.optimizer)
-        self.recent: list[float] = []
 
     def run(self) -> Metrics:
         """Train to the last step, write the checkpoint and curves into the stage's output; returns its metrics."""
@@ -131,11 +130,12 @@ class Trainer:
         }
 
     def _log(self, loss: float, norm: float, rate: float) -> None:
-        self.recent.append(loss)
+        recent = self.history.recent
+        recent.append(loss)
         if self.step % LOG_EVERY and self.step != self.training.steps:
             return
-        row = {"loss": sum(self.recent) / len(self.recent), "learning_rate": rate, "grad_norm": norm}
-        self.recent = []
+        row = {"loss": sum(recent) / len(recent), "learning_rate": rate, "grad_norm": norm}
+        recent.clear()
         samples = self.step * self.training.batch_size
         self.history.training.append({"step": self.step, "samples": samples, **row})
         self.context.tracker.log_metrics(row, step=self.step)

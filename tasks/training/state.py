@@ -18,10 +18,11 @@ KEPT = 2
 
 @dataclass
 class History:
-    """Rows of the loss curves, by optimizer step."""
+    """Rows of the loss curves, by optimizer step, and the losses since the last row."""
 
     training: list[dict[str, float]] = field(default_factory=list)
     heldout: list[dict[str, float]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
 
 
 def save_state(

@@ -15,7 +15,7 @@ from tasks.data.vocabulary import TASKS, is_held_out, lines
 from tasks.errors import UserError
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork, load_judge, log_yes, save_judge
 from tasks.geneval.judge_training import LabelledPictures, area_under_curve, judge_loss, label, train_judge
-from tasks.geneval.prompts import combination, evaluation_prompts
+from tasks.geneval.prompts import Prompt, combination, evaluation_prompts
 from tasks.geneval.scene_detector import SceneDetector
 from tasks.geneval.scoring import score_pictures
 from tasks.judge import measure, unseen_prompts
@@ -34,7 +34,7 @@ def text_encoder() -> TextEncoder:
 
 def new_judge(seed: int = 0, width: int = 48) -> JudgeNetwork:
     torch.manual_seed(seed)
-    return JudgeNetwork(JudgeConfig(CHANNELS, width=width, layers=1, queries=4)).eval()
+    return JudgeNetwork(JudgeConfig(CHANNELS, width=width, readings=4, vector=64)).eval()
 
 
 def scenes(count: int, tag: str | None = None, seed: int = 0, size: int = 32) -> np.ndarray:
@@ -56,11 +56,13 @@ def test_judge_learns_the_scorers_verdict_on_pictures_it_has_not_seen(text_encod
 
     drawn, yes = pictures(64)
     data = LabelledPictures(drawn, rng.integers(2, size=64), yes)
+    lines_of = {line["prompt"]: line for line in lines("colors")}
     prompts = [f"a photo of a {colour} square" for colour in colours]
+    asked_for = [Prompt(lines_of[prompt], seen=True) for prompt in prompts]
     judge = new_judge()
     untrained = new_judge()
     training = Judge(prompts=2, images_per_prompt=32, steps=40, batch_size=16, learning_rate=2e-3)
-    history = train_judge(judge, data, text_encoder.encode(prompts), training, seed=0, dtype="float32")
+    history = train_judge(judge, data, asked_for, text_encoder.encode(prompts), training, 0, "float32")
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     tested, yes = pictures(40)
     asked = np.repeat(np.arange(2), 20)
@@ -111,18 +113,20 @@ def test_every_picture_is_labelled_for_every_prompt_as_the_scorer_does() -> None
         assert column.tolist() == [verdict.correct for verdict in score_pictures(line, pictures, detector)]
 
 
-def test_loss_balances_yes_and_no_of_each_prompt() -> None:
+def test_loss_is_that_of_the_own_prompts_and_balances_yes_and_no_of_each_other() -> None:
     random = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 3, generator=random, dtype=torch.float64)
-    yes = torch.tensor([[True, False, True], [False, False, True], [False, True, False]])
+    logits = torch.randn(2, 5, generator=random, dtype=torch.float64)
+    yes = torch.tensor([[True, False, True, False, True], [False, False, False, True, True]])
     share = torch.tensor([0.25, 0.5, 0.1], dtype=torch.float64)
     own, balanced = 0.0, 0.0
-    for i in range(3):
-        for j in range(3):
+    for i in range(2):
+        for j in range(5):
             probability = 1 / (1 + math.exp(-logits[i, j].item()))
             loss = -math.log(probability if yes[i, j] else 1 - probability)
-            own += loss / 3 if i == j else 0.0
-            balanced += loss * 0.5 / (share[j].item() if yes[i, j] else 1 - share[j].item()) / 9
+            if j >= 2:
+                part = share[j - 2].item()
+                balanced += loss * 0.5 / (part if yes[i, j] else 1 - part) / 6
+            own += loss / 2 if i == j else 0.0
     assert judge_loss(logits, yes, share).item() == pytest.approx(own + balanced, rel=1e-9)
 
 

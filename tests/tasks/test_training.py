@@ -117,7 +117,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_resumed(
 
 
 def test_state_of_other_params_is_not_resumed(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
-    folder = workspace(tmp_path / "w", pretrain__learning_rate=0.5)
+    folder = workspace(tmp_path / "w", pretrain__learning_rate=1.5e-3)
     process = stage_process(folder, "tasks.pretrain")
     wait_for_state(folder, process)
     process.kill()

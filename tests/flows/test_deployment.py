@@ -1,0 +1,176 @@
+"""The whole pipeline for real, on the smoke profile: server, worker, deployment, flow and DVC.
+
+The runs are shared by the tests below: one by the deployment and one by `dvc repro`, in two clones without a common cache.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from flows.workspace import code_files, merged_params
+
+PROJECT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A clone of the project whose own params are the smoke profile's, and the environment to run it in."""
+
+    root: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the clone."""
+        return subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+
+    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, *arguments)
+
+    def deploy(self, **parameters: Any) -> subprocess.CompletedProcess[str]:
+        """`prefect deployment run sana15/full-pipeline --watch` with parameters."""
+        given = [text for name, value in parameters.items() for text in ("-p", f"{name}={json.dumps(value)}")]
+        return self.run(str(BIN / "prefect"), "deployment", "run", "sana15/full-pipeline", "--watch", *given)
+
+    def lock(self) -> dict[str, Any]:
+        """The entries of dvc.lock."""
+        return yaml.safe_load((self.root / "dvc.lock").read_text())["stages"]
+
+    def mlflow_runs(self, query: str = "") -> list[Run]:
+        client = MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
+        return client.search_runs([client.get_experiment_by_name("sana15").experiment_id], query, max_results=1000)
+
+
+def new_clone(root: Path, **environment: str) -> Clone:
+    """The project's code as it is now, in a git repository of its own."""
+    for name in code_files(PROJECT):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PROJECT / name, root / name)
+    (root / "params.yaml").write_text(yaml.safe_dump(merged_params(PROJECT, "smoke", {}), sort_keys=False))
+    for command in ("init -q", "add -A", "-c user.name=test -c user.email=test@localhost commit -q -m clone"):
+        subprocess.run(["git", *command.split()], cwd=root, check=True)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "TRITON"))}
+    ours = {"PREFECT_HOME": str(root / ".prefect"), "PATH": f"{BIN}:{plain['PATH']}"}
+    return Clone(root, {**plain, **ours, **environment})
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    """A clone with its servers up, on ports of their own."""
+    ports = {"PREFECT_PORT": free_port(), "MLFLOW_PORT": free_port()}
+    api = f"http://127.0.0.1:{ports['PREFECT_PORT']}/api"
+    clone = new_clone(tmp_path_factory.mktemp("flow"), **ports, PREFECT_API_URL=api)
+    try:
+        up = clone.python("-m", "flows.servers", "up")
+        assert up.returncode == 0, up.stderr
+        yield clone
+    finally:
+        clone.python("-m", "flows.servers", "down")
+
+
+@pytest.fixture(scope="module")
+def deployed(served: Clone) -> Clone:
+    """The same clone after a run of its deployment, which must end Completed."""
+    done = served.deploy()
+    log = (served.root / ".sana15/servers/worker.log").read_text()
+    assert done.returncode == 0 and "Completed" in done.stdout, done.stdout + done.stderr + log
+    return served
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """Another clone after `dvc repro`, with no Prefect server and an MLflow server that is down."""
+    clone = new_clone(tmp_path_factory.mktemp("repro"), MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
+    done = clone.run(str(BIN / "dvc"), "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return clone
+
+
+def test_a_deployment_run_ends_completed_with_a_scored_family(deployed: Clone) -> None:
+    summary = json.loads((deployed.root / "results/summary.json").read_text())
+    depths = yaml.safe_load((deployed.root / "params.yaml").read_text())["prune"]["depths"]
+    cut = {f"{kind}-{depth}" for kind in ("pruned", "finetuned") for depth in depths}
+    assert {model["name"] for model in summary["models"]} == {"small", "grown", *cut}
+    assert (deployed.root / "results/report.html").stat().st_size > 0
+
+
+def test_dvc_status_is_clean_after_the_flow(deployed: Clone) -> None:
+    assert json.loads(deployed.run(str(BIN / "dvc"), "status", "--json").stdout) == {}
+
+
+def test_a_second_run_shows_every_stage_as_cached(deployed: Clone) -> None:
+    done = deployed.python("-m", "flows.full_pipeline")
+    assert done.returncode == 0, done.stderr
+    cached = {line.split()[1].rstrip(":") for line in done.stderr.splitlines() if line.endswith(": cached")}
+    assert len(cached) == len(deployed.lock())
+    assert ": done in" not in done.stderr
+
+
+def test_one_fine_tune_parameter_runs_only_the_stages_behind_it_and_leaves_the_default_alone(deployed: Clone) -> None:
+    before = (deployed.root / "dvc.lock").read_bytes()
+    outputs = sorted(path.stat().st_mtime_ns for path in (deployed.root / "outputs").rglob("*"))
+    done = deployed.python("-m", "flows.full_pipeline", "-p", "finetune.learning_rate=0.0004")
+    assert done.returncode == 0, done.stderr
+    ran = {line.split()[1].rstrip(":") for line in done.stderr.splitlines() if ": done in" in line}
+    behind = ("finetune@", "geneval@finetuned-", "controls", "report")
+    assert ran == {name.replace("_cut", "") for name in deployed.lock() if name.replace("_cut", "").startswith(behind)}
+    assert (deployed.root / "dvc.lock").read_bytes() == before
+    assert outputs == sorted(path.stat().st_mtime_ns for path in (deployed.root / "outputs").rglob("*"))
+
+
+def test_a_stage_that_fails_makes_the_deployment_run_exit_non_zero_with_the_reason(served: Clone) -> None:
+    done = served.deploy(overrides={"shard.source": "folder", "shard.path": "no/such/folder"})
+    assert done.returncode != 0
+    assert "no/such/folder" in " ".join(done.stdout.split())
+
+
+def test_the_flow_and_dvc_repro_leave_the_same_lock(deployed: Clone, reproduced: Clone) -> None:
+    one, other = deployed.lock(), reproduced.lock()
+    # the report shows times and memory
+    assert {name: one[name] for name in one if name != "report"} == {
+        name: other[name] for name in other if name != "report"
+    }
+    assert one["report"]["deps"] == other["report"]["deps"]
+
+
+def test_dvc_status_is_clean_after_dvc_repro(reproduced: Clone) -> None:
+    assert json.loads(reproduced.run(str(BIN / "dvc"), "status", "--json").stdout) == {}
+
+
+def test_tags_join_git_dvc_and_prefect_in_mlflow(deployed: Clone) -> None:
+    commit = deployed.run("git", "rev-parse", "HEAD").stdout.strip()
+    parents = [run for run in deployed.mlflow_runs("attributes.run_name = 'sana15'") if not run.data.tags.get("x")]
+    parent = min(parents, key=lambda run: run.info.start_time if run.info.status == "FINISHED" else sys.maxsize)
+    flow_run = parent.data.tags["prefect.flow_run_id"]
+    assert deployed.run(str(BIN / "prefect"), "flow-run", "inspect", flow_run).returncode == 0
+    stages = deployed.mlflow_runs(f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    by_name = {run.info.run_name: run for run in stages}
+    for address, entry in deployed.lock().items():
+        run = by_name[address.replace("_cut", "")]
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.source.git.commit"] == commit
+        assert json.loads(run.data.tags["dvc.lock_entry"])["cmd"] == entry["cmd"]
+    for model in json.loads((deployed.root / "results/summary.json").read_text())["models"]:
+        run = by_name[f"model {model['name']}"]
+        assert run.data.metrics["geneval/overall"] == model["geneval"]["overall"]
+        assert run.data.params["depth"] == str(model["depth"])

@@ -1,0 +1,376 @@
+"""Claims about the report: its numbers are those of the stages, and its page needs nothing but itself."""
+
+import base64
+import io
+import itertools
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import chdir
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+from small_workspace import write_params
+
+from tasks import (
+    autoencoder,
+    controls,
+    encode,
+    finetune,
+    grow,
+    importance,
+    judge,
+    layout,
+    pretrain,
+    prune,
+    report,
+    shard,
+    text_encoder,
+    train,
+)
+from tasks.data.vocabulary import TASKS, lines
+from tasks.errors import UserError
+from tasks.files import read_json, write_json, write_manifest
+from tasks.geneval import __main__ as geneval
+from tasks.geneval.pool import Pool, load_pool
+from tasks.geneval.prompts import Prompt
+from tasks.geneval.summary import summarize
+from tasks.params import Params, load_params
+from tasks.reporting import figures
+from tasks.reporting.collect import collect, stage_costs
+from tasks.reporting.curves import read_curve
+from tasks.reporting.page import interval, number, render_page
+from tasks.reporting.pictures import BAR, FRAME, GAP, choose_prompts, strip, thumbnail
+from tasks.reporting.recovery import recovered_share
+from tasks.spool import SPOOLS, open_spool
+from tasks.stage import run_stage
+from tasks.tracking import SPOOL_VARIABLE
+
+DEPTHS = (2, 1)
+MODELS = ["small", "grown", "pruned-2", "finetuned-2", "pruned-1", "finetuned-1"]
+TINY = {
+    "compute": {"device": "cpu", "dtype": "float32", "threads": 1},
+    "shard": {"image_size": 16, "train_samples": 24, "heldout_samples": 12},
+    "autoencoder": {"latent_channels": 4, "block_channels": [8, 8], "steps": 2, "batch_size": 4},
+    "text_encoder": {"hidden_size": 16, "layers": 1, "heads": 2, "max_tokens": 16, "steps": 2, "batch_size": 4},
+    "network": {"hidden_size": 16, "linear_head_dim": 8, "cross_heads": 2},
+    "pretrain": {"depth": 1, "steps": 12, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 6},
+    "grow": {"depth": 3},
+    "train": {"steps": 4, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 2},
+    "importance": {"prompts": 6, "times": [0.3, 0.7]},
+    "prune": {"depths": list(DEPTHS), "random_choices": 2},
+    "finetune": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 1},
+    "sampling": {"steps": 1},
+    "judge": {"prompts": 12, "images_per_prompt": 1, "steps": 2, "batch_size": 4},
+    "geneval": {
+        "prompts_per_task": 4,
+        "images_per_prompt": 4,
+        "images_per_pruned_prompt": 2,
+        "best_of": [1, 2, 4],
+        "bootstrap_samples": 200,
+    },
+    "report": {"grid_prompts": 3, "grid_images": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Outputs of every real stage at a tiny scale and the report of them; not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("report")
+    write_params(folder, {f"{section}.{key}": value for section, pairs in TINY.items() for key, value in pairs.items()})
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        spool = open_spool(SPOOLS, "test", tags={})
+        patch.setenv(SPOOL_VARIABLE, str(spool.path))
+        params = load_params()
+        for module in (shard, autoencoder, text_encoder, encode, pretrain, grow, train, importance, judge):
+            run_stage(module.stage(params), params)
+        for depth in DEPTHS:
+            run_stage(prune.stage(params, depth), params)
+            run_stage(finetune.stage(params, depth), params)
+        for name in MODELS:
+            run_stage(geneval.stage(params, name), params)
+            vary_verdicts(name, params)
+        run_stage(controls.stage(params), params)
+        run_stage(report.stage(params), params)
+        spool.close()
+        yield folder
+
+
+def vary_verdicts(name: str, params: Params) -> None:
+    """Give a model's pool verdicts that differ by prompt and model: untrained models are always wrong."""
+    folder, rng = layout.GENEVAL / name, np.random.default_rng(MODELS.index(name))
+    quality = {"small": 0.4, "grown": 0.9}.get(name, 0.2 if name.startswith("pruned") else 0.6)
+    pool = load_pool(folder)
+    pool = replace(pool, correct_PN=rng.random(pool.correct_PN.shape) < quality)
+    pool.save(folder)
+    write_json(folder / "summary.json", summarize(pool, params.geneval.best_of, 200, params.compute.seed))
+    write_manifest(folder)
+
+
+@pytest.fixture
+def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """The params of the workspace, which is the working directory."""
+    monkeypatch.chdir(workspace)
+    return load_params()
+
+
+@pytest.fixture
+def summary(workspace: Path) -> dict[str, Any]:
+    """What the report says."""
+    return json.loads((workspace / "results" / "summary.json").read_text(encoding="utf-8"))
+
+
+class Page(HTMLParser):
+    """The tags, links, text and ids of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a tag."""
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        """Note text."""
+        self.words += data
+
+
+@pytest.fixture
+def page(workspace: Path) -> Page:
+    """The parsed page."""
+    return Page((workspace / "results" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_models_are_in_order_with_the_facts_of_their_checkpoints(workspace: Path, summary: dict[str, Any]) -> None:
+    assert [model["name"] for model in summary["models"]] == MODELS
+    for model in summary["models"]:
+        weights = load_file(workspace / "outputs" / model["name"] / "model.safetensors")
+        assert model["parameters"] == sum(tensor.size for tensor in weights.values())
+        assert model["depth"] == len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+        assert set(model["geneval"]) == {"overall", "low", "high", "tasks"}
+        assert set(model["geneval"]["tasks"]) == set(TASKS)
+        assert all(set(score) == {"value", "low", "high"} for score in model["geneval"]["tasks"].values())
+        numbers = ["1", "2"] if model["name"].startswith("pruned") else ["1", "2", "4"]
+        for chooser in ("best_of", "oracle", "random", "shuffled"):
+            assert list(model[chooser]) == numbers
+            assert all(set(score) == {"overall", "low", "high"} for score in model[chooser].values())
+        curve = workspace / "outputs" / model["name"] / "heldout.csv"
+        if curve.exists():
+            assert model["heldout_loss"] == float(curve.read_text().splitlines()[-1].split(",")[-1])
+
+
+def test_what_a_cut_lost_and_won_back_follows_from_the_pools(workspace: Path, summary: dict[str, Any]) -> None:
+    def overall(name: str) -> float:
+        pool = load_pool(workspace / layout.GENEVAL / name)
+        tags = np.array(pool.tasks)
+        return float(np.mean([pool.correct_PN[tags == task].mean() for task in TASKS]))
+
+    grown = overall("grown")
+    for cut, depth in zip(summary["cuts"], DEPTHS, strict=True):
+        pruned, finetuned = overall(f"pruned-{depth}"), overall(f"finetuned-{depth}")
+        assert cut["depth"] == depth and len(cut["removed"]) == 3 - depth
+        assert cut["lost"]["value"] == pytest.approx(grown - pruned)
+        assert cut["won_back"]["value"] == pytest.approx(finetuned - pruned)
+        assert cut["recovered_share"]["value"] == pytest.approx((finetuned - pruned) / (grown - pruned))
+
+
+def test_recovered_share_is_paired_by_prompt() -> None:
+    rng = np.random.default_rng(0)
+    pruned, grown = rng.random((12, 4)) * 0.3, 0.4 + rng.random((12, 7)) * 0.6
+    halfway = (pruned.mean(axis=1) + grown.mean(axis=1))[:, None] / 2
+    share = recovered_share(pruned, halfway, grown, ["a"] * 5 + ["b"] * 7, 500, rng)
+    assert share is not None
+    assert [share.value, share.low, share.high] == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_recovered_share_agrees_with_a_plain_bootstrap() -> None:
+    rng = np.random.default_rng(1)
+    tasks = ["a"] * 6 + ["b"] * 15
+    pruned, finetuned, grown = (rng.random((21, n)) < q for n, q in ((4, 0.2), (9, 0.6), (9, 0.8)))
+    share = recovered_share(pruned, finetuned, grown, tasks, 4000, np.random.default_rng(2))
+    ratios = []
+    for _ in range(4000):
+        drawn = [rng.integers(0, 6, 6), 6 + rng.integers(0, 15, 15)]
+        p, f, g = (np.mean([model[rows].mean() for rows in drawn]) for model in (pruned, finetuned, grown))
+        ratios.append((f - p) / (g - p))
+    assert share is not None
+    assert [share.low, share.high] == pytest.approx(np.percentile(ratios, [2.5, 97.5]), abs=0.03)
+
+
+def test_no_share_is_given_of_a_loss_that_may_be_none() -> None:
+    rng = np.random.default_rng(3)
+    same = rng.random((8, 4))
+    assert recovered_share(same, same + 0.1, same, ["a"] * 8, 100, rng) is None
+    assert recovered_share(same, same, same - 0.1, ["a"] * 8, 100, rng) is None
+    assert recovered_share(same, same, rng.random((8, 4)) + 0.02, ["a"] * 8, 100, rng) is None
+
+
+def test_page_needs_nothing_but_itself(page: Page) -> None:
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    links = [value or "" for _, attributes in page.tags for key, value in attributes.items() if key in ("href", "src")]
+    assert len(links) > 20
+    for link in links:
+        assert link.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) or link[1:] in ids
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+
+
+def test_every_picture_of_the_page_can_be_decoded(page: Page) -> None:
+    kinds = {"png": 0, "svg+xml": 0}
+    for tag, attributes in page.tags:
+        if tag != "img":
+            continue
+        head, _, data = str(attributes["src"]).partition(";base64,")
+        kind = head.removeprefix("data:image/")
+        kinds[kind] += 1
+        if kind == "png":
+            Image.open(io.BytesIO(base64.b64decode(data))).load()
+        else:
+            assert ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg")
+    assert kinds == {"png": 3 * len(MODELS) + 1, "svg+xml": 6}
+
+
+def test_page_tells_the_summarys_numbers(page: Page, summary: dict[str, Any]) -> None:
+    for model in summary["models"]:
+        assert interval(model["geneval"]) in page.words
+        assert number(model["heldout_loss"], 4) in page.words
+    assert interval(summary["models"][1]["best_of"]["4"]) in page.words
+    assert "trained on labels of the scorer" in page.words and "counts 1 seed" in page.words
+
+
+def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, Any]) -> None:
+    numbers = itertools.count()
+    scores = list(summary["controls"].values())
+    for cut in summary["cuts"]:
+        scores += [score for score in cut.values() if isinstance(score, dict) and "low" in score]
+    for score in scores:
+        score.update({key: next(numbers) / 100 for key in score})
+    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
+    words = Page(render_page(summary, drawn, [], b"")).words
+    assert len(scores) == 2 + 5 * len(DEPTHS)
+    assert all(interval(score) in words for score in scores)
+
+
+def test_the_same_outputs_give_the_same_report(inside: Params, workspace: Path, tmp_path: Path) -> None:
+    results = workspace / "results"
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SPOOL_VARIABLE, str(tmp_path / "spool.jsonl"))
+        run_stage(report.stage(inside), inside)
+    after = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    record = results / "stages" / "report.json"
+    assert before.pop(record) and after.pop(record)
+    assert before == after
+    assert {path.name for path in after if path.parent == results} >= {"summary.json", "report.html", "family.png"}
+
+
+def test_costs_are_those_of_the_outputs_in_place(inside: Params, summary: dict[str, Any]) -> None:
+    names = [stage["name"] for stage in summary["stages"]]
+    assert names[:3] == ["shard", "autoencoder", "text_encoder"] and names[-1] == "controls"
+    assert "finetune@1" in names and "geneval@small" not in names  # its output was changed after it ran
+    record = layout.STAGE_RECORDS / "train.json"
+    kept = record.read_bytes()
+    try:
+        write_json(record, read_json(record) | {"output": "another"})
+        assert [stage["name"] for stage in stage_costs(DEPTHS)] == [name for name in names if name != "train"]
+        record.unlink()
+        assert [stage["name"] for stage in stage_costs(DEPTHS)] == [name for name in names if name != "train"]
+    finally:
+        record.write_bytes(kept)
+
+
+def test_a_model_that_was_not_timed_here_has_no_time(inside: Params, summary: dict[str, Any]) -> None:
+    speed = layout.RESULTS / "speed" / "small.json"
+    kept = speed.read_bytes()
+    assert summary["models"][0]["seconds_per_picture"] == json.loads(kept)["seconds_per_picture"]
+    try:
+        speed.unlink()
+        assert "seconds_per_picture" not in collect(inside)["models"][0]
+    finally:
+        speed.write_bytes(kept)
+
+
+def test_a_damaged_output_is_named(inside: Params) -> None:
+    path = layout.IMPORTANCE / "importance.json"
+    kept = path.read_bytes()
+    try:
+        path.write_bytes(kept.replace(b"0", b"1", 1))
+        with pytest.raises(UserError, match=r"importance\.json does not match"):
+            run_stage(report.stage(inside), inside)
+    finally:
+        path.write_bytes(kept)
+
+
+def test_loss_curves_go_on_where_the_small_model_ended(inside: Params) -> None:
+    curves = [read_curve(name) for name in ("small", "grown", "finetuned-2")]
+    assert [curve.samples for curve in curves] == [48, 16, 8]
+    left, right = figures.loss_curves(curves).axes
+    drawn = {line.get_label(): line.get_xydata() for axes in (left, right) for line in axes.lines}
+    assert drawn["grown, held-out"][0, 0] == pytest.approx(0.048) and drawn["grown, held-out"][-1, 0] == 0.064
+    np.testing.assert_array_equal(drawn["finetuned-2"], [(x / 1000, loss) for x, loss in curves[2].heldout])
+    assert drawn["grown"][0][1] == curves[1].heldout[-1][1]
+
+
+def test_removed_blocks_are_marked_in_the_row_of_their_cut(inside: Params, summary: dict[str, Any]) -> None:
+    figure = figures.block_importance(read_json(layout.IMPORTANCE / "importance.json"), summary["cuts"])
+    marks = {text.get_position() for axes in figure.axes for text in axes.texts if text.get_text() == "×"}
+    assert marks == {(block, row) for row, cut in enumerate(summary["cuts"]) for block in cut["removed"]}
+
+
+def test_curves_against_n_have_every_number_and_no_unfinished_cut(summary: dict[str, Any]) -> None:
+    (axes,) = figures.best_of_n(summary["models"]).axes
+    drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
+    assert list(drawn) == [name for name in MODELS if not name.startswith("pruned")]
+    for model in summary["models"]:
+        if model["name"] in drawn:
+            expected = [(int(n), score["overall"]) for n, score in model["best_of"].items()]
+            np.testing.assert_array_equal(drawn[model["name"]], expected)
+
+
+def test_error_bars_are_the_intervals(summary: dict[str, Any]) -> None:
+    (axes,) = figures.family(summary["models"]).axes
+    ends = {tuple(np.round(segment[:, 1], 9)) for bars in axes.collections for segment in bars.get_segments()}
+    assert ends == {tuple(np.round([m["geneval"]["low"], m["geneval"]["high"]], 9)) for m in summary["models"]}
+
+
+def test_prompts_to_show_take_turns_by_task_and_follow_from_the_seed_alone() -> None:
+    prompts = [Prompt(line, seen=True) for task in TASKS for line in lines(task)[:5]]
+    chosen = choose_prompts(prompts, 8, seed=0)
+    assert len(set(chosen)) == 8
+    assert sorted(prompts[position].tag for position in chosen[:6]) == sorted(TASKS)
+    assert chosen == choose_prompts(prompts, 8, seed=0) != choose_prompts(prompts, 8, seed=1)
+    assert len(choose_prompts(prompts[:5], 8, seed=0)) == 5
+
+
+def test_strip_marks_the_judges_choice_and_the_right_pictures() -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (1, 3, 32, 32, 3), dtype=np.uint8)
+    judged = np.array([[-2.0, np.nan, -1.0]])
+    prompt = Prompt(lines("colors")[0], seen=True)
+    pool = Pool([prompt], pictures, np.array([[True, False, False]]), judged, judged)
+    tile = 64 + 2 * FRAME + GAP
+    drawn = strip(pool, 0, 4)
+    assert drawn.shape == (64 + 2 * FRAME + 1 + BAR + GAP, 4 * tile, 3)
+    blue, green, white = (0x2F, 0x6F, 0xDB), (0x2F, 0x9E, 0x58), (255, 255, 255)
+    assert [tuple(drawn[0, i * tile]) for i in range(4)] == [white, white, blue, white]
+    assert [tuple(drawn[64 + 2 * FRAME + 1, i * tile + FRAME]) for i in range(4)] == [green, white, white, white]
+    np.testing.assert_array_equal(drawn[FRAME : FRAME + 64 : 2, FRAME : FRAME + 64 : 2], pictures[0, 0])
+    assert (drawn[:, 3 * tile :] == 255).all()
+    first_two = strip(pool, 0, 2)
+    assert tuple(first_two[0, 0]) == blue and first_two.shape[1] == 2 * tile
+    np.testing.assert_array_equal(first_two[FRAME : FRAME + 64 : 2, FRAME : FRAME + 64 : 2], pictures[0, 0])
+
+
+@pytest.mark.parametrize(("side", "shown"), [(16, 64), (32, 64), (48, 48), (64, 64), (512, 64)])
+def test_thumbnails_are_whole_multiples_or_made_smaller(side: int, shown: int) -> None:
+    picture = np.full((side, side, 3), 7, np.uint8)
+    assert thumbnail(picture).shape == (shown, shown, 3) and (thumbnail(picture) == 7).all()
