@@ -1,11 +1,11 @@
 """Draw pictures of a prompt, or of every line of a file, with any model, and let the judge choose the best.
 
-    python -m tasks.generate "a photo of a red circle" --model finetuned-8 --n 8 --seed 1 --out pictures
+    python -m tasks.generate "a photo of a red circle" --model finetuned-6 --n 8 --seed 1 --out pictures
     python -m tasks.generate --prompts prompts.txt --model outputs/grown
 
 Writes PNGs (`00000/0000.png`: prompt, picture), `scores.json` with the judge's log P(yes) of each, and `sheet.png`: a
-row for each prompt, best picture first. The model is a name (small, grown, pruned-8, finetuned-8), a folder, or an alias
-of the registry. The same prompts, model and seed give the same pictures.
+row for each prompt, best picture first. The model is a name (small, grown, pruned-6, finetuned-6), a folder, or an
+alias of the registry. The same prompts, model and seed give the same pictures.
 """
 
 import sys

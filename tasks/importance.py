@@ -1,6 +1,5 @@
 """Stage `importance`: measures how important each block of the grown model is, once for all sizes cut from it."""
 
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -100,7 +100,7 @@ def stage(params: Params) -> Stage:
         run=run,
         inputs=tuple(sorted(read)),
         out=layout.RESULTS,
-        sections=("compute.seed", "prune.depths", "geneval.bootstrap_samples", "report"),
+        sections=("compute.seed", "prune.depths", "geneval", "report"),
         publish=move_into,
     )
 

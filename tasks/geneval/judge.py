@@ -1,12 +1,12 @@
 """The judge of best of N: sees a prompt and a picture's pixels, and says how likely GenEval's scorer is to say yes.
 
 SANA-1.5 (section 2.5) fine-tunes a 2B vision-language model on yes/no labels of GenEval's toolkit and compares pictures
-by its "yes". The judge here answers the same question at the scale of the pictures: a convolutional tower makes a vector
-of the picture, attention over the frozen text encoder's states makes one of the prompt, and their product is the logit
-of "yes". So a picture is read once for any number of prompts, and nothing depends on the other pictures of a batch. The
-score is log P(yes).
+by its "yes". The judge here answers the same question at the scale of the pictures: a convolutional tower makes a
+vector of the picture, attention over the frozen text encoder's states makes one of the prompt, and their product is the
+logit of "yes". So a picture is read once for any number of prompts, and nothing depends on the other pictures of a
+batch. The score is log P(yes).
 
-Shapes: B pictures, L prompts, T text tokens, E caption channels, R readings of a prompt, D width, V size of the vectors.
+Shapes: B pictures, L prompts, T text tokens, E caption channels, R readings of a prompt, D width, V size of vectors.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """The whole pipeline for real, on the smoke profile: server, worker, deployment, flow and DVC.
 
-The runs are shared by the tests below: one by the deployment and one by `dvc repro`, in two clones without a common cache.
+The runs are shared by the tests below: one by the deployment and one by `dvc repro`, in two clones without a common
+cache.
 """
 
 import json
