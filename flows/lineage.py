@@ -52,7 +52,7 @@ class Lineage:
     def record_models(self, models: list[dict[str, Any]]) -> None:
         """One run for each model of `results/summary.json`, so that MLflow's UI can compare the sizes."""
         for model in models:
-            numbers = {key.replace("/tasks/", "/"): value for key, value in _numbers(model).items()}
+            numbers = {_metric_name(key): value for key, value in _numbers(model).items()}
             spool = self._open(f"model {model['name']}", self.parent)
             spool.append("params", values={key: numbers.pop(key) for key in ("depth", "parameters")})
             spool.append("metrics", values=numbers, step=0)
@@ -91,6 +91,11 @@ def open_lineage(root: Path, flow_run_id: str, given: Mapping[str, Any]) -> Iter
             raise
         finally:
             lineage.close(status)
+
+
+def _metric_name(key: str) -> str:
+    """`geneval/counting` for `geneval/tasks/counting/value`."""
+    return key.replace("/tasks/", "/").removesuffix("/value")
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

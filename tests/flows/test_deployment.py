@@ -22,6 +22,8 @@ from mlflow.entities import Run
 
 from flows.workspace import code_files, merged_params
 
+pytestmark = pytest.mark.timeout(1200)  # a whole pipeline runs within the first test that asks for it
+
 PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
@@ -56,14 +58,22 @@ class Clone:
         return client.search_runs([client.get_experiment_by_name("sana15").experiment_id], query, max_results=1000)
 
 
-def new_clone(root: Path, **environment: str) -> Clone:
-    """The project's code as it is now, in a git repository of its own."""
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository of the project's code as it is now, with the smoke profile's params as its default."""
+    root = tmp_path_factory.mktemp("origin")
     for name in code_files(PROJECT):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(PROJECT / name, root / name)
     (root / "params.yaml").write_text(yaml.safe_dump(merged_params(PROJECT, "smoke", {}), sort_keys=False))
-    for command in ("init -q", "add -A", "-c user.name=test -c user.email=test@localhost commit -q -m clone"):
+    for command in ("init -q", "add -A", "-c user.name=test -c user.email=test@localhost commit -q -m code"):
         subprocess.run(["git", *command.split()], cwd=root, check=True)
+    return root
+
+
+def new_clone(origin: Path, root: Path, **environment: str) -> Clone:
+    """A clone of `origin`, to be run without this process's own settings of Prefect, MLflow and Triton."""
+    subprocess.run(["git", "clone", "-q", str(origin), str(root)], check=True)
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "TRITON"))}
     ours = {"PREFECT_HOME": str(root / ".prefect"), "PATH": f"{BIN}:{plain['PATH']}"}
     return Clone(root, {**plain, **ours, **environment})
@@ -76,11 +86,11 @@ def free_port() -> str:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def served(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     """A clone with its servers up, on ports of their own."""
     ports = {"PREFECT_PORT": free_port(), "MLFLOW_PORT": free_port()}
     api = f"http://127.0.0.1:{ports['PREFECT_PORT']}/api"
-    clone = new_clone(tmp_path_factory.mktemp("flow"), **ports, PREFECT_API_URL=api)
+    clone = new_clone(origin, tmp_path_factory.mktemp("flow"), **ports, PREFECT_API_URL=api)
     try:
         up = clone.python("-m", "flows.servers", "up")
         assert up.returncode == 0, up.stderr
@@ -99,9 +109,10 @@ def deployed(served: Clone) -> Clone:
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def reproduced(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """Another clone after `dvc repro`, with no Prefect server and an MLflow server that is down."""
-    clone = new_clone(tmp_path_factory.mktemp("repro"), MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
+    down = f"http://127.0.0.1:{free_port()}"
+    clone = new_clone(origin, tmp_path_factory.mktemp("repro"), MLFLOW_TRACKING_URI=down)
     done = clone.run(str(BIN / "dvc"), "repro")
     assert done.returncode == 0, done.stdout + done.stderr
     return clone
@@ -160,8 +171,8 @@ def test_dvc_status_is_clean_after_dvc_repro(reproduced: Clone) -> None:
 
 def test_tags_join_git_dvc_and_prefect_in_mlflow(deployed: Clone) -> None:
     commit = deployed.run("git", "rev-parse", "HEAD").stdout.strip()
-    parents = [run for run in deployed.mlflow_runs("attributes.run_name = 'sana15'") if not run.data.tags.get("x")]
-    parent = min(parents, key=lambda run: run.info.start_time if run.info.status == "FINISHED" else sys.maxsize)
+    finished = deployed.mlflow_runs("attributes.run_name = 'sana15' and attributes.status = 'FINISHED'")
+    parent = min(finished, key=lambda run: run.info.start_time)
     flow_run = parent.data.tags["prefect.flow_run_id"]
     assert deployed.run(str(BIN / "prefect"), "flow-run", "inspect", flow_run).returncode == 0
     stages = deployed.mlflow_runs(f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
