@@ -51,10 +51,10 @@ class Trainer:
 
     def run(self) -> Metrics:
         """Train to the last step, write the checkpoint and curves into the stage's output; returns its metrics."""
-        if self.step == 0:
-            self.evaluate()
-        else:
+        if self.step > 0:
             print(f"{self.context.name}: resuming after step {self.step}", flush=True)
+        if self.step % self.training.evaluate_every == 0:
+            self.evaluate()  # due here, and a stop came between the checkpoint and it
         with noted_interrupts() as interrupts, progress(self.context.name, self.training.steps, self.step) as meter:
             while self.step < self.training.steps:
                 loss = self.update()

@@ -22,8 +22,6 @@ from mlflow.entities import Run
 
 from flows.workspace import code_files, merged_params
 
-pytestmark = pytest.mark.timeout(1200)  # a whole pipeline runs within the first test that asks for it
-
 PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
@@ -128,6 +126,13 @@ def test_a_deployment_run_ends_completed_with_a_scored_family(deployed: Clone) -
 
 def test_dvc_status_is_clean_after_the_flow(deployed: Clone) -> None:
     assert json.loads(deployed.run(str(BIN / "dvc"), "status", "--json").stdout) == {}
+
+
+def test_dvc_shows_the_metrics_and_plots_of_what_the_flow_built(deployed: Clone) -> None:
+    metrics = json.loads(deployed.run(str(BIN / "dvc"), "metrics", "show", "--json").stdout)[""]["data"]
+    assert metrics["results/metrics.json"]["data"] and not [name for name, file in metrics.items() if "error" in file]
+    plots = json.loads(deployed.run(str(BIN / "dvc"), "plots", "show", "--json").stdout)
+    assert "errors" not in plots and plots["data"]["held-out loss"]
 
 
 def test_a_second_run_shows_every_stage_as_cached(deployed: Clone) -> None:
