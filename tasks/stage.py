@@ -103,6 +103,7 @@ def run_stage(stage: Stage, params: Params) -> Metrics:
     started = time.monotonic()
     with open_tracker(stage.name) as tracker:
         tracker.log_params(section_values(params, stage.sections))
+        tracker.log_inputs(stage.inputs)
         context = Context(stage.name, params, out, state, tracker, device, threads)
         metrics = stage.run(context)
         write_json(out / "metrics.json", metrics)

@@ -1,5 +1,6 @@
 """Reports reach a real MLflow once each, whatever happens on the way."""
 
+import json
 import os
 import shutil
 import socket
@@ -18,13 +19,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 from safetensors.numpy import save_file
+from small_workspace import write_params
 
 from tasks import registry
 from tasks.errors import UserError
-from tasks.files import write_manifest
+from tasks.files import MANIFEST, sha256_file, write_manifest
 from tasks.mlflow_store import connect, main_project, tracking_uri
+from tasks.params import load_params
 from tasks.shipping import DIGEST_TAG, MAKER_TAG, Sender, send, send_backlog
 from tasks.spool import SPOOLS, join_spool, open_spool
+from tasks.stage import Stage, run_stage
 from tasks.tracking import SPOOL_VARIABLE, Tracker, open_tracker
 
 PROJECT = Path(__file__).parents[2]
@@ -88,6 +92,19 @@ def test_what_a_stage_reports_is_in_mlflow_when_it_ends(store: Path) -> None:
     (dataset,) = run.inputs.dataset_inputs
     assert run.data.tags[DIGEST_TAG].startswith(dataset.dataset.digest)
     assert not list(SPOOLS.iterdir())
+
+
+def test_the_inputs_of_a_stage_are_datasets_of_its_run(store: Path) -> None:
+    write_params(store, {"compute.threads": 1, "compute.device": "cpu"})
+    folders = [checkpoint("encoded"), checkpoint("grown_init", value=1.0)]
+    stage = Stage("train", lambda _context: {}, tuple(folders), Path("outputs/other"), ("compute.seed",))
+    run_stage(stage, load_params())
+    (run,) = runs("train")
+    sources = {used.dataset.name: json.loads(used.dataset.source) for used in run.inputs.dataset_inputs}
+    assert sources == {
+        folder.name: {"path": str(folder.resolve()), "manifest_sha256": sha256_file(folder / MANIFEST)}
+        for folder in folders
+    }
 
 
 @pytest.mark.parametrize(
