@@ -5,7 +5,6 @@ manifest, and renames the folder into place. Bad input prints one line and exits
 """
 
 import argparse
-import logging
 import os
 import resource
 import shutil
@@ -150,8 +149,6 @@ def configure_torch(params: Params, threads: int) -> str:
 
 def main(stage: Stage) -> None:
     """Run `stage` as a command and exit: 0 done, 2 bad input, 128 + signal interrupted."""
-    # bitsandbytes looks for an optional package that has the name of our room `kernels`, and warns that it is not there
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     die_with_parent()
     signal.signal(signal.SIGTERM, _exit_on_term)
     try:

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import logging
 
 import bitsandbytes
 import pytest
@@ -88,3 +89,12 @@ def test_state_bytes_per_parameter_is_exact_for_came() -> None:
     # the matrix: momentum and two factored means; the bias: momentum and mean of squares
     numbers = 4 * 6 + 2 * (4 + 6) + 2 * 4
     assert state_bytes_per_parameter(optimizer) == 4 * numbers / (4 * 6 + 4)
+
+
+def test_bitsandbytes_does_not_complain_of_our_packages_name_and_may_of_all_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "no get_kernel in kernels")
+    logger.warning("another trouble")
+    assert caplog.messages == ["another trouble"]
