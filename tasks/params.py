@@ -227,7 +227,8 @@ class Importance:
     batch_size: int
 
     def __post_init__(self) -> None:
-        _positive(self, "prompts", "batch_size")
+        _positive(self, "batch_size")
+        _check(self.prompts >= 100, f"prompts is {self.prompts}: importance is measured on at least 100")
         _check(len(self.times) > 0, "times is empty: name at least one noise level")
         _check(all(0 < time < 1 for time in self.times), f"times is {self.times}: each must be in (0, 1)")
 

@@ -19,7 +19,6 @@ from tasks.files import write_manifest
 from tasks.params import PARAMS_FILE, apply_overrides, read_yaml
 
 PROJECT = Path(__file__).parents[1]
-HELDOUT = 12
 
 
 def write_params(workspace: Path, changes: dict[str, Any]) -> None:
@@ -28,7 +27,7 @@ def write_params(workspace: Path, changes: dict[str, Any]) -> None:
     (workspace / PARAMS_FILE).write_text(yaml.safe_dump(values), encoding="utf-8")
 
 
-def write_encoded(workspace: Path, train: int = 4, heldout: int = HELDOUT) -> None:
+def write_encoded(workspace: Path, train: int = 4, heldout: int = 12) -> None:
     """The output of stage `encode` with random numbers; two of its samples share a caption."""
     random = np.random.default_rng(0)
     folder = workspace / layout.ENCODED

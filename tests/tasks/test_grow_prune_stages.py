@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from small_networks import small_network
-from small_workspace import HELDOUT, write_encoded, write_params
+from small_workspace import write_encoded, write_params
 
 from model.checkpoint import load_network, save_network
 from model.growth import STRATEGIES
@@ -27,14 +27,14 @@ from tasks.stage import Context, Metrics, Stage, run_depth_main
 from tasks.tracking import Tracker
 from tasks.training.evaluation import heldout_loss
 
-GROWN_DEPTH = 5
+GROWN_DEPTH, HELDOUT = 5, 120
 CHANGES = {
     "compute.device": "cpu",
     "compute.dtype": "float32",
     "pretrain.depth": 2,
     "grow.depth": GROWN_DEPTH,
-    "importance.prompts": 10,
-    "importance.batch_size": 4,
+    "importance.prompts": 100,
+    "importance.batch_size": 40,
     "importance.times": [0.2, 0.5, 0.8],
     "prune.depths": [4, 3, 2],
     "prune.random_choices": 3,
@@ -51,7 +51,7 @@ def params(**changes: Any) -> Params:
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A workspace with params, encoded data, and the checkpoints `small` and `grown`."""
     write_params(tmp_path, CHANGES)
-    write_encoded(tmp_path)
+    write_encoded(tmp_path, heldout=HELDOUT)
     monkeypatch.chdir(tmp_path)
     for folder, depth, seed in ((layout.SMALL, 2, 0), (layout.GROWN, GROWN_DEPTH, 1)):
         folder.mkdir()
@@ -118,9 +118,9 @@ def test_importance_is_the_mean_over_single_samples(workspace: Path) -> None:
     _, out = run(importance.stage(params()), params())
     heldout, network = EncodedDataset(layout.ENCODED, "heldout"), load_network(layout.GROWN)
     random = generator(0, "importance", "noise")
-    noise = torch.cat([torch.randn(count, 3, 4, 4, generator=random) for count in (4, 4, 2)])
+    noise = torch.cat([torch.randn(count, 3, 4, 4, generator=random) for count in (40, 40, 20)])
     each = []
-    for position, index in enumerate([0, 1, 2, 3, 4, 6, 7, 8, 9, 10]):
+    for position, index in enumerate(i for i in range(HELDOUT) if i % 6 != 5):
         sample = heldout.batch([index])
         text = network.encode_text(sample.text_BTE, sample.mask_BT)
         each.append(
@@ -137,8 +137,8 @@ def test_importance_is_saved_with_its_spread_and_the_order_of_removal(workspace:
     np.testing.assert_allclose(report["mean"], scores.mean(0), rtol=1e-12)
     np.testing.assert_allclose(report["std"], scores.std(0), rtol=1e-9)
     assert report["removal_order"] == np.argsort(scores.mean(0), kind="stable").tolist()
-    assert (report["prompts"], report["distinct_prompts"]) == (10, 9)
-    assert (metrics["prompts"], metrics["distinct_prompts"]) == (10, 9)
+    assert (report["prompts"], report["distinct_prompts"]) == (100, 99)
+    assert (metrics["prompts"], metrics["distinct_prompts"]) == (100, 99)
     with open(out / "importance.csv", encoding="utf-8") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     assert [row["importance"] for row in rows] == report["mean"]
@@ -147,7 +147,7 @@ def test_importance_is_saved_with_its_spread_and_the_order_of_removal(workspace:
 
 def test_more_prompts_than_held_out_samples_are_refused_in_one_line(workspace: Path) -> None:
     chosen = params(importance__prompts=HELDOUT + 1)
-    with pytest.raises(UserError, match=r"^importance.prompts is 13 [^\n]*12 samples: [^\n]*shard.heldout_samples$"):
+    with pytest.raises(UserError, match=r"^importance.prompts is 121 [^\n]*120 samples: [^\n]*shard.heldout_samples$"):
         run(importance.stage(chosen), chosen)
 
 

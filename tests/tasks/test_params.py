@@ -56,9 +56,8 @@ def test_every_profile_loads_and_changes_the_default(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [None, *ALL_PROFILES])
-def test_importance_is_calibrated_on_at_least_100_prompts_that_exist(name: str | None) -> None:
+def test_scenes_hold_out_as_many_prompts_as_importance_is_measured_on(name: str | None) -> None:
     params = profile(name) if name else build()
-    assert params.importance.prompts >= 100
     if params.shard.source == "scenes":
         assert params.importance.prompts <= params.shard.heldout_samples
 
@@ -133,6 +132,7 @@ def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(key: str, value
         ({"train__batch_size": 64, "train__grad_accumulation": 3}, "train.batch_size"),
         ({"importance__times": [0.5, 1.0]}, "importance.times is (0.5, 1.0)"),
         ({"importance__times": []}, "importance.times is"),
+        ({"importance__prompts": 99}, "importance.prompts is 99"),
         ({"prune__depths": [2, 2]}, "prune.depths is (2, 2)"),
         ({"prune__depths": []}, "prune.depths is ()"),
         ({"grow__depth": 9, "prune__depths": [9]}, "prune.depths"),

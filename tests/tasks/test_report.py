@@ -56,14 +56,14 @@ DEPTHS = (2, 1)
 MODELS = ["small", "grown", "pruned-2", "finetuned-2", "pruned-1", "finetuned-1"]
 TINY = {
     "compute": {"device": "cpu", "dtype": "float32", "threads": 1},
-    "shard": {"image_size": 16, "train_samples": 24, "heldout_samples": 12},
+    "shard": {"image_size": 16, "train_samples": 24, "heldout_samples": 100},
     "autoencoder": {"latent_channels": 4, "block_channels": [8, 8], "steps": 2, "batch_size": 4},
     "text_encoder": {"hidden_size": 16, "layers": 1, "heads": 2, "max_tokens": 16, "steps": 2, "batch_size": 4},
     "network": {"hidden_size": 16, "linear_head_dim": 8, "cross_heads": 2},
     "pretrain": {"depth": 1, "steps": 12, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 6},
     "grow": {"depth": 3},
     "train": {"steps": 4, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 2},
-    "importance": {"prompts": 6, "times": [0.3, 0.7]},
+    "importance": {"prompts": 100, "times": [0.3, 0.7]},
     "prune": {"depths": list(DEPTHS), "random_choices": 2},
     "finetune": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 1},
     "sampling": {"steps": 1},
