@@ -24,18 +24,19 @@ def submit_stages(submit: Callable[[str, Sequence[Future]], Future], depths: Seq
     small = stage("pretrain", encoded)
     judge = stage("judge", small, autoencoder, text_encoder)
 
-    def score(name: str, model: Future) -> Future:
-        return stage(f"geneval@{name}", model, autoencoder, text_encoder, judge)
+    def score(name: str, model: Future) -> None:
+        stage(f"geneval@{name}", model, autoencoder, text_encoder, judge)
 
-    scores = [score("small", small)]
+    score("small", small)
     grown_init = stage("grow", small, encoded)
     grown = stage("train", grown_init, encoded)
-    scores.append(score("grown", grown))
+    score("grown", grown)
+    stage("controls", grown, autoencoder, text_encoder)
     importance = stage("importance", grown, encoded)
     for depth in depths:
         pruned = stage(f"prune@{depth}", grown, importance, encoded)
         finetuned = stage(f"finetune@{depth}", pruned, encoded)
-        scores += [score(f"pruned-{depth}", pruned), score(f"finetuned-{depth}", finetuned)]
-    stage("controls", grown, autoencoder, text_encoder, *scores)
+        score(f"pruned-{depth}", pruned)
+        score(f"finetuned-{depth}", finetuned)
     stage("report", *futures.values())
     return futures

@@ -2,8 +2,7 @@
 
 * latents that are noise, decoded: what decoder and scorer alone make of nothing
 * the grown model's network with its initial weights
-* the grown model cut to each depth by blocks chosen at random, beside the same cut by importance (paired, so the
-  difference has an interval): what choosing blocks is worth before any fine-tuning
+* the grown model cut to each depth by blocks chosen at random; the report pairs it with the same cut by importance
 
 All start from the noise that the models' own evaluation starts from.
 """
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from model.network import Sana
 from model.pruning import prune_network
@@ -21,13 +22,14 @@ from tasks.files import write_json
 from tasks.geneval.detector import Pictures
 from tasks.geneval.evaluation import correctness, score_prompts
 from tasks.geneval.pictures import DRAWING_SECTIONS, decode, load_painter
-from tasks.geneval.pool import load_pool
 from tasks.geneval.prompts import Prompt, evaluation_prompts
-from tasks.geneval.statistics import Array, difference, score
+from tasks.geneval.statistics import score
 from tasks.geneval.summary import as_record
 from tasks.params import Params
 from tasks.seeds import derive, generator, numpy_generator
 from tasks.stage import Context, Metrics, Stage, run_main
+
+Verdicts = NDArray[np.bool_]
 
 
 class Controls:
@@ -40,45 +42,42 @@ class Controls:
         self.images = self.params.geneval.images_per_pruned_prompt
         self.painter = load_painter(layout.GROWN, self.params, context.device)
 
-    def draw(self, network: Sana, name: str) -> Array:
-        """Correctness (P, N) of a network's pictures."""
+    def draw(self, network: Sana, name: str) -> Verdicts:
+        """The scorer's verdicts (P, N) on a network's pictures."""
         texts = [prompt.text for prompt in self.prompts]
         painter = replace(self.painter, network=network)
-        return self.correct(painter.draw(texts, self.images, derive(self.seed, "geneval"), name))
+        return self.verdicts(painter.draw(texts, self.images, derive(self.seed, "geneval"), name))
 
-    def correct(self, pictures_PNHW3: Pictures) -> Array:
-        """The scorer's verdicts (P, N) as 0 and 1."""
-        return correctness(score_prompts(self.prompts, pictures_PNHW3)).astype(np.float64)
+    def verdicts(self, pictures_PNHW3: Pictures) -> Verdicts:
+        """The scorer's verdicts (P, N) on pictures."""
+        return correctness(score_prompts(self.prompts, pictures_PNHW3))
 
-    def record(self, correct_PN: Array) -> dict[str, Any]:
+    def record(self, correct_PN: Verdicts) -> dict[str, Any]:
         """GenEval with its intervals."""
-        return as_record(score(correct_PN, self.tasks, self.params.geneval.bootstrap_samples, self._rng()))
-
-    def gain(self, first_PN: Array, second_PN: Array) -> dict[str, Any]:
-        """GenEval of the first minus that of the second, paired by prompt."""
-        samples = self.params.geneval.bootstrap_samples
-        return as_record(difference(first_PN, second_PN, self.tasks, samples, self._rng()))
-
-    def _rng(self) -> np.random.Generator:
-        return numpy_generator(self.seed, "geneval bootstrap")
+        rng = numpy_generator(self.seed, "geneval bootstrap")
+        return as_record(score(correct_PN, self.tasks, self.params.geneval.bootstrap_samples, rng))
 
 
 def run(context: Context) -> Metrics:
-    """Score all controls; writes `summary.json`."""
+    """Score all controls; writes `summary.json`, and the verdicts (P, N) on each random cut for paired comparisons."""
     controls = Controls(context)
     grown = controls.painter.network
     torch.manual_seed(derive(controls.seed, "untrained control"))
     untrained = Sana(grown.config).to(context.device).eval()
+    kept = {str(depth): random_blocks(controls.seed, len(grown.blocks), depth) for depth in context.params.prune.depths}
+    cuts = {
+        depth: controls.draw(prune_network(grown, blocks), f"controls: {depth} random blocks")
+        for depth, blocks in kept.items()
+    }
+    save_file(cuts, context.out / layout.RANDOM_CUTS.name)
     summary = {
-        "noise": controls.record(controls.correct(noise_pictures(controls))),
+        "noise": controls.record(controls.verdicts(noise_pictures(controls))),
         "untrained": controls.record(controls.draw(untrained, "controls: untrained")),
-        "cuts": {str(depth): cut(controls, grown, depth) for depth in context.params.prune.depths},
+        "random_cuts": {depth: {"kept": kept[depth]} | controls.record(cuts[depth]) for depth in kept},
     }
     write_json(context.out / "summary.json", summary)
-    metrics = {"noise": summary["noise"]["overall"], "untrained": summary["untrained"]["overall"]}
-    for depth, record in summary["cuts"].items():
-        metrics |= {f"{name}-{depth}": record[name]["overall"] for name in ("random", "chosen", "gain")}
-    return metrics
+    metrics = {name: summary[name]["overall"] for name in ("noise", "untrained")}
+    return metrics | {f"random-{depth}": record["overall"] for depth, record in summary["random_cuts"].items()}
 
 
 def noise_pictures(controls: Controls) -> Pictures:
@@ -90,27 +89,18 @@ def noise_pictures(controls: Controls) -> Pictures:
     return pictures.reshape(prompts, controls.images, *pictures.shape[1:])
 
 
-def cut(controls: Controls, grown: Sana, depth: int) -> dict[str, Any]:
-    """The grown model cut to `depth` at random, and what the cut by importance scores beyond it."""
-    blocks = numpy_generator(controls.seed, "random cut", depth).permutation(len(grown.blocks))
-    keep = sorted(int(block) for block in blocks[:depth])
-    random_PN = controls.draw(prune_network(grown, keep), f"controls: {depth} random blocks")
-    chosen_PN = load_pool(layout.GENEVAL / f"pruned-{depth}").correct_PN.astype(np.float64)
-    return {
-        "kept": keep,
-        "random": controls.record(random_PN),
-        "chosen": controls.record(chosen_PN),
-        "gain": controls.gain(chosen_PN, random_PN),
-    }
+def random_blocks(seed: int, blocks: int, depth: int) -> list[int]:
+    """Positions, in order, of `depth` of `blocks` blocks that are kept without regard to their importance."""
+    order = numpy_generator(seed, "random cut", depth).permutation(blocks)
+    return sorted(int(block) for block in order[:depth])
 
 
-def stage(params: Params) -> Stage:
-    """The stage's record. Random cuts are compared with the evaluations of the chosen ones."""
-    pruned = (layout.GENEVAL / f"pruned-{depth}" for depth in params.prune.depths)
+def stage(_params: Params) -> Stage:
+    """The stage's record."""
     return Stage(
         name="controls",
         run=run,
-        inputs=(layout.GROWN, layout.AUTOENCODER, layout.TEXT_ENCODER, *pruned),
+        inputs=(layout.GROWN, layout.AUTOENCODER, layout.TEXT_ENCODER),
         out=layout.CONTROLS,
         sections=(*DRAWING_SECTIONS, "compute.threads", "prune.depths", "geneval"),
     )

@@ -14,6 +14,7 @@ IMPORTANCE = OUTPUTS / "importance"
 JUDGE = OUTPUTS / "judge"
 GENEVAL = OUTPUTS / "geneval"
 CONTROLS = OUTPUTS / "controls"
+RANDOM_CUTS = CONTROLS / "random_cuts.safetensors"
 
 RESULTS = Path("results")
 STAGE_RECORDS = RESULTS / "stages"

@@ -31,7 +31,7 @@ HEADLINE_PROMPTS = 6
 
 
 def run(context: Context) -> Metrics:
-    """Collect the numbers, draw the figures, write the page; returns the scores of all models."""
+    """Collect the numbers, draw the figures, write the page; returns GenEval of all models and the gains of choosing blocks."""
     params, out = context.params, context.out
     summary = collect(params)
     pools = {name: load_pool(layout.GENEVAL / name) for name in models(params)}
@@ -52,7 +52,8 @@ def run(context: Context) -> Metrics:
         )
     write_json(out / "summary.json", summary)
     write_bytes(out / "report.html", page.encode())
-    return {f"geneval/{model['name']}": model["geneval"]["overall"] for model in summary["models"]}
+    scores = {f"geneval/{model['name']}": model["geneval"]["overall"] for model in summary["models"]}
+    return scores | {f"gain_over_random/{cut['depth']}": cut["gain_over_random"]["value"] for cut in summary["cuts"]}
 
 
 def draw_figures(summary: Record, params: Params) -> dict[str, Figure]:

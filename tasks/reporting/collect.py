@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from tasks import layout
 from tasks.files import MANIFEST, read_json, sha256_file
@@ -25,7 +26,7 @@ def collect(params: Params) -> Record:
     controls = read_json(layout.CONTROLS / "summary.json")
     return {
         "models": [model_record(name) for name in models(params)],
-        "cuts": [cut_record(depth, controls["cuts"][str(depth)], params) for depth in params.prune.depths],
+        "cuts": [cut_record(depth, controls["random_cuts"][str(depth)], params) for depth in params.prune.depths],
         "controls": {name: plain(controls[name]) for name in ("noise", "untrained")},
         "judge": read_json(layout.JUDGE / "metrics.json"),
         "growth": read_json(layout.GROWN_INIT / "growth.json")
@@ -58,12 +59,13 @@ def plain(scored: Record) -> Record:
     return {key: scored[key] for key in ("overall", "low", "high")}
 
 
-def cut_record(depth: int, control: Record, params: Params) -> Record:
-    """One cut: its blocks, what other choices of blocks would have done, what it lost and what fine-tuning won back.
+def cut_record(depth: int, random_choice: Record, params: Params) -> Record:
+    """One cut: its blocks, what it gains over a random choice of blocks, what it lost and what fine-tuning won back.
 
     Differences of GenEval are paired by prompt.
     """
     pruning = read_json(layout.model_folder(f"pruned-{depth}") / "pruning.json")
+    random_PN = load_file(layout.RANDOM_CUTS)[str(depth)]
     grown, tasks = correctness("grown")
     (pruned, _), (finetuned, _) = correctness(f"pruned-{depth}"), correctness(f"finetuned-{depth}")
     samples = params.geneval.bootstrap_samples
@@ -71,15 +73,18 @@ def cut_record(depth: int, control: Record, params: Params) -> Record:
     def rng() -> np.random.Generator:
         return numpy_generator(params.compute.seed, "report bootstrap", depth)
 
+    def gain(first_PN: Array, second_PN: Array) -> Record:
+        return asdict(difference(first_PN, second_PN, tasks, samples, rng()).overall)
+
     share = recovered_share(pruned, finetuned, grown, tasks, samples, rng())
     return {
         "depth": depth,
         "removed": pruning["removed"],
         "heldout_loss": pruning["heldout_loss"],
-        "random_choice": plain(control["random"]),
-        "gain_over_random": plain(control["gain"]),
-        "lost": asdict(difference(grown, pruned, tasks, samples, rng()).overall),
-        "won_back": asdict(difference(finetuned, pruned, tasks, samples, rng()).overall),
+        "random_choice": plain(random_choice),
+        "gain_over_random": gain(pruned, random_PN),
+        "lost": gain(grown, pruned),
+        "won_back": gain(finetuned, pruned),
         "recovered_share": asdict(share) if share else None,
     }
 

@@ -96,6 +96,17 @@ def test_the_flow_and_dvc_yaml_have_the_same_edges(params: Params, dvc_stages: d
     assert edges == {name: upstream(name, dvc_stages) for name in dvc_stages}
 
 
+def test_a_fine_tune_parameter_reaches_fine_tunes_their_scores_and_the_report_alone(
+    params: Params, dvc_stages: dict[str, Any]
+) -> None:
+    reached = {name for name, stage in dvc_stages.items() if any("finetune" in d.params for d in stage.params)}
+    assert reached == {f"finetune@{depth}" for depth in params.prune.depths}
+    while behind := {name for name in dvc_stages if upstream(name, dvc_stages) & reached} - reached:
+        reached |= behind
+    branches = {f"{stage}{depth}" for stage in ("finetune@", "geneval@finetuned-") for depth in params.prune.depths}
+    assert reached == {*branches, "report"}
+
+
 def test_dvc_yaml_and_the_stages_records_agree(params: Params, dvc_stages: dict[str, Any]) -> None:
     for name, stage in dvc_stages.items():
         record = record_of(stage.cmd, params)

@@ -96,6 +96,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in MODELS:
             run_stage(geneval.stage(params, name), params)
             vary_verdicts(name, params)
+        patch.setattr(controls, "correctness", random_verdicts)  # the scorer finds all pictures of these models wrong
         run_stage(controls.stage(params), params)
         run_stage(report.stage(params), params)
         spool.close()
@@ -111,6 +112,11 @@ def vary_verdicts(name: str, params: Params) -> None:
     pool.save(folder)
     write_json(folder / "summary.json", summarize(pool, params.geneval.best_of, 200, params.compute.seed))
     write_manifest(folder)
+
+
+def random_verdicts(pictures: list[list[object]]) -> np.ndarray:
+    """Verdicts (P, N) that say nothing of the pictures."""
+    return np.random.default_rng(len(pictures)).random((len(pictures), len(pictures[0]))) < 0.3
 
 
 @pytest.fixture
@@ -169,15 +175,23 @@ def test_models_are_in_order_with_the_facts_of_their_checkpoints(workspace: Path
 
 
 def test_what_a_cut_lost_and_won_back_follows_from_the_pools(workspace: Path, summary: dict[str, Any]) -> None:
-    def overall(name: str) -> float:
-        pool = load_pool(workspace / layout.GENEVAL / name)
-        tags = np.array(pool.tasks)
-        return float(np.mean([pool.correct_PN[tags == task].mean() for task in TASKS]))
+    tags = np.array(load_pool(workspace / layout.GENEVAL / "grown").tasks)
 
-    grown = overall("grown")
+    def mean_of_tasks(correct_PN: np.ndarray) -> float:
+        return float(np.mean([correct_PN[tags == task].mean() for task in TASKS]))
+
+    def overall(name: str) -> float:
+        return mean_of_tasks(load_pool(workspace / layout.GENEVAL / name).correct_PN)
+
+    grown, random_cuts = overall("grown"), load_file(workspace / layout.RANDOM_CUTS)
+    metrics = read_json(workspace / layout.RESULTS / "metrics.json")
     for cut, depth in zip(summary["cuts"], DEPTHS, strict=True):
         pruned, finetuned = overall(f"pruned-{depth}"), overall(f"finetuned-{depth}")
         assert cut["depth"] == depth and len(cut["removed"]) == 3 - depth
+        at_random = mean_of_tasks(random_cuts[str(depth)])
+        assert cut["random_choice"]["overall"] == pytest.approx(at_random) and at_random > 0
+        assert cut["gain_over_random"]["value"] == pytest.approx(pruned - at_random)
+        assert metrics[f"gain_over_random/{depth}"] == cut["gain_over_random"]["value"]
         assert cut["lost"]["value"] == pytest.approx(grown - pruned)
         assert cut["won_back"]["value"] == pytest.approx(finetuned - pruned)
         assert cut["recovered_share"]["value"] == pytest.approx((finetuned - pruned) / (grown - pruned))
