@@ -31,7 +31,7 @@ HEADLINE_PROMPTS = 6
 
 
 def run(context: Context) -> Metrics:
-    """Collect the numbers, draw the figures, write the page; returns GenEval of all models and the gains of choosing blocks."""
+    """Collect the numbers, draw the figures, write the page; returns GenEval of the models and its gains by choice."""
     params, out = context.params, context.out
     summary = collect(params)
     pools = {name: load_pool(layout.GENEVAL / name) for name in models(params)}
