@@ -14,6 +14,7 @@ from flows.lineage import Lineage, open_lineage
 from flows.pins import PinnedStage, Pins
 from flows.slots import Slots
 from flows.workspace import work_alone
+from tasks.external import external_inputs, made_of
 from tasks.files import MANIFEST, sha256_file
 from tasks.params import PARAMS_FILE, Params, load_params
 
@@ -40,9 +41,10 @@ class Build:
         """Bring the outputs of stage `name` up to date; what it reads must be already. Raises ChildFailed."""
         stage = self.pins.stages[name]
         started = time.monotonic()
-        if self.pins.up_to_date(name):
+        external = external_inputs(name, self.params)
+        if self.pins.up_to_date(name) and self._made_of(external, stage):
             return self._cached(stage, started)
-        if self.pins.restore(name):
+        if self.pins.restore(name) and self._made_of(external, stage):
             log("came out of DVC's cache")
             return self._cached(stage, started)
         with self._slots.take(branch=stage.branch):
@@ -51,6 +53,9 @@ class Build:
         self.pins.pin(name)
         self.lineage.finish(name, self.pins.entry(name))
         return BuiltStage(name, self._digests(stage), False, time.monotonic() - started)
+
+    def _made_of(self, external: dict[str, str], stage: PinnedStage) -> bool:
+        return made_of(external, self.root / stage.outputs[0])
 
     def _run(self, stage: PinnedStage, log: Callable[[str], None]) -> None:
         program, *arguments = shlex.split(stage.command)

@@ -19,6 +19,7 @@ from types import FrameType
 
 from tasks import layout
 from tasks.errors import UserError
+from tasks.external import external_inputs, note_made
 from tasks.files import (
     replace_folder,
     sha256_file,
@@ -83,15 +84,16 @@ def stage_threads(stage: Stage, params: Params) -> int:
     return params.compute.branch_threads if stage.branch else params.compute.threads
 
 
-def input_digest(stage: Stage, params: Params) -> str:
-    """Digest of all that the stage's result depends on: its params and its inputs' manifests (checked here)."""
-    inputs = {path.as_posix(): verify_manifest(path) for path in stage.inputs}
+def input_digest(stage: Stage, params: Params, external: dict[str, str]) -> str:
+    """Digest of all that the stage's result depends on: its params, its inputs' manifests (checked here), the rest."""
+    inputs = external | {path.as_posix(): verify_manifest(path) for path in stage.inputs}
     return sha256_json({"params": section_values(params, stage.sections), "inputs": inputs})
 
 
 def run_stage(stage: Stage, params: Params) -> Metrics:
     """Run a stage in this process; see the module's docstring."""
-    digest = input_digest(stage, params)
+    external = external_inputs(stage.name, params)
+    digest = input_digest(stage, params, external)
     threads = stage_threads(stage, params)
     device = configure_torch(params, threads)
     state = layout.STATE / "state" / stage.name / digest[:16]
@@ -108,6 +110,7 @@ def run_stage(stage: Stage, params: Params) -> Metrics:
         write_json(out / "metrics.json", metrics)
         write_manifest(out)
         stage.publish(out, stage.out)
+        note_made(external, stage.out)
         tracker.log_metrics(metrics)
         tracker.log_output(stage.out)
         record_cost(stage, digest, time.monotonic() - started, device)

@@ -1,0 +1,53 @@
+"""The user's own files that stages read: pictures, a published autoencoder, a published text encoder.
+
+DVC does not see them: their path may be null, and a million pictures are too many to read at each look. A listing of
+their names, sizes and times stands for them. A stage notes which output it made of which listing, so that the flow can
+tell whether an output, be it in place or out of DVC's cache, is of the files as they are now.
+"""
+
+import os
+from pathlib import Path
+
+from tasks import layout
+from tasks.files import MANIFEST, sha256_file, sha256_json
+from tasks.mlflow_store import main_project
+from tasks.params import Params
+
+
+def external_inputs(stage: str, params: Params) -> dict[str, str]:
+    """The path of the user's own files that a stage reads, with the digest of their listing; empty if it reads none."""
+    own = {"shard": params.shard, "autoencoder": params.autoencoder, "text_encoder": params.text_encoder}
+    path = own[stage].path if stage in own else None
+    return {} if path is None else {path: listing_digest(path)}
+
+
+def listing_digest(path: str) -> str:
+    """Digest of the names, sizes and times of change of all files in and below `path`, or of the file `path`."""
+    below = (os.path.join(root, name) for root, _, names in os.walk(path) for name in names)
+    files = [path] if os.path.isfile(path) else sorted(below)
+    return sha256_json([[os.path.relpath(file, path), *_size_and_time(file)] for file in files])
+
+
+def note_made(inputs: dict[str, str], output: Path) -> None:
+    """Note that a finished output was made of these external inputs."""
+    if inputs:
+        note = _note(inputs, output)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+
+
+def made_of(inputs: dict[str, str], output: Path) -> bool:
+    """Whether an output was made of these external inputs, by its stage's note; of none, every output is."""
+    return not inputs or ((output / MANIFEST).exists() and _note(inputs, output).exists())
+
+
+def _note(inputs: dict[str, str], output: Path) -> Path:
+    """An empty file whose name says it all; copies of the project share them, as they share DVC's cache."""
+    facts = {"inputs": inputs, "output": sha256_file(output / MANIFEST)}
+    return main_project(Path.cwd()) / layout.STATE / "external" / sha256_json(facts)
+
+
+def _size_and_time(file: str) -> tuple[int, int]:
+    """A link counts as what it points to, unless that is gone."""
+    status = os.stat(file) if os.path.exists(file) else os.lstat(file)
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,86 @@
+"""When a stage is built and when it is cached, where it reads files that DVC does not see."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+from PIL import Image
+from small_workspace import PROJECT, write_params
+
+from flows.build import BuiltStage, open_build
+from tasks.external import listing_digest
+
+DVC_YAML = """
+stages:
+  shard:
+    cmd: python -m tasks.shard
+    params: [compute.seed, shard]
+    outs: [outputs/shards]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project of stage `shard` alone, on a folder of pictures outside it."""
+    root, pictures = tmp_path / "project", tmp_path / "pictures"
+    root.mkdir()
+    pictures.mkdir()
+    for number in range(4):
+        draw(pictures, number, "red")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    write_params(root, {"shard.source": "folder", "shard.path": str(pictures)})
+    (root / "dvc.yaml").write_text(DVC_YAML)
+    Repo.init(str(root), no_scm=True).close()
+    yield root
+
+
+def draw(folder: Path, number: int, colour: str) -> None:
+    """One picture with its caption."""
+    Image.new("RGB", (32, 32), colour).save(folder / f"{number}.png")
+    (folder / f"{number}.txt").write_text("a photo of a wall")
+
+
+def build(root: Path) -> BuiltStage:
+    with open_build(root, "test", {}) as opened:
+        return opened.build("shard", print)
+
+
+def test_own_pictures_are_sharded_again_when_one_of_them_changes_and_only_then(project: Path) -> None:
+    first = build(project)
+    assert not first.cached and build(project).cached
+    shutil.rmtree(project / "outputs")
+    assert build(project).cached  # out of DVC's cache
+    draw(project.parent / "pictures", 2, "blue")
+    changed = build(project)
+    assert not changed.cached and changed.outputs != first.outputs
+    assert build(project).cached
+
+
+def test_a_listing_tells_every_change_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    draw(folder / "below", 0, "red")
+    seen = [listing_digest(str(folder))]
+    assert listing_digest(str(folder)) == seen[0]
+
+    def changed() -> bool:
+        seen.append(listing_digest(str(folder)))
+        return seen[-1] not in seen[:-1]
+
+    caption = folder / "below" / "0.txt"
+    caption.write_text("another")
+    assert changed()
+    os.utime(caption, ns=(0, 0))
+    assert changed()
+    caption.rename(folder / "0.txt")
+    assert changed()
+    (folder / "gone.png").symlink_to("nowhere")
+    assert changed()
+    (folder / "0.txt").unlink()
+    assert changed()
+    assert listing_digest(str(tmp_path / "missing")) != seen[-1]
