@@ -8,7 +8,6 @@ row for each prompt, best picture first. The model is a name (small, grown, prun
 alias of the registry. The same prompts, model and seed give the same pictures.
 """
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from tasks.geneval.pictures import Painter, load_painter
 from tasks.params import Params, load_params
 from tasks.registry import resolve_model
 from tasks.seeds import derive
-from tasks.stage import configure_torch, parser
+from tasks.stage import bad_input_exits, configure_torch, parser
 
 SHEET_SCALE = 4
 GAP = 2
@@ -119,11 +118,8 @@ def contact_sheet(pictures_PNHW3: Pictures) -> Image.Image:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: 0 done, 2 bad input."""
     options = arguments().parse_args(argv)
-    try:
+    with bad_input_exits("generate"):
         generate(options, load_params())
-    except UserError as error:
-        print(f"generate: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

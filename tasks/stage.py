@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -155,16 +156,24 @@ def main(stage: Stage) -> None:
     die_with_parent()
     signal.signal(signal.SIGTERM, _exit_on_term)
     try:
-        metrics = run_stage(stage, load_params())
-    except UserError as error:
-        print(f"{stage.name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        with bad_input_exits(stage.name):
+            metrics = run_stage(stage, load_params())
     except Interrupted as error:
         print(f"{stage.name}: {error}", file=sys.stderr)
         sys.exit(128 + error.signum)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     print(f"{stage.name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
+
+
+@contextmanager
+def bad_input_exits(name: str) -> Iterator[None]:
+    """A UserError in the block ends the process with its one line and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parser(stage_name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -177,7 +186,9 @@ def parser(stage_name: str, doc: str | None) -> argparse.ArgumentParser:
 def run_main(build: Callable[[Params], Stage], name: str, doc: str | None, argv: Sequence[str] | None = None) -> None:
     """Entry point of a stage without arguments of its own: parse `--help`, build the stage, run it."""
     parser(name, doc).parse_args(argv)
-    main(build(_params_or_exit(name)))
+    with bad_input_exits(name):
+        record = build(load_params())
+    main(record)
 
 
 def run_depth_main(
@@ -187,21 +198,12 @@ def run_depth_main(
     arguments = parser(name, doc)
     arguments.add_argument("--depth", type=int, required=True, help="blocks of the pruned model, one of prune.depths")
     depth = arguments.parse_args(argv).depth
-    params = _params_or_exit(name)
-    if depth not in params.prune.depths:
-        print(
-            f"{name}: --depth {depth} is not in params.yaml's prune.depths {list(params.prune.depths)}", file=sys.stderr
-        )
-        sys.exit(2)
-    main(build(params, depth))
-
-
-def _params_or_exit(name: str) -> Params:
-    try:
-        return load_params()
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+    with bad_input_exits(name):
+        params = load_params()
+        if depth not in params.prune.depths:
+            raise UserError(f"--depth {depth} is not in params.yaml's prune.depths {list(params.prune.depths)}")
+        record = build(params, depth)
+    main(record)
 
 
 def die_with_parent() -> None:

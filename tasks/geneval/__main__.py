@@ -4,7 +4,6 @@ Writes the first four pictures of each prompt in GenEval's own folder layout wit
 be run on them; the whole pool with all verdicts in `pool.safetensors`; and `summary.json`.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 
@@ -19,7 +18,7 @@ from tasks.geneval.prompts import evaluation_prompts
 from tasks.geneval.summary import headline, summarize
 from tasks.params import Params, load_params
 from tasks.seeds import derive
-from tasks.stage import Context, Metrics, Stage, main, parser
+from tasks.stage import Context, Metrics, Stage, bad_input_exits, main, parser
 
 
 def evaluate(context: Context, model: str) -> Metrics:
@@ -81,11 +80,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     arguments = parser("geneval", __doc__)
     arguments.add_argument("--model", required=True, help="small, grown, pruned-D or finetuned-D for a depth D")
     model = arguments.parse_args(argv).model
-    try:
+    with bad_input_exits("geneval"):
         record = stage(load_params(), model)
-    except UserError as error:
-        print(f"geneval: {error}", file=sys.stderr)
-        sys.exit(2)
     main(record)
 
 

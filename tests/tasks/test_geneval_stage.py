@@ -14,6 +14,7 @@ from tasks.data.scenes import render, sample_scene
 from tasks.data.vocabulary import TASKS, lines
 from tasks.errors import UserError
 from tasks.geneval.__main__ import models, stage
+from tasks.geneval.__main__ import run as geneval_command
 from tasks.geneval.evaluation import correctness, score_prompts
 from tasks.geneval.layout import read_prompts, read_results
 from tasks.geneval.pictures import load_painter
@@ -138,3 +139,10 @@ def test_controls_keep_the_verdicts_that_random_cuts_are_scored_by(
     assert len(summary["random_cuts"]["2"]["kept"]) == 2 and summary["random_cuts"]["2"]["kept"] < [2, 2]
     np.testing.assert_array_equal(load_file(out / layout.RANDOM_CUTS.name)["2"], half_right)
     assert metrics["random-2"] == pytest.approx(half_right.mean())  # as many prompts in each task
+
+
+def test_the_command_refuses_an_unknown_model_in_one_line(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        geneval_command(["--model", "grwn"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("geneval: --model grwn is not in this experiment: ")
