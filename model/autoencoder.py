@@ -8,8 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderDC
+from diffusers.utils import import_utils
 from torch import Tensor
+
+# for models in 8 bits, which this is not, diffusers would import bitsandbytes, and with it torch's compiler
+import_utils._bitsandbytes_available = False
+from diffusers import AutoencoderDC  # noqa: E402
 
 
 class Autoencoder:

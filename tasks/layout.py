@@ -1,5 +1,6 @@
 """Where the stages' outputs lie, relative to the workspace (the folder with `params.yaml`)."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 OUTPUTS = Path("outputs")
@@ -24,3 +25,8 @@ STATE = Path(".sana15")
 def model_folder(name: str) -> Path:
     """The checkpoint of a model by its name: `small`, `grown`, `pruned-D`, `finetuned-D`."""
     return OUTPUTS / name
+
+
+def model_names(depths: Iterable[int]) -> list[str]:
+    """The names of all models of an experiment with these pruned depths."""
+    return ["small", "grown", *(f"{kind}-{depth}" for depth in depths for kind in ("pruned", "finetuned"))]

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from tasks import layout
 from tasks.data.images import encode_png
 from tasks.files import read_json, sync_tree, write_bytes, write_json
-from tasks.geneval.__main__ import models
 from tasks.geneval.pool import Pool, load_pool
 from tasks.params import Params
 from tasks.reporting import figures
@@ -34,7 +33,7 @@ def run(context: Context) -> Metrics:
     """Collect the numbers, draw the figures, write the page; returns GenEval of the models and its gains by choice."""
     params, out = context.params, context.out
     summary = collect(params)
-    pools = {name: load_pool(layout.GENEVAL / name) for name in models(params)}
+    pools = {name: load_pool(layout.GENEVAL / name) for name in layout.model_names(params.prune.depths)}
     with matplotlib.rc_context(STYLE):
         drawn = {name: settle(figure) for name, figure in draw_figures(summary, params).items()}
         shown = choose_prompts(pools["grown"].prompts, HEADLINE_PROMPTS, params.compute.seed)

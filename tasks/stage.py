@@ -144,7 +144,8 @@ def configure_torch(params: Params, threads: int) -> str:
     import torch
 
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=params.compute.device != "cpu")
+    # as use_deterministic_algorithms, which would import the compiler for a second
+    torch.set_deterministic_debug_mode("error" if params.compute.device == "cpu" else "warn")
     available = torch.cuda.is_available()
     if params.compute.device == "cuda" and not available:
         raise UserError("params.yaml: compute.device is cuda but torch sees no CUDA device: use auto or cpu")

@@ -57,8 +57,9 @@ def record_speed(context: Context, model: str, pictures_PNHW3: Pictures, seconds
 
 def stage(params: Params, model: str) -> Stage:
     """The stage's record for one model. Raises UserError if the experiment has no such model."""
-    if model not in models(params):
-        raise UserError(f"--model {model} is not in this experiment: choose from {', '.join(models(params))}")
+    names = layout.model_names(params.prune.depths)
+    if model not in names:
+        raise UserError(f"--model {model} is not in this experiment: choose from {', '.join(names)}")
     small_or_grown = model in ("small", "grown")
     return Stage(
         name=f"geneval@{model}",
@@ -68,11 +69,6 @@ def stage(params: Params, model: str) -> Stage:
         sections=(*DRAWING_SECTIONS, "geneval", "compute.threads" if small_or_grown else "compute.branch_threads"),
         branch=not small_or_grown,
     )
-
-
-def models(params: Params) -> list[str]:
-    """The names of all models of the experiment."""
-    return ["small", "grown", *(f"{kind}-{depth}" for depth in params.prune.depths for kind in ("pruned", "finetuned"))]
 
 
 def run(argv: Sequence[str] | None = None) -> None:

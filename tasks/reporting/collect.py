@@ -9,7 +9,6 @@ from safetensors.numpy import load_file
 
 from tasks import layout
 from tasks.files import MANIFEST, read_json, sha256_file
-from tasks.geneval.__main__ import models
 from tasks.geneval.pool import load_pool
 from tasks.geneval.statistics import Array, difference
 from tasks.geneval.summary import CHOOSERS
@@ -25,7 +24,7 @@ def collect(params: Params) -> Record:
     """The whole summary. Raises UserError naming the first file that is missing or broken."""
     controls = read_json(layout.CONTROLS / "summary.json")
     return {
-        "models": [model_record(name) for name in models(params)],
+        "models": [model_record(name) for name in layout.model_names(params.prune.depths)],
         "cuts": [cut_record(depth, controls["random_cuts"][str(depth)], params) for depth in params.prune.depths],
         "controls": {name: plain(controls[name]) for name in ("noise", "untrained")},
         "judge": read_json(layout.JUDGE / "metrics.json"),

@@ -19,6 +19,7 @@ PROJECT = Path(__file__).parents[2]
 ROOMS = ("tasks", "model", "kernels")
 # what runs a stage, reports on it, or names its folders, and changes no result
 PLUMBING = {
+    "tasks",
     "tasks.errors",
     "tasks.files",
     "tasks.layout",

@@ -13,8 +13,8 @@ from tasks import controls, judge, layout
 from tasks.data.scenes import render, sample_scene
 from tasks.data.vocabulary import TASKS, lines
 from tasks.errors import UserError
-from tasks.geneval.__main__ import models, stage
 from tasks.geneval.__main__ import run as geneval_command
+from tasks.geneval.__main__ import stage
 from tasks.geneval.evaluation import correctness, score_prompts
 from tasks.geneval.layout import read_prompts, read_results
 from tasks.geneval.pictures import load_painter
@@ -114,7 +114,7 @@ def test_pool_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 
 def test_unknown_model_is_refused_with_the_ones_there_are(params: Params) -> None:
-    assert models(params) == ["small", "grown", "pruned-2", "finetuned-2"]
+    assert layout.model_names(params.prune.depths) == ["small", "grown", "pruned-2", "finetuned-2"]
     with pytest.raises(UserError, match=r"pruned-7 is not in this experiment: choose from small, grown, pruned-2"):
         stage(params, "pruned-7")
 
