@@ -36,6 +36,8 @@ class Build:
         self.root, self.params, self.pins, self.lineage = root, params, pins, lineage
         self.children = Children()
         self._slots = Slots(params.workflow.parallel_branches)
+        # where a main stage computes on no more threads than a branch does, it need not compute alone
+        self._one_size = params.compute.threads <= params.compute.branch_threads
 
     def build(self, name: str, log: Callable[[str], None]) -> BuiltStage:
         """Bring the outputs of stage `name` up to date; what it reads must be already. Raises ChildFailed."""
@@ -47,7 +49,7 @@ class Build:
         if self.pins.restore(name) and self._made_of(external, stage):
             log("came out of DVC's cache")
             return self._cached(stage, started)
-        with self._slots.take(branch=stage.branch):
+        with self._slots.take(branch=stage.branch or self._one_size):
             started = time.monotonic()
             self._run(stage, log)
         self.pins.pin(name)
