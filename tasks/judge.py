@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from tasks import layout
-from tasks.data.vocabulary import TASKS, is_held_out, lines
+from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
 from tasks.files import write_csv
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork, log_yes, save_judge
 from tasks.geneval.judge_training import LabelledPictures, area_under_curve, label, train_judge
 from tasks.geneval.pictures import DRAWING_SECTIONS, Painter, load_painter
-from tasks.geneval.prompts import Prompt, combination, evaluation_prompts, judge_prompts
+from tasks.geneval.prompts import Prompt, evaluation_prompts, judge_prompts
 from tasks.geneval.scene_detector import SceneDetector
 from tasks.params import Params
 from tasks.seeds import derive, numpy_generator

@@ -10,6 +10,7 @@ Array = NDArray[np.floating]
 SQUARE_HALF = 0.86  # of the size, so that a square looks as large as a circle
 CROSS_HALF_ARM = 0.34
 RING_INNER = 0.55
+BAR_HALF_HEIGHT = 0.34
 TRIANGLE_TOP, TRIANGLE_BASE = -0.95, 0.85  # y grows downwards; the base is 2 sizes wide
 TRIANGLE_HEIGHT = TRIANGLE_BASE - TRIANGLE_TOP
 
@@ -37,8 +38,8 @@ def _ring(x: Array, y: Array) -> Array:
     return np.maximum(radius - 1, RING_INNER - radius)
 
 
-def _diamond(x: Array, y: Array) -> Array:
-    return (np.abs(x) + np.abs(y) - 1) / np.sqrt(2)
+def _bar(x: Array, y: Array) -> Array:
+    return np.maximum(np.abs(x) - 1, np.abs(y) - BAR_HALF_HEIGHT)
 
 
 DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
@@ -47,7 +48,7 @@ DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
     "triangle": _triangle,
     "cross": _cross,
     "ring": _ring,
-    "diamond": _diamond,
+    "bar": _bar,
 }
 """Distance to the outline of the shape of size 1 at the origin, negative inside (exact near straight edges)."""
 
@@ -57,7 +58,7 @@ AREAS: dict[str, float] = {
     "triangle": TRIANGLE_HEIGHT,
     "cross": 8 * CROSS_HALF_ARM - (2 * CROSS_HALF_ARM) ** 2,
     "ring": np.pi * (1 - RING_INNER**2),
-    "diamond": 2.0,
+    "bar": 4 * BAR_HALF_HEIGHT,
 }
 """Area of the shape of size 1."""
 

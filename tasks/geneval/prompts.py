@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
-from tasks.data.vocabulary import TASKS, Line, is_held_out, lines
+from tasks.data.vocabulary import TASKS, Line, combination, is_held_out, lines
 from tasks.seeds import numpy_generator
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line in GenEval's schema, and whether training pictures show its combination."""
+    """One line in GenEval's schema, and whether captions of training pictures state its combination."""
 
     line: Line
     seen: bool
@@ -53,17 +53,6 @@ def judge_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[P
         queues.append(_shuffled(seed, "judge prompts", tag, free))
     turns = chain.from_iterable(zip_longest(*queues))
     return [Prompt(line, seen=True) for line in turns if line is not None][:count]
-
-
-def combination(line: Line) -> tuple[str, frozenset[tuple[object, ...]]]:
-    """What a line states whatever the order of its words: "a ring left of a cross" equals "a cross right of a ring"."""
-    if line["tag"] == "position":
-        target, placed = line["include"]
-        relation = placed["position"][0]
-        first = relation in ("left of", "above")
-        axis = "across" if relation in ("left of", "right of") else "down"
-        return axis, frozenset({(placed["class"], first), (target["class"], not first)})
-    return line["tag"], frozenset((need["class"], need["count"], need.get("color")) for need in line["include"])
 
 
 def _choose(seed: int, tag: str, count: int) -> list[Prompt]:

@@ -3,8 +3,8 @@
 A picture is its ground (the median colour of its border) and the parts that differ from it. A part of several colours
 is split by colour. Each part becomes a soft mask: how far each pixel lies on the way from the ground's colour to the
 part's. The mask's area and centre of mass give the size and place that each of the six shapes must have, and the shape
-whose template overlaps best names it. The score is that overlap on a scale where 0 is the overlap with the most similar
-other shape and 1 is perfect: a blob cannot be covered by a template of its area and centre, so it scores low.
+whose template overlaps best names it. The score is that overlap on a scale where 0 is what the most similar other shape
+reaches, or a blob if that is more, and 1 is perfect.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,9 @@ LEAST_AREA = 12 / 32**2
 """Share of the picture below which a part is noise: a third of the smallest shape's area."""
 
 SCENE_THRESHOLDS = Thresholds(detection=0.25, counting=0.25)
+
+BLOB_OVERLAP = 0.6
+"""What a blob that looks like no shape may overlap with the shape most like it (1 is equal)."""
 
 EDGES = (1.0, 2.5)
 """Widths of a template's outline in pixels: as drawn, and as soft as an autoencoder may leave it."""
@@ -151,9 +154,10 @@ def _overlaps(soft: Array) -> dict[str, float]:
 
 
 def _chance() -> dict[str, float]:
-    """For each shape, its overlap with the other shape that looks most like it: what a wrong shape can reach."""
+    """For each shape, what the most similar other shape overlaps with it, or a blob: what a wrong shape can reach."""
     drawn = {shape: _overlaps(coverage(shape, 32, 32, 20, 64, 64)) for shape in SHAPES}
-    return {shape: max(drawn[other][shape] for other in SHAPES if other != shape) for shape in SHAPES}
+    similar = {shape: max(drawn[other][shape] for other in SHAPES if other != shape) for shape in SHAPES}
+    return {shape: max(overlap, BLOB_OVERLAP) for shape, overlap in similar.items()}
 
 
 _CHANCE = _chance()

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from tasks.data.vocabulary import TASKS, is_held_out, lines
-from tasks.geneval.prompts import combination, evaluation_prompts, judge_prompts
+from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
+from tasks.geneval.prompts import evaluation_prompts, judge_prompts
 
 EVALUATION = evaluation_prompts(seed=0, prompts_per_task=20)
 

@@ -11,11 +11,11 @@ import torch
 from model.text_encoder import TextEncoder, build_text_encoder, train_tokenizer
 from tasks.data.pictures import to_unit_range
 from tasks.data.scenes import render, sample_scene
-from tasks.data.vocabulary import TASKS, is_held_out, lines
+from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
 from tasks.errors import UserError
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork, load_judge, log_yes, save_judge
 from tasks.geneval.judge_training import LabelledPictures, area_under_curve, judge_loss, label, train_judge
-from tasks.geneval.prompts import Prompt, combination, evaluation_prompts
+from tasks.geneval.prompts import Prompt, evaluation_prompts
 from tasks.geneval.scene_detector import SceneDetector
 from tasks.geneval.scoring import score_pictures
 from tasks.judge import measure, unseen_prompts
