@@ -22,6 +22,7 @@ from tasks.data.images import encode_png
 from tasks.data.order import batch_indices
 from tasks.data.pictures import PictureDataset, to_unit_range
 from tasks.errors import UserError
+from tasks.external import own_path
 from tasks.params import Params
 from tasks.precision import autocast
 from tasks.published import copy_files
@@ -45,8 +46,8 @@ def run(context: Context) -> Metrics:
         autoencoder, metrics = train(context, heldout)
         autoencoder.save(context.out)
     else:
-        autoencoder, metrics = load(Path(chosen.path), context.device), {}
-        copy_files(Path(chosen.path), context.out, FILES)
+        autoencoder, metrics = load(own_path(chosen.path), context.device), {}
+        copy_files(own_path(chosen.path), context.out, FILES)
     check_size(autoencoder, heldout)
     context.tracker.log_image("reconstructions", draw_reconstructions(autoencoder, heldout, context.out))
     return {**metrics, "heldout_psnr": psnr(autoencoder, heldout), "downsampling": autoencoder.downsampling}

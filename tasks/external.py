@@ -14,17 +14,22 @@ from tasks.mlflow_store import main_project
 from tasks.params import Params
 
 
+def own_path(path: str) -> Path:
+    """A path of params.yaml; a relative one starts at the project, also in a copy of it under `runs/`."""
+    return main_project(Path.cwd()) / path
+
+
 def external_inputs(stage: str, params: Params) -> dict[str, str]:
     """The path of the user's own files that a stage reads, with the digest of their listing; empty if it reads none."""
     own = {"shard": params.shard, "autoencoder": params.autoencoder, "text_encoder": params.text_encoder}
     path = own[stage].path if stage in own else None
-    return {} if path is None else {path: listing_digest(path)}
+    return {} if path is None else {path: listing_digest(own_path(path))}
 
 
-def listing_digest(path: str) -> str:
+def listing_digest(path: Path) -> str:
     """Digest of the names, sizes and times of change of all files in and below `path`, or of the file `path`."""
     below = (os.path.join(root, name) for root, _, names in os.walk(path) for name in names)
-    files = [path] if os.path.isfile(path) else sorted(below)
+    files = [str(path)] if path.is_file() else sorted(below)
     return sha256_json([[os.path.relpath(file, path), *_size_and_time(file)] for file in files])
 
 

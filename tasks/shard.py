@@ -25,6 +25,7 @@ from tasks.data.sources.folder import folder_candidates
 from tasks.data.sources.scenes import scene_pictures
 from tasks.data.sources.webdataset import webdataset_candidates
 from tasks.errors import UserError
+from tasks.external import own_path
 from tasks.params import Params
 from tasks.params import Shard as ShardParams
 from tasks.progress import progress
@@ -47,7 +48,7 @@ def run(context: Context) -> Metrics:
     params = context.params.shard
     if params.source == "scenes":
         return write_scenes(context.out, params, context.params.compute.seed)
-    return write_own_pictures(context.out, params, SOURCES[params.source](Path(params.path)))
+    return write_own_pictures(context.out, params, SOURCES[params.source](own_path(params.path)))
 
 
 def write_scenes(out: Path, params: ShardParams, seed: int) -> Metrics:

@@ -23,6 +23,7 @@ from tasks import layout
 from tasks.data.order import batch_indices
 from tasks.data.pictures import PictureDataset
 from tasks.errors import UserError
+from tasks.external import own_path
 from tasks.params import Params
 from tasks.precision import autocast
 from tasks.published import copy_files
@@ -43,8 +44,8 @@ def run(context: Context) -> Metrics:
         encoder, metrics = train(context, captions)
         encoder.save(context.out)
     else:
-        encoder, metrics = load(Path(chosen.path), chosen.max_tokens, context.device), {}
-        copy_files(Path(chosen.path), context.out, FILES)
+        encoder, metrics = load(own_path(chosen.path), chosen.max_tokens, context.device), {}
+        copy_files(own_path(chosen.path), context.out, FILES)
     return {**metrics, "heldout_perplexity": perplexity(encoder, captions, chosen.batch_size)}
 
 

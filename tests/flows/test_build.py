@@ -11,7 +11,7 @@ from PIL import Image
 from small_workspace import PROJECT, write_params
 
 from flows.build import BuiltStage, open_build
-from tasks.external import listing_digest
+from tasks.external import listing_digest, own_path
 
 DVC_YAML = """
 stages:
@@ -65,11 +65,11 @@ def test_a_listing_tells_every_change_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     (folder / "below").mkdir(parents=True)
     draw(folder / "below", 0, "red")
-    seen = [listing_digest(str(folder))]
-    assert listing_digest(str(folder)) == seen[0]
+    seen = [listing_digest(folder)]
+    assert listing_digest(folder) == seen[0]
 
     def changed() -> bool:
-        seen.append(listing_digest(str(folder)))
+        seen.append(listing_digest(folder))
         return seen[-1] not in seen[:-1]
 
     caption = folder / "below" / "0.txt"
@@ -83,4 +83,16 @@ def test_a_listing_tells_every_change_and_nothing_else(tmp_path: Path) -> None:
     assert changed()
     (folder / "0.txt").unlink()
     assert changed()
-    assert listing_digest(str(tmp_path / "missing")) != seen[-1]
+    assert listing_digest(tmp_path / "missing") != seen[-1]
+
+
+def test_a_relative_path_starts_at_the_project_also_in_a_copy_of_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = project / "runs" / "smoke"
+    copy.mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copyfile(project / name, copy / name)
+    monkeypatch.chdir(copy)
+    assert own_path("data") == project.resolve() / "data"
+    assert own_path(str(project.parent / "pictures")) == project.parent / "pictures"
