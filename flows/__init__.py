@@ -18,6 +18,8 @@ DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # seven processes for jobs that nothing here asks of MLflow's server
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
 
 for name, value in DEFAULTS.items():

@@ -2,14 +2,17 @@
 
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "sana15"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 # MLflow's own defaults block a call for four minutes when its server is down.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
@@ -41,11 +44,12 @@ def connect() -> tuple["MlflowClient", str]:
         os.environ.setdefault(name, value)
     for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
         os.environ.setdefault(name, "true")
+    uri = tracking_uri()
+    refuse_silent_port(uri)
     import mlflow
 
     for noisy in ("alembic", "mlflow.store", "urllib3.connectionpool"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    uri = tracking_uri()
     # not only for this client: the registry looks logged models up in the store of the whole process
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient()
@@ -55,3 +59,10 @@ def connect() -> tuple["MlflowClient", str]:
     # a file store beside the database; a server knows its own
     location = str(main_project(Path.cwd()) / "mlartifacts") if uri.startswith("sqlite:") else None
     return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+
+
+def refuse_silent_port(uri: str) -> None:
+    """Raises OSError if `uri` is a server on this machine that is down: importing MLflow to find out takes seconds."""
+    address = urlsplit(uri)
+    if address.scheme == "http" and address.hostname in LOCAL_HOSTS:
+        socket.create_connection((address.hostname, address.port or 80), timeout=5).close()

@@ -80,7 +80,7 @@ def _aliased(alias: str) -> "ModelVersion | None":
     try:
         client, _ = connect()
         return client.get_model_version_by_alias(REGISTERED_MODEL, alias)
-    except MlflowException:
+    except (MlflowException, OSError):
         return None
 
 
