@@ -22,7 +22,7 @@ def submit_stages(submit: Callable[[str, Sequence[Future]], Future], depths: Seq
     text_encoder = stage("text_encoder", shards)
     encoded = stage("encode", shards, autoencoder, text_encoder)
     small = stage("pretrain", encoded)
-    judge = stage("judge", small, autoencoder, text_encoder)
+    judge = stage("judge", shards, small, autoencoder, text_encoder)
 
     def score(name: str, model: Future) -> None:
         stage(f"geneval@{name}", model, autoencoder, text_encoder, judge)

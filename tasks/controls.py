@@ -39,7 +39,7 @@ class Controls:
         self.params, self.seed = context.params, context.params.compute.seed
         self.prompts: list[Prompt] = evaluation_prompts(self.seed, self.params.geneval.prompts_per_task)
         self.tasks = [prompt.tag for prompt in self.prompts]
-        self.images = self.params.geneval.images_per_pruned_prompt
+        self.images = self.params.geneval.images_per_cut_prompt
         self.painter = load_painter(layout.GROWN, self.params, context.device)
 
     def draw(self, network: Sana, name: str) -> Verdicts:

@@ -1,10 +1,13 @@
-"""Stage `judge`: trains the judge of best of N on pictures of the small model, labelled by GenEval's scorer.
+"""Stage `judge`: trains the judge of best of N on pictures labelled by GenEval's scorer.
 
-The pictures are of prompts that the evaluation does not use, wherever a task has others, and of combinations seen in
-training. How well the judge tells right from wrong is measured on pictures of combinations that it has not met.
+They are pictures of the small model, their mirror images, and training pictures: the published judge has seen the world
+before it is fine-tuned, this one has to learn from them what a well-drawn shape is. The small model draws prompts that
+the evaluation does not use, wherever a task has others, and of combinations seen in training. How well the judge tells
+right from wrong is measured on pictures of combinations that it has not met.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from itertools import chain, zip_longest
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tasks import layout
+from tasks.data.pictures import PictureDataset
 from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
 from tasks.files import write_csv
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork, log_yes, save_judge
@@ -34,7 +38,7 @@ def run(context: Context) -> Metrics:
     prompts = judge_prompts(seed, params.judge.prompts, evaluation)
     unseen = unseen_prompts(seed, max(len(prompts) // UNSEEN_SHARE, 1), evaluation)
     painter = load_painter(layout.SMALL, params, context.device)
-    data = draw_and_label(painter, prompts, params.judge.images_per_prompt, derive(seed, "judge"), "judge pictures")
+    data = training_pictures(painter, prompts)
     test = draw_and_label(painter, unseen, params.judge.images_per_prompt, derive(seed, "judge test"), "judge test")
 
     torch.manual_seed(derive(seed, "judge weights"))
@@ -71,6 +75,40 @@ def unseen_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[
         queues.append([free[i] for i in order])
     turns = chain.from_iterable(zip_longest(*queues))
     return [Prompt(line, seen=False) for line in turns if line is not None][:count]
+
+
+def training_pictures(painter: Painter, prompts: Sequence[Prompt]) -> LabelledPictures:
+    """What the judge learns from: pictures drawn for the prompts, the same mirrored, and pictures of the shards.
+
+    A mirror image keeps its prompt, which may be wrong of it now; a picture of the shards is asked one of the prompts.
+    """
+    params, seed = painter.params.judge, painter.params.compute.seed
+    lines = [prompt.line for prompt in prompts]
+    drawn = draw_and_label(painter, prompts, params.images_per_prompt, derive(seed, "judge"), "judge pictures")
+    mirrored = np.ascontiguousarray(drawn.pictures_QHW3[:, :, ::-1])
+    parts = [drawn, LabelledPictures(mirrored, drawn.own_Q, label(mirrored, lines, SceneDetector()))]
+    if params.shard_pictures:
+        shown = shard_pictures(params.shard_pictures, seed)
+        yes_QL = label(shown, lines, SceneDetector())
+        own_Q = choose_prompts(yes_QL, numpy_generator(seed, "judge shard prompts"))
+        parts.append(LabelledPictures(shown, own_Q, yes_QL))
+    return LabelledPictures(*(np.concatenate(arrays) for arrays in zip(*map(astuple, parts), strict=True)))
+
+
+def shard_pictures(count: int, seed: int) -> NDArray[np.uint8]:
+    """Up to `count` training pictures (Q, H, W, 3)."""
+    dataset = PictureDataset(layout.SHARDS, "train")
+    order = numpy_generator(seed, "judge shard pictures").permutation(len(dataset))
+    return dataset.pictures(np.sort(order[:count]))
+
+
+def choose_prompts(yes_QL: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
+    """A prompt (Q,) for each picture: for every second one, if it can be, one that the scorer says yes to, else any."""
+    chosen = rng.integers(yes_QL.shape[1], size=len(yes_QL))
+    for row in range(0, len(yes_QL), 2):
+        if yes_QL[row].any():
+            chosen[row] = rng.choice(np.flatnonzero(yes_QL[row]))
+    return chosen
 
 
 def draw_and_label(
@@ -123,7 +161,7 @@ def stage(_params: Params) -> Stage:
     return Stage(
         name="judge",
         run=run,
-        inputs=(layout.SMALL, layout.AUTOENCODER, layout.TEXT_ENCODER),
+        inputs=(layout.SHARDS, layout.SMALL, layout.AUTOENCODER, layout.TEXT_ENCODER),
         out=layout.JUDGE,
         sections=(
             *DRAWING_SECTIONS,

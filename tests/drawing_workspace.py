@@ -1,10 +1,11 @@
 """A workspace of tiny untrained models, for tests of the stages that draw pictures."""
 
-import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import yaml
 
 from model.autoencoder import build_autoencoder
 from model.checkpoint import save_network
@@ -14,6 +15,7 @@ from tasks import layout
 from tasks.data.vocabulary import TASKS, lines
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork, save_judge
 from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml
+from tasks.shard import write_scenes
 from tasks.spool import SPOOLS, open_spool
 from tasks.stage import Context, Metrics, Stage
 from tasks.tracking import Tracker
@@ -31,11 +33,12 @@ CHANGES = {
     "sampling.batch_size": 24,
     "judge.prompts": 12,
     "judge.images_per_prompt": 2,
+    "judge.shard_pictures": 6,
     "judge.steps": 3,
     "judge.batch_size": 8,
     "geneval.prompts_per_task": 2,
     "geneval.images_per_prompt": 5,
-    "geneval.images_per_pruned_prompt": 3,
+    "geneval.images_per_cut_prompt": 3,
     "geneval.best_of": [1, 2, 4],
     "geneval.bootstrap_samples": 50,
 }
@@ -44,7 +47,7 @@ CHANGES = {
 def write_workspace() -> Params:
     """Fill the working directory with params and every model that drawing needs; returns the params."""
     values = apply_overrides(read_yaml(Path(__file__).parents[1] / PARAMS_FILE), CHANGES, "test")
-    PARAMS_FILE.write_text(json.dumps(values), encoding="utf-8")
+    PARAMS_FILE.write_text(yaml.safe_dump(values), encoding="utf-8")
     torch.manual_seed(0)
     autoencoder = build_autoencoder(4, (8, 8), 1)
     tokenizer = train_tokenizer([line["prompt"] for task in TASKS for line in lines(task)], 320)
@@ -58,7 +61,15 @@ def write_workspace() -> Params:
         folder = layout.model_folder(name)
         folder.mkdir()
         save_network(Sana(NetworkConfig(4, 16, depth, 8, 2, 2.0, 1, TEXT_CHANNELS, True)), folder)
-    return build_params(values, "test")
+    params = build_params(values, "test")
+    write_shards(params)
+    return params
+
+
+def write_shards(params: Params) -> None:
+    """Shards of a few scenes."""
+    layout.SHARDS.mkdir()
+    write_scenes(layout.SHARDS, replace(params.shard, train_samples=8, heldout_samples=2), seed=0)
 
 
 def run(stage: Stage, params: Params, out: Path | None = None) -> tuple[Metrics, Path]:

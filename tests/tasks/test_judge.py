@@ -18,7 +18,7 @@ from tasks.geneval.judge_training import LabelledPictures, area_under_curve, jud
 from tasks.geneval.prompts import Prompt, evaluation_prompts
 from tasks.geneval.scene_detector import SceneDetector
 from tasks.geneval.scoring import score_pictures
-from tasks.judge import measure, unseen_prompts
+from tasks.judge import choose_prompts, measure, unseen_prompts
 from tasks.params import Judge
 
 CHANNELS = 16
@@ -61,7 +61,7 @@ def test_judge_learns_the_scorers_verdict_on_pictures_it_has_not_seen(text_encod
     asked_for = [Prompt(lines_of[prompt], seen=True) for prompt in prompts]
     judge = new_judge()
     untrained = new_judge()
-    training = Judge(prompts=2, images_per_prompt=32, steps=40, batch_size=16, learning_rate=2e-3)
+    training = Judge(prompts=2, images_per_prompt=32, shard_pictures=0, steps=40, batch_size=16, learning_rate=2e-3)
     history = train_judge(judge, data, asked_for, text_encoder.encode(prompts), training, 0, "float32")
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     tested, yes = pictures(40)
@@ -111,6 +111,15 @@ def test_every_picture_is_labelled_for_every_prompt_as_the_scorer_does() -> None
     assert yes.any() and not yes.all()
     for column, line in zip(yes.T, chosen, strict=True):
         assert column.tolist() == [verdict.correct for verdict in score_pictures(line, pictures, detector)]
+
+
+def test_every_second_picture_of_the_shards_is_asked_what_is_true_of_it() -> None:
+    rng = np.random.default_rng(0)
+    yes = rng.random((200, 50)) < 0.02
+    asked = choose_prompts(yes, rng)
+    some = yes.any(axis=1)
+    assert yes[np.arange(0, 200, 2), asked[::2]].tolist() == some[::2].tolist()
+    assert 0 < (yes[np.arange(1, 200, 2), asked[1::2]]).mean() < 0.2
 
 
 def test_loss_is_that_of_the_own_prompts_and_balances_yes_and_no_of_each_other() -> None:
