@@ -6,6 +6,7 @@ naming the file and the nearest known key. `profiles/<name>.yaml` hold partial o
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -441,9 +442,14 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return tuple(_convert(arguments[0], item, where, key) for item in value)
     if origin is types.UnionType:
         return None if value is None else _convert(arguments[0], value, where, key)
-    if hint is float and type(value) in (int, float):
+    if hint is float and (type(value) in (int, float) or _is_exponent(value)):
         return float(value)
     if type(value) is hint:
         return value
     expected = getattr(hint, "__name__", None) if origin is None else "list"
     raise UserError(f"{where}: {key} is {value!r} ({type(value).__name__}): it must be {expected}")
+
+
+def _is_exponent(value: Any) -> bool:
+    """True for a number such as 7e-5, which YAML 1.1 takes for text because it has no dot."""
+    return isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) is not None

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tasks.errors import UserError
 from tasks.params import (
@@ -106,7 +107,7 @@ def test_every_key_is_required(section: str, key: str) -> None:
         ("grow__depth", "12", "it must be int"),
         ("grow__depth", 12.0, "it must be int"),
         ("grow__depth", True, "it must be int"),
-        ("train__learning_rate", "1e-3", "it must be float"),
+        ("train__learning_rate", "0.001", "it must be float"),
         ("network__qk_norm", "yes", "it must be bool"),
         ("prune__depths", 8, "it must be list"),
         ("prune__depths", [8, "6"], "it must be int"),
@@ -156,6 +157,12 @@ def test_an_unknown_key_in_a_profile_names_the_profiles_file(tmp_path: Path) -> 
 def test_an_unknown_profile_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"'smok' is unknown.*gpu, paper, smoke"):
         apply_profile(DEFAULT, "smok", ROOT / PROFILES)
+
+
+@pytest.mark.parametrize("text", ["7e-5", "-1E+2", "3e0"])
+def test_a_number_with_an_exponent_and_no_dot_is_a_number(text: str) -> None:
+    values = apply_overrides(DEFAULT, {"diffusion.logit_mean": yaml.safe_load(text)}, "overrides")
+    assert build_params(values, "params.yaml").diffusion.logit_mean == float(text)
 
 
 def test_an_override_changes_its_key_alone_and_not_the_values_given() -> None:
