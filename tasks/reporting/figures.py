@@ -154,7 +154,8 @@ def _draw_against_n(axes: Axes, curve: Record, style: dict[str, Any]) -> None:
     axes.plot(x, overall, linewidth=1.8, marker="o", markersize=3.5, **style)
     axes.fill_between(x, low, high, color=style["color"], alpha=0.1, linewidth=0)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set(major_locator=FixedLocator(x), minor_locator=NullLocator())
+    drawn = sorted({n for line in axes.lines for n in line.get_xdata()})  # of all curves: some end earlier
+    axes.xaxis.set(major_locator=FixedLocator(drawn), minor_locator=NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
 
 

@@ -348,6 +348,7 @@ def test_curves_against_n_have_every_number_and_no_unfinished_cut(summary: dict[
         if model["name"] in drawn:
             expected = [(int(n), score["overall"]) for n, score in model["best_of"].items()]
             np.testing.assert_array_equal(drawn[model["name"]], expected)
+    assert list(axes.get_xticks()) == [1, 2, 4]
 
 
 def test_error_bars_are_the_intervals(summary: dict[str, Any]) -> None:
