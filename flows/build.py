@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.children import Children
+from flows.forks import Forks, can_fork
 from flows.lineage import Lineage, open_lineage
 from flows.pins import PinnedStage, Pins
 from flows.slots import Slots
@@ -34,7 +35,7 @@ class Build:
 
     def __init__(self, root: Path, params: Params, pins: Pins, lineage: Lineage) -> None:
         self.root, self.params, self.pins, self.lineage = root, params, pins, lineage
-        self.children = Children()
+        self.children = Children(Forks() if can_fork(params.compute.device) else None)
         self._slots = Slots(params.workflow.parallel_branches)
         # where a main stage computes on no more threads than a branch does, it need not compute alone
         self._one_size = params.compute.threads <= params.compute.branch_threads

@@ -3,11 +3,13 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from flows.forks import Fork, Forks
 from tasks.stage import PARENT_VARIABLE
 
 BAD_INPUT = 2
@@ -23,10 +25,11 @@ class ChildFailed(Exception):
 
 
 class Children:
-    """The children of one flow run."""
+    """The children of one flow run; with `forks`, those that are Python modules begin as its forks."""
 
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[str]] = set()
+    def __init__(self, forks: Forks | None = None) -> None:
+        self._forks = forks
+        self._running: set[Fork | subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self.stopping = False
 
@@ -41,17 +44,7 @@ class Children:
         with self._lock:
             if self.stopping:
                 raise ChildFailed(128 + signal.SIGTERM, "stopped before it began")
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env={**os.environ, **environment, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
+            process = self._start(command, folder, environment)
             self._running.add(process)
         errors: list[str] = []
         reader = threading.Thread(target=_stream, args=(process.stderr, log, errors), daemon=True)
@@ -66,6 +59,23 @@ class Children:
         if code != 0:
             raise ChildFailed(code, errors[-1] if errors else _ending(code))
 
+    def _start(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str]
+    ) -> Fork | subprocess.Popen[str]:
+        if self._forks is not None and list(command[:2]) == [sys.executable, "-m"]:
+            return self._forks.start(command[2:], folder, environment)
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **environment, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+
     def stop(self) -> None:
         """TERM every child and wait for it; KILL what is still there after the time a checkpoint takes."""
         with self._lock:
@@ -78,6 +88,8 @@ class Children:
                 process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+        if self._forks is not None:
+            self._forks.close()
 
 
 def _stream(pipe: IO[str], log: Callable[[str], None], last: list[str]) -> None:
