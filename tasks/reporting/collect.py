@@ -13,7 +13,7 @@ from tasks.geneval.pool import load_pool
 from tasks.geneval.statistics import Array, difference
 from tasks.geneval.summary import CHOOSERS
 from tasks.params import Params
-from tasks.reporting.recovery import recovered_share
+from tasks.reporting.recovery import beyond_half, recovered_share
 from tasks.seeds import numpy_generator
 
 Record = dict[str, Any]
@@ -75,6 +75,7 @@ def cut_record(depth: int, random_choice: Record, params: Params) -> Record:
     def gain(first_PN: Array, second_PN: Array) -> Record:
         return asdict(difference(first_PN, second_PN, tasks, samples, rng()).overall)
 
+    beyond = beyond_half(pruned, finetuned, grown, tasks, samples, rng())
     share = recovered_share(pruned, finetuned, grown, tasks, samples, rng())
     return {
         "depth": depth,
@@ -84,6 +85,7 @@ def cut_record(depth: int, random_choice: Record, params: Params) -> Record:
         "gain_over_random": gain(pruned, random_PN),
         "lost": gain(grown, pruned),
         "won_back": gain(finetuned, pruned),
+        "beyond_half": asdict(beyond),
         "recovered_share": asdict(share) if share else None,
     }
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.geneval.statistics import INTERVAL, Array, Interval
+from tasks.geneval.statistics import INTERVAL, Array, Interval, difference
 
 
 def recovered_share(
@@ -25,6 +25,18 @@ def recovered_share(
         return None
     low, high = np.percentile(gained_S[lost_S > 0] / lost_S[lost_S > 0], INTERVAL)
     return Interval(float((exact_3[1] - exact_3[0]) / (exact_3[2] - exact_3[0])), float(low), float(high))
+
+
+def beyond_half(
+    pruned_PN: Array, finetuned_PN: Array, grown_PN: Array, tasks: Sequence[str], samples: int, rng: np.random.Generator
+) -> Interval:
+    """The GenEval score by which fine-tuning won back more than half of the loss, with its 95 % bootstrap interval.
+
+    That is `finetuned` minus the midpoint of `pruned` and `grown` on the same prompts: zero where exactly half came
+    back. It also holds where a cut lost next to nothing, of which `recovered_share` says nothing.
+    """
+    midpoint_P1 = (pruned_PN.mean(axis=1, keepdims=True) + grown_PN.mean(axis=1, keepdims=True)) / 2
+    return difference(finetuned_PN, midpoint_P1, tasks, samples, rng).overall
 
 
 def _resample(means_3P: Array, samples: int, rng: np.random.Generator) -> Array:

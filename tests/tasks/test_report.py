@@ -47,7 +47,7 @@ from tasks.reporting.collect import collect, stage_costs
 from tasks.reporting.curves import read_curve
 from tasks.reporting.page import interval, number, render_page
 from tasks.reporting.pictures import BAR, FRAME, GAP, choose_prompts, strip, thumbnail
-from tasks.reporting.recovery import recovered_share
+from tasks.reporting.recovery import beyond_half, recovered_share
 from tasks.spool import SPOOLS, open_spool
 from tasks.stage import run_stage
 from tasks.tracking import SPOOL_VARIABLE
@@ -194,7 +194,19 @@ def test_what_a_cut_lost_and_won_back_follows_from_the_pools(workspace: Path, su
         assert metrics[f"gain_over_random/{depth}"] == cut["gain_over_random"]["value"]
         assert cut["lost"]["value"] == pytest.approx(grown - pruned)
         assert cut["won_back"]["value"] == pytest.approx(finetuned - pruned)
+        assert cut["beyond_half"]["value"] == pytest.approx(finetuned - (pruned + grown) / 2)
         assert cut["recovered_share"]["value"] == pytest.approx((finetuned - pruned) / (grown - pruned))
+
+
+def test_beyond_half_is_paired_and_zero_where_half_came_back() -> None:
+    rng = np.random.default_rng(0)
+    pruned, grown = rng.random((12, 4)) * 0.3, 0.4 + rng.random((12, 7)) * 0.6
+    halfway = (pruned.mean(axis=1) + grown.mean(axis=1))[:, None] / 2
+    tasks = ["a"] * 5 + ["b"] * 7
+    even = beyond_half(pruned, halfway, grown, tasks, 500, rng)
+    assert [even.value, even.low, even.high] == pytest.approx([0, 0, 0])
+    more = beyond_half(pruned, halfway + 0.125, grown, tasks, 500, rng)
+    assert [more.value, more.low, more.high] == pytest.approx([0.125, 0.125, 0.125])
 
 
 def test_recovered_share_is_paired_by_prompt() -> None:
