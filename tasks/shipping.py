@@ -159,7 +159,7 @@ def _send_row(client: "MlflowClient", experiment: str, run_id: str, spool: Spool
     elif kind == "image":
         _send_image(client, run_id, spool, row)
     elif kind == "inputs":
-        client.log_inputs(run_id, datasets=[_dataset(folder["folder"], folder["digest"]) for folder in row["folders"]])
+        client.log_inputs(run_id, datasets=[_dataset(**folder) for folder in row["folders"]])
     elif kind == "output":
         client.set_tag(run_id, OUTPUT_TAG, row["folder"])
         client.set_tag(run_id, DIGEST_TAG, row["digest"])
@@ -189,9 +189,9 @@ def _send_image(client: "MlflowClient", run_id: str, spool: Spool, row: Row) -> 
         client.log_image(run_id, image, key=row["key"], step=row["step"], timestamp=row["time"])
 
 
-def _dataset(folder: str, digest: str) -> "DatasetInput":
+def _dataset(name: str, folder: str, digest: str) -> "DatasetInput":
     """A folder as MLflow's dataset: its digest column is narrower than a sha256, which the source holds in full."""
     from mlflow.entities import Dataset, DatasetInput
 
     source = json.dumps({"path": folder, "manifest_sha256": digest})
-    return DatasetInput(Dataset(Path(folder).name, digest[:32], "local", source), tags=[])
+    return DatasetInput(Dataset(name, digest[:32], "local", source), tags=[])

@@ -54,8 +54,8 @@ class Tracker:
         self._spool.append("image", key=key, file=copy.name, step=step)
 
     def log_inputs(self, folders: Sequence[Path]) -> None:
-        """Log the folders that a stage reads as datasets, with their manifests' digests."""
-        self._spool.append("inputs", folders=[_identity(folder) for folder in folders])
+        """Log the folders that a stage reads as datasets, named by the paths given, with their manifests' digests."""
+        self._spool.append("inputs", folders=[{"name": str(folder)} | _identity(folder) for folder in folders])
 
     def log_output(self, folder: Path) -> None:
         """Log a stage's finished output by reference (path and manifest digest); a model is registered too."""

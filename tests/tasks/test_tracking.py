@@ -102,7 +102,7 @@ def test_the_inputs_of_a_stage_are_datasets_of_its_run(store: Path) -> None:
     (run,) = runs("train")
     sources = {used.dataset.name: json.loads(used.dataset.source) for used in run.inputs.dataset_inputs}
     assert sources == {
-        folder.name: {"path": str(folder.resolve()), "manifest_sha256": sha256_file(folder / MANIFEST)}
+        str(folder): {"path": str(folder.resolve()), "manifest_sha256": sha256_file(folder / MANIFEST)}
         for folder in folders
     }
 
