@@ -102,7 +102,8 @@ def stage(_params: Params) -> Stage:
         run=run,
         inputs=(layout.GROWN, layout.AUTOENCODER, layout.TEXT_ENCODER),
         out=layout.CONTROLS,
-        sections=(*DRAWING_SECTIONS, "compute.threads", "prune.depths", "geneval"),
+        sections=(*DRAWING_SECTIONS, "compute.branch_threads", "prune.depths", "geneval"),
+        branch=True,
     )
 
 

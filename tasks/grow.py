@@ -106,7 +106,8 @@ def stage(_params: Params) -> Stage:
         run=run,
         inputs=(layout.SMALL, layout.ENCODED),
         out=layout.GROWN_INIT,
-        sections=(*TRAINING_SECTIONS, "compute.threads", "grow"),
+        sections=(*TRAINING_SECTIONS, "compute.branch_threads", "grow"),
+        branch=True,
     )
 
 

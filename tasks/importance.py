@@ -83,7 +83,8 @@ def stage(_params: Params) -> Stage:
         run=run,
         inputs=(layout.GROWN, layout.ENCODED),
         out=layout.IMPORTANCE,
-        sections=(*COMPUTE_SECTIONS, "compute.threads", "importance"),
+        sections=(*COMPUTE_SECTIONS, "compute.branch_threads", "importance"),
+        branch=True,
     )
 
 

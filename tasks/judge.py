@@ -165,11 +165,12 @@ def stage(_params: Params) -> Stage:
         out=layout.JUDGE,
         sections=(
             *DRAWING_SECTIONS,
-            "compute.threads",
+            "compute.branch_threads",
             "judge",
             "geneval.prompts_per_task",
             "geneval.bootstrap_samples",
         ),
+        branch=True,
     )
 
 

@@ -67,7 +67,7 @@ class Stage:
     """A stage: its name (`finetune@8`), its function, what it reads and where its output goes.
 
     `sections` names the sections (`pretrain`) or keys (`compute.seed`) of params.yaml that its result depends on.
-    `branch` stages run beside others, on `compute.branch_threads` threads.
+    `branch` stages, all behind the small model, run beside others on `compute.branch_threads` threads.
     `publish` moves the finished folder to `out`.
     """
 

@@ -20,7 +20,8 @@ def stage(_params: Params) -> Stage:
         run=train,
         inputs=(layout.GROWN_INIT, layout.ENCODED),
         out=layout.GROWN,
-        sections=(*TRAINING_SECTIONS, "compute.threads", "train"),
+        sections=(*TRAINING_SECTIONS, "compute.branch_threads", "train"),
+        branch=True,
     )
 
 

@@ -60,14 +60,13 @@ def stage(params: Params, model: str) -> Stage:
     names = layout.model_names(params.prune.depths)
     if model not in names:
         raise UserError(f"--model {model} is not in this experiment: choose from {', '.join(names)}")
-    small_or_grown = model in ("small", "grown")
     return Stage(
         name=f"geneval@{model}",
         run=lambda context: evaluate(context, model),
         inputs=(layout.model_folder(model), layout.AUTOENCODER, layout.TEXT_ENCODER, layout.JUDGE),
         out=layout.GENEVAL / model,
-        sections=(*DRAWING_SECTIONS, "geneval", "compute.threads" if small_or_grown else "compute.branch_threads"),
-        branch=not small_or_grown,
+        sections=(*DRAWING_SECTIONS, "compute.branch_threads", "geneval"),
+        branch=True,
     )
 
 

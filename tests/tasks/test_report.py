@@ -282,7 +282,7 @@ def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, A
         score.update({key: next(numbers) / 100 for key in score})
     drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
     words = Page(render_page(summary, drawn, [], b"")).words
-    assert len(scores) == 2 + 5 * len(DEPTHS)
+    assert len(scores) == 2 + 6 * len(DEPTHS)
     assert all(interval(score) in words for score in scores)
 
 
