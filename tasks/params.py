@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from model.numerics import Instruction, Numerics, Precision
 from tasks.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
@@ -113,6 +114,8 @@ class TextEncoder:
     layers: int
     heads: int
     max_tokens: int
+    instruction: Instruction
+    precision: Precision
     steps: int
     batch_size: int
     learning_rate: float
@@ -144,6 +147,7 @@ class Network:
     mlp_ratio: float
     patch_size: int
     qk_norm: bool
+    numerics: Numerics
 
     def __post_init__(self) -> None:
         _positive(self, "hidden_size", "linear_head_dim", "cross_heads", "mlp_ratio", "patch_size")
