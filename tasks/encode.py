@@ -57,7 +57,7 @@ def stage(params: Params) -> Stage:
         run,
         inputs=(layout.SHARDS, layout.AUTOENCODER, layout.TEXT_ENCODER),
         out=layout.ENCODED,
-        sections=("encode",),
+        sections=("compute.device", "compute.threads", "encode"),
     )
 
 

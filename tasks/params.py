@@ -287,12 +287,12 @@ class GenEval:
 
     prompts_per_task: int
     images_per_prompt: int
-    images_per_cut_prompt: int
+    images_per_pruned_prompt: int
     best_of: tuple[int, ...]
     bootstrap_samples: int
 
     def __post_init__(self) -> None:
-        _positive(self, "prompts_per_task", "images_per_prompt", "images_per_cut_prompt", "bootstrap_samples")
+        _positive(self, "prompts_per_task", "images_per_prompt", "images_per_pruned_prompt", "bootstrap_samples")
         _check(
             all(1 <= n <= self.images_per_prompt for n in self.best_of) and len(self.best_of) > 0,
             f"best_of is {self.best_of}: each must be in [1, images_per_prompt = {self.images_per_prompt}]",

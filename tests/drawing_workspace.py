@@ -38,7 +38,7 @@ CHANGES = {
     "judge.batch_size": 8,
     "geneval.prompts_per_task": 2,
     "geneval.images_per_prompt": 5,
-    "geneval.images_per_cut_prompt": 3,
+    "geneval.images_per_pruned_prompt": 3,
     "geneval.best_of": [1, 2, 4],
     "geneval.bootstrap_samples": 50,
 }

@@ -1,7 +1,8 @@
 """Best of N from one pool of judged pictures (SANA-1.5 section 2.5).
 
-The paper draws N pictures and lets a judge compare them pairwise. A judge that gives each picture a score of its own
-needs no tournament: the highest score wins. And one pool of N pictures holds the whole curve below N: the score of
+The paper draws N pictures and lets a judge compare them pairwise until 4 are left, which are scored as GenEval's 4
+pictures; here the one best picture counts. A judge that gives each picture a score of its own needs no tournament: the
+highest score wins. And one pool of N pictures holds the whole curve below N: the score of
 "best of n" is its expectation over all C(N, n) ways to draw n of the pool, which order statistics give exactly.
 
 Shapes: P prompts, N pictures of each prompt's pool. A score of NaN is an abstention: it never wins, and a draw of
