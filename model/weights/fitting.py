@@ -77,7 +77,7 @@ def _ratio(inner: int, hidden: int) -> float:
 
 
 def check_fit(weights: Mapping[str, Tensor], config: NetworkConfig) -> None:
-    """Raises ValueError listing all missing, surplus and misshapen tensors, surplus ones with the nearest known name."""
+    """Raises ValueError listing every tensor that is missing, surplus (with the nearest known name) or misshapen."""
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in Sana(config).state_dict().items()}
     missing = [name for name in wanted if name not in weights]

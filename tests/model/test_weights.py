@@ -80,7 +80,7 @@ def test_the_average_is_read_where_it_is_asked_for(tmp_path: Path) -> None:
     torch.save({"state_dict": weights.state_dict()}, tmp_path / "one.pth")
     assert same(loaded(tmp_path / "both.pth"), weights)
     assert same(loaded(tmp_path / "both.pth", which="state_dict_ema"), average)
-    with pytest.raises(ValueError, match="one.pth has no state_dict_ema: it has state_dict"):
+    with pytest.raises(ValueError, match=r"one\.pth has no state_dict_ema: it has state_dict"):
         loaded(tmp_path / "one.pth", which="state_dict_ema")
 
 
@@ -209,4 +209,4 @@ def test_diffusers_draws_the_same_picture_from_an_exported_folder(tmp_path: Path
         output_type="np",
     ).images
     assert theirs.std() > 0.01
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(ours, theirs, atol=0.5 / 255)  # the same 8-bit picture, but for rounding
