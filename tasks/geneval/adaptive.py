@@ -1,12 +1,12 @@
-"""Adaptive best of N: draw pictures of a prompt until the judge's best score reaches a threshold, or a limit is reached.
+"""Adaptive best of N: draw pictures of a prompt until the judge's best score reaches a threshold, or up to a limit.
 
-An easy prompt needs one picture, a hard one all it can get, so the same number of pictures may go further. The threshold
-is set once, on pools of training prompts, for a wanted mean number of pictures; what it costs and gains is then measured
-on the evaluation's pools, beside a fixed number of pictures of the same mean.
+An easy prompt needs one picture, a hard one all it can get, so the same number of pictures may go further. The
+threshold is set once, on pools of training prompts, for a wanted mean number of pictures; what it costs and gains is
+then measured on the evaluation's pools, beside a fixed number of pictures of the same mean.
 
 A pool's pictures are independent draws, so pictures drawn one after another are the pool in a random order. Who stops
-when, and with which picture, is counted over all orders in closed form, as for `best_of`: nothing is simulated. With K of
-the N scores at the threshold, none of the first m pictures has it with probability C(N-K, m) / C(N, m).
+when, and with which picture, is counted over all orders in closed form, as for `best_of`: nothing is simulated. With K
+of the N scores at the threshold, none of the first m pictures has it with probability C(N-K, m) / C(N, m).
 
 Shapes: P prompts, N pictures of each prompt's pool, L the limit, S bootstrap samples. An abstention (NaN) reaches no
 threshold. Every task weighs the same in mean scores and in mean numbers of pictures, as in GenEval.
@@ -141,9 +141,9 @@ def _expected_pictures(pool: int, reaching: int, rule: Rule) -> float:
 
 
 def _expected_correct(ranked_N: Floats, reaching: int, rule: Rule) -> float:
-    """A batch that is drawn is won by its best, if that reaches the threshold; if none ever does, the best of all wins.
+    """A batch that is drawn is won by its best, if that reaches the threshold; if none does, the best of all wins.
 
-    All `reaching` are among the pictures left when a batch is drawn, beside some of the others: it does not matter which.
+    All `reaching` are among the pictures left when a batch is drawn, beside some of the others, no matter which.
     """
     pool, expected = len(ranked_N), 0.0
     for before, after in pairwise(rule.draws()):

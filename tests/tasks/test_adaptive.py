@@ -92,7 +92,7 @@ def test_every_task_weighs_the_same() -> None:
 
 
 def easy_and_hard() -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Prompts that are nearly always right and prompts that rarely are, with an honest judge: here adapting must pay."""
+    """Prompts that are nearly always right, others that rarely are, and an honest judge: here adapting must pay."""
     rng = np.random.default_rng(0)
     chance = np.where(np.arange(80) % 2, 0.9, 0.1)
     correct = (rng.random((80, 12)) < chance[:, None]).astype(np.float64)
