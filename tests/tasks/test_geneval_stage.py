@@ -124,7 +124,7 @@ def test_judge_stage_trains_and_reports_the_same_twice(params: Params) -> None:
     metrics, first = run(record, params, Path("first"))
     again, second = run(record, params, Path("second"))
     assert metrics == again and all_bytes(first) == all_bytes(second)
-    assert set(all_bytes(first)) == {"config.json", "model.safetensors", "history.csv"}
+    assert set(all_bytes(first)) == {"config.json", "model.safetensors", "history.csv", "calibration.safetensors"}
     assert len((first / "history.csv").read_text().splitlines()) == 1 + params.judge.steps
 
 

@@ -67,7 +67,15 @@ TINY = {
     "prune": {"depths": list(DEPTHS), "random_choices": 2},
     "finetune": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 1},
     "sampling": {"steps": 1},
-    "judge": {"prompts": 12, "images_per_prompt": 1, "shard_pictures": 0, "steps": 2, "batch_size": 4},
+    "judge": {
+        "prompts": 12,
+        "images_per_prompt": 1,
+        "calibration_prompts": 6,
+        "calibration_images": 3,
+        "shard_pictures": 0,
+        "steps": 2,
+        "batch_size": 4,
+    },
     "geneval": {
         "prompts_per_task": 4,
         "images_per_prompt": 4,
