@@ -38,6 +38,7 @@ from tasks.data.vocabulary import TASKS, lines
 from tasks.errors import UserError
 from tasks.files import read_json, write_json, write_manifest
 from tasks.geneval import __main__ as geneval
+from tasks.geneval.adaptive import Rule, adaptive_best_of, pictures_drawn
 from tasks.geneval.pool import Pool, load_pool
 from tasks.geneval.prompts import Prompt
 from tasks.geneval.summary import summarize
@@ -81,6 +82,7 @@ TINY = {
         "images_per_prompt": 4,
         "images_per_cut_prompt": 2,
         "best_of": [1, 2, 4],
+        "adaptive_means": [1.5, 2.5, 3],
         "bootstrap_samples": 200,
     },
     "report": {"grid_prompts": 3, "grid_images": 3},
@@ -331,6 +333,21 @@ def test_a_model_that_was_not_timed_here_has_no_time(inside: Params, summary: di
         assert "seconds_per_picture" not in collect(inside)["models"][0]
     finally:
         speed.write_bytes(kept)
+
+
+def test_adaptive_best_of_n_follows_from_the_pools_and_the_calibration(inside: Params, summary: dict[str, Any]) -> None:
+    rows = summary["adaptive"]
+    assert [(row["model"], row["target"]) for row in rows] == list(itertools.product(("small", "grown"), (1.5, 2.5)))
+    arrays = load_file(layout.JUDGE / "calibration.safetensors")
+    assert arrays["scores"].shape == (6, 3) and sorted(arrays["task"]) == list(range(6))
+    for row in rows:
+        pool, rule = load_pool(layout.GENEVAL / row["model"]), Rule(row["threshold"], 3)
+        assert row["limit"] == 3 and row["calibrated"] == pytest.approx(pictures_drawn(arrays["scores"], rule).mean())
+        drawn, right = pictures_drawn(pool.judged_PN, rule), adaptive_best_of(pool.correct_PN, pool.judged_PN, rule)
+        tasks = [np.array(pool.tasks) == task for task in TASKS]
+        assert row["pictures"]["value"] == pytest.approx(np.mean([drawn[rows].mean() for rows in tasks]))
+        assert row["adaptive"]["value"] == pytest.approx(np.mean([right[rows].mean() for rows in tasks]))
+    assert rows[1]["threshold"] > rows[0]["threshold"] == rows[2]["threshold"]
 
 
 def test_a_damaged_output_is_named(inside: Params) -> None:
