@@ -115,14 +115,20 @@ def test_comparison_is_at_equal_means_and_follows_from_its_parts() -> None:
     assert found.gain.low > 0.05
 
 
-def test_intervals_are_of_resampled_prompts() -> None:
+def test_intervals_are_of_resampled_prompts_each_at_its_own_mean() -> None:
     correct, scores, tasks = easy_and_hard()
     rule = Rule(1.0, 10)
-    found = compare(correct, scores, tasks, rule, 1500, np.random.default_rng(2))
-    rng, gains = np.random.default_rng(3), []
-    for _ in range(300):
+    found = compare(correct, scores, tasks, rule, 4000, np.random.default_rng(2))
+    drawn, adaptive = pictures_drawn(scores, rule), adaptive_best_of(correct, scores, rule)
+    curves = np.stack([best_of(correct, scores, n) for n in range(1, 11)])
+    rng, resampled = np.random.default_rng(3), []
+    for _ in range(4000):
         rows = np.concatenate([rng.integers(0, 40, 40), rng.integers(40, 80, 40)])
-        mean = pictures_drawn(scores[rows], rule).mean()
-        curve = [best_of(correct[rows], scores[rows], n).mean() for n in range(1, 11)]
-        gains.append(adaptive_best_of(correct[rows], scores[rows], rule).mean() - np.interp(mean, range(1, 11), curve))
-    assert [found.gain.low, found.gain.high] == pytest.approx(np.percentile(gains, (2.5, 97.5)), abs=0.01)
+        mean = drawn[rows].mean()
+        fixed = np.interp(mean, range(1, 11), curves[:, rows].mean(axis=1))
+        resampled.append((mean, adaptive[rows].mean(), fixed, adaptive[rows].mean() - fixed))
+    for interval, values in zip(
+        (found.pictures, found.adaptive, found.fixed, found.gain), zip(*resampled, strict=True), strict=True
+    ):
+        low, high = np.percentile(values, (2.5, 97.5))
+        assert [interval.low, interval.high] == pytest.approx([low, high], abs=0.08 * (high - low))
