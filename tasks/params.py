@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from model.numerics import Instruction, Numerics, Precision
 from tasks.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
@@ -113,6 +114,8 @@ class TextEncoder:
     layers: int
     heads: int
     max_tokens: int
+    instruction: Instruction
+    precision: Precision
     steps: int
     batch_size: int
     learning_rate: float
@@ -144,6 +147,7 @@ class Network:
     mlp_ratio: float
     patch_size: int
     qk_norm: bool
+    numerics: Numerics
 
     def __post_init__(self) -> None:
         _positive(self, "hidden_size", "linear_head_dim", "cross_heads", "mlp_ratio", "patch_size")
@@ -294,14 +298,14 @@ class GenEval:
 
     prompts_per_task: int
     images_per_prompt: int
-    images_per_cut_prompt: int
+    images_per_pruned_prompt: int
     best_of: tuple[int, ...]
     keep: Literal[1, 4]
     adaptive_means: tuple[float, ...]
     bootstrap_samples: int
 
     def __post_init__(self) -> None:
-        _positive(self, "prompts_per_task", "images_per_prompt", "images_per_cut_prompt", "bootstrap_samples")
+        _positive(self, "prompts_per_task", "images_per_prompt", "images_per_pruned_prompt", "bootstrap_samples")
         _check(
             all(1 <= n <= self.images_per_prompt for n in self.best_of) and len(self.best_of) > 0,
             f"best_of is {self.best_of}: each must be in [1, images_per_prompt = {self.images_per_prompt}]",

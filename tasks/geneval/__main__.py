@@ -43,9 +43,9 @@ def evaluate(context: Context, model: str) -> Metrics:
 
 
 def pool_size(params: Params, model: str) -> int:
-    """Pictures to draw for each prompt: fewer for the many models that are cut in depth."""
-    cut = model.startswith(("pruned-", "finetuned-"))
-    return params.geneval.images_per_cut_prompt if cut else params.geneval.images_per_prompt
+    """Pictures to draw for each prompt: fewer for models just cut, whose best of N is nobody's choice."""
+    pruned = model.startswith("pruned-")
+    return params.geneval.images_per_pruned_prompt if pruned else params.geneval.images_per_prompt
 
 
 def record_speed(context: Context, model: str, pictures_PNHW3: Pictures, seconds: float) -> None:

@@ -1,11 +1,10 @@
 """Best of N from one pool of judged pictures (SANA-1.5 section 2.5).
 
-The paper draws N pictures and lets a judge compare them pairwise. A judge that gives each picture a score of its own
-needs no tournament: the highest score wins. And one pool of N pictures holds the whole curve below N: the score of
-"best of n" is its expectation over all C(N, n) ways to draw n of the pool, which order statistics give exactly.
-
-GenEval scores four pictures of a prompt, so the paper keeps the best four of N; `keep` says how many are kept here, and
-the score of a prompt is the mean correctness of the kept ones.
+The paper draws N pictures and lets a judge compare them pairwise until 4 are left, which are scored as GenEval's 4
+pictures. A judge that gives each picture a score of its own needs no tournament: the highest scores win. `keep` says
+how many are kept, the best one or the best four; the score of a prompt is their mean correctness. And one pool of N
+pictures holds the whole curve below N: the score of "best of n" is its expectation over all C(N, n) ways to draw n of
+the pool, which order statistics give exactly.
 
 Shapes: P prompts, N pictures of each prompt's pool. A score of NaN is an abstention: it never wins, but a draw of
 nothing but abstentions has to show a picture too, and shows its first. Equal scores are won by the lower index.

@@ -13,7 +13,7 @@ from tasks.params import Params
 from tasks.seeds import numpy_generator
 
 MODELS = ("small", "grown")
-"""The models whose pools are large enough to draw from one by one."""
+"""The models that are compared: the others are drawn from the grown one."""
 
 
 def adaptive_records(params: Params) -> list[dict[str, Any]]:

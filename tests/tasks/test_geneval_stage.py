@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from drawing_workspace import all_bytes, run, write_workspace
 from safetensors.numpy import load_file
 
+from model.checkpoint import load_network
 from tasks import controls, judge, layout
 from tasks.data.scenes import render, sample_scene
 from tasks.data.vocabulary import TASKS, lines
@@ -22,6 +25,8 @@ from tasks.geneval.pool import Pool, load_pool
 from tasks.geneval.prompts import Prompt, evaluation_prompts
 from tasks.geneval.summary import CHOOSERS, summarize
 from tasks.params import Params
+from tasks.random_blocks import random_choices
+from tasks.seeds import derive
 
 
 @pytest.fixture
@@ -128,17 +133,31 @@ def test_judge_stage_trains_and_reports_the_same_twice(params: Params) -> None:
     assert len((first / "history.csv").read_text().splitlines()) == 1 + params.judge.steps
 
 
-def test_controls_keep_the_verdicts_that_random_cuts_are_scored_by(
-    params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    half_right = np.random.default_rng(0).random((12, 3)) < 0.5
-    monkeypatch.setattr(controls, "correctness", lambda _verdicts: half_right)
+def test_controls_score_pictures_of_the_network_they_name(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bright(pictures_PNHW3: np.ndarray) -> np.ndarray:
+        means = pictures_PNHW3.reshape(*pictures_PNHW3.shape[:2], -1).astype(np.float64).mean(axis=-1)
+        return means > np.median(means)
+
+    monkeypatch.setattr(controls, "score_prompts", lambda _prompts, pictures_PNHW3: pictures_PNHW3)
+    monkeypatch.setattr(controls, "correctness", bright)
     metrics, out = run(controls.stage(params), params)
     summary = json.loads((out / "summary.json").read_text())
     assert set(metrics) == {"noise", "untrained", "random-2"}
-    assert len(summary["random_cuts"]["2"]["kept"]) == 2 and summary["random_cuts"]["2"]["kept"] < [2, 2]
-    np.testing.assert_array_equal(load_file(out / layout.RANDOM_CUTS.name)["2"], half_right)
-    assert metrics["random-2"] == pytest.approx(half_right.mean())  # as many prompts in each task
+    choices = summary["random_cuts"]["2"]["kept"]
+    assert choices == random_choices(3, 2, params.prune.random_choices, params.compute.seed)
+
+    grown = load_painter(layout.GROWN, params, "cpu")
+    texts = [prompt.text for prompt in evaluation_prompts(params.compute.seed, params.geneval.prompts_per_task)]
+    share = -(-params.geneval.images_per_pruned_prompt // len(choices))
+    parts = []
+    for choice in choices:
+        cut = load_network(layout.GROWN)
+        cut.blocks = torch.nn.ModuleList(cut.blocks[block] for block in choice)
+        painter = replace(grown, network=cut)
+        parts.append(bright(painter.draw(texts, share, derive(params.compute.seed, "geneval"), "test")))
+    expected = np.concatenate(parts, axis=1)
+    np.testing.assert_array_equal(load_file(out / layout.RANDOM_CUTS.name)["2"], expected)
+    assert metrics["random-2"] == pytest.approx(expected.mean())  # as many prompts in each task
 
 
 def test_the_command_refuses_an_unknown_model_in_one_line(params: Params, capsys: pytest.CaptureFixture[str]) -> None:

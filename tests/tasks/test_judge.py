@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.text_encoder import TextEncoder, build_text_encoder, train_tokenizer
+from model.text_encoder import Reading, TextEncoder, build_text_encoder, train_tokenizer
 from tasks.data.pictures import to_unit_range
 from tasks.data.scenes import render, sample_scene
 from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
@@ -29,7 +29,7 @@ PROMPTS = [line["prompt"] for task in TASKS for line in lines(task)[:6]]
 def text_encoder() -> TextEncoder:
     """An untrained text encoder over the scenes' words."""
     torch.manual_seed(0)
-    return build_text_encoder(train_tokenizer(PROMPTS, 300), CHANNELS, 1, 2, 16)
+    return build_text_encoder(train_tokenizer(PROMPTS, 300), CHANNELS, 1, 2, Reading(16, "none", "diffusers", "stored"))
 
 
 def new_judge(seed: int = 0, width: int = 48) -> JudgeNetwork:

@@ -57,7 +57,7 @@ DEPTHS = (2, 1)
 MODELS = ["small", "grown", "pruned-2", "finetuned-2", "pruned-1", "finetuned-1"]
 TINY = {
     "compute": {"device": "cpu", "dtype": "float32", "threads": 1},
-    "shard": {"image_size": 16, "train_samples": 24, "heldout_samples": 100},
+    "shard": {"image_size": 16, "train_samples": 24, "heldout_samples": 160},
     "autoencoder": {"latent_channels": 4, "block_channels": [8, 8], "steps": 2, "batch_size": 4},
     "text_encoder": {"hidden_size": 16, "layers": 1, "heads": 2, "max_tokens": 16, "steps": 2, "batch_size": 4},
     "network": {"hidden_size": 16, "linear_head_dim": 8, "cross_heads": 2},
@@ -80,7 +80,7 @@ TINY = {
     "geneval": {
         "prompts_per_task": 4,
         "images_per_prompt": 4,
-        "images_per_cut_prompt": 2,
+        "images_per_pruned_prompt": 2,
         "best_of": [1, 2, 4],
         "adaptive_means": [1.5, 2.5, 3],
         "bootstrap_samples": 200,
@@ -175,7 +175,7 @@ def test_models_are_in_order_with_the_facts_of_their_checkpoints(workspace: Path
         assert set(model["geneval"]) == {"overall", "low", "high", "tasks"}
         assert set(model["geneval"]["tasks"]) == set(TASKS)
         assert all(set(score) == {"value", "low", "high"} for score in model["geneval"]["tasks"].values())
-        numbers = ["1", "2", "4"] if model["name"] in ("small", "grown") else ["1", "2"]
+        numbers = ["1", "2"] if model["name"].startswith("pruned-") else ["1", "2", "4"]
         for chooser in ("best_of", "oracle", "random", "shuffled"):
             assert list(model[chooser]) == numbers
             assert all(set(score) == {"overall", "low", "high"} for score in model[chooser].values())
@@ -206,6 +206,14 @@ def test_what_a_cut_lost_and_won_back_follows_from_the_pools(workspace: Path, su
         assert cut["won_back"]["value"] == pytest.approx(finetuned - pruned)
         assert cut["beyond_half"]["value"] == pytest.approx(finetuned - (pruned + grown) / 2)
         assert cut["recovered_share"]["value"] == pytest.approx((finetuned - pruned) / (grown - pruned))
+
+
+def test_the_gain_from_small_to_grown_follows_from_the_pools(workspace: Path, summary: dict[str, Any]) -> None:
+    pools = {name: load_pool(workspace / layout.GENEVAL / name) for name in ("small", "grown")}
+    tags = np.array(pools["grown"].tasks)
+    small, grown = (np.mean([pool.correct_PN[tags == task].mean() for task in TASKS]) for pool in pools.values())
+    assert summary["grown_gain"]["value"] == pytest.approx(grown - small)
+    assert summary["grown_gain"]["low"] < grown - small < summary["grown_gain"]["high"]
 
 
 def test_beyond_half_is_paired_and_zero_where_half_came_back() -> None:
@@ -280,7 +288,11 @@ def test_page_tells_the_summarys_numbers(page: Page, summary: dict[str, Any]) ->
         assert interval(model["geneval"]) in page.words
         assert number(model["heldout_loss"], 4) in page.words
     assert interval(summary["models"][1]["best_of"]["4"]) in page.words
-    assert "trained on labels of the scorer" in page.words and "counts 1 seed" in page.words
+    assert (
+        "trained on labels of the scorer" in page.words
+        and "seed, which is 0 alone" in page.words
+        and interval(summary["grown_gain"]) in page.words
+    )
 
 
 def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, Any]) -> None:
