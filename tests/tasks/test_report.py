@@ -308,6 +308,19 @@ def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, A
     assert all(interval(score) in words for score in scores)
 
 
+def test_the_page_says_what_was_kept_and_by_which_judge(summary: dict[str, Any]) -> None:
+    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
+    words = Page(render_page(summary, drawn, [], b"")).words
+    for part in ("the one that the judge scores highest is kept", "judge is trained on labels", "Adaptive best of N"):
+        assert part in words
+    untrained = {key: value for key, value in summary["judge"].items() if key != "yes_share"}
+    other = summary | {"keep": 4, "adaptive": [], "judge": untrained}
+    words = Page(render_page(other, drawn, [], b"")).words
+    assert "the four that the judge scores highest are kept" in words
+    for part in ("judge is trained on labels", "Adaptive best of N", "is the one picture"):
+        assert part not in words
+
+
 def test_the_same_outputs_give_the_same_report(inside: Params, workspace: Path, tmp_path: Path) -> None:
     results = workspace / "results"
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
