@@ -33,6 +33,8 @@ CHANGES = {
     "sampling.batch_size": 24,
     "judge.prompts": 12,
     "judge.images_per_prompt": 2,
+    "judge.calibration_prompts": 5,
+    "judge.calibration_images": 4,
     "judge.shard_pictures": 6,
     "judge.steps": 3,
     "judge.batch_size": 8,

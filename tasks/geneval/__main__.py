@@ -12,7 +12,7 @@ from tasks.errors import UserError
 from tasks.files import write_json
 from tasks.geneval.detector import Pictures
 from tasks.geneval.evaluation import judge_pool, score_prompts, write_samples
-from tasks.geneval.judge import load_judge
+from tasks.geneval.judges import open_judge
 from tasks.geneval.pictures import DRAWING_SECTIONS, load_painter
 from tasks.geneval.prompts import evaluation_prompts
 from tasks.geneval.summary import headline, summarize
@@ -32,11 +32,12 @@ def evaluate(context: Context, model: str) -> Metrics:
     )
     record_speed(context, model, pictures_PNHW3, time.monotonic() - started)
     verdicts = score_prompts(prompts, pictures_PNHW3)
-    judge = load_judge(layout.JUDGE, context.device)
-    pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, painter.text_encoder, seed)
+    judge = open_judge(layout.JUDGE, painter.text_encoder, params.compute.dtype, context.device)
+    pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, seed)
     pool.save(context.out)
     write_samples(context.out, pool, verdicts)
-    summary = summarize(pool, params.geneval.best_of, params.geneval.bootstrap_samples, seed)
+    chosen = params.geneval
+    summary = summarize(pool, chosen.best_of, chosen.bootstrap_samples, seed, chosen.keep)
     write_json(context.out / "summary.json", summary)
     return headline(summary)
 

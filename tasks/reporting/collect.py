@@ -13,6 +13,7 @@ from tasks.geneval.pool import load_pool
 from tasks.geneval.statistics import Array, difference
 from tasks.geneval.summary import CHOOSERS
 from tasks.params import Params
+from tasks.reporting.adaptive import adaptive_records
 from tasks.reporting.recovery import beyond_half, recovered_share
 from tasks.seeds import numpy_generator
 
@@ -29,6 +30,8 @@ def collect(params: Params) -> Record:
         "cuts": [cut_record(depth, controls["random_cuts"][str(depth)], params) for depth in params.prune.depths],
         "controls": {name: plain(controls[name]) for name in ("noise", "untrained")},
         "judge": read_json(layout.JUDGE / "metrics.json"),
+        "keep": params.geneval.keep,
+        "adaptive": adaptive_records(params),
         "growth": read_json(layout.GROWN_INIT / "growth.json")
         | {"heldout_loss_small": read_json(layout.GROWN_INIT / "metrics.json")["heldout_loss_small"]},
         "autoencoder": read_json(layout.AUTOENCODER / "metrics.json"),

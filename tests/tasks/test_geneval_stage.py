@@ -106,6 +106,18 @@ def test_summary_follows_from_the_pool_by_hand() -> None:
         assert summary["by_seen"][kind]["overall"] == pytest.approx(np.mean([part.mean() for part in parts]))
 
 
+def test_the_stage_keeps_the_best_four_where_params_say_so(params: Params) -> None:
+    chosen = replace(params, geneval=replace(params.geneval, keep=4, best_of=(2, 5)))
+    _, out = run(stage(chosen, "grown"), chosen)
+    assert json.loads((out / "summary.json").read_text()) == summarize(load_pool(out), (2, 5), 50, 0, keep=4)
+    pool = real_pool()
+    summary = summarize(pool, (3, 6), samples=50, seed=0, keep=4)
+    kept = np.take_along_axis(pool.correct_PN, np.argsort(-pool.judged_PN, axis=1)[:, :4], axis=1).mean(axis=1)
+    assert summary["best_of"]["6"]["overall"] == pytest.approx(kept.mean())  # as many prompts in each task
+    assert summary["oracle"]["6"]["overall"] == pytest.approx((np.minimum(pool.correct_PN.sum(1), 4) / 4).mean())
+    assert summary["best_of"]["3"]["overall"] == pytest.approx(pool.correct_PN.mean())
+
+
 def test_pool_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     pool = real_pool(images=2)
     pool.save(tmp_path)
@@ -129,7 +141,7 @@ def test_judge_stage_trains_and_reports_the_same_twice(params: Params) -> None:
     metrics, first = run(record, params, Path("first"))
     again, second = run(record, params, Path("second"))
     assert metrics == again and all_bytes(first) == all_bytes(second)
-    assert set(all_bytes(first)) == {"config.json", "model.safetensors", "history.csv"}
+    assert set(all_bytes(first)) == {"config.json", "model.safetensors", "history.csv", "calibration.safetensors"}
     assert len((first / "history.csv").read_text().splitlines()) == 1 + params.judge.steps
 
 

@@ -19,7 +19,7 @@ from tasks.geneval.prompts import Prompt, evaluation_prompts
 from tasks.geneval.scene_detector import SceneDetector
 from tasks.geneval.scoring import score_pictures
 from tasks.judge import choose_prompts, measure, unseen_prompts
-from tasks.params import Judge
+from tasks.params import PARAMS_FILE, load_params
 
 CHANNELS = 16
 PROMPTS = [line["prompt"] for task in TASKS for line in lines(task)[:6]]
@@ -61,7 +61,8 @@ def test_judge_learns_the_scorers_verdict_on_pictures_it_has_not_seen(text_encod
     asked_for = [Prompt(lines_of[prompt], seen=True) for prompt in prompts]
     judge = new_judge()
     untrained = new_judge()
-    training = Judge(prompts=2, images_per_prompt=32, shard_pictures=0, steps=40, batch_size=16, learning_rate=2e-3)
+    defaults = load_params(Path(__file__).parents[2] / PARAMS_FILE).judge
+    training = replace(defaults, steps=40, batch_size=16, learning_rate=2e-3)
     history = train_judge(judge, data, asked_for, text_encoder.encode(prompts), training, 0, "float32")
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     tested, yes = pictures(40)

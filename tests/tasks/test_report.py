@@ -38,6 +38,7 @@ from tasks.data.vocabulary import TASKS, lines
 from tasks.errors import UserError
 from tasks.files import read_json, write_json, write_manifest
 from tasks.geneval import __main__ as geneval
+from tasks.geneval.adaptive import Rule, adaptive_best_of, pictures_drawn
 from tasks.geneval.pool import Pool, load_pool
 from tasks.geneval.prompts import Prompt
 from tasks.geneval.summary import summarize
@@ -67,12 +68,21 @@ TINY = {
     "prune": {"depths": list(DEPTHS), "random_choices": 2},
     "finetune": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 1},
     "sampling": {"steps": 1},
-    "judge": {"prompts": 12, "images_per_prompt": 1, "shard_pictures": 0, "steps": 2, "batch_size": 4},
+    "judge": {
+        "prompts": 12,
+        "images_per_prompt": 1,
+        "calibration_prompts": 6,
+        "calibration_images": 3,
+        "shard_pictures": 0,
+        "steps": 2,
+        "batch_size": 4,
+    },
     "geneval": {
         "prompts_per_task": 4,
         "images_per_prompt": 4,
         "images_per_pruned_prompt": 2,
         "best_of": [1, 2, 4],
+        "adaptive_means": [1.5, 2.5, 3],
         "bootstrap_samples": 200,
     },
     "report": {"grid_prompts": 3, "grid_images": 3},
@@ -298,6 +308,19 @@ def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, A
     assert all(interval(score) in words for score in scores)
 
 
+def test_the_page_says_what_was_kept_and_by_which_judge(summary: dict[str, Any]) -> None:
+    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
+    words = Page(render_page(summary, drawn, [], b"")).words
+    for part in ("the one that the judge scores highest is kept", "judge is trained on labels", "Adaptive best of N"):
+        assert part in words
+    untrained = {key: value for key, value in summary["judge"].items() if key != "yes_share"}
+    other = summary | {"keep": 4, "adaptive": [], "judge": untrained}
+    words = Page(render_page(other, drawn, [], b"")).words
+    assert "the four that the judge scores highest are kept" in words
+    for part in ("judge is trained on labels", "Adaptive best of N", "is the one picture"):
+        assert part not in words
+
+
 def test_the_same_outputs_give_the_same_report(inside: Params, workspace: Path, tmp_path: Path) -> None:
     results = workspace / "results"
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
@@ -335,6 +358,21 @@ def test_a_model_that_was_not_timed_here_has_no_time(inside: Params, summary: di
         assert "seconds_per_picture" not in collect(inside)["models"][0]
     finally:
         speed.write_bytes(kept)
+
+
+def test_adaptive_best_of_n_follows_from_the_pools_and_the_calibration(inside: Params, summary: dict[str, Any]) -> None:
+    rows = summary["adaptive"]
+    assert [(row["model"], row["target"]) for row in rows] == list(itertools.product(("small", "grown"), (1.5, 2.5)))
+    arrays = load_file(layout.JUDGE / "calibration.safetensors")
+    assert arrays["scores"].shape == (6, 3) and sorted(arrays["task"]) == list(range(6))
+    for row in rows:
+        pool, rule = load_pool(layout.GENEVAL / row["model"]), Rule(row["threshold"], 3)
+        assert row["limit"] == 3 and row["calibrated"] == pytest.approx(pictures_drawn(arrays["scores"], rule).mean())
+        drawn, right = pictures_drawn(pool.judged_PN, rule), adaptive_best_of(pool.correct_PN, pool.judged_PN, rule)
+        tasks = [np.array(pool.tasks) == task for task in TASKS]
+        assert row["pictures"]["value"] == pytest.approx(np.mean([drawn[rows].mean() for rows in tasks]))
+        assert row["adaptive"]["value"] == pytest.approx(np.mean([right[rows].mean() for rows in tasks]))
+    assert rows[1]["threshold"] > rows[0]["threshold"] == rows[2]["threshold"]
 
 
 def test_a_damaged_output_is_named(inside: Params) -> None:
