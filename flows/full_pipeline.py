@@ -79,7 +79,7 @@ def stage_task(build: Build, name: str, progress: Progress) -> Task[[], dict[str
         log = get_run_logger().getChild(LOGGER)
         try:
             built = build.build(name, lambda line: log.info("%s | %s", name, line))
-        except ChildFailed as error:
+        except (ChildFailed, UserError) as error:
             log.error("%s failed: %s", name, error)
             raise
         progress.advance()
