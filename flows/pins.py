@@ -80,8 +80,8 @@ class Pins:
     def restore(self, name: str) -> bool:
         """Bring the stage's outputs back from DVC's cache if it was built before from what it would be built from now.
 
-        Like `dvc repro`, it removes the outputs that are in place first. A stage that writes past the cache has more in its
-        folder than DVC could bring back: that one is always built.
+        Like `dvc repro`, it removes the outputs that are in place first. A stage that writes past the cache has more in
+        its folder than DVC could bring back: that one is always built.
         """
         with self._exclusively():
             stage = self._stage(name)
