@@ -127,12 +127,14 @@ def up() -> None:
 
 
 def status() -> None:
-    """Print a line for each server: whether it is up, where, and its log; and how commands find Prefect's."""
+    """Print a line for each server: whether it is up, where, and its log; and how commands find Prefect's, if it is."""
+    healthy = {server.name: server.healthy() for server in servers()}
     for server in servers():
         where = server.url if server.port else f"work pool {POOL}"
-        state = "up  " if server.healthy() else "down"
+        state = "up  " if healthy[server.name] else "down"
         print(f"{server.name:8} {state} {where:28} log: {server.log}")
-    print(f"export {API_VARIABLE}={prefect_api()}")
+    if healthy["prefect"]:
+        print(f"export {API_VARIABLE}={prefect_api()}")
 
 
 def down() -> None:

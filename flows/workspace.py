@@ -85,19 +85,18 @@ def code_files(project: Path) -> list[str]:
 
     `params.yaml` and `dvc.lock` are a workspace's own and left out.
     """
-    if (project / ".git").exists():
-        names = _git_files(project, "--cached")
+    names = _git_files(project, "--cached") if (project / ".git").exists() else set()
+    if names:
         new = _git_files(project, "--others", "--exclude-standard")
     else:
-        names = {".dvc/config", ".dvc/.gitignore"}
-        new = set(_walk(project))
+        names, new = {".dvc/config", ".dvc/.gitignore"}, set(_walk(project))
     names |= {name for name in new if "/" not in name or name.startswith(tuple(f"{room}/" for room in ROOMS))}
     own = {str(PARAMS_FILE), LOCK_FILE}
     return sorted(name for name in names - own if (project / name).is_file())
 
 
 def _git_files(project: Path, *which: str) -> set[str]:
-    listed = subprocess.run(["git", "ls-files", "-z", *which], cwd=project, capture_output=True, check=True)
+    listed = subprocess.run(["git", "ls-files", "-z", *which], cwd=project, capture_output=True, check=False)
     return {name for name in listed.stdout.decode().split("\0") if name}
 
 

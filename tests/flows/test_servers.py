@@ -76,5 +76,8 @@ def test_status_prints_the_line_that_leads_commands_to_the_server(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PREFECT_PORT", "4321")
-    status()
-    assert "export PREFECT_API_URL=http://127.0.0.1:4321/api" in capsys.readouterr().out.splitlines()
+    for healthy in (True, False):
+        monkeypatch.setattr(Server, "healthy", lambda _server, healthy=healthy: healthy)
+        status()
+        printed = capsys.readouterr().out.splitlines()
+        assert ("export PREFECT_API_URL=http://127.0.0.1:4321/api" in printed) == healthy
