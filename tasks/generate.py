@@ -21,7 +21,7 @@ from tasks.errors import UserError
 from tasks.files import write_json
 from tasks.geneval.best_of_n import ranking
 from tasks.geneval.detector import Pictures
-from tasks.geneval.judge import load_judge, log_yes
+from tasks.geneval.judges import open_judge
 from tasks.geneval.pictures import Painter, load_painter
 from tasks.params import Params, load_params
 from tasks.registry import resolve_model
@@ -54,9 +54,10 @@ def generate(options: Namespace, params: Params) -> None:
         raise UserError(f"--out {options.out} exists: name a new folder")
     model = resolve_model(options.model)
     painter = open_painter(model, params)
-    judge = load_judge(model.parent / layout.JUDGE.name, painter.device)
+    folder = model.parent / layout.JUDGE.name
+    judge = open_judge(folder, painter.text_encoder, params.compute.dtype, painter.device)
     pictures_PNHW3 = painter.draw(prompts, options.n, derive(options.seed, "generate"), "generate")
-    scores_PN = log_yes(judge, painter.text_encoder, pictures_PNHW3, prompts)
+    scores_PN = judge.log_yes(pictures_PNHW3, prompts)
     order_PN = ranking(scores_PN)
     options.out.mkdir(parents=True)
     rows = []
