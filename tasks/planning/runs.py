@@ -1,0 +1,105 @@
+"""What the network's passes without gradients hold, by running the project's own code on tensors without data.
+
+The network's operations have formulas (`flops`), and so has the memory of its training (`memory`); without gradients
+memory is what lives at the same time. All runs as on the CPU: attention stores its probabilities, where the fused
+kernels of a GPU do not.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from model.importance import block_importance
+from model.network import NetworkConfig, Sana
+from model.sampler import sample
+from tasks.params import Params
+from tasks.planning.counting import count_peak_bytes, shapes_alone, without_data
+from tasks.precision import autocast
+from tasks.training.objective import FlowMatchingLoss, NoisedBatch
+
+DEVICE = "cpu"
+
+
+@dataclass(frozen=True)
+class NetworkRuns:
+    """Passes of an experiment's network at any depth. Peaks are bytes beside the weights, autocast's copies included."""
+
+    params: Params
+    config: NetworkConfig
+    latent_side: int
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """(C, H, W) of a latent."""
+        return self.config.in_channels, self.latent_side, self.latent_side
+
+    def loss_peak(self, depth: int, samples: int, text_tokens: int) -> int:
+        """Of a held-out loss."""
+        batch = self._batch(samples, text_tokens)
+
+        def run(network: Sana) -> None:
+            with self._inference():
+                FlowMatchingLoss(network)(batch)
+
+        return self._peak(run, depth)
+
+    def importance_peak(self, depth: int, samples: int, text_tokens: int) -> int:
+        """Of measuring block importance on a batch at one of its noise levels."""
+        batch = self._batch(samples, text_tokens)
+
+        def run(network: Sana) -> None:
+            with self._inference():
+                text = network.encode_text(batch.text_BTE, batch.mask_BT)
+                block_importance(network, batch.latents_BCHW, batch.noise_BCHW, text, [0.5])
+
+        return self._peak(run, depth)
+
+    def drawing_peak(self, depth: int, samples: int, text_tokens: int) -> int:
+        """Of the solver on a batch of pictures of one prompt."""
+        sampling = self.params.sampling
+        batch = self._batch(2, text_tokens)  # the prompt and the empty one
+        with shapes_alone():
+            noise = torch.empty(samples, *self.latent)
+
+        def run(network: Sana) -> None:
+            with self._inference():
+                context = network.encode_text(batch.text_BTE, batch.mask_BT)
+                rows = torch.zeros(samples, dtype=torch.long)
+                sample(
+                    network,
+                    noise,
+                    context.index(rows),
+                    context.index(rows + 1),
+                    sampler=sampling.sampler,
+                    steps=3,  # with which the solver keeps all that it ever keeps
+                    guidance=sampling.guidance,
+                    flow_shift=self.params.diffusion.flow_shift,
+                )
+
+        return self._peak(run, depth)
+
+    def _peak(self, run: Callable[[Sana], Any], depth: int) -> int:
+        """Peak at a depth: every block adds the same to it, so two shallow networks tell."""
+        one, two = (count_peak_bytes(lambda network=network: run(network)) for network in self._shallow)
+        return one + (depth - 1) * (two - one)
+
+    @cached_property
+    def _shallow(self) -> tuple[Sana, Sana]:
+        first, second = (without_data(lambda n=n: Sana(replace(self.config, depth=n))) for n in (1, 2))
+        return first, second
+
+    def _batch(self, samples: int, text_tokens: int) -> NoisedBatch:
+        with shapes_alone():
+            latents, noise = (torch.empty(samples, *self.latent) for _ in range(2))
+            text = torch.empty(samples, text_tokens, self.config.caption_channels)
+            mask = torch.empty(samples, text_tokens, dtype=torch.bool)
+            return NoisedBatch(latents, noise, torch.empty(samples), text, mask)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        with torch.no_grad(), autocast(DEVICE, self.params.compute.dtype):
+            yield
