@@ -5,7 +5,7 @@ Their trainings run the stages' own losses. Batches hold one sample where nothin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +101,19 @@ class EncoderRuns:
 
     def text_flops(self, text_tokens: int) -> int:
         """Of the text encoder's states of one prompt."""
-        return count_flops(_pass(self.encoders.text_encoder.get_decoder(), *self._tokens(1, text_tokens)))
+        return _text_flops(self.encoders.text_encoder.get_decoder(), text_tokens)
 
     def text_peak(self, prompts: int, text_tokens: int) -> int:
         """Memory of encoding a batch of prompts."""
-        return count_peak_bytes(_pass(self.encoders.text_encoder.get_decoder(), *self._tokens(prompts, text_tokens)))
+        return _text_peak(self.encoders.text_encoder.get_decoder(), prompts, text_tokens)
 
     def perplexity_flops(self, text_tokens: int) -> int:
         """Of the language model's predictions for one caption."""
-        return count_flops(_pass(self.encoders.text_encoder, *self._tokens(1, text_tokens)))
+        return _text_flops(self.encoders.text_encoder, text_tokens)
 
     def perplexity_peak(self, captions: int, text_tokens: int) -> int:
         """Memory of the language model's predictions for a batch."""
-        return count_peak_bytes(_pass(self.encoders.text_encoder, *self._tokens(captions, text_tokens)))
+        return _text_peak(self.encoders.text_encoder, captions, text_tokens)
 
     def text_encoder_training(self, text_tokens: int) -> TrainingStep:
         """A step on the small text encoder's batch."""
@@ -127,11 +127,6 @@ class EncoderRuns:
         """What reads the last tokens in the small text encoder's training."""
         config = self.encoders.text_encoder.config
         return without_data(lambda: nn.Linear(config.hidden_size, LOOK_BACK * config.vocab_size))
-
-    def _tokens(self, prompts: int, text_tokens: int) -> tuple[Tensor, Tensor]:
-        with shapes_alone():
-            ids, mask = (torch.empty(prompts, text_tokens, dtype=torch.long) for _ in range(2))
-        return ids, mask
 
     def judge_training(self, prompts: int, text_tokens: int) -> TrainingStep:
         """A step of the judge's training."""
@@ -179,6 +174,23 @@ class EncoderRuns:
     @property
     def _context(self) -> Context:
         return Context("plan", self.params, Path(), Path(), tracker=None, device=DEVICE, threads=1)  # losses log nothing
+
+
+@cache
+def _text_flops(model: nn.Module, text_tokens: int) -> int:
+    return count_flops(_pass(model, *_tokens(1, text_tokens)))
+
+
+@cache
+def _text_peak(model: nn.Module, prompts: int, text_tokens: int) -> int:
+    return count_peak_bytes(_pass(model, *_tokens(prompts, text_tokens)))
+
+
+def _tokens(prompts: int, text_tokens: int) -> tuple[Tensor, Tensor]:
+    """Token ids and their mask."""
+    with shapes_alone():
+        ids, mask = (torch.empty(prompts, text_tokens, dtype=torch.long) for _ in range(2))
+    return ids, mask
 
 
 def _pass(module: nn.Module, *inputs: Tensor) -> Callable[[], Any]:
