@@ -60,7 +60,9 @@ _SHAPES = FakeTensorMode(allow_non_fake_inputs=True)
 
 def count_flops(run: Callable[[], Any]) -> int:
     """Operations of matrix products, convolutions and attention while `run` runs, backward passes included."""
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
+    )
     with counter:
         run()
     return counter.get_total_flops()

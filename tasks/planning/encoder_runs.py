@@ -173,7 +173,9 @@ class EncoderRuns:
 
     @property
     def _context(self) -> Context:
-        return Context("plan", self.params, Path(), Path(), tracker=None, device=DEVICE, threads=1)  # losses log nothing
+        return Context(
+            "plan", self.params, Path(), Path(), tracker=None, device=DEVICE, threads=1
+        )  # losses log nothing
 
 
 @cache

@@ -110,7 +110,9 @@ def open_experiment(params: Params, scale: Scale, gpus: int) -> Experiment:
     size, patch = params.shard.image_size, params.network.patch_size
     down = experiment.encoders.autoencoder.downsampling * patch
     if size % down:
-        raise UserError(f"params.yaml: shard.image_size is {size}: the autoencoder and patches need a multiple of {down}")
+        raise UserError(
+            f"params.yaml: shard.image_size is {size}: the autoencoder and patches need a multiple of {down}"
+        )
     return experiment
 
 

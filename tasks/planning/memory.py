@@ -142,7 +142,9 @@ def _self_attention(config: NetworkConfig, tokens: int, width: int) -> int:
     hidden, values = config.hidden_size, tokens * config.hidden_size
     rectified = 2 * width * values  # queries and keys behind ReLU
     # in float32: queries twice, keys and values laid out for products, their sums over tokens, and what is divided
-    linear = FLOAT * (4 * values + hidden * config.linear_head_dim + hidden + values + tokens * hidden // _head_dim(config))
+    linear = FLOAT * (
+        4 * values + hidden * config.linear_head_dim + hidden + values + tokens * hidden // _head_dim(config)
+    )
     gated = 2 * width * values + 6 * width * hidden  # projection's input and output, the modulation of the whole block
     total = _modulated(config, tokens, width) + rectified + linear + gated
     if config.qk_norm:

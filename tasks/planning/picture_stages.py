@@ -58,9 +58,7 @@ def controls(experiment: Experiment) -> Cost:
     depth, depths, images = params.grow.depth, params.prune.depths, params.geneval.images_per_cut_prompt
     pictures = scale.evaluation_prompts * images
     drawn = [experiment.drawing_flops(each, scale.evaluation_prompts, images) for each in (depth, *depths)]
-    activations = max(
-        experiment.drawing_peak(depth, scale.evaluation_prompts, images), pictures * runs.decoder_peak
-    )
+    activations = max(experiment.drawing_peak(depth, scale.evaluation_prompts, images), pictures * runs.decoder_peak)
     # the grown model, an untrained one and a cut of it
     networks = weight_bytes(experiment.config(depth)) + weight_bytes(experiment.config(max(depths)))
     return Cost(
@@ -75,6 +73,4 @@ def controls(experiment: Experiment) -> Cost:
 def _painter(experiment: Experiment, depth: int) -> int:
     """Weights of a network with autoencoder and text encoder."""
     frozen = experiment.encoders
-    return (
-        weight_bytes(experiment.config(depth)) + bytes_of(frozen.autoencoder.network) + bytes_of(frozen.text_encoder)
-    )
+    return weight_bytes(experiment.config(depth)) + bytes_of(frozen.autoencoder.network) + bytes_of(frozen.text_encoder)
