@@ -14,7 +14,8 @@ ADAMW_STATE = 2  # values for each weight in AdamW, which trains encoders and ju
 def shard(experiment: Experiment) -> Cost:
     """Pictures and captions into shards."""
     size, scale = experiment.params.shard.image_size, experiment.scale
-    sample = mean(disk.picture_sample_bytes(size, scale.png_bytes, text) for text in scale.captions.texts)
+    pictures = mean(disk.member_bytes(png) for png in scale.png_bytes)
+    sample = pictures + mean(disk.record_bytes(size, text) for text in scale.captions.texts)
     return Cost("shard", outputs=_splits(experiment, sample, experiment.params.shard.samples_per_shard))
 
 

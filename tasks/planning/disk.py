@@ -28,20 +28,16 @@ def npy_bytes(*shape: int) -> int:
     return NPY_HEADER + HALF * prod(shape)
 
 
-def picture_sample_bytes(image_size: int, png_bytes: float, caption: str) -> int:
-    """A sample of stage `shard`: picture and record."""
-    return member_bytes(png_bytes) + _record_bytes(image_size, caption)
-
-
 def encoded_sample_bytes(
     image_size: int, latent: tuple[int, int, int], caption: str, text_tokens: int, channels: int
 ) -> int:
     """A sample of stage `encode`: latent (C, H, W), text without padding, and record."""
     arrays = member_bytes(npy_bytes(*latent)) + member_bytes(npy_bytes(text_tokens, channels))
-    return arrays + _record_bytes(image_size, caption)
+    return arrays + record_bytes(image_size, caption)
 
 
-def _record_bytes(image_size: int, caption: str) -> int:
+def record_bytes(image_size: int, caption: str) -> int:
+    """A sample's record, as a member: the size of its picture and its caption."""
     return member_bytes(len(describe(image_size, image_size, caption)))
 
 

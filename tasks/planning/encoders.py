@@ -80,7 +80,10 @@ class Encoders:
 
 
 def build_encoders(params: Params, captions: Sequence[str]) -> Encoders:
-    """The encoders of an experiment; a tokenizer of its own is trained on these captions, or is full if there are none."""
+    """The encoders of an experiment.
+
+    A tokenizer of its own is trained on these captions; without any its vocabulary is as large as params.yaml allows.
+    """
     stand_ins = []
     autoencoder, published = _autoencoder(params)
     stand_ins += ["autoencoder.path"] * published

@@ -98,7 +98,8 @@ class Experiment:
         """Of judging `images` pictures of each prompt."""
         text = self.scale.prompt_tokens
         reading = self.encoder_runs.text_flops(text) + self.encoder_runs.judge_prompt_flops(text)
-        return prompts * (reading + images * self.encoder_runs.judge_picture_flops)
+        answer = flops.PRODUCT * self.encoders.judge.config.vector  # a picture's vector times its prompt's
+        return prompts * (reading + images * (self.encoder_runs.judge_picture_flops + answer))
 
 
 def open_experiment(params: Params, scale: Scale, gpus: int) -> Experiment:
@@ -131,7 +132,10 @@ def evaluations(training: Training) -> int:
 
 
 def text_rows(prompts: int, images: int, batch: int) -> int:
-    """Texts that pass the network's text layers while pictures are drawn: a batch's distinct prompts and the empty one."""
+    """Texts that pass the network's text layers while pictures are drawn.
+
+    They are the distinct prompts of every batch and the empty one.
+    """
     total = prompts * images
     starts = range(0, total, batch)
     return sum((min(start + batch, total) - 1) // images - start // images + 2 for start in starts)

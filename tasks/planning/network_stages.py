@@ -15,7 +15,7 @@ RANKED_CUTS = 3  # by importance, without the first and without the last blocks
 
 def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -> Cost:
     """A run of the training loop, with its held-out losses."""
-    config, scale = experiment.config(depth), experiment.scale
+    config = experiment.config(depth)
     weights, tokens, text = weight_bytes(config), experiment.tokens, experiment.text_tokens
     samples = Batch(micro_batch(chosen, experiment.gpus), tokens, text)
     saved = activation_bytes(config, samples, experiment.precision) + autocast_bytes(config, experiment.precision.dtype)

@@ -41,8 +41,8 @@ def _time(experiment: Experiment, flops: int, teraflops: float, utilisation: flo
         f"GPU-hours assume {utilisation:.0%} of {teraflops:g} TFLOP/s in every stage, also where float32 (the "
         "autoencoder) or small batches are slower: divide by what you measure. Work of the CPU (pictures, shards, the "
         "scorer, reading and writing) is not in them. "
-        f"All stages: {duration} if {'the GPU is' if experiment.gpus == 1 else 'all GPUs are'} never idle. The total has "
-        "sums, and of memory and state the most that a stage takes."
+        f"All stages: {duration} if {'the GPU is' if experiment.gpus == 1 else 'all GPUs are'} never idle. "
+        "The total has sums, and of memory and state the most that a stage takes."
     )
 
 
@@ -82,9 +82,9 @@ def _stand_ins(experiment: Experiment) -> list[str]:
 
 
 def _prompts(experiment: Experiment) -> str:
-    scale, params = experiment.scale, experiment.params
+    scale = experiment.scale
     return (
-        f"Evaluation has {scale.evaluation_prompts} prompts and the judge {scale.judge_prompts} to learn from and "
+        f"Evaluation has {scale.evaluation_prompts} prompts and the judge {scale.judge_prompts:,} to learn from and "
         f"{scale.unseen_prompts} to be tested on: as many of those asked for as there are. The scorer is the scenes' "
         f"and runs on the CPU. The judge's costs are those of this project's own, of "
         f"{sum(p.numel() for p in experiment.encoders.judge.parameters()) / 1e6:.2f} M parameters, not of a "
@@ -97,7 +97,7 @@ def _disk(experiment: Experiment) -> str:
     pool = pool_bytes(scale.evaluation_prompts, params.geneval.images_per_prompt, params.shard.image_size)
     return (
         "Outputs stay; DVC's cache links to them where the file system can, and takes as much again where not. State "
-        f"is what training resumes from ({KEPT} generations and the one being written): it is deleted when its stage is "
-        f"done. A pool of pictures also passes through the machine's memory, twice while it is joined: {pool / GIGA:.3g} "
-        "GB for the largest. Logs, reports and the text encoder's tokenizer are left out."
+        f"is what training resumes from ({KEPT} generations and the one being written): it is deleted when its stage "
+        "is done. A pool of pictures also passes through the machine's memory, twice while it is joined: "
+        f"{pool / GIGA:,.3g} GB for the largest. Logs, reports and the text encoder's tokenizer are left out."
     )

@@ -1,5 +1,7 @@
 """Costs of the stages that draw, judge and score pictures."""
 
+from statistics import mean
+
 from tasks.geneval.__main__ import pool_size
 from tasks.geneval.evaluation import SAMPLES
 from tasks.planning import disk
@@ -42,7 +44,7 @@ def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
     flops = experiment.drawing_flops(depth, prompts, images) + 2 * experiment.judging_flops(prompts, images)
     activations = max(experiment.drawing_peak(depth, prompts, images), images * runs.judge_peak)
     weights = _painter(experiment, depth) + bytes_of(experiment.encoders.judge)
-    samples = prompts * min(SAMPLES, images) * round(scale.png_bytes)
+    samples = prompts * min(SAMPLES, images) * round(mean(scale.png_bytes))
     return Cost(
         f"geneval@{model}",
         parameters(experiment.config(depth)),

@@ -51,16 +51,16 @@ class NetworkRuns:
         return _peak(self, NetworkRuns._drawing, depth, samples, text_tokens)
 
     def _loss(self, network: Sana, samples: int, text_tokens: int) -> None:
-        FlowMatchingLoss(network)(self._batch(samples, text_tokens))
+        FlowMatchingLoss(network)(self.batch(samples, text_tokens))
 
     def _importance(self, network: Sana, samples: int, text_tokens: int) -> None:
-        batch = self._batch(samples, text_tokens)
+        batch = self.batch(samples, text_tokens)
         text = network.encode_text(batch.text_BTE, batch.mask_BT)
         block_importance(network, batch.latents_BCHW, batch.noise_BCHW, text, [0.5])
 
     def _drawing(self, network: Sana, samples: int, text_tokens: int) -> None:
         sampling = self.params.sampling
-        batch = self._batch(2, text_tokens)  # the prompt and the empty one
+        batch = self.batch(2, text_tokens)  # the prompt and the empty one
         with shapes_alone():
             noise = torch.empty(samples, *self.latent)
         context = network.encode_text(batch.text_BTE, batch.mask_BT)
@@ -82,7 +82,8 @@ class NetworkRuns:
         first, second = (without_data(lambda n=n: Sana(replace(self.config, depth=n))) for n in (1, 2))
         return first, second
 
-    def _batch(self, samples: int, text_tokens: int) -> NoisedBatch:
+    def batch(self, samples: int, text_tokens: int) -> NoisedBatch:
+        """A batch without data."""
         with shapes_alone():
             latents, noise = (torch.empty(samples, *self.latent) for _ in range(2))
             text = torch.empty(samples, text_tokens, self.config.caption_channels)

@@ -4,7 +4,6 @@ Rendered scenes are looked at; of one's own pictures nothing is known before the
 """
 
 from dataclasses import dataclass
-from statistics import mean
 
 from tasks.data.images import encode_png
 from tasks.data.scenes import render, sample_scene
@@ -39,7 +38,7 @@ class Scale:
     train_samples: int
     heldout_samples: int
     captions: Captions
-    png_bytes: float  # mean
+    png_bytes: tuple[float, ...]  # of pictures that stand for all
     evaluation_prompts: int
     judge_prompts: int
     unseen_prompts: int  # that the judge is tested on
@@ -71,7 +70,7 @@ def measure_scale(params: Params, samples: int | None = None, caption_tokens: in
     scenes = [sample_scene(rng) for _ in range(SCENES)]
     texts = tuple(scene.caption for scene in scenes)
     tokens = tuple(min(tokens_of(text), params.text_encoder.max_tokens) for text in texts)
-    png = mean(len(encode_png(render(scene, params.shard.image_size))) for scene in scenes[:RENDERED])
+    png = tuple(len(encode_png(render(scene, params.shard.image_size))) for scene in scenes[:RENDERED])
     looked_at = f"Captions are {SCENES} rendered scenes', pictures {RENDERED} of them."
     chosen = params.shard
     return Scale(
@@ -91,7 +90,7 @@ def _own_pictures(
         raise UserError(f"--caption-tokens is {tokens}: it must be from 1 to text_encoder.max_tokens = {limit}")
     heldout = heldout_count(count, params.shard.heldout_samples)
     captions = Captions(("x" * (CHARACTERS_PER_TOKEN * tokens),), (tokens,), limit)
-    png = PNG_BYTES_PER_PIXEL * params.shard.image_size**2
+    png = (PNG_BYTES_PER_PIXEL * params.shard.image_size**2,)
     assumed = (
         f"Assumed: {count:,} pictures" + (" (SANA-1.5, section 3.1)" if samples is None else " (--samples)"),
         f"captions of {tokens} tokens in the mean"

@@ -7,8 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import prod
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from kernels.optimizers import OPTIMIZERS, build_optimizer
 from model import layers
 from model.network import NetworkConfig, Sana, parameter_count
-from tasks.planning import flops, memory
+from tasks.planning import flops
 from tasks.planning.counting import count_flops, count_peak_bytes, count_saved_bytes, shapes_alone, without_data
 from tasks.planning.memory import Batch, Precision, activation_bytes, autocast_bytes, optimizer_bytes
 from tasks.planning.parameters import parameter_shapes, parameters
@@ -135,7 +133,9 @@ def test_optimizer_state_is_that_of_a_real_optimizer_after_a_step(name: str, dra
 )
 def test_optimizer_state_of_the_papers_models_is_as_computed_for_it(name: str, large: float, small: float) -> None:
     for config, gigabytes in ((published(60), large), (published(20), small)):
-        assert optimizer_bytes(name, config) / GIGA == pytest.approx(gigabytes, rel=0.025)  # those of AdamW8bit there without its scales
+        assert optimizer_bytes(name, config) / GIGA == pytest.approx(
+            gigabytes, rel=0.025
+        )  # those of AdamW8bit there without its scales
 
 
 def test_8_bit_came_explains_most_of_the_papers_saving_and_no_more_than_it() -> None:
