@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -35,31 +34,24 @@ COLUMNS = (
 def print_plan(plan: Plan, console: Console | None = None) -> None:
     """Print the table and its notes."""
     console = console or Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    console.print(plan_table(plan, console.is_terminal))
+    # a narrow terminal breaks the lines of the table: better than figures cut short
+    console.print(plan_table(plan), width=max(console.width, WIDTH), crop=False, no_wrap=True, overflow="ignore")
     notes = Table.grid(padding=(0, 1))
     for number, note in enumerate(plan.notes, 1):
         notes.add_row(f"{number}.", Text(note))
     console.print(notes)
 
 
-def plan_table(plan: Plan, terminal: bool = False) -> Table:
+def plan_table(plan: Plan) -> Table:
     """A row for each stage, and the total: sums, and for what is there at one time the most."""
-    table = Table(
-        title=plan.title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD if terminal else None,
-        show_edge=False,
-        pad_edge=False,
-    )
+    table = Table(title=plan.title, title_justify="left", title_style="bold", header_style="bold cyan", box=None)
+    table.pad_edge = False
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     for cost in plan.costs:
         table.add_row(*_cells(cost, plan.hours(cost.flops)))
-    table.add_section()
     table.add_row(*_total(plan), style="bold")
-    if not terminal:
-        table.add_row()
+    table.add_row()
     return table
 
 
