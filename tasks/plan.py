@@ -12,6 +12,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.errors import UserError
 from tasks.files import write_json
 from tasks.params import PARAMS_FILE, Params, apply_profile, build_params, read_yaml
 from tasks.planning.plan import Settings, make_plan
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments().parse_args(argv)
     settings = Settings(options.gpus, options.utilisation, options.gpu_tflops, options.samples, options.caption_tokens)
     with bad_input_exits("plan"):
+        if options.json is not None and options.json.is_dir():
+            raise UserError(f"--json {options.json} is a folder: name a file")
         name = "params.yaml" if options.profile is None else f"profile {options.profile}"
         plan = make_plan(profile_params(options.profile), settings, name)
         print_plan(plan)

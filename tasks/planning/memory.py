@@ -118,7 +118,10 @@ def _product_weights(shapes: dict[Shape, int]) -> int:
 
 
 def activation_bytes(config: NetworkConfig, batch: Batch, precision: Precision) -> int:
-    """What autograd saves of one micro-batch, without copies of weights."""
+    """What autograd saves of one micro-batch, without copies of weights.
+
+    It is for attention of two heads or more: with a single one some copies would be views.
+    """
     tokens, text, width = batch.tokens, batch.text_tokens, precision.width
     blocks = config.depth * (
         _self_attention(config, tokens, width)
@@ -143,7 +146,7 @@ def _self_attention(config: NetworkConfig, tokens: int, width: int) -> int:
     rectified = 2 * width * values  # queries and keys behind ReLU
     # in float32: queries twice, keys and values laid out for products, their sums over tokens, and what is divided
     linear = FLOAT * (
-        4 * values + hidden * config.linear_head_dim + hidden + values + tokens * hidden // _head_dim(config)
+        4 * values + hidden * config.linear_head_dim + hidden + values + tokens * hidden // config.linear_head_dim
     )
     gated = 2 * width * values + 6 * width * hidden  # projection's input and output, the modulation of the whole block
     total = _modulated(config, tokens, width) + rectified + linear + gated
@@ -152,10 +155,6 @@ def _self_attention(config: NetworkConfig, tokens: int, width: int) -> int:
         inputs = 2 * FLOAT * values if width < FLOAT else 3 * width * values
         total += inputs + 2 * _norm(tokens, hidden)
     return total
-
-
-def _head_dim(config: NetworkConfig) -> int:
-    return config.linear_head_dim
 
 
 def _cross_attention(config: NetworkConfig, tokens: int, text: int, precision: Precision) -> int:

@@ -5,16 +5,15 @@ Sizes of the networks are drawn afresh in every run; the seed is printed where a
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from measured_flops import measured_flops
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from kernels.optimizers import OPTIMIZERS, build_optimizer
 from model import layers
@@ -78,23 +77,6 @@ def small_noised(draw: random.Random, config: NetworkConfig, samples: int | None
     mask = torch.ones(samples, text, dtype=torch.bool)
     batch = NoisedBatch(latents, noise, torch.rand(samples), torch.randn(samples, text, config.caption_channels), mask)
     return batch, Batch(samples, height * width // config.patch_size**2, text)
-
-
-@contextmanager
-def counted_flops() -> Iterator[FlopCounterMode]:
-    """Torch's counter; it counts a convolution's backward pass wrongly in groups, so that is its forward's, twice."""
-
-    def backward(gradient: Any, inputs: Any, weight: Any, *rest: Any, **_more: Any) -> int:
-        return conv_flop_count(inputs, weight, gradient, transposed=rest[4]) * sum(rest[7][:2])
-
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: backward}) as counter:
-        yield counter
-
-
-def measured_flops(run: Callable[[], Any]) -> int:
-    with counted_flops() as counter:
-        run()
-    return counter.get_total_flops()
 
 
 # parameters and optimizer state

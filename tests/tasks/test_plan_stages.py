@@ -12,16 +12,18 @@ from typing import Any
 import drawing_workspace
 import pytest
 import torch
+from measured_flops import measured_flops
 from rich.console import Console
 from safetensors import safe_open
 from small_networks import small_network
 from small_workspace import write_encoded, write_params
-from test_plan import measured_flops
 
 from flows.graph import submit_stages
+from kernels.optimizers import build_optimizer
 from model.checkpoint import save_network
+from model.importance import block_importance
 from model.network import Sana
-from model.text_encoder import TextEncoder
+from model.text_encoder import TextEncoder, train_tokenizer
 from tasks import autoencoder, controls, encode, grow, importance, judge, layout, pretrain, prune, text_encoder
 from tasks import plan as command
 from tasks.data.pictures import PictureDataset
@@ -31,14 +33,21 @@ from tasks.geneval.__main__ import stage as geneval_stage
 from tasks.params import Params, apply_overrides, apply_profile, build_params, load_params, read_yaml
 from tasks.planning import data_stages, disk, network_stages, picture_stages
 from tasks.planning.cost import Cost, Memory
+from tasks.planning.counting import count_peak_bytes, without_data
 from tasks.planning.encoder_runs import EncoderRuns
 from tasks.planning.encoders import DC_AE, GEMMA_2_2B, build_encoders, parameters_of
 from tasks.planning.experiment import Experiment, evaluations, micro_batch, open_experiment, text_rows
 from tasks.planning.hours import gpu_hours
+from tasks.planning.memory import Batch, activation_bytes
 from tasks.planning.plan import Plan, Settings, make_plan
 from tasks.planning.scale import Captions, Scale, measure_scale, tokens_of
 from tasks.planning.table import FLOPS, print_plan, scaled
-from tasks.training.state import save_state
+from tasks.shard import write_scenes
+from tasks.stage import Context, Metrics
+from tasks.training.ema import Ema
+from tasks.training.loop import Trainer
+from tasks.training.objective import FlowMatchingLoss
+from tasks.training.state import History, save_state
 
 ROOT = Path(__file__).parents[2]
 TOKENS = 7
@@ -117,6 +126,26 @@ def test_training_costs_what_the_training_loop_does(trained: Experiment) -> None
     assert cost.outputs == 4 * count
 
 
+def test_training_holds_the_weights_ema_and_optimizer_state_that_the_plan_says(trained: Experiment) -> None:
+    params, trainers = trained.params, []
+
+    def train(context: Context) -> Metrics:
+        network = Sana(trained.config(params.pretrain.depth))
+        trainers.append(Trainer(context, network, layout.ENCODED, params.pretrain))
+        return trainers[0].run()
+
+    drawing_workspace.run(replace(pretrain.stage(params), run=train), params, Path("again"))
+    (trainer,) = trainers
+    states = trainer.optimizer.optimizer.state.values()
+    row = network_stages.training(trained, "pretrain", params.pretrain.depth, params.pretrain).memory
+    assert row.weights == row.gradients == sum(weight.nbytes for weight in trainer.network.parameters())
+    assert row.ema == sum(average.nbytes for average in trainer.ema.average)
+    assert row.optimizer == sum(tensor.nbytes for state in states for tensor in state.values())
+    saved = activation_bytes(trained.config(2), Batch(3, 16, 4), trained.precision)  # 6 samples in 2 passes
+    evaluated = trained.network_runs.loss_peak(2, 120, 4)
+    assert row.total == row.weights + row.ema + row.optimizer + max(row.gradients + saved, evaluated)
+
+
 def test_growing_costs_what_the_stage_does(trained: Experiment) -> None:
     done = measured_flops(lambda: drawing_workspace.run(grow.stage(trained.params), trained.params))
     assert done == network_stages.grow(trained).flops
@@ -133,10 +162,6 @@ def test_importance_and_pruning_cost_what_the_stages_do(trained: Experiment) -> 
 def test_state_on_disk_is_what_training_saves(trained: Experiment) -> None:
     chosen = trained.params.pretrain
     config = replace(trained.config(chosen.depth), hidden_size=160, linear_head_dim=16)
-    from kernels.optimizers import build_optimizer
-    from tasks.training.ema import Ema
-    from tasks.training.state import History
-
     network = Sana(config)
     optimizer = build_optimizer("came8bit", network.parameters(), 1e-3, 0.0)
     for parameter in network.parameters():
@@ -233,8 +258,6 @@ def test_training_the_encoders_costs_what_the_stages_do(drawn: Experiment) -> No
 def test_pictures_shards_have_the_bytes_that_the_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     params = params_of("smoke", shard__train_samples=300, shard__samples_per_shard=64, shard__heldout_samples=50)
-    from tasks.shard import write_scenes
-
     write_scenes(tmp_path, params.shard, params.compute.seed)
     written = sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
     experiment = Experiment(params, measure_scale(params), encoders=None, gpus=1)
@@ -242,10 +265,6 @@ def test_pictures_shards_have_the_bytes_that_the_plan_says(tmp_path: Path, monke
 
 
 def test_a_peak_of_a_deep_network_is_told_by_two_shallow_ones(trained: Experiment) -> None:
-    from model.importance import block_importance
-    from tasks.planning.counting import count_peak_bytes, without_data
-    from tasks.training.objective import FlowMatchingLoss
-
     runs, depth = trained.network_runs, 5
     deep = without_data(lambda: Sana(trained.config(depth)))
     batch = runs.batch(9, 4)
@@ -298,8 +317,6 @@ def test_a_folder_that_is_there_is_read_for_its_own_config(tmp_path: Path) -> No
 
 
 def test_words_of_scenes_and_prompts_are_a_token_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from model.text_encoder import train_tokenizer
-
     texts = measure_scale(params_of()).captions.texts
     tokenizer = train_tokenizer(texts, params_of().text_encoder.vocabulary)
     assert [len(ids) for ids in tokenizer(list(texts))["input_ids"]] == [tokens_of(text) for text in texts]
@@ -379,6 +396,7 @@ def test_the_total_is_of_all_stages(smoke: Plan) -> None:
         (["--gpus", "0"], "--gpus is 0"),
         (["--utilisation", "1.5"], "--utilisation is 1.5"),
         (["--gpu-tflops", "-1"], "--gpu-tflops is -1.0"),
+        (["--json", "docs"], "--json docs is a folder"),
         (["--profile", "papr"], "profile 'papr' is unknown"),
         (["--samples", "9"], "--samples and --caption-tokens are for one's own pictures"),
         (["--profile", "paper", "--samples", "1"], "--samples is 1"),
