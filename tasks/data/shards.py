@@ -1,7 +1,8 @@
 """A folder of WebDataset shards: `<split>-00000.tar` and on, and `index.json` with the count, bytes and sha256 of each.
 
 Samples follow SANA's layout: `<key>.json` with height, width and prompt, beside the picture (`<key>.png`) or what
-encodes it.
+encodes it. Where samples differ in size the index holds each one's, so that finding those of one size reads no shard:
+`<split>-00000.sizes.npy`, named in `index.json`, has the heights and widths of a shard's samples in pixels (uint16).
 The bytes of a shard depend on its samples alone: members carry no time, and a fixed owner and mode.
 """
 
@@ -14,22 +15,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from webdataset import TarWriter
 
+from tasks.data.arrays import to_npy, view_npy
 from tasks.data.tar_shard import TarShard
 from tasks.errors import UserError
-from tasks.files import read_json, sha256_file, write_json
+from tasks.files import read_json, sha256_file, write_bytes, write_json
 
 INDEX = "index.json"
+SIZES = ".sizes.npy"
 SPLITS = ("train", "heldout")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample to write: its key and the bytes of each member by extension."""
+    """A sample to write: its key, the bytes of each member by extension, and its (height, width) if sizes differ."""
 
     key: str
     members: dict[str, bytes]
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class ShardEntry:
     samples: int
     bytes: int
     sha256: str
+    sizes: str | None = None
 
 
 def describe(height: int, width: int, prompt: str, **more: str) -> bytes:
@@ -54,27 +60,42 @@ def write_split(folder: Path, split: str, samples: Iterable[Sample], samples_per
     entries: list[ShardEntry] = []
     for first in remaining:
         path = folder / f"{split}-{len(entries):05d}.tar"
-        count = _write_shard(path, itertools.chain([first], itertools.islice(remaining, samples_per_shard - 1)))
-        entries.append(ShardEntry(path.name, count, path.stat().st_size, sha256_file(path)))
+        sizes = _write_shard(path, itertools.chain([first], itertools.islice(remaining, samples_per_shard - 1)))
+        listed = _write_sizes(path, sizes)
+        entries.append(ShardEntry(path.name, len(sizes), path.stat().st_size, sha256_file(path), listed))
     return entries
 
 
-def _write_shard(path: Path, samples: Iterator[Sample]) -> int:
-    count = 0
+def _write_shard(path: Path, samples: Iterator[Sample]) -> list[tuple[int, int] | None]:
+    """Write one tar; returns the size of each sample."""
+    sizes = []
     with (
         open(path, "wb") as file,
         TarWriter(file, user="sana15", group="sana15", mode=0o444, mtime=0, encoder=False) as writer,
     ):
         for sample in samples:
             writer.write({"__key__": sample.key, **sample.members})
-            count += 1
-    return count
+            sizes.append(sample.size)
+    return sizes
+
+
+def _write_sizes(shard: Path, sizes: list[tuple[int, int] | None]) -> str | None:
+    """Write the sizes of a shard's samples beside it, if they have any; returns the file's name."""
+    if None in sizes:
+        return None
+    path = shard.with_suffix(SIZES)
+    write_bytes(path, to_npy(np.array(sizes, np.uint16)))
+    return path.name
 
 
 def write_index(folder: Path, splits: dict[str, list[ShardEntry]]) -> None:
     """Write `index.json` for the shards that `write_split` wrote."""
-    listed = {split: [asdict(entry) for entry in entries] for split, entries in splits.items()}
+    listed = {split: [_plain(entry) for entry in entries] for split, entries in splits.items()}
     write_json(folder / INDEX, {"splits": listed})
+
+
+def _plain(entry: ShardEntry) -> dict[str, str | int]:
+    return {name: value for name, value in asdict(entry).items() if value is not None}
 
 
 class ShardReader:
@@ -111,6 +132,40 @@ class ShardReader:
     def captions(self) -> list[str]:
         """The prompt of every sample."""
         return [self.record(index)["prompt"] for index in range(len(self))]
+
+    @cached_property
+    def sizes(self) -> np.ndarray | None:
+        """Height and width in pixels of every sample, uint16 (samples, 2); None where all are of one size."""
+        if not self._entries or any(entry.sizes is None for entry in self._entries):
+            return None
+        return np.concatenate([self._sizes(entry) for entry in self._entries])
+
+    @cached_property
+    def size_groups(self) -> list[np.ndarray]:
+        """The indices of the samples of each size, ascending, by height and then width; one group where one size is."""
+        if self.sizes is None:
+            return [np.arange(len(self))]
+        kinds, kind = np.unique(self.sizes, axis=0, return_inverse=True)
+        return [np.flatnonzero(kind.reshape(-1) == number) for number in range(len(kinds))]
+
+    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+        """`indices` cut into batches of one size each, by size; in the given order within each size."""
+        for group in self.size_groups:
+            chosen = indices if len(self.size_groups) == 1 else indices[np.isin(indices, group)]
+            for start in range(0, len(chosen), batch_size):
+                yield chosen[start : start + batch_size]
+
+    def _sizes(self, entry: ShardEntry) -> np.ndarray:
+        path = self.folder / str(entry.sizes)
+        if not path.is_file():
+            raise UserError(f"{path} is missing: run the stage that writes {self.folder} again")
+        sizes = view_npy(memoryview(path.read_bytes()), str(path))
+        if sizes.shape != (entry.samples, 2):
+            raise UserError(
+                f"{path} has sizes {sizes.shape}, {INDEX} says {entry.samples} samples: "
+                f"run the stage that writes {self.folder} again"
+            )
+        return sizes
 
     def _locate(self, index: int) -> tuple[TarShard, int]:
         if not 0 <= index < len(self):
