@@ -197,7 +197,7 @@ def test_without_buckets_pictures_are_square_and_no_size_is_recorded(pictures: P
     values = apply_overrides(read_yaml(PROJECT / PARAMS_FILE), CHANGES | {"shard.aspect_buckets": False}, "test")
     Path("square").mkdir()
     write_own_pictures(Path("square"), build_params(values, "test").shard, folder_candidates(Path("pictures")))
-    assert not list(Path("square").glob("*.npy"))
+    assert not list(Path("square").glob("*.sizes.npy"))
     assert "sizes" not in Path("square/index.json").read_text()
     dataset = PictureDataset(Path("square"), "train")
     assert dataset.pictures(range(len(dataset))).shape[1:] == (64, 64, 3)
