@@ -153,17 +153,21 @@ class ShardReader:
     @cached_property
     def size_groups(self) -> list[np.ndarray]:
         """The indices of the samples of each size, ascending, by height and then width; one group where one size is."""
-        if self.sizes is None:
-            return [np.arange(len(self))]
-        kinds, kind = np.unique(self.sizes, axis=0, return_inverse=True)
-        return [np.flatnonzero(kind.reshape(-1) == number) for number in range(len(kinds))]
+        kinds = self._kinds
+        return [np.arange(len(self))] if kinds is None else [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
 
     def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
         """`indices` cut into batches of one size each, by size; in the given order within each size."""
-        for group in self.size_groups:
-            chosen = indices if len(self.size_groups) == 1 else indices[np.isin(indices, group)]
+        kinds = np.zeros(len(indices)) if self._kinds is None else self._kinds[indices]
+        for kind in np.unique(kinds):
+            chosen = indices[kinds == kind]
             for start in range(0, len(chosen), batch_size):
                 yield chosen[start : start + batch_size]
+
+    @cached_property
+    def _kinds(self) -> np.ndarray | None:
+        """Height and width of every sample as one number (samples,), if the index records them."""
+        return None if self.sizes is None else self.sizes[:, 0].astype(np.int64) << 16 | self.sizes[:, 1]
 
     def _sizes(self, entry: ShardEntry) -> np.ndarray:
         path = self.folder / str(entry.sizes)

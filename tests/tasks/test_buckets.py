@@ -193,6 +193,18 @@ def test_shards_record_the_size_of_every_sample_whatever_shard_it_is_in(pictures
     assert sizes == {(48, 80), (64, 64), (80, 48), (32, 128)}
 
 
+def test_some_samples_are_cut_into_batches_of_one_size_in_their_order(pictures: Params) -> None:
+    reader = ShardReader(layout.SHARDS, "train")
+    chosen = np.random.default_rng(1).permutation(len(reader))[:17]
+    batches = list(reader.batches(chosen, 3))
+    assert sorted(np.concatenate(batches)) == sorted(chosen) and max(map(len, batches)) == 3
+    assert all(len(np.unique(reader.sizes[batch], axis=0)) == 1 for batch in batches)
+    for group in reader.size_groups:
+        own = [index for batch in batches for index in batch if index in group]
+        assert own == [index for index in chosen if index in group]
+        assert sum(bool(np.isin(batch, group).all()) for batch in batches) == -(-len(own) // 3)
+
+
 def test_without_buckets_pictures_are_square_and_no_size_is_recorded(pictures: Params) -> None:
     values = apply_overrides(read_yaml(PROJECT / PARAMS_FILE), CHANGES | {"shard.aspect_buckets": False}, "test")
     Path("square").mkdir()

@@ -92,7 +92,7 @@ def test_captions_are_drawn_as_often_as_the_formula_says(capsys: pytest.CaptureF
 
 
 def test_temperature_of_almost_nothing_takes_the_best_and_overflows_nowhere() -> None:
-    scores = {"a": 99.0, "b": 40.0}
+    scores = {"a": 9900.0, "b": 4000.0}
     for temperature in (1e-300, 0.01):
         choice = replace(CHOICE, temperature=temperature)
         assert {choose_caption(scores | {}, scores, f"{i}", choice) for i in range(50)} == {"a"}
