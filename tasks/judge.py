@@ -18,11 +18,12 @@ from tasks import layout
 from tasks.data.pictures import PictureDataset
 from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
 from tasks.files import write_csv
+from tasks.geneval.detector import Detector
+from tasks.geneval.detectors import build_detector, check_classes
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork, log_yes, save_judge
 from tasks.geneval.judge_training import LabelledPictures, area_under_curve, label, train_judge
 from tasks.geneval.pictures import DRAWING_SECTIONS, Painter, load_painter
-from tasks.geneval.prompts import Prompt, evaluation_prompts, judge_prompts
-from tasks.geneval.scene_detector import SceneDetector
+from tasks.geneval.prompts import Prompt, chosen_prompts, judge_prompts
 from tasks.params import Params
 from tasks.seeds import derive, numpy_generator
 from tasks.stage import Context, Metrics, Stage, run_main
@@ -34,12 +35,14 @@ UNSEEN_SHARE = 4
 def run(context: Context) -> Metrics:
     """Draw, label, train, measure; writes the judge, `history.csv` and the metrics."""
     params, seed = context.params, context.params.compute.seed
-    evaluation = evaluation_prompts(seed, params.geneval.prompts_per_task)
+    evaluation, detector = chosen_prompts(params), build_detector(params.geneval, context.device)
     prompts = judge_prompts(seed, params.judge.prompts, evaluation)
     unseen = unseen_prompts(seed, max(len(prompts) // UNSEEN_SHARE, 1), evaluation)
+    check_classes((prompt.line for prompt in (*prompts, *unseen)), detector)
     painter = load_painter(layout.SMALL, params, context.device)
-    data = training_pictures(painter, prompts)
-    test = draw_and_label(painter, unseen, params.judge.images_per_prompt, derive(seed, "judge test"), "judge test")
+    data = training_pictures(painter, prompts, detector)
+    images = params.judge.images_per_prompt
+    test = draw_and_label(painter, unseen, images, derive(seed, "judge test"), "judge test", detector)
 
     torch.manual_seed(derive(seed, "judge weights"))
     judge = JudgeNetwork(JudgeConfig(painter.text_encoder.channels)).to(context.device).eval()
@@ -77,19 +80,20 @@ def unseen_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[
     return [Prompt(line, seen=False) for line in turns if line is not None][:count]
 
 
-def training_pictures(painter: Painter, prompts: Sequence[Prompt]) -> LabelledPictures:
+def training_pictures(painter: Painter, prompts: Sequence[Prompt], detector: Detector) -> LabelledPictures:
     """What the judge learns from: pictures drawn for the prompts, the same mirrored, and pictures of the shards.
 
     A mirror image keeps its prompt, which may be wrong of it now; a picture of the shards is asked one of the prompts.
     """
     params, seed = painter.params.judge, painter.params.compute.seed
     lines = [prompt.line for prompt in prompts]
-    drawn = draw_and_label(painter, prompts, params.images_per_prompt, derive(seed, "judge"), "judge pictures")
+    images = params.images_per_prompt
+    drawn = draw_and_label(painter, prompts, images, derive(seed, "judge"), "judge pictures", detector)
     mirrored = np.ascontiguousarray(drawn.pictures_QHW3[:, :, ::-1])
-    parts = [drawn, LabelledPictures(mirrored, drawn.own_Q, label(mirrored, lines, SceneDetector()))]
+    parts = [drawn, LabelledPictures(mirrored, drawn.own_Q, label(mirrored, lines, detector))]
     if params.shard_pictures:
         shown = shard_pictures(params.shard_pictures, seed)
-        yes_QL = label(shown, lines, SceneDetector())
+        yes_QL = label(shown, lines, detector)
         own_Q = choose_prompts(yes_QL, numpy_generator(seed, "judge shard prompts"))
         parts.append(LabelledPictures(shown, own_Q, yes_QL))
     return LabelledPictures(*(np.concatenate(arrays) for arrays in zip(*map(astuple, parts), strict=True)))
@@ -112,13 +116,13 @@ def choose_prompts(yes_QL: NDArray[np.bool_], rng: np.random.Generator) -> NDArr
 
 
 def draw_and_label(
-    painter: Painter, prompts: Sequence[Prompt], images_per_prompt: int, seed: int, name: str
+    painter: Painter, prompts: Sequence[Prompt], images_per_prompt: int, seed: int, name: str, detector: Detector
 ) -> LabelledPictures:
     """Pictures of the prompts, labelled by the scorer for all of them."""
     pictures_PNHW3 = painter.draw([prompt.text for prompt in prompts], images_per_prompt, seed, name)
     pictures = pictures_PNHW3.reshape(-1, *pictures_PNHW3.shape[2:])
     own = np.repeat(np.arange(len(prompts)), images_per_prompt)
-    return LabelledPictures(pictures, own, label(pictures, [prompt.line for prompt in prompts], SceneDetector()))
+    return LabelledPictures(pictures, own, label(pictures, [prompt.line for prompt in prompts], detector))
 
 
 def scores(
@@ -167,6 +171,10 @@ def stage(_params: Params) -> Stage:
             *DRAWING_SECTIONS,
             "compute.branch_threads",
             "judge",
+            "geneval.detector",
+            "geneval.mask2former_path",
+            "geneval.clip_path",
+            "geneval.prompts",
             "geneval.prompts_per_task",
             "geneval.bootstrap_samples",
         ),

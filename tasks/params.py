@@ -279,8 +279,12 @@ class Judge:
 
 @dataclass(frozen=True)
 class GenEval:
-    """Prompts and pictures of the evaluation."""
+    """Detector, prompts and pictures of the evaluation."""
 
+    detector: Literal["scenes", "mask2former"]
+    mask2former_path: str | None
+    clip_path: str | None
+    prompts: str | None
     prompts_per_task: int
     images_per_prompt: int
     images_per_cut_prompt: int
@@ -292,6 +296,16 @@ class GenEval:
         _check(
             all(1 <= n <= self.images_per_prompt for n in self.best_of) and len(self.best_of) > 0,
             f"best_of is {self.best_of}: each must be in [1, images_per_prompt = {self.images_per_prompt}]",
+        )
+        for name in ("mask2former_path", "clip_path"):
+            value = getattr(self, name)
+            _check(
+                (self.detector == "mask2former") == (value is not None),
+                f"{name} is {value!r} with detector {self.detector}: scenes takes no path, mask2former needs two",
+            )
+        _check(
+            self.detector == "scenes" or self.prompts is not None,
+            "prompts is None with detector mask2former: the scenes' own prompts name no class that it finds",
         )
 
 

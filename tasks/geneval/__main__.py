@@ -11,10 +11,11 @@ from tasks import layout
 from tasks.errors import UserError
 from tasks.files import write_json
 from tasks.geneval.detector import Pictures
+from tasks.geneval.detectors import build_detector, check_classes
 from tasks.geneval.evaluation import judge_pool, score_prompts, write_samples
 from tasks.geneval.judge import load_judge
 from tasks.geneval.pictures import DRAWING_SECTIONS, load_painter
-from tasks.geneval.prompts import evaluation_prompts
+from tasks.geneval.prompts import chosen_prompts
 from tasks.geneval.summary import headline, summarize
 from tasks.params import Params, load_params
 from tasks.seeds import derive
@@ -24,19 +25,21 @@ from tasks.stage import Context, Metrics, Stage, bad_input_exits, main, parser
 def evaluate(context: Context, model: str) -> Metrics:
     """Draw the pool of `model`, score and judge it, and write pictures, verdicts and summary."""
     params, seed = context.params, context.params.compute.seed
-    prompts = evaluation_prompts(seed, params.geneval.prompts_per_task)
+    prompts, detector = chosen_prompts(params), build_detector(params.geneval, context.device)
+    check_classes((prompt.line for prompt in prompts), detector)
     painter = load_painter(layout.model_folder(model), params, context.device)
     started = time.monotonic()
     pictures_PNHW3 = painter.draw(
         [prompt.text for prompt in prompts], pool_size(params, model), derive(seed, "geneval"), f"geneval@{model}"
     )
     record_speed(context, model, pictures_PNHW3, time.monotonic() - started)
-    verdicts = score_prompts(prompts, pictures_PNHW3)
+    verdicts = score_prompts(prompts, pictures_PNHW3, detector)
     judge = load_judge(layout.JUDGE, context.device)
     pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, painter.text_encoder, seed)
     pool.save(context.out)
     write_samples(context.out, pool, verdicts)
     summary = summarize(pool, params.geneval.best_of, params.geneval.bootstrap_samples, seed)
+    summary |= {"detector": detector.name, "detector_note": detector.note}
     write_json(context.out / "summary.json", summary)
     return headline(summary)
 

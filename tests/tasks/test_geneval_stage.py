@@ -20,6 +20,7 @@ from tasks.geneval.layout import read_prompts, read_results
 from tasks.geneval.pictures import load_painter
 from tasks.geneval.pool import Pool, load_pool
 from tasks.geneval.prompts import Prompt, evaluation_prompts
+from tasks.geneval.scene_detector import SceneDetector
 from tasks.geneval.summary import CHOOSERS, summarize
 from tasks.params import Params
 
@@ -37,7 +38,13 @@ def real_pool(images: int = 6, seed: int = 0) -> Pool:
     chosen = [Prompt(line, seen=i % 2 == 0) for task in TASKS for i, line in enumerate(lines(task)[:4])]
     pictures = np.stack([[render(sample_scene(rng, prompt.tag)) for _ in range(images)] for prompt in chosen])
     judged = rng.normal(size=pictures.shape[:2])
-    return Pool(chosen, pictures, correctness(score_prompts(chosen, pictures)), judged, rng.permuted(judged, axis=1))
+    return Pool(
+        chosen,
+        pictures,
+        correctness(score_prompts(chosen, pictures, SceneDetector())),
+        judged,
+        rng.permuted(judged, axis=1),
+    )
 
 
 def test_noise_of_a_picture_does_not_depend_on_batches_or_other_prompts(params: Params) -> None:
