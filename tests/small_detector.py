@@ -47,7 +47,7 @@ def write_mask2former(folder: Path, classes: int = 80, queries: int = 6, seed: i
     )
     model = Mask2FormerForUniversalSegmentation(config)
     with torch.no_grad():  # random heads are sure of nothing: spread what they say
-        model.class_predictor.weight.mul_(400)
+        model.class_predictor.weight.mul_(120)
     model.save_pretrained(folder)
     Mask2FormerImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 107}).save_pretrained(folder)
 
@@ -78,7 +78,12 @@ def write_clip(folder: Path, seed: int = 0) -> None:
         "patch_size": 8,
     }
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16, initializer_factor=3.0)
-    CLIPModel(config).save_pretrained(folder)
+    model = CLIPModel(config)
+    with torch.no_grad():  # else pictures and words hardly reach the one token that is read
+        for name, weight in model.named_parameters():
+            if "patch_embedding" in name or "token_embedding" in name or "_proj.weight" in name:
+                weight.mul_(20)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     CLIPImageProcessorPil(**sizes).save_pretrained(folder)
