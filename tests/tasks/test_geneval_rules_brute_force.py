@@ -16,7 +16,7 @@ import pytest
 from tasks.data.vocabulary import TASKS
 from tasks.geneval.class_names import class_names
 from tasks.geneval.detector import Detection, Thresholds
-from tasks.geneval.rules import judge_picture
+from tasks.geneval.rules import judge_picture, overlap
 
 COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"]
 PLACES = ["left of", "right of", "above", "below"]
@@ -161,6 +161,14 @@ def test_every_verdict_and_reason_is_that_of_the_published_rules(tag: str) -> No
         assert (verdict.correct, verdict.reason) == published_verdict(line, found, colours, limits), line
         verdicts[verdict.correct] += 1
     assert min(verdicts[True], verdicts[False]) > ROUNDS / 50
+
+
+def test_every_overlap_is_that_of_the_published_rules() -> None:
+    chance = random.Random(1)
+    for _ in range(2000):
+        (ax, ay), (bx, by) = ((chance.uniform(0, 9), chance.uniform(0, 9)) for _ in range(2))
+        a, b = ((x, y, x + chance.uniform(1, 9), y + chance.uniform(1, 9)) for x, y in ((ax, ay), (bx, by)))
+        assert overlap(a, b) == pytest.approx(intersection_over_union(a, b), rel=1e-12)
 
 
 def test_the_statement_gives_every_kind_of_reason() -> None:

@@ -256,6 +256,26 @@ def test_colours_are_those_of_the_zero_shot_classifier_stated_plainly(folders):
     assert len(set(chosen)) > 1  # or the argmax of anything would do
 
 
+def test_a_colour_s_sentences_weigh_alike_whatever_the_length_of_their_embeddings(folders):
+    clip = load_clip_colours(folders[1], "cpu")
+    generator = torch.Generator().manual_seed(0)
+    said = {}
+
+    def get_text_features(input_ids, attention_mask):
+        output = type("Output", (), {})()
+        lengths = 10 ** torch.rand(len(input_ids), 1, generator=generator, dtype=torch.float64)
+        output.pooler_output = torch.randn(len(input_ids), 16, generator=generator, dtype=torch.float64) * lengths
+        said[len(said)] = output.pooler_output.numpy()
+        return output
+
+    clip.model.get_text_features = get_text_features
+    found = clip.classifier("tv remote").numpy()
+    assert len(said) == len(found) == 10 and said[0].shape == (3, 16)
+    for row, sentences in zip(found, said.values(), strict=True):
+        total = sum(sentence / np.sqrt((sentence**2).sum()) for sentence in sentences)
+        np.testing.assert_allclose(row, total / np.sqrt((total**2).sum()), rtol=1e-12)
+
+
 def test_more_objects_than_a_batch_are_all_named_and_none_are_none(folders):
     clip = load_clip_colours(folders[1], "cpu")
     mask = np.zeros((50, 70), dtype=bool)

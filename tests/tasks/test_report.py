@@ -38,6 +38,7 @@ from tasks.data.vocabulary import TASKS, lines
 from tasks.errors import UserError
 from tasks.files import read_json, write_json, write_manifest
 from tasks.geneval import __main__ as geneval
+from tasks.geneval.detector import NOTES
 from tasks.geneval.pool import Pool, load_pool
 from tasks.geneval.prompts import Prompt
 from tasks.geneval.summary import summarize
@@ -284,6 +285,22 @@ def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, A
     words = Page(render_page(summary, drawn, [], b"")).words
     assert len(scores) == 2 + 6 * len(DEPTHS)
     assert all(interval(score) in words for score in scores)
+
+
+def test_the_page_says_when_the_detector_s_weights_are_not_geneval_s_own(inside: Params, page: Page) -> None:
+    own = replace(inside.geneval, detector="mask2former", mask2former_path="a", clip_path="b", prompts="c")
+    summary = collect(replace(inside, geneval=own))
+    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
+    assert NOTES["mask2former"] in Page(render_page(summary, drawn, [], b"")).words
+    assert NOTES["mask2former"] not in page.words
+
+
+def test_prompts_are_called_seen_or_unseen_only_where_that_is_known(summary: dict[str, Any]) -> None:
+    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
+    for seen, said in ((True, "colors, seen"), (False, "colors, unseen"), (None, "colors")):
+        sample = {"text": "a photo of a bus", "task": "colors", "seen": seen, "rows": []}
+        words = Page(render_page(summary, drawn, [sample], b"")).words
+        assert words.partition("a photo of a bus · ")[2].splitlines()[0] == said
 
 
 def test_the_same_outputs_give_the_same_report(inside: Params, workspace: Path, tmp_path: Path) -> None:

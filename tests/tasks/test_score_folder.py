@@ -102,6 +102,17 @@ def test_only_new_and_changed_pictures_are_scored_again(pictures: Path, tmp_path
     assert rows == score(pictures, tmp_path / "afresh.jsonl")[0]
 
 
+def test_a_picture_that_was_renamed_keeps_its_verdict_under_its_new_name(
+    pictures: Path, tmp_path: Path, searched: list[int]
+) -> None:
+    before, _ = score(pictures, tmp_path / "results.jsonl")
+    searched.clear()
+    samples = pictures / "00000" / "samples"
+    (samples / "0002.png").rename(samples / "0007.png")
+    after, _ = score(pictures, tmp_path / "results.jsonl")
+    assert searched == [] and after[2] == before[2] | {"filename": "00000/samples/0007.png"}
+
+
 def test_a_changed_prompt_is_scored_again(pictures: Path, tmp_path: Path, searched: list[int]) -> None:
     score(pictures, tmp_path / "results.jsonl")
     searched.clear()
