@@ -134,9 +134,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments.add_argument("--mask2former", type=Path, help="folder of a transformers Mask2Former (COCO instances)")
     arguments.add_argument("--clip", type=Path, help="folder of a transformers CLIP")
     arguments.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    arguments.add_argument(
-        "--batch-size", type=int, default=8, help="pictures searched at a time (8, the most with mask2former)"
-    )
+    arguments.add_argument("--batch-size", type=int, default=8, help="pictures searched at a time (8)")
     arguments.add_argument("--bootstrap-samples", type=int, default=2000)
     arguments.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     return arguments.parse_args(argv)
