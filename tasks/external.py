@@ -26,6 +26,7 @@ def external_inputs(stage: str, params: Params) -> dict[str, str]:
 
 def own_paths(stage: str, params: Params) -> tuple[str | None, ...]:
     """The params of a stage (`geneval@small`) that name the user's own files."""
+    scorer = (params.geneval.mask2former_path, params.geneval.clip_path, params.geneval.prompts)
     match stage.partition("@")[0]:
         case "shard":
             return (params.shard.path,)
@@ -33,8 +34,10 @@ def own_paths(stage: str, params: Params) -> tuple[str | None, ...]:
             return (params.autoencoder.path,)
         case "text_encoder":
             return (params.text_encoder.path,)
-        case "judge" | "geneval" | "controls":
-            return params.geneval.mask2former_path, params.geneval.clip_path, params.geneval.prompts
+        case "judge":
+            return (params.judge.path, *scorer)
+        case "geneval" | "controls":
+            return scorer
     return ()
 
 

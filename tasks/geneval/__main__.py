@@ -13,7 +13,7 @@ from tasks.files import write_json
 from tasks.geneval.detector import Pictures
 from tasks.geneval.detectors import build_detector, check_classes
 from tasks.geneval.evaluation import judge_pool, score_prompts, write_samples
-from tasks.geneval.judge import load_judge
+from tasks.geneval.judges import open_judge
 from tasks.geneval.pictures import DRAWING_SECTIONS, load_painter
 from tasks.geneval.prompts import chosen_prompts
 from tasks.geneval.summary import headline, summarize
@@ -34,20 +34,21 @@ def evaluate(context: Context, model: str) -> Metrics:
     )
     record_speed(context, model, pictures_PNHW3, time.monotonic() - started)
     verdicts = score_prompts(prompts, pictures_PNHW3, detector)
-    judge = load_judge(layout.JUDGE, context.device)
-    pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, painter.text_encoder, seed)
+    judge = open_judge(layout.JUDGE, painter.text_encoder, params.compute.dtype, context.device)
+    pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, seed)
     pool.save(context.out)
     write_samples(context.out, pool, verdicts)
-    summary = summarize(pool, params.geneval.best_of, params.geneval.bootstrap_samples, seed)
+    chosen = params.geneval
+    summary = summarize(pool, chosen.best_of, chosen.bootstrap_samples, seed, chosen.keep)
     summary |= {"detector": detector.name, "detector_note": detector.note}
     write_json(context.out / "summary.json", summary)
     return headline(summary)
 
 
 def pool_size(params: Params, model: str) -> int:
-    """Pictures to draw for each prompt: fewer for the many models that are cut in depth."""
-    cut = model.startswith(("pruned-", "finetuned-"))
-    return params.geneval.images_per_cut_prompt if cut else params.geneval.images_per_prompt
+    """Pictures to draw for each prompt: fewer for models just cut, whose best of N is nobody's choice."""
+    pruned = model.startswith("pruned-")
+    return params.geneval.images_per_pruned_prompt if pruned else params.geneval.images_per_prompt
 
 
 def record_speed(context: Context, model: str, pictures_PNHW3: Pictures, seconds: float) -> None:

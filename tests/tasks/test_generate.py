@@ -44,7 +44,7 @@ def test_pictures_are_written_with_the_judges_scores_best_first(capsys: pytest.C
     assert sorted(scores) == [f"00000/000{i}.png" for i in range(3)]
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
     pictures = np.stack([np.asarray(Image.open(Path("made") / name)) for name in sorted(scores)])
-    again = log_yes(load_judge(layout.JUDGE), load_text_encoder(layout.TEXT_ENCODER, 16), pictures[None], [PROMPT])[0]
+    again = log_yes(load_judge(layout.JUDGE), load_text_encoder(layout.TEXT_ENCODER), pictures[None], [PROMPT])[0]
     np.testing.assert_allclose([scores[name] for name in sorted(scores)], again, atol=1e-6)
     assert f"best is made/{row['pictures'][0]['file']}" in capsys.readouterr().out
 
