@@ -27,6 +27,7 @@ from tasks.geneval.detectors import build_detector, check_classes
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork, save_judge
 from tasks.geneval.judge_training import LabelledPictures, area_under_curve, label, train_judge
 from tasks.geneval.judges import Judge, TrainedJudge, open_judge, write_record
+from tasks.geneval.object_prompts import object_prompts
 from tasks.geneval.pictures import DRAWING_SECTIONS, Painter, load_painter
 from tasks.geneval.prompts import Prompt, chosen_prompts, judge_prompts
 from tasks.params import Params
@@ -40,9 +41,8 @@ UNSEEN_SHARE = 4
 def run(context: Context) -> Metrics:
     """Train or record the judge, and measure it; writes the judge, `calibration.safetensors` and the metrics."""
     params, seed = context.params, context.params.compute.seed
-    evaluation, detector = chosen_prompts(params), build_detector(params.geneval, context.device)
-    prompts = judge_prompts(seed, params.judge.prompts, evaluation)
-    unseen = unseen_prompts(seed, max(len(prompts) // UNSEEN_SHARE, 1), evaluation)
+    detector = build_detector(params.geneval, context.device)
+    prompts, unseen = choose_prompts_to_draw(params)
     check_classes((prompt.line for prompt in (*prompts, *unseen)), detector)
     painter = load_painter(layout.SMALL, params, context.device)
     images = params.judge.images_per_prompt
@@ -59,6 +59,20 @@ def run(context: Context) -> Metrics:
     )
     calibration(judge, painter, prompts[: params.judge.calibration_prompts]).save(context.out)
     return {**quality(judge), **metrics, "unseen_yes_share": float(test.own_yes().mean())}
+
+
+def choose_prompts_to_draw(params: Params) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to learn from, and others to be measured on, of what the detector can find; none of the evaluation's.
+
+    Scenes tell the two apart by what the small model was trained on, which of prompts over COCO's classes is not known.
+    """
+    seed, count, evaluation = params.compute.seed, params.judge.prompts, chosen_prompts(params)
+    if params.geneval.detector == "scenes":
+        prompts = judge_prompts(seed, count, evaluation)
+        return prompts, unseen_prompts(seed, max(len(prompts) // UNSEEN_SHARE, 1), evaluation)
+    prompts = object_prompts(seed, "judge prompts", count, evaluation)
+    others = max(len(prompts) // UNSEEN_SHARE, 1)
+    return prompts, object_prompts(seed, "unseen prompts", others, [*evaluation, *prompts])
 
 
 def adopt(context: Context, painter: Painter) -> tuple[Judge, Metrics]:

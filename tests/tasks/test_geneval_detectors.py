@@ -14,8 +14,10 @@ from tasks import controls, judge
 from tasks.errors import UserError
 from tasks.external import external_inputs
 from tasks.geneval.__main__ import stage
+from tasks.geneval.class_names import class_names
 from tasks.geneval.detectors import build_detector, load_detector
 from tasks.geneval.layout import read_prompts, read_results
+from tasks.geneval.lines import named_classes
 from tasks.geneval.mask2former_detector import Mask2FormerDetector
 from tasks.geneval.pool import load_pool
 from tasks.geneval.prompts import chosen_prompts
@@ -102,8 +104,16 @@ def test_prompts_that_the_detector_cannot_judge_stop_a_stage_before_it_draws(par
     scenes = replace(params, geneval=replace(params.geneval, detector="scenes", mask2former_path=None, clip_path=None))
     with pytest.raises(UserError, match="scenes finds no 'bicycle', which the prompt 'a photo of a bicycle' asks for"):
         run(stage(scenes, "small"), scenes)
-    with pytest.raises(UserError, match=r"mask2former finds no '.*', which the prompt 'a photo of .*' asks for"):
-        run(judge.stage(params), params, Path("trained"))  # it learns from scenes
+
+
+def test_a_judge_is_trained_on_prompts_that_mask2former_can_judge(params: Params) -> None:
+    metrics, out = run(judge.stage(params), params, Path("trained"))
+    assert (out / "model.safetensors").is_file() and 0 <= metrics["yes_share"] <= 1
+    prompts, unseen = judge.choose_prompts_to_draw(params)
+    assert len(prompts) == 12 and {name for prompt in prompts for name in named_classes(prompt.line)} < set(
+        class_names()
+    )
+    assert unseen and not {prompt.text for prompt in unseen} & {prompt.text for prompt in prompts}
 
 
 def test_prompts_of_unknown_kind_are_on_neither_side_of_seen_and_unseen() -> None:
