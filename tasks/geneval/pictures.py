@@ -99,11 +99,11 @@ class Painter:
 
 
 def load_painter(model: Path, params: Params, device: str) -> Painter:
-    """The painter of a model's folder, with the experiment's autoencoder and text encoder."""
+    """The painter of a model's folder, with the autoencoder and the text encoder beside it, which it was trained on."""
     return Painter(
         load_network(model, device).eval(),
-        load_autoencoder(layout.AUTOENCODER, device),
-        load_text_encoder(layout.TEXT_ENCODER, device),
+        load_autoencoder(model.parent / layout.AUTOENCODER.name, device),
+        load_text_encoder(model.parent / layout.TEXT_ENCODER.name, device),
         params,
         device,
     )

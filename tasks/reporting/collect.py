@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from tasks import layout
 from tasks.files import MANIFEST, read_json, sha256_file
 from tasks.geneval.detector import NOTES
-from tasks.geneval.pool import load_pool
+from tasks.geneval.pool import ARRAYS, load_pool
 from tasks.geneval.statistics import Array, difference
 from tasks.geneval.summary import CHOOSERS
 from tasks.params import Params
@@ -55,8 +55,15 @@ def model_record(name: str) -> Record:
     record["by_seen"] = {kind: plain(scored) for kind, scored in evaluation["by_seen"].items()}
     for chooser in CHOOSERS:
         record[chooser] = {n: plain(scored) for n, scored in evaluation[chooser].items()}
-    speed = SPEEDS / f"{name}.json"
-    return record | ({"seconds_per_picture": read_json(speed)["seconds_per_picture"]} if speed.exists() else {})
+    return record | speed(name)
+
+
+def speed(name: str) -> Record:
+    """Seconds per picture of a model's evaluation; none if the record is of other pictures than those in place."""
+    path = SPEEDS / f"{name}.json"
+    noted = read_json(path) if path.exists() else {}
+    pool = read_json(layout.GENEVAL / name / MANIFEST)["files"][ARRAYS]["sha256"]
+    return {"seconds_per_picture": noted["seconds_per_picture"]} if noted.get("pool") == pool else {}
 
 
 def grown_gain(params: Params) -> Record:

@@ -16,6 +16,7 @@ from tasks import controls, judge, layout
 from tasks.data.scenes import render, sample_scene
 from tasks.data.vocabulary import TASKS, lines
 from tasks.errors import UserError
+from tasks.files import sha256_file
 from tasks.geneval.__main__ import run as geneval_command
 from tasks.geneval.__main__ import stage
 from tasks.geneval.evaluation import correctness, score_prompts
@@ -82,7 +83,8 @@ def test_evaluating_twice_gives_the_same_bytes_and_no_timing(params: Params) -> 
     first = all_bytes(run(stage(params, "pruned-2"), params)[1])
     again = all_bytes(run(stage(params, "pruned-2"), params, Path("again"))[1])
     assert first == again and "pool.safetensors" in first
-    assert json.loads(Path("results/speed/pruned-2.json").read_text())["seconds_per_picture"] > 0
+    speed = json.loads(Path("results/speed/pruned-2.json").read_text())
+    assert speed["seconds_per_picture"] > 0 and speed["pool"] == sha256_file(Path("again/pool.safetensors"))
     assert load_pool(Path("again")).pictures_PNHW3.shape[1] == 3  # pruned models draw fewer
 
 
