@@ -4,11 +4,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 PROFILE ?=
+GPUS ?=
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
 export PREFECT_PORT MLFLOW_PORT
 
-.PHONY: help setup run test lint up status down
+.PHONY: help setup run plan test lint up status down
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -23,6 +24,9 @@ $(READY): pyproject.toml constraints.txt
 
 run: setup ## run what is not up to date (PROFILE=smoke for another scale)
 	$(BIN)/python -m flows.full_pipeline $(if $(PROFILE),--profile $(PROFILE))
+
+plan: setup ## show memory, FLOPs, GPU-hours and disk of every stage before it is run (PROFILE=paper, GPUS=8)
+	$(BIN)/python -m tasks.plan $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPUS),--gpus $(GPUS))
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,0 +1,66 @@
+"""What an experiment will take, before it is run: parameters, memory of each GPU, FLOPs, GPU-hours and disk by stage.
+
+    python -m tasks.plan                       # of params.yaml
+    python -m tasks.plan --profile paper --gpus 64
+    python -m tasks.plan --profile paper --utilisation 0.5 --gpu-tflops 989 --json plan.json
+
+It needs no weights, no pictures and no GPU, and changes nothing. What it assumes is said below the table.
+"""
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.errors import UserError
+from tasks.files import write_json
+from tasks.params import PARAMS_FILE, Params, apply_profile, build_params, read_yaml
+from tasks.planning.plan import Settings, make_plan
+from tasks.planning.table import print_plan
+from tasks.stage import bad_input_exits, parser
+
+
+def arguments() -> ArgumentParser:
+    """The command line."""
+    default = Settings()
+    options = parser("plan", __doc__)
+    options.add_argument("--profile", help="a file of profiles/, such as paper (default: params.yaml as it is)")
+    options.add_argument("--gpus", type=int, default=default.gpus, help="that share each batch (default: 1)")
+    options.add_argument(
+        "--utilisation", type=float, default=default.utilisation, help="share of the peak rate (default: 0.4)"
+    )
+    options.add_argument(
+        "--gpu-tflops", type=float, default=default.teraflops, help="peak rate (default: 312, A100 in bfloat16)"
+    )
+    options.add_argument("--samples", type=int, help="of one's own pictures (default: the paper's 50 million)")
+    options.add_argument(
+        "--caption-tokens", type=int, help="of their captions in the mean (default: half of text_encoder.max_tokens)"
+    )
+    options.add_argument("--json", type=Path, metavar="FILE", help="also write every number, in bytes and FLOPs")
+    return options
+
+
+def profile_params(profile: str | None) -> Params:
+    """params.yaml, with a profile over it. Raises UserError naming the file and the key that is wrong."""
+    values = read_yaml(PARAMS_FILE)
+    if profile is None:
+        return build_params(values, str(PARAMS_FILE))
+    return build_params(apply_profile(values, profile), f"profiles/{profile}.yaml")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: 0 done, 2 bad input."""
+    options = arguments().parse_args(argv)
+    settings = Settings(options.gpus, options.utilisation, options.gpu_tflops, options.samples, options.caption_tokens)
+    with bad_input_exits("plan"):
+        if options.json is not None and options.json.is_dir():
+            raise UserError(f"--json {options.json} is a folder: name a file")
+        name = "params.yaml" if options.profile is None else f"profile {options.profile}"
+        plan = make_plan(profile_params(options.profile), settings, name)
+        print_plan(plan)
+        if options.json is not None:
+            write_json(options.json, plan.record())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,210 @@
+"""What autoencoder, text encoder and judge compute and hold, by running them on tensors without data.
+
+Their trainings run the stages' own losses. Batches hold one sample where nothing but the number of samples matters.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.text_encoder import TextEncoder
+from tasks.autoencoder import reconstruction_loss
+from tasks.geneval.judge_training import OTHER_PROMPTS, judge_loss
+from tasks.params import Params
+from tasks.planning.counting import count_flops, count_peak_bytes, count_saved_bytes, shapes_alone, without_data
+from tasks.planning.encoders import Encoders, Vocabulary
+from tasks.planning.runs import DEVICE
+from tasks.precision import autocast
+from tasks.stage import Context
+from tasks.text_encoder import LOOK_BACK, training_loss
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """Operations of a step, and what autograd saves for its backward pass."""
+
+    flops: int
+    saved_bytes: int
+
+
+class BlankPictures:
+    """A picture data set of one size with nothing on its pictures."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return 1
+
+    def pictures(self, indices: Sequence[int]) -> np.ndarray:
+        """Pictures (B, size, size, 3)."""
+        return np.zeros((len(indices), self.size, self.size, 3), np.uint8)
+
+
+class EqualPrompts(TextEncoder):
+    """A text encoder to which every caption has as many tokens as it takes."""
+
+    def tokens(self, captions: Sequence[str]) -> list[list[int]]:
+        """`max_tokens` tokens for each caption."""
+        return [[0] * self.max_tokens for _ in captions]
+
+
+@dataclass(frozen=True)
+class EncoderRuns:
+    """Passes of an experiment's encoders and judge."""
+
+    params: Params
+    encoders: Encoders
+
+    @cached_property
+    def encoder_flops(self) -> int:
+        """Of the autoencoder's encoder on one picture."""
+        return count_flops(self._encode())
+
+    @cached_property
+    def encoder_peak(self) -> int:
+        """Memory of encoding one picture."""
+        return count_peak_bytes(self._encode())
+
+    @cached_property
+    def decoder_flops(self) -> int:
+        """Of the autoencoder's decoder on one latent."""
+        return count_flops(self._decode())
+
+    @cached_property
+    def decoder_peak(self) -> int:
+        """Memory of decoding one latent."""
+        return count_peak_bytes(self._decode())
+
+    def autoencoder_training(self) -> TrainingStep:
+        """A step on the small autoencoder's batch."""
+        network = self.encoders.autoencoder.network
+        loss = reconstruction_loss(self.encoders.autoencoder, BlankPictures(self._size), self._context)
+        return _training_step(lambda: loss(0), network)
+
+    def _encode(self) -> Callable[[], Any]:
+        picture = self._picture()
+        return lambda: self.encoders.autoencoder.encode(picture)
+
+    def _decode(self) -> Callable[[], Any]:
+        autoencoder = self.encoders.autoencoder
+        side = self._size // autoencoder.downsampling
+        with shapes_alone():
+            latent = torch.empty(1, autoencoder.latent_channels, side, side)
+        return lambda: autoencoder.decode(latent)
+
+    def text_flops(self, text_tokens: int) -> int:
+        """Of the text encoder's states of one prompt."""
+        return _text_flops(self.encoders.text_encoder.get_decoder(), text_tokens)
+
+    def text_peak(self, prompts: int, text_tokens: int) -> int:
+        """Memory of encoding a batch of prompts."""
+        return _text_peak(self.encoders.text_encoder.get_decoder(), prompts, text_tokens)
+
+    def perplexity_flops(self, text_tokens: int) -> int:
+        """Of the language model's predictions for one caption."""
+        return _text_flops(self.encoders.text_encoder, text_tokens)
+
+    def perplexity_peak(self, captions: int, text_tokens: int) -> int:
+        """Memory of the language model's predictions for a batch."""
+        return _text_peak(self.encoders.text_encoder, captions, text_tokens)
+
+    def text_encoder_training(self, text_tokens: int) -> TrainingStep:
+        """A step on the small text encoder's batch."""
+        model, head = self.encoders.text_encoder, self.look_back_head
+        encoder = EqualPrompts(model, Vocabulary(model.config.vocab_size), text_tokens)
+        loss = training_loss(encoder, head, ["any"], self._context)
+        return _training_step(lambda: loss(0), nn.ModuleList([model, head]))
+
+    @cached_property
+    def look_back_head(self) -> nn.Linear:
+        """What reads the last tokens in the small text encoder's training."""
+        config = self.encoders.text_encoder.config
+        return without_data(lambda: nn.Linear(config.hidden_size, LOOK_BACK * config.vocab_size))
+
+    def judge_training(self, prompts: int, text_tokens: int) -> TrainingStep:
+        """A step of the judge's training."""
+        batch, judge = self.params.judge.batch_size, self.encoders.judge.train()
+        others = min(OTHER_PROMPTS, prompts)
+        text, mask = self._judge_text(batch + others, text_tokens)
+        pictures = self._picture(batch)
+        with shapes_alone():
+            yes, share = torch.empty(batch, batch + others, dtype=torch.bool), torch.empty(others)
+
+        def loss() -> Tensor:
+            with autocast(DEVICE, self.params.compute.dtype):
+                logits = judge(pictures, text, mask)
+            return judge_loss(logits, yes, share)
+
+        return _training_step(loss, judge)
+
+    @cached_property
+    def judge_picture_flops(self) -> int:
+        """Of the judge's reading of one picture."""
+        return count_flops(_pass(self.encoders.judge.eval().picture, self._picture()))
+
+    def judge_prompt_flops(self, text_tokens: int) -> int:
+        """Of the judge's reading of one prompt."""
+        return count_flops(_pass(self.encoders.judge.eval().prompt, *self._judge_text(1, text_tokens)))
+
+    @cached_property
+    def judge_peak(self) -> int:
+        """Memory of judging one picture."""
+        return count_peak_bytes(_pass(self.encoders.judge.eval().picture, self._picture()))
+
+    def _judge_text(self, prompts: int, text_tokens: int) -> tuple[Tensor, Tensor]:
+        with shapes_alone():
+            text = torch.empty(prompts, text_tokens, self.encoders.caption_channels)
+            return text, torch.empty(prompts, text_tokens, dtype=torch.bool)
+
+    @property
+    def _size(self) -> int:
+        return self.params.shard.image_size
+
+    def _picture(self, pictures: int = 1) -> Tensor:
+        with shapes_alone():
+            return torch.empty(pictures, 3, self._size, self._size)
+
+    @property
+    def _context(self) -> Context:
+        return Context(
+            "plan", self.params, Path(), Path(), tracker=None, device=DEVICE, threads=1
+        )  # losses log nothing
+
+
+@cache
+def _text_flops(model: nn.Module, text_tokens: int) -> int:
+    return count_flops(_pass(model, *_tokens(1, text_tokens)))
+
+
+@cache
+def _text_peak(model: nn.Module, prompts: int, text_tokens: int) -> int:
+    return count_peak_bytes(_pass(model, *_tokens(prompts, text_tokens)))
+
+
+def _tokens(prompts: int, text_tokens: int) -> tuple[Tensor, Tensor]:
+    """Token ids and their mask."""
+    with shapes_alone():
+        ids, mask = (torch.empty(prompts, text_tokens, dtype=torch.long) for _ in range(2))
+    return ids, mask
+
+
+def _pass(module: nn.Module, *inputs: Tensor) -> Callable[[], Any]:
+    """A forward pass of `module` without gradients."""
+
+    def run() -> Any:
+        with torch.no_grad():
+            return module(*inputs)
+
+    return run
+
+
+def _training_step(loss: Callable[[], Tensor], network: nn.Module) -> TrainingStep:
+    saved = count_saved_bytes(loss, [*network.parameters()])
+    return TrainingStep(count_flops(lambda: loss().backward()), saved)

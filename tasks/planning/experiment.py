@@ -1,0 +1,141 @@
+"""An experiment as far as costs go: its networks at every depth, and what its passes take at its own sizes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+
+from model.network import NetworkConfig
+from tasks.errors import UserError
+from tasks.params import Params, Training
+from tasks.planning import flops
+from tasks.planning.encoder_runs import EncoderRuns
+from tasks.planning.encoders import Encoders, build_encoders
+from tasks.planning.memory import Precision
+from tasks.planning.runs import NetworkRuns
+from tasks.planning.scale import Scale
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Params, the sizes that go with them, and the GPUs that share each batch."""
+
+    params: Params
+    scale: Scale
+    encoders: Encoders
+    gpus: int
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a text in training: all are padded to the longest of their batch."""
+        return self.scale.captions.longest
+
+    @property
+    def latent_side(self) -> int:
+        """Side of a latent."""
+        return self.params.shard.image_size // self.encoders.autoencoder.downsampling
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a latent."""
+        return (self.latent_side // self.params.network.patch_size) ** 2
+
+    @property
+    def precision(self) -> Precision:
+        """Of training: on a GPU attention is fused."""
+        return Precision(self.params.compute.dtype, fused_attention=self.params.compute.device != "cpu")
+
+    def config(self, depth: int) -> NetworkConfig:
+        """The network at a depth."""
+        shape = self.params.network
+        return NetworkConfig(
+            in_channels=self.encoders.autoencoder.latent_channels,
+            hidden_size=shape.hidden_size,
+            depth=depth,
+            linear_head_dim=shape.linear_head_dim,
+            cross_heads=shape.cross_heads,
+            mlp_ratio=shape.mlp_ratio,
+            patch_size=shape.patch_size,
+            caption_channels=self.encoders.caption_channels,
+            qk_norm=shape.qk_norm,
+        )
+
+    @cached_property
+    def encoder_runs(self) -> EncoderRuns:
+        """Passes of encoders and judge."""
+        return EncoderRuns(self.params, self.encoders)
+
+    @cached_property
+    def network_runs(self) -> NetworkRuns:
+        """Passes of the network."""
+        return NetworkRuns(self.params, self.config(1), self.latent_side)
+
+    def heldout_flops(self, depth: int) -> int:
+        """Of one held-out loss."""
+        return self.scale.heldout_samples * flops.forward_flops(self.config(depth), self.tokens, self.text_tokens)
+
+    def drawing_flops(self, depth: int, prompts: int, images: int) -> int:
+        """Of drawing `images` pictures of each prompt."""
+        config, sampling, text = self.config(depth), self.params.sampling, self.scale.prompt_tokens
+        picture = flops.sampling_flops(config, self.tokens, text, sampling.steps, sampling.guidance)
+        rows = text_rows(prompts, images, sampling.batch_size)
+        return (
+            (prompts + 1) * self.encoder_runs.text_flops(text)
+            + rows * flops.text_flops(config, text)
+            + prompts * images * (picture + self.encoder_runs.decoder_flops)
+        )
+
+    def drawing_peak(self, depth: int, prompts: int, images: int) -> int:
+        """Memory of it beside the weights: the most of encoding all prompts, solver and decoder."""
+        batch = min(self.params.sampling.batch_size, prompts * images)
+        text = self.scale.prompt_tokens
+        return max(
+            self.encoder_runs.text_peak(prompts + 1, text),
+            self.network_runs.drawing_peak(depth, batch, text),
+            batch * self.encoder_runs.decoder_peak,
+        )
+
+    def judging_flops(self, prompts: int, images: int) -> int:
+        """Of judging `images` pictures of each prompt."""
+        text = self.scale.prompt_tokens
+        reading = self.encoder_runs.text_flops(text) + self.encoder_runs.judge_prompt_flops(text)
+        answer = flops.PRODUCT * self.encoders.judge.config.vector  # a picture's vector times its prompt's
+        return prompts * (reading + images * (self.encoder_runs.judge_picture_flops + answer))
+
+
+def open_experiment(params: Params, scale: Scale, gpus: int) -> Experiment:
+    """The experiment of these params. Raises UserError where its parts do not fit each other, or for no GPU."""
+    if gpus < 1:
+        raise UserError(f"--gpus is {gpus}: it must be 1 or above")
+    scenes = scale.captions.texts if params.shard.source == "scenes" else ()
+    experiment = Experiment(params, scale, build_encoders(params, scenes), gpus)
+    size, patch = params.shard.image_size, params.network.patch_size
+    down = experiment.encoders.autoencoder.downsampling * patch
+    if size % down:
+        raise UserError(
+            f"params.yaml: shard.image_size is {size}: the autoencoder and patches need a multiple of {down}"
+        )
+    return experiment
+
+
+def micro_batch(training: Training, gpus: int) -> int:
+    """Samples of one forward and backward pass on a GPU.
+
+    GPUs share the micro-batches of a step, `grad_accumulation` of them; when there are more GPUs, the samples.
+    """
+    passes = max(1, training.grad_accumulation // gpus)
+    return ceil(training.batch_size / gpus / passes)
+
+
+def evaluations(training: Training) -> int:
+    """How often a training stage takes its held-out loss: before the first step, when it is due, and at the end."""
+    return 1 + ceil(training.steps / training.evaluate_every)
+
+
+def text_rows(prompts: int, images: int, batch: int) -> int:
+    """Texts that pass the network's text layers while pictures are drawn.
+
+    They are the distinct prompts of every batch and the empty one.
+    """
+    total = prompts * images
+    starts = range(0, total, batch)
+    return sum((min(start + batch, total) - 1) // images - start // images + 2 for start in starts)

@@ -1,0 +1,79 @@
+"""Costs of the stages that train, grow, measure and cut the network."""
+
+from model.growth import STRATEGIES, drop_count
+from tasks.grow import PROBES
+from tasks.params import Training
+from tasks.planning import disk, flops
+from tasks.planning.cost import Cost, Memory
+from tasks.planning.experiment import Experiment, evaluations, micro_batch
+from tasks.planning.memory import Batch, activation_bytes, autocast_bytes, optimizer_bytes, weight_bytes
+from tasks.planning.parameters import parameters
+from tasks.training.evaluation import BATCH
+
+RANKED_CUTS = 3  # by importance, without the first and without the last blocks
+
+
+def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -> Cost:
+    """A run of the training loop, with its held-out losses."""
+    config = experiment.config(depth)
+    weights, tokens, text = weight_bytes(config), experiment.tokens, experiment.text_tokens
+    samples = Batch(micro_batch(chosen, experiment.gpus), tokens, text)
+    saved = activation_bytes(config, samples, experiment.precision) + autocast_bytes(config, experiment.precision.dtype)
+    evaluated = _loss_peak(experiment, depth)
+    memory = Memory(
+        weights,
+        ema=weights,
+        gradients=weights,
+        optimizer=optimizer_bytes(chosen.optimizer, config),
+        activations=max(saved, evaluated - weights),  # there are no gradients while a held-out loss is taken
+    )
+    trained = chosen.steps * chosen.batch_size * flops.training_flops(config, tokens, text)
+    return Cost(
+        stage,
+        parameters(config),
+        memory,
+        trained + evaluations(chosen) * experiment.heldout_flops(depth),
+        outputs=weights,
+        state=disk.state_bytes(chosen.optimizer, config),
+    )
+
+
+def grow(experiment: Experiment) -> Cost:
+    """Every strategy's start with 0, 1 and the chosen number of blocks dropped, beside the small model."""
+    params, scale = experiment.params, experiment.scale
+    small, grown = experiment.config(params.pretrain.depth), experiment.config(params.grow.depth)
+    dropped = drop_count(small.depth, params.grow.drop_share)
+    starts = len(STRATEGIES) * len({0, min(1, small.depth - 1), dropped})
+    probes, probe = min(PROBES, scale.heldout_samples), (experiment.tokens, experiment.text_tokens)
+    total = experiment.heldout_flops(small.depth) + starts * experiment.heldout_flops(grown.depth)
+    total += probes * (flops.forward_flops(small, *probe) + starts * flops.forward_flops(grown, *probe))
+    # while it is built, its new blocks are there twice
+    new = weight_bytes(grown) - weight_bytes(experiment.config(small.depth - dropped))
+    activations = max(new, _loss_peak(experiment, grown.depth))
+    memory = Memory(weight_bytes(small) + weight_bytes(grown), activations=activations)
+    return Cost("grow", parameters(grown), memory, total, outputs=weight_bytes(grown))
+
+
+def importance(experiment: Experiment) -> Cost:
+    """Block importance of the grown model: a pass for each prompt and noise level, its text once."""
+    chosen, config = experiment.params.importance, experiment.config(experiment.params.grow.depth)
+    passes = len(chosen.times) * flops.velocity_flops(config, experiment.tokens, experiment.text_tokens)
+    total = chosen.prompts * (flops.text_flops(config, experiment.text_tokens) + passes)
+    batch = min(chosen.batch_size, chosen.prompts)
+    activations = experiment.network_runs.importance_peak(config.depth, batch, experiment.text_tokens)
+    return Cost("importance", parameters(config), Memory(weight_bytes(config), activations=activations), total)
+
+
+def prune(experiment: Experiment, depth: int) -> Cost:
+    """The held-out loss of the grown model, in a copy, and of every choice of blocks."""
+    chosen, whole = experiment.params.prune, experiment.params.grow.depth
+    cut, grown = experiment.config(depth), weight_bytes(experiment.config(whole))
+    cuts = (RANKED_CUTS + chosen.random_choices) * experiment.heldout_flops(depth)
+    memory = Memory(2 * grown, activations=_loss_peak(experiment, whole))
+    total = experiment.heldout_flops(whole) + cuts
+    return Cost(f"prune@{depth}", parameters(cut), memory, total, outputs=weight_bytes(cut))
+
+
+def _loss_peak(experiment: Experiment, depth: int) -> int:
+    samples = min(BATCH, experiment.scale.heldout_samples)
+    return experiment.network_runs.loss_peak(depth, samples, experiment.text_tokens)

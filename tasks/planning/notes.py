@@ -1,0 +1,104 @@
+"""What the plan says below its table: which figures are assumptions, and what they leave out."""
+
+from collections.abc import Sequence
+
+from tasks.planning.cost import Cost
+from tasks.planning.disk import pool_bytes
+from tasks.planning.experiment import Experiment, micro_batch
+from tasks.planning.hours import gpu_hours
+from tasks.training.state import KEPT
+
+GIGA = 1e9
+
+
+def notes(experiment: Experiment, costs: Sequence[Cost], teraflops: float, utilisation: float) -> list[str]:
+    """The notes of a plan."""
+    lines = [
+        _time(experiment, sum(cost.flops for cost in costs), teraflops, utilisation),
+        "FLOPs are two for each multiplication with its addition in matrix products, convolutions and attention; a "
+        "backward pass is two forward passes. Norms, activations and the optimizer are left out. Nothing is computed "
+        "twice: the training loop has no activation checkpointing.",
+        _sample(experiment),
+        _memory(experiment),
+        *experiment.scale.assumptions,
+        *_stand_ins(experiment),
+        _prompts(experiment),
+        _disk(experiment),
+    ]
+    if experiment.gpus > 1:
+        lines.append(
+            f"{experiment.gpus} GPUs: assumed is data parallel training, with a whole copy of everything on each GPU "
+            "and each step's micro-batches shared among them; buckets of gradients on their way (as large as the "
+            "gradients) come on top. This version's stages use one GPU each."
+        )
+    return lines
+
+
+def _time(experiment: Experiment, flops: int, teraflops: float, utilisation: float) -> str:
+    hours = gpu_hours(flops, teraflops, utilisation) / experiment.gpus
+    duration = f"{hours / 24:,.0f} days" if hours > 48 else f"{hours:.2g} hours" if hours > 1 else "under an hour"
+    return (
+        f"GPU-hours assume {utilisation:.0%} of {teraflops:g} TFLOP/s in every stage, also where float32 (the "
+        "autoencoder) or small batches are slower: divide by what you measure. Work of the CPU (pictures, shards, the "
+        "scorer, reading and writing) is not in them. "
+        f"All stages: {duration} if {'the GPU is' if experiment.gpus == 1 else 'all GPUs are'} never idle. "
+        "The total has sums, and of memory and state the most that a stage takes."
+    )
+
+
+def _sample(experiment: Experiment) -> str:
+    params = experiment.params
+    return (
+        f"A training sample is {params.shard.image_size} pixels square: {experiment.tokens} latent tokens and "
+        f"{experiment.text_tokens} of text, as every text is padded to the longest of its batch. Latents and texts are "
+        "read from the cache, so training runs no encoder. Guidance computes every step twice; a prompt's keys and "
+        f"values are computed once for a batch of pictures; prompts are {experiment.scale.prompt_tokens} tokens long "
+        "(the longest)."
+    )
+
+
+def _memory(experiment: Experiment) -> str:
+    params = experiment.params
+    sizes = ", ".join(
+        f"{name} {micro_batch(chosen, experiment.gpus)}"
+        for name, chosen in (("pretrain", params.pretrain), ("train", params.train), ("finetune", params.finetune))
+    )
+    attention = "stores its probabilities" if not experiment.precision.fused_attention else "is fused"
+    return (
+        f"Memory is of each GPU, at these samples a pass: {sizes}. Activations are what autograd saves, or in passes "
+        "without gradients what lives at once, with autocast's copies of weights; attention "
+        f"{attention} in training and stores its probabilities elsewhere. Left out are buffers within one operation "
+        "and what the allocator and CUDA hold: leave a tenth free."
+    )
+
+
+def _stand_ins(experiment: Experiment) -> list[str]:
+    if not experiment.encoders.stand_ins:
+        return []
+    return [
+        f"{' and '.join(experiment.encoders.stand_ins)} of params.yaml are not there yet: the published DC-AE f32c32 "
+        "(312 M parameters, in float32) and Gemma-2-2b (2.61 B, in bfloat16) stand in."
+    ]
+
+
+def _prompts(experiment: Experiment) -> str:
+    scale = experiment.scale
+    return (
+        f"Evaluation has {scale.evaluation_prompts} prompts and the judge {scale.judge_prompts:,} to learn from and "
+        f"{scale.unseen_prompts} to be tested on: as many of those asked for as there are. The scorer is the scenes' "
+        f"and runs on the CPU. The judge's costs are those of this project's own, of "
+        f"{sum(p.numel() for p in experiment.encoders.judge.parameters()) / 1e6:.2f} M parameters, not of a "
+        f"vision-language model."
+    )
+
+
+def _disk(experiment: Experiment) -> str:
+    scale, params = experiment.scale, experiment.params
+    pool = pool_bytes(scale.evaluation_prompts, params.geneval.images_per_prompt, params.shard.image_size)
+    return (
+        "Outputs stay; DVC's cache links to them where the file system can, and takes as much again where not. State "
+        f"is what training resumes from ({KEPT} generations and the one being written): it is deleted when its stage "
+        "is done. A pool of pictures also passes through the machine's memory, twice while it is joined: "
+        f"{pool / GIGA:,.3g} GB for the largest. Left out are JSON, logs, reports and the "
+        "tokenizer: megabytes."
+    )

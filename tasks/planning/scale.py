@@ -1,0 +1,101 @@
+"""How much there is of everything: samples, captions, prompts, pictures, and what of it is assumed.
+
+Rendered scenes are looked at; of one's own pictures nothing is known before they are read.
+"""
+
+from dataclasses import dataclass
+
+from tasks.data.images import encode_png
+from tasks.data.scenes import render, sample_scene
+from tasks.data.selection import heldout_count
+from tasks.errors import UserError
+from tasks.geneval.prompts import evaluation_prompts, judge_prompts
+from tasks.judge import UNSEEN_SHARE, unseen_prompts
+from tasks.params import Params
+from tasks.seeds import numpy_generator
+
+OWN_SAMPLES = 50_000_000
+"""Picture-caption pairs of SANA-1.5's pre-training (section 3.1)."""
+
+SCENES, RENDERED = 1024, 64
+PNG_BYTES_PER_PIXEL = 1.8
+CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions that stand for all: their words, and their tokens in the text encoder, BOS included."""
+
+    texts: tuple[str, ...]
+    tokens: tuple[int, ...]
+    longest: int  # tokens of the longest caption of a batch, to which the others are padded
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes that params.yaml does not state."""
+
+    train_samples: int
+    heldout_samples: int
+    captions: Captions
+    png_bytes: tuple[float, ...]  # of pictures that stand for all
+    evaluation_prompts: int
+    judge_prompts: int
+    unseen_prompts: int  # that the judge is tested on
+    prompt_tokens: int  # of the longest prompt
+    assumptions: tuple[str, ...]
+
+
+def tokens_of(text: str) -> int:
+    """Tokens of a scene's caption or a GenEval prompt: its words are common, one token each, and BOS."""
+    return 1 + len(text.split())
+
+
+def measure_scale(params: Params, samples: int | None = None, caption_tokens: int | None = None) -> Scale:
+    """The sizes of an experiment; `samples` and the mean `caption_tokens` of one's own pictures can be given.
+
+    Raises UserError if they are given for rendered scenes, or do not fit the params.
+    """
+    seed = params.compute.seed
+    evaluated = evaluation_prompts(seed, params.geneval.prompts_per_task)
+    judged = judge_prompts(seed, params.judge.prompts, evaluated)
+    unseen = unseen_prompts(seed, max(len(judged) // UNSEEN_SHARE, 1), evaluated)
+    prompt_tokens = max(tokens_of(prompt.text) for prompt in [*evaluated, *judged, *unseen])
+    prompts = len(evaluated), len(judged), len(unseen), prompt_tokens
+    if params.shard.source != "scenes":
+        return _own_pictures(params, samples, caption_tokens, prompts)
+    if samples is not None or caption_tokens is not None:
+        raise UserError("--samples and --caption-tokens are for one's own pictures: shard.source is scenes")
+    rng = numpy_generator(seed, "scenes", "train")
+    scenes = [sample_scene(rng) for _ in range(SCENES)]
+    texts = tuple(scene.caption for scene in scenes)
+    tokens = tuple(min(tokens_of(text), params.text_encoder.max_tokens) for text in texts)
+    png = tuple(len(encode_png(render(scene, params.shard.image_size))) for scene in scenes[:RENDERED])
+    looked_at = f"Captions are {SCENES} rendered scenes', pictures {RENDERED} of them."
+    chosen = params.shard
+    return Scale(
+        chosen.train_samples, chosen.heldout_samples, Captions(texts, tokens, max(tokens)), png, *prompts, (looked_at,)
+    )
+
+
+def _own_pictures(
+    params: Params, samples: int | None, caption_tokens: int | None, prompts: tuple[int, int, int, int]
+) -> Scale:
+    limit = params.text_encoder.max_tokens
+    count = OWN_SAMPLES if samples is None else samples
+    tokens = limit // 2 if caption_tokens is None else caption_tokens
+    if count < 2:
+        raise UserError(f"--samples is {count}: at least 2 are needed, one to hold out")
+    if not 1 <= tokens <= limit:
+        raise UserError(f"--caption-tokens is {tokens}: it must be from 1 to text_encoder.max_tokens = {limit}")
+    heldout = heldout_count(count, params.shard.heldout_samples)
+    captions = Captions(("x" * (CHARACTERS_PER_TOKEN * tokens),), (tokens,), limit)
+    png = (PNG_BYTES_PER_PIXEL * params.shard.image_size**2,)
+    assumed = (
+        f"Assumed: {count:,} pictures" + (" (SANA-1.5, section 3.1)" if samples is None else " (--samples)"),
+        f"captions of {tokens} tokens in the mean"
+        + (" (half of text_encoder.max_tokens)" if caption_tokens is None else " (--caption-tokens)")
+        + f", the longest of every batch {limit}",
+        f"PNGs of {PNG_BYTES_PER_PIXEL} bytes a pixel, as of photographs.",
+    )
+    return Scale(count - heldout, heldout, captions, png, *prompts, ("; ".join(assumed),))

@@ -1,0 +1,420 @@
+"""Claims about the plan's rows: what they say is what the stages do, on workspaces of tiny models."""
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import drawing_workspace
+import pytest
+import torch
+from measured_flops import measured_flops
+from rich.console import Console
+from safetensors import safe_open
+from small_networks import small_network
+from small_workspace import write_encoded, write_params
+
+from flows.graph import submit_stages
+from kernels.optimizers import build_optimizer
+from model.checkpoint import save_network
+from model.importance import block_importance
+from model.network import Sana
+from model.text_encoder import TextEncoder, train_tokenizer
+from tasks import autoencoder, controls, encode, grow, importance, judge, layout, pretrain, prune, text_encoder
+from tasks import plan as command
+from tasks.data.pictures import PictureDataset
+from tasks.data.shards import SPLITS
+from tasks.errors import UserError
+from tasks.geneval.__main__ import stage as geneval_stage
+from tasks.params import Params, apply_overrides, apply_profile, build_params, load_params, read_yaml
+from tasks.planning import data_stages, disk, network_stages, picture_stages
+from tasks.planning.cost import Cost, Memory
+from tasks.planning.counting import count_peak_bytes, without_data
+from tasks.planning.encoder_runs import EncoderRuns
+from tasks.planning.encoders import DC_AE, GEMMA_2_2B, build_encoders, parameters_of
+from tasks.planning.experiment import Experiment, evaluations, micro_batch, open_experiment, text_rows
+from tasks.planning.hours import gpu_hours
+from tasks.planning.memory import Batch, activation_bytes
+from tasks.planning.plan import Plan, Settings, make_plan
+from tasks.planning.scale import Captions, Scale, measure_scale, tokens_of
+from tasks.planning.table import FLOPS, print_plan, scaled
+from tasks.shard import write_scenes
+from tasks.stage import Context, Metrics
+from tasks.training.ema import Ema
+from tasks.training.loop import Trainer
+from tasks.training.objective import FlowMatchingLoss
+from tasks.training.state import History, save_state
+
+ROOT = Path(__file__).parents[2]
+TOKENS = 7
+MIB = 2**20
+
+
+def params_of(profile: str | None = None, **changes: Any) -> Params:
+    """The default, or a profile's params, with `section__key=value` changed."""
+    values = read_yaml(ROOT / "params.yaml")
+    if profile is not None:
+        values = apply_profile(values, profile, ROOT / "profiles")
+    overrides = {name.replace("__", "."): value for name, value in changes.items()}
+    return build_params(apply_overrides(values, overrides, "test"), "test")
+
+
+def scale_of(train: int, heldout: int, tokens: int = TOKENS, **more: Any) -> Scale:
+    """Sizes with captions of equal length."""
+    known = {
+        "png_bytes": (0.0,),
+        "evaluation_prompts": 0,
+        "judge_prompts": 0,
+        "unseen_prompts": 0,
+        "prompt_tokens": tokens,
+    }
+    return Scale(train, heldout, Captions(("x",), (tokens,), tokens), **(known | more), assumptions=())
+
+
+# stages on encoded samples
+
+TRAINED = {
+    "compute.device": "cpu",
+    "compute.dtype": "float32",
+    "shard.image_size": 32,
+    "network.hidden_size": 16,
+    "network.linear_head_dim": 8,
+    "network.cross_heads": 2,
+    "pretrain.depth": 2,
+    "pretrain.steps": 5,
+    "pretrain.batch_size": 6,
+    "pretrain.grad_accumulation": 2,
+    "pretrain.warmup_steps": 0,
+    "pretrain.evaluate_every": 2,
+    "pretrain.checkpoint_every": 3,
+    "grow.depth": 5,
+    "importance.prompts": 100,
+    "importance.batch_size": 40,
+    "importance.times": [0.2, 0.5, 0.8],
+    "prune.depths": [4, 3],
+    "prune.random_choices": 3,
+}
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """A workspace of encoded samples, padded alike in every batch, and the experiment that it is."""
+    write_params(tmp_path, TRAINED)
+    write_encoded(tmp_path, train=6, heldout=120)
+    monkeypatch.chdir(tmp_path)
+    for folder, depth in ((layout.SMALL, 2), (layout.GROWN, 5)):
+        folder.mkdir()
+        save_network(small_network(depth), folder)
+    encoders = SimpleNamespace(
+        autoencoder=SimpleNamespace(latent_channels=3, downsampling=8), caption_channels=6, stand_ins=()
+    )
+    return Experiment(load_params(), scale_of(6, 120, tokens=4), encoders, gpus=1)
+
+
+def test_training_costs_what_the_training_loop_does(trained: Experiment) -> None:
+    chosen = trained.params.pretrain
+    cost = network_stages.training(trained, "pretrain", chosen.depth, chosen)
+    stage, out = pretrain.stage(trained.params), Path("again")
+    assert measured_flops(lambda: drawing_workspace.run(stage, trained.params, out)) == cost.flops
+    with safe_open(out / "model.safetensors", "pt") as file:
+        count = sum(file.get_tensor(name).numel() for name in file.keys())
+    assert cost.parameters == count
+    assert cost.outputs == 4 * count
+
+
+def test_training_holds_the_weights_ema_and_optimizer_state_that_the_plan_says(trained: Experiment) -> None:
+    params, trainers = trained.params, []
+
+    def train(context: Context) -> Metrics:
+        network = Sana(trained.config(params.pretrain.depth))
+        trainers.append(Trainer(context, network, layout.ENCODED, params.pretrain))
+        return trainers[0].run()
+
+    drawing_workspace.run(replace(pretrain.stage(params), run=train), params, Path("again"))
+    (trainer,) = trainers
+    states = trainer.optimizer.optimizer.state.values()
+    row = network_stages.training(trained, "pretrain", params.pretrain.depth, params.pretrain).memory
+    assert row.weights == row.gradients == sum(weight.nbytes for weight in trainer.network.parameters())
+    assert row.ema == sum(average.nbytes for average in trainer.ema.average)
+    assert row.optimizer == sum(tensor.nbytes for state in states for tensor in state.values())
+    saved = activation_bytes(trained.config(2), Batch(3, 16, 4), trained.precision)  # 6 samples in 2 passes
+    evaluated = trained.network_runs.loss_peak(2, 120, 4)
+    assert row.total == row.weights + row.ema + row.optimizer + max(row.gradients + saved, evaluated)
+
+
+def test_growing_costs_what_the_stage_does(trained: Experiment) -> None:
+    done = measured_flops(lambda: drawing_workspace.run(grow.stage(trained.params), trained.params))
+    assert done == network_stages.grow(trained).flops
+
+
+def test_importance_and_pruning_cost_what_the_stages_do(trained: Experiment) -> None:
+    params = trained.params
+    done = measured_flops(lambda: drawing_workspace.run(importance.stage(params), params))
+    assert done == network_stages.importance(trained).flops
+    done = measured_flops(lambda: drawing_workspace.run(prune.stage(params, 3), params))
+    assert done == network_stages.prune(trained, 3).flops
+
+
+def test_state_on_disk_is_what_training_saves(trained: Experiment) -> None:
+    chosen = trained.params.pretrain
+    config = replace(trained.config(chosen.depth), hidden_size=160, linear_head_dim=16)
+    network = Sana(config)
+    optimizer = build_optimizer("came8bit", network.parameters(), 1e-3, 0.0)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    folder = Path("state")
+    save_state(folder, 1, network, Ema(network, 0.9), optimizer, History())
+    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    expected = disk.state_bytes("came8bit", config) / 3  # of three generations
+    entries = 3 * sum(1 for _ in network.parameters())
+    assert expected <= written <= expected + 1500 * entries  # names, shapes and padding of each tensor
+
+
+# stages on pictures
+
+DRAWN = {
+    "autoencoder.latent_channels": 4,
+    "autoencoder.block_channels": [8, 8],
+    "autoencoder.layers_per_block": 1,
+    "autoencoder.steps": 2,
+    "autoencoder.batch_size": 4,
+    "text_encoder.hidden_size": 16,
+    "text_encoder.layers": 1,
+    "text_encoder.heads": 2,
+    "text_encoder.vocabulary": 320,
+    "text_encoder.steps": 2,
+    "text_encoder.batch_size": 4,
+    "encode.batch_size": 8,
+    "network.hidden_size": 16,
+    "network.linear_head_dim": 8,
+    "network.cross_heads": 2,
+    "network.mlp_ratio": 2.0,
+}
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """A workspace of models that draw, all of whose prompts have as many tokens, and the experiment that it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drawing_workspace, "CHANGES", drawing_workspace.CHANGES | DRAWN)
+
+    def tokens(_self: TextEncoder, captions: Sequence[str]) -> list[list[int]]:
+        return [[2] * (TOKENS if caption else 1) for caption in captions]
+
+    params = drawing_workspace.write_workspace()
+    monkeypatch.setattr(TextEncoder, "tokens", tokens)
+    found = measure_scale(params)
+    counts = {name: getattr(found, name) for name in ("evaluation_prompts", "judge_prompts", "unseen_prompts")}
+    captions = tuple(PictureDataset(layout.SHARDS, "train").captions)
+    return Experiment(params, scale_of(8, 2, **counts), build_encoders(params, captions), gpus=1)
+
+
+@pytest.mark.parametrize(("model", "depth"), [("small", 1), ("pruned-2", 2)])
+def test_an_evaluation_costs_what_the_stage_does(drawn: Experiment, model: str, depth: int) -> None:
+    cost = picture_stages.geneval(drawn, model, depth)
+    stage = geneval_stage(drawn.params, model)
+    assert measured_flops(lambda: drawing_workspace.run(stage, drawn.params)) == cost.flops
+    pool = stage.out / "pool.safetensors"
+    assert 0 <= pool.stat().st_size - cost.outputs <= 1000  # its header; PNGs have no bytes here
+
+
+def test_judge_and_controls_cost_what_the_stages_do(drawn: Experiment) -> None:
+    for stage, cost in ((judge.stage, picture_stages.judge), (controls.stage, picture_stages.controls)):
+        folder = stage(drawn.params).out
+        out = folder.with_name(f"{folder.name}-again")
+        done = measured_flops(
+            lambda stage=stage, out=out: drawing_workspace.run(stage(drawn.params), drawn.params, out)
+        )
+        assert done == cost(drawn).flops
+
+
+def test_encoding_costs_what_the_stage_does_and_writes_the_bytes_that_it_says(drawn: Experiment) -> None:
+    captions = [text for split in SPLITS for text in PictureDataset(layout.SHARDS, split).captions]
+    assert len(set(captions[:8])) == 8  # a repeated one would be encoded once
+    cost = data_stages.encode(drawn)
+    stage = encode.stage(drawn.params)
+    assert measured_flops(lambda: drawing_workspace.run(stage, drawn.params)) == cost.flops
+    written = sum(path.stat().st_size for path in stage.out.glob("*.tar"))
+    assert written == cost.outputs
+
+
+def test_training_the_encoders_costs_what_the_stages_do(drawn: Experiment) -> None:
+    stages = ((autoencoder.stage, data_stages.autoencoder), (text_encoder.stage, data_stages.text_encoder))
+    for stage, cost in stages:
+        out = Path(f"{stage(drawn.params).name}-again")
+        done = measured_flops(
+            lambda stage=stage, out=out: drawing_workspace.run(stage(drawn.params), drawn.params, out)
+        )
+        assert done == cost(drawn).flops
+        weights = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+        assert 0 <= weights - cost(drawn).outputs <= 20_000  # headers
+
+
+def test_pictures_shards_have_the_bytes_that_the_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = params_of("smoke", shard__train_samples=300, shard__samples_per_shard=64, shard__heldout_samples=50)
+    write_scenes(tmp_path, params.shard, params.compute.seed)
+    written = sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
+    experiment = Experiment(params, measure_scale(params), encoders=None, gpus=1)
+    assert data_stages.shard(experiment).outputs == pytest.approx(written, rel=0.02)  # the plan renders 64 pictures
+
+
+def test_a_peak_of_a_deep_network_is_told_by_two_shallow_ones(trained: Experiment) -> None:
+    runs, depth = trained.network_runs, 5
+    deep = without_data(lambda: Sana(trained.config(depth)))
+    batch = runs.batch(9, 4)
+
+    def loss() -> None:
+        with torch.no_grad():
+            FlowMatchingLoss(deep)(runs.batch(9, 4))
+
+    def measure() -> None:
+        with torch.no_grad():
+            inner = runs.batch(9, 4)
+            text = deep.encode_text(inner.text_BTE, inner.mask_BT)
+            block_importance(deep, inner.latents_BCHW, inner.noise_BCHW, text, [0.5])
+
+    assert runs.loss_peak(depth, 9, 4) == count_peak_bytes(loss) > batch.latents_BCHW.nbytes
+    assert runs.importance_peak(depth, 9, 4) == count_peak_bytes(measure)
+
+
+# the published encoders
+
+
+def test_the_published_encoders_have_their_published_sizes() -> None:
+    encoders = build_encoders(params_of("paper"), ())
+    assert encoders.stand_ins == ("autoencoder.path", "text_encoder.path")
+    assert parameters_of(encoders.autoencoder.network) / 1e6 == pytest.approx(312.25, abs=0.01)
+    assert parameters_of(encoders.text_encoder) / 1e9 == pytest.approx(2.614, abs=0.001)
+    autoencoder = encoders.autoencoder
+    assert (autoencoder.downsampling, autoencoder.latent_channels, encoders.caption_channels) == (32, 32, 2304)
+
+
+def test_a_prompt_costs_gemma_two_operations_a_weight_and_token_and_its_attention() -> None:
+    runs, text = EncoderRuns(params_of("paper"), build_encoders(params_of("paper"), ())), 20
+    shape = GEMMA_2_2B
+    vocabulary = shape["vocab_size"] * shape["hidden_size"]
+    norms = 4 * shape["num_hidden_layers"] * shape["hidden_size"] + shape["hidden_size"]
+    weights = parameters_of(runs.encoders.text_encoder) - vocabulary - norms
+    scores = 2 * shape["num_hidden_layers"] * shape["num_attention_heads"] * shape["head_dim"] * text**2
+    assert runs.text_flops(text) == 2 * (weights * text + scores)
+
+
+def test_a_folder_that_is_there_is_read_for_its_own_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**GEMMA_2_2B, "num_hidden_layers": 2, "hidden_size": 64}))
+    params = params_of("paper", text_encoder__path=str(tmp_path))
+    encoders = build_encoders(params, ())
+    assert (encoders.caption_channels, encoders.stand_ins) == (64, ("autoencoder.path",))
+    assert DC_AE["latent_channels"] == encoders.autoencoder.latent_channels
+
+
+# what the rows are made of
+
+
+def test_words_of_scenes_and_prompts_are_a_token_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = measure_scale(params_of()).captions.texts
+    tokenizer = train_tokenizer(texts, params_of().text_encoder.vocabulary)
+    assert [len(ids) for ids in tokenizer(list(texts))["input_ids"]] == [tokens_of(text) for text in texts]
+
+
+def test_gpus_share_micro_batches_and_beyond_them_the_samples() -> None:
+    training = params_of("paper").train  # 1024 in 64 passes
+    assert [micro_batch(training, gpus) for gpus in (1, 8, 64, 128, 1024)] == [16, 16, 16, 8, 1]
+
+
+def test_held_out_losses_are_counted_as_the_loop_takes_them() -> None:
+    training = replace(params_of().train, warmup_steps=0)
+    runs = {
+        (steps, every): 1 + len({*range(every, steps + 1, every), steps}) for steps in (5, 6) for every in (2, 3, 9)
+    }
+    assert {key: evaluations(replace(training, steps=key[0], evaluate_every=key[1])) for key in runs} == runs
+
+
+def test_text_rows_are_every_batchs_distinct_prompts_and_the_empty_one() -> None:
+    for prompts, images, batch in ((3, 5, 4), (7, 1, 3), (2, 9, 32), (5, 4, 4)):
+        pairs = [i // images for i in range(prompts * images)]
+        batches = [set(pairs[start : start + batch]) for start in range(0, len(pairs), batch)]
+        assert text_rows(prompts, images, batch) == sum(len(rows) + 1 for rows in batches)
+
+
+def test_gpu_hours_are_operations_over_the_rate_reached() -> None:
+    assert gpu_hours(312e12 * 0.4 * 7200, 312, 0.4) == pytest.approx(2)
+
+
+# the command
+
+
+@pytest.fixture(scope="module")
+def smoke() -> Plan:
+    return make_plan(params_of("smoke"), Settings(), "profile smoke")
+
+
+def test_every_stage_of_the_graph_has_its_row(smoke: Plan) -> None:
+    names = submit_stages(lambda name, _upstream: name, params_of("smoke").prune.depths)
+    assert sorted(cost.stage for cost in smoke.costs) == sorted(names)
+
+
+def printed(plan: Plan) -> list[str]:
+    text = io.StringIO()
+    print_plan(plan, Console(file=text, width=140, highlight=False))
+    return text.getvalue().splitlines()
+
+
+def test_the_table_is_plain_and_fits_140_columns_also_with_the_largest_figures(smoke: Plan) -> None:
+    big = Cost("geneval@finetuned-40", 999 * 10**9, Memory(*[888 * 10**9] * 5), 10**24, 888 * 10**12, 888 * 10**9)
+    for plan in (smoke, replace(smoke, costs=[big])):
+        lines = printed(plan)
+        assert max(map(len, lines)) <= 140
+        assert not any("…" in line or "\x1b" in line for line in lines)
+        for cost in plan.costs:
+            (row,) = [line for line in lines if line.startswith(f"{cost.stage} ")]
+            assert scaled(cost.flops, FLOPS) in re.split(r"\s{2,}", row.strip())
+
+
+def test_figures_have_three_digits() -> None:
+    shown = [scaled(value, FLOPS) for value in (0, 1, 999.4, 999.6, 12_345, 9.996e6, 4.9e13)]
+    assert shown == ["–", "1.00", "999", "1.00 k", "12.3 k", "10.0 M", "49.0 T"]
+
+
+def test_the_total_is_of_all_stages(smoke: Plan) -> None:
+    record = smoke.record()
+    rows, total = record["stages"], record["total"]
+    for name in ("flops", "gpu_hours", "outputs"):
+        assert total[name] == pytest.approx(sum(row[name] for row in rows))
+    assert total["memory"] == max(row["memory"]["total"] for row in rows)
+    assert all(sum(row["memory"].values()) == 2 * row["memory"]["total"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--gpus", "0"], "--gpus is 0"),
+        (["--utilisation", "1.5"], "--utilisation is 1.5"),
+        (["--gpu-tflops", "-1"], "--gpu-tflops is -1.0"),
+        (["--json", "docs"], "--json docs is a folder"),
+        (["--profile", "papr"], "profile 'papr' is unknown"),
+        (["--samples", "9"], "--samples and --caption-tokens are for one's own pictures"),
+        (["--profile", "paper", "--samples", "1"], "--samples is 1"),
+        (["--profile", "paper", "--caption-tokens", "301"], "--caption-tokens is 301"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    error = capsys.readouterr().err
+    assert error.startswith(f"plan: {complaint}")
+    assert error.count("\n") == 1
+
+
+def test_a_picture_size_that_the_autoencoder_cannot_take_is_named() -> None:
+    params = params_of(shard__image_size=36)
+    with pytest.raises(UserError, match=r"image_size is 36: .* multiple of 8"):
+        open_experiment(params, measure_scale(params), 1)
