@@ -23,9 +23,10 @@ from model.pruning import prune_network
 from tasks import layout
 from tasks.files import write_json
 from tasks.geneval.detector import Pictures
+from tasks.geneval.detectors import build_detector, check_classes
 from tasks.geneval.evaluation import correctness, score_prompts
 from tasks.geneval.pictures import DRAWING_SECTIONS, decode, load_painter
-from tasks.geneval.prompts import Prompt, evaluation_prompts
+from tasks.geneval.prompts import Prompt, chosen_prompts
 from tasks.geneval.statistics import score
 from tasks.geneval.summary import as_record
 from tasks.params import Params
@@ -41,7 +42,9 @@ class Controls:
 
     def __init__(self, context: Context) -> None:
         self.params, self.seed = context.params, context.params.compute.seed
-        self.prompts: list[Prompt] = evaluation_prompts(self.seed, self.params.geneval.prompts_per_task)
+        self.prompts: list[Prompt] = chosen_prompts(self.params)
+        self.detector = build_detector(self.params.geneval, context.device)
+        check_classes((prompt.line for prompt in self.prompts), self.detector)
         self.tasks = [prompt.tag for prompt in self.prompts]
         self.images = self.params.geneval.images_per_pruned_prompt
         self.painter = load_painter(layout.GROWN, self.params, context.device)
@@ -61,7 +64,7 @@ class Controls:
 
     def verdicts(self, pictures_PNHW3: Pictures) -> Verdicts:
         """The scorer's verdicts (P, N) on pictures."""
-        return correctness(score_prompts(self.prompts, pictures_PNHW3))
+        return correctness(score_prompts(self.prompts, pictures_PNHW3, self.detector))
 
     def record(self, correct_PN: Verdicts) -> dict[str, Any]:
         """GenEval with its intervals."""

@@ -1,4 +1,4 @@
-"""The user's own files that stages read: pictures, a published autoencoder, text encoder or judge.
+"""The user's own files that stages read: pictures, published models, a file of prompts.
 
 DVC does not see them: their path may be null, and a million pictures are too many to read at each look. A listing of
 their names, sizes and times stands for them. A stage notes which output it made of which listing, so that the flow can
@@ -20,15 +20,25 @@ def own_path(path: str) -> Path:
 
 
 def external_inputs(stage: str, params: Params) -> dict[str, str]:
-    """The path of the user's own files that a stage reads, with the digest of their listing; empty if it reads none."""
-    own = {
-        "shard": params.shard,
-        "autoencoder": params.autoencoder,
-        "text_encoder": params.text_encoder,
-        "judge": params.judge,
-    }
-    path = own[stage].path if stage in own else None
-    return {} if path is None else {path: listing_digest(own_path(path))}
+    """The paths of the user's own files that a stage reads, with digests of their listings; empty if it reads none."""
+    return {path: listing_digest(own_path(path)) for path in own_paths(stage, params) if path is not None}
+
+
+def own_paths(stage: str, params: Params) -> tuple[str | None, ...]:
+    """The params of a stage (`geneval@small`) that name the user's own files."""
+    scorer = (params.geneval.mask2former_path, params.geneval.clip_path, params.geneval.prompts)
+    match stage.partition("@")[0]:
+        case "shard":
+            return (params.shard.path,)
+        case "autoencoder":
+            return (params.autoencoder.path,)
+        case "text_encoder":
+            return (params.text_encoder.path,)
+        case "judge":
+            return (params.judge.path, *scorer)
+        case "geneval" | "controls":
+            return scorer
+    return ()
 
 
 def listing_digest(path: Path) -> str:

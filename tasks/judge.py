@@ -23,12 +23,14 @@ from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
 from tasks.errors import UserError
 from tasks.files import write_csv
 from tasks.geneval.calibration import Calibration
+from tasks.geneval.detector import Detector
+from tasks.geneval.detectors import build_detector, check_classes
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork, save_judge
 from tasks.geneval.judge_training import LabelledPictures, area_under_curve, label, train_judge
 from tasks.geneval.judges import Judge, TrainedJudge, open_judge, write_record
+from tasks.geneval.object_prompts import object_prompts
 from tasks.geneval.pictures import DRAWING_SECTIONS, Painter, load_painter
-from tasks.geneval.prompts import Prompt, evaluation_prompts, judge_prompts
-from tasks.geneval.scene_detector import SceneDetector
+from tasks.geneval.prompts import Prompt, chosen_prompts, judge_prompts
 from tasks.params import Params
 from tasks.seeds import derive, numpy_generator
 from tasks.stage import Context, Metrics, Stage, run_main
@@ -40,21 +42,38 @@ UNSEEN_SHARE = 4
 def run(context: Context) -> Metrics:
     """Train or record the judge, and measure it; writes the judge, `calibration.safetensors` and the metrics."""
     params, seed = context.params, context.params.compute.seed
-    evaluation = evaluation_prompts(seed, params.geneval.prompts_per_task)
-    prompts = judge_prompts(seed, params.judge.prompts, evaluation)
-    unseen = unseen_prompts(seed, max(len(prompts) // UNSEEN_SHARE, 1), evaluation)
+    detector = build_detector(params.geneval, context.device)
+    prompts, unseen = choose_prompts_to_draw(params)
+    check_classes((prompt.line for prompt in (*prompts, *unseen)), detector)
     painter = load_painter(layout.SMALL, params, context.device)
-    test = draw_and_label(painter, unseen, params.judge.images_per_prompt, derive(seed, "judge test"), "judge test")
+    images = params.judge.images_per_prompt
+    test = draw_and_label(painter, unseen, images, derive(seed, "judge test"), "judge test", detector)
 
     def quality(judge: Judge) -> Metrics:
         rng = numpy_generator(seed, "judge bootstrap")
         return measure(scores(judge, unseen, test), test, params.geneval.bootstrap_samples, rng)
 
     judge, metrics = (
-        train(context, painter, prompts, quality) if params.judge.kind == "trained" else adopt(context, painter)
+        train(context, painter, prompts, detector, quality)
+        if params.judge.kind == "trained"
+        else adopt(context, painter)
     )
     calibration(judge, painter, prompts[: params.judge.calibration_prompts]).save(context.out)
     return {**quality(judge), **metrics, "unseen_yes_share": float(test.own_yes().mean())}
+
+
+def choose_prompts_to_draw(params: Params) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to learn from, and others to be measured on, of what the detector can find; none of the evaluation's.
+
+    Scenes tell the two apart by what the small model was trained on, which of prompts over COCO's classes is not known.
+    """
+    seed, count, evaluation = params.compute.seed, params.judge.prompts, chosen_prompts(params)
+    if params.geneval.detector == "scenes":
+        prompts = judge_prompts(seed, count, evaluation)
+        return prompts, unseen_prompts(seed, max(len(prompts) // UNSEEN_SHARE, 1), evaluation)
+    prompts = object_prompts(seed, "judge prompts", count, evaluation)
+    others = max(len(prompts) // UNSEEN_SHARE, 1)
+    return prompts, object_prompts(seed, "unseen prompts", others, [*evaluation, *prompts])
 
 
 def adopt(context: Context, painter: Painter) -> tuple[Judge, Metrics]:
@@ -64,11 +83,15 @@ def adopt(context: Context, painter: Painter) -> tuple[Judge, Metrics]:
 
 
 def train(
-    context: Context, painter: Painter, prompts: Sequence[Prompt], quality: Callable[[Judge], Metrics]
+    context: Context,
+    painter: Painter,
+    prompts: Sequence[Prompt],
+    detector: Detector,
+    quality: Callable[[Judge], Metrics],
 ) -> tuple[Judge, Metrics]:
     """The small network, trained; with its history, and what `quality` says of its untrained self."""
     params, seed = context.params, context.params.compute.seed
-    data = training_pictures(painter, prompts)
+    data = training_pictures(painter, prompts, detector)
     torch.manual_seed(derive(seed, "judge weights"))
     network = JudgeNetwork(JudgeConfig(painter.text_encoder.channels)).to(context.device).eval()
     judge = TrainedJudge(network, painter.text_encoder)
@@ -106,19 +129,20 @@ def unseen_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[
     return [Prompt(line, seen=False) for line in turns if line is not None][:count]
 
 
-def training_pictures(painter: Painter, prompts: Sequence[Prompt]) -> LabelledPictures:
+def training_pictures(painter: Painter, prompts: Sequence[Prompt], detector: Detector) -> LabelledPictures:
     """What the judge learns from: pictures drawn for the prompts, the same mirrored, and pictures of the shards.
 
     A mirror image keeps its prompt, which may be wrong of it now; a picture of the shards is asked one of the prompts.
     """
     params, seed = painter.params.judge, painter.params.compute.seed
     lines = [prompt.line for prompt in prompts]
-    drawn = draw_and_label(painter, prompts, params.images_per_prompt, derive(seed, "judge"), "judge pictures")
+    images = params.images_per_prompt
+    drawn = draw_and_label(painter, prompts, images, derive(seed, "judge"), "judge pictures", detector)
     mirrored = np.ascontiguousarray(drawn.pictures_QHW3[:, :, ::-1])
-    parts = [drawn, LabelledPictures(mirrored, drawn.own_Q, label(mirrored, lines, SceneDetector()))]
+    parts = [drawn, LabelledPictures(mirrored, drawn.own_Q, label(mirrored, lines, detector))]
     if params.shard_pictures:
         shown = shard_pictures(params.shard_pictures, painter.params.shard.image_size, seed)
-        yes_QL = label(shown, lines, SceneDetector())
+        yes_QL = label(shown, lines, detector)
         own_Q = choose_prompts(yes_QL, numpy_generator(seed, "judge shard prompts"))
         parts.append(LabelledPictures(shown, own_Q, yes_QL))
     return LabelledPictures(*(np.concatenate(arrays) for arrays in zip(*map(astuple, parts), strict=True)))
@@ -146,13 +170,13 @@ def choose_prompts(yes_QL: NDArray[np.bool_], rng: np.random.Generator) -> NDArr
 
 
 def draw_and_label(
-    painter: Painter, prompts: Sequence[Prompt], images_per_prompt: int, seed: int, name: str
+    painter: Painter, prompts: Sequence[Prompt], images_per_prompt: int, seed: int, name: str, detector: Detector
 ) -> LabelledPictures:
     """Pictures of the prompts, labelled by the scorer for all of them."""
     pictures_PNHW3 = painter.draw([prompt.text for prompt in prompts], images_per_prompt, seed, name)
     pictures = pictures_PNHW3.reshape(-1, *pictures_PNHW3.shape[2:])
     own = np.repeat(np.arange(len(prompts)), images_per_prompt)
-    return LabelledPictures(pictures, own, label(pictures, [prompt.line for prompt in prompts], SceneDetector()))
+    return LabelledPictures(pictures, own, label(pictures, [prompt.line for prompt in prompts], detector))
 
 
 def scores(judge: Judge, prompts: Sequence[Prompt], data: LabelledPictures) -> NDArray[np.float64]:
@@ -201,6 +225,10 @@ def stage(_params: Params) -> Stage:
             *DRAWING_SECTIONS,
             "compute.branch_threads",
             "judge",
+            "geneval.detector",
+            "geneval.mask2former_path",
+            "geneval.clip_path",
+            "geneval.prompts",
             "geneval.prompts_per_task",
             "geneval.bootstrap_samples",
         ),

@@ -303,8 +303,12 @@ class Judge:
 
 @dataclass(frozen=True)
 class GenEval:
-    """Prompts and pictures of the evaluation."""
+    """Detector, prompts and pictures of the evaluation."""
 
+    detector: Literal["scenes", "mask2former"]
+    mask2former_path: str | None
+    clip_path: str | None
+    prompts: str | None
     prompts_per_task: int
     images_per_prompt: int
     images_per_pruned_prompt: int
@@ -322,6 +326,16 @@ class GenEval:
         _check(
             all(mean > 1 for mean in self.adaptive_means),
             f"adaptive_means is {self.adaptive_means}: each must be above 1",
+        )
+        for name in ("mask2former_path", "clip_path"):
+            value = getattr(self, name)
+            _check(
+                (self.detector == "mask2former") == (value is not None),
+                f"{name} is {value!r} with detector {self.detector}: scenes takes no path, mask2former needs two",
+            )
+        _check(
+            self.detector == "scenes" or self.prompts is not None,
+            "prompts is None with detector mask2former: the scenes' own prompts name no class that it finds",
         )
 
 

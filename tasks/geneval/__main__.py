@@ -11,11 +11,12 @@ from tasks import layout
 from tasks.errors import UserError
 from tasks.files import sha256_file, write_json
 from tasks.geneval.detector import Pictures
+from tasks.geneval.detectors import build_detector, check_classes
 from tasks.geneval.evaluation import judge_pool, score_prompts, write_samples
 from tasks.geneval.judges import open_judge
 from tasks.geneval.pictures import DRAWING_SECTIONS, load_painter
 from tasks.geneval.pool import ARRAYS
-from tasks.geneval.prompts import evaluation_prompts
+from tasks.geneval.prompts import chosen_prompts
 from tasks.geneval.summary import headline, summarize
 from tasks.params import Params, load_params
 from tasks.seeds import derive
@@ -25,14 +26,15 @@ from tasks.stage import Context, Metrics, Stage, bad_input_exits, main, parser
 def evaluate(context: Context, model: str) -> Metrics:
     """Draw the pool of `model`, score and judge it, and write pictures, verdicts and summary."""
     params, seed = context.params, context.params.compute.seed
-    prompts = evaluation_prompts(seed, params.geneval.prompts_per_task)
+    prompts, detector = chosen_prompts(params), build_detector(params.geneval, context.device)
+    check_classes((prompt.line for prompt in prompts), detector)
     painter = load_painter(layout.model_folder(model), params, context.device)
     started = time.monotonic()
     pictures_PNHW3 = painter.draw(
         [prompt.text for prompt in prompts], pool_size(params, model), derive(seed, "geneval"), f"geneval@{model}"
     )
     seconds = time.monotonic() - started
-    verdicts = score_prompts(prompts, pictures_PNHW3)
+    verdicts = score_prompts(prompts, pictures_PNHW3, detector)
     judge = open_judge(layout.JUDGE, painter.text_encoder, params.compute.dtype, context.device)
     pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, seed)
     pool.save(context.out)
@@ -40,6 +42,7 @@ def evaluate(context: Context, model: str) -> Metrics:
     write_samples(context.out, pool, verdicts)
     chosen = params.geneval
     summary = summarize(pool, chosen.best_of, chosen.bootstrap_samples, seed, chosen.keep)
+    summary |= {"detector": detector.name, "detector_note": detector.note}
     write_json(context.out / "summary.json", summary)
     return headline(summary)
 

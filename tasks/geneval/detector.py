@@ -1,7 +1,8 @@
 """What GenEval needs from an object detector: objects with score, box and mask, and the colour of each.
 
-GenEval uses Mask2Former for the objects and CLIP for their colours; scenes have a detector of their own
-(`tasks.geneval.scene_detector`). Whatever implements `Detector` can score pictures: the rules see nothing else.
+GenEval uses Mask2Former for the objects and CLIP for their colours (`tasks.geneval.mask2former_detector`); scenes have
+a detector of their own (`tasks.geneval.scene_detector`). Whatever implements `Detector` can score pictures: the rules
+see nothing else.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pictures = NDArray[np.uint8]
+
+NOTES: dict[str, str | None] = {
+    "scenes": None,
+    "mask2former": (
+        "Objects were found by a Mask2Former with transformers' weights, which are not GenEval's own (mmdet's): "
+        "compare these scores only with scores by the same detector."
+    ),
+}
+"""What must be said beside scores, by the name of the detector that they were made with."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,12 @@ class Thresholds:
 class Detector(Protocol):
     """Finds objects in pictures by their pixels alone, and names the colour of what it found."""
 
+    name: str
     thresholds: Thresholds
+    class_names: tuple[str, ...]
+    """Every class that it can find."""
+    note: str | None
+    """Its part of `NOTES`."""
 
     def detect(self, pictures: Pictures) -> list[list[Detection]]:
         """The objects of each picture of a batch (B, H, W, 3), in any order."""

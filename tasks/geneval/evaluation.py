@@ -7,25 +7,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.geneval.best_of_n import other_prompts
-from tasks.geneval.detector import Pictures
+from tasks.geneval.detector import Detector, Pictures
 from tasks.geneval.judges import Judge
 from tasks.geneval.layout import picture_name, result, write_prompt, write_results
 from tasks.geneval.pool import Pool
 from tasks.geneval.prompts import Prompt
 from tasks.geneval.rules import Verdict
-from tasks.geneval.scene_detector import SceneDetector
 from tasks.geneval.scoring import score_pictures
+from tasks.progress import progress
 from tasks.seeds import numpy_generator
 
 SAMPLES = 4
 """Pictures of each prompt in GenEval's layout: as many as GenEval has. The pool may hold more."""
 
 
-def score_prompts(prompts: Sequence[Prompt], pictures_PNHW3: Pictures) -> list[list[Verdict]]:
+def score_prompts(prompts: Sequence[Prompt], pictures_PNHW3: Pictures, detector: Detector) -> list[list[Verdict]]:
     """The scorer's verdict on every picture, by prompt."""
-    detector = SceneDetector()
-    pairs = zip(prompts, pictures_PNHW3, strict=True)
-    return [score_pictures(prompt.line, pictures, detector) for prompt, pictures in pairs]
+    verdicts = []
+    with progress("scoring", len(prompts)) as meter:
+        for prompt, pictures in zip(prompts, pictures_PNHW3, strict=True):
+            verdicts.append(score_pictures(prompt.line, pictures, detector))
+            meter.advance()
+    return verdicts
 
 
 def correctness(verdicts: Sequence[Sequence[Verdict]]) -> NDArray[np.bool_]:

@@ -17,16 +17,24 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tasks.data.vocabulary import Line
 from tasks.errors import UserError
 from tasks.files import write_bytes
+from tasks.geneval.lines import parse_line
 from tasks.geneval.rules import Verdict
 
 Picture = NDArray[np.uint8]
 PICTURE_NAME = re.compile(r"\d+\.png")
-LINE_KEYS = ("tag", "include", "prompt")
+
+
+@dataclass(frozen=True)
+class PromptFiles:
+    """One prompt's line and where its pictures lie; `names` are their paths relative to the whole folder."""
+
+    line: Line
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,15 @@ def write_prompt(folder: Path, prompt: int, line: Line, pictures: Sequence[Pictu
 
 def read_prompts(folder: Path) -> Iterator[PromptFolder]:
     """The prompts of a folder, by number. Raises UserError naming a file that is missing or broken."""
+    for prompt in list_prompts(folder):
+        pictures = tuple(read_picture(folder / name) for name in prompt.names)
+        yield PromptFolder(prompt.line, prompt.names, pictures)
+
+
+def list_prompts(folder: Path) -> Iterator[PromptFiles]:
+    """As `read_prompts`, but without opening the pictures."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give one in GenEval's layout")
     found = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     if not found:
         raise UserError(f"{folder} has no numbered prompt folders: give a folder in GenEval's layout")
@@ -65,18 +82,16 @@ def read_prompts(folder: Path) -> Iterator[PromptFolder]:
         if not files:
             raise UserError(f"{samples} has no pictures named by numbers (0000.png): put the prompt's samples there")
         names = tuple(file.relative_to(folder).as_posix() for file in files)
-        yield PromptFolder(line, names, tuple(_read_picture(file) for file in files))
+        yield PromptFiles(line, names)
 
 
 def read_line(path: Path) -> Line:
     """The prompt line in a metadata file. Raises UserError naming the file if it is no line of GenEval's schema."""
     try:
-        line = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): it must hold one GenEval prompt line") from None
-    if not isinstance(line, dict) or not all(key in line for key in LINE_KEYS):
-        raise UserError(f"{path} is no GenEval prompt line: it must have the keys {', '.join(LINE_KEYS)}")
-    return line
+    return parse_line(text, str(path))
 
 
 def result(name: str, line: Line, verdict: Verdict) -> dict[str, Any]:
@@ -119,9 +134,10 @@ def _png(picture: Picture) -> bytes:
     return buffer.getvalue()
 
 
-def _read_picture(path: Path) -> Picture:
+def read_picture(path: Path) -> Picture:
+    """The pixels (H, W, 3) of a PNG, turned as its EXIF says. Raises UserError naming the file if it is broken."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as a PNG ({error}): make the picture again") from None

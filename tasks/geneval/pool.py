@@ -39,8 +39,8 @@ class Pool:
         return [prompt.tag for prompt in self.prompts]
 
     @property
-    def seen(self) -> list[bool]:
-        """Whether each prompt's combination is in the training pictures."""
+    def seen(self) -> list[bool | None]:
+        """Whether each prompt's combination is in the training pictures; None where that is unknown."""
         return [prompt.seen for prompt in self.prompts]
 
     def save(self, folder: Path) -> None:

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 
 from tasks.data.vocabulary import TASKS, Line, combination, is_held_out, lines
+from tasks.external import own_path
+from tasks.geneval.lines import read_lines
+from tasks.params import Params
 from tasks.seeds import numpy_generator
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line in GenEval's schema, and whether captions of training pictures state its combination."""
+    """One line in GenEval's schema, and whether captions of training pictures state its combination (None: unknown)."""
 
     line: Line
-    seen: bool
+    seen: bool | None
 
     @property
     def text(self) -> str:
@@ -27,6 +30,18 @@ class Prompt:
     def tag(self) -> str:
         """The task."""
         return self.line["tag"]
+
+
+def chosen_prompts(params: Params) -> list[Prompt]:
+    """The prompts that models are scored on: the scenes' own, or those of the file that `geneval.prompts` names.
+
+    Whether the training pictures show what a file's prompts ask for is not known. Raises UserError if the file or a
+    line of it cannot be read.
+    """
+    path = params.geneval.prompts
+    if path is None:
+        return evaluation_prompts(params.compute.seed, params.geneval.prompts_per_task)
+    return [Prompt(line, seen=None) for line in read_lines(own_path(path))]
 
 
 def evaluation_prompts(seed: int, prompts_per_task: int) -> list[Prompt]:

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from tasks.data.shapes import AREAS, CENTROID_Y, coverage
 from tasks.data.vocabulary import COLOURS, SHAPES
-from tasks.geneval.detector import Detection, Pictures, Thresholds
+from tasks.geneval.detector import NOTES, Detection, Pictures, Thresholds
 
 GROUND_DISTANCE = 45.0
 """A pixel this far (RGB, Euclidean, of 255) from the ground belongs to a part: above noise, below half an edge."""
@@ -52,7 +52,10 @@ Mask = NDArray[np.bool_]
 class SceneDetector:
     """`Detector` of the six shapes and ten colours on a plain ground."""
 
+    name = "scenes"
     thresholds = SCENE_THRESHOLDS
+    class_names = SHAPES
+    note = NOTES["scenes"]
 
     def detect(self, pictures: Pictures) -> list[list[Detection]]:
         """The parts of each picture of (B, H, W, 3) that are large enough, each as the shape it fits best."""

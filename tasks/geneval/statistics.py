@@ -1,8 +1,8 @@
 """GenEval's numbers with their uncertainty: means over pictures, then over tasks, and bootstrap intervals over prompts.
 
-Inputs are `correct` (P prompts, N pictures), 1 where a picture is right (or an expectation in between, for best of N),
-and each prompt's task. The bootstrap draws prompts again within each task, so it says how far the score depends on the
-choice of prompts; it holds the pictures of a prompt together.
+Inputs are `correct` (P prompts, N pictures), 1 where a picture is right (or an expectation in between, for best of N)
+and NaN where a prompt has fewer pictures than others, and each prompt's task. The bootstrap draws prompts again within
+each task, so it says how far the score depends on the choice of prompts; it holds the pictures of a prompt together.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ class Score:
 
 def score(correct_PN: Array, tasks: Sequence[str], samples: int, rng: np.random.Generator) -> Score:
     """The score of pictures (P, N) over the tasks in `tasks` (P), in their order of appearance."""
-    means = _prompt_means(correct_PN, tasks)
-    drawn = {task: _resample(means[rows], samples, rng) for task, rows in _rows(tasks).items()}
-    exact = {task: float(means[rows].mean()) for task, rows in _rows(tasks).items()}
+    means, counts = _prompt_means(correct_PN, tasks), _picture_counts(correct_PN)
+    drawn = {task: _resample(means[rows], counts[rows], samples, rng) for task, rows in _rows(tasks).items()}
+    exact = {task: float(np.average(means[rows], weights=counts[rows])) for task, rows in _rows(tasks).items()}
     overall = _interval(float(np.mean(list(exact.values()))), np.mean(list(drawn.values()), axis=0))
     return Score(overall, {task: _interval(exact[task], drawn[task]) for task in exact})
 
@@ -55,34 +55,41 @@ def difference(
 
 
 def score_by_seen(
-    correct_PN: Array, tasks: Sequence[str], seen: Sequence[bool], samples: int, rng: np.random.Generator
+    correct_PN: Array, tasks: Sequence[str], seen: Sequence[bool | None], samples: int, rng: np.random.Generator
 ) -> dict[str, Score]:
     """Scores of the prompts seen and unseen in training, over the tasks that have both kinds so that they compare.
 
-    Empty where no task has both.
+    Prompts of which that is not known (None) are left out. Empty where no task has both.
     """
-    seen_P, tasks_P = np.asarray(seen, dtype=bool), np.asarray(tasks)
-    shared = np.isin(tasks_P, list({*tasks_P[seen_P]} & {*tasks_P[~seen_P]}))
+    tasks_P = np.asarray(tasks)
+    seen_P, unseen_P = (np.array([one is kind for one in seen]) for kind in (True, False))
+    shared = np.isin(tasks_P, list({*tasks_P[seen_P]} & {*tasks_P[unseen_P]}))
     if not shared.any():
         return {}
-    kinds = {"seen": shared & seen_P, "unseen": shared & ~seen_P}
+    kinds = {"seen": shared & seen_P, "unseen": shared & unseen_P}
     return {kind: score(correct_PN[rows], tasks_P[rows].tolist(), samples, rng) for kind, rows in kinds.items()}
 
 
 def _prompt_means(correct_PN: Array, tasks: Sequence[str]) -> Array:
-    """Mean over each prompt's pictures: (P,). All have as many, so a task's mean of these is its mean over pictures."""
+    """Mean of each prompt's pictures: (P,). A task's mean of these, weighted by pictures, is its mean over pictures."""
     if correct_PN.ndim != 2 or len(correct_PN) != len(tasks) or correct_PN.size == 0:
         raise ValueError(f"correct is {correct_PN.shape} for {len(tasks)} prompts: it must be (prompts, pictures)")
-    return correct_PN.mean(axis=1, dtype=np.float64)
+    return np.nanmean(correct_PN, axis=1, dtype=np.float64)
+
+
+def _picture_counts(correct_PN: Array) -> Array:
+    """Pictures of each prompt: (P,)."""
+    return (~np.isnan(correct_PN)).sum(axis=1).astype(np.float64)
 
 
 def _rows(tasks: Sequence[str]) -> dict[str, NDArray[np.intp]]:
     return {task: np.flatnonzero(np.asarray(tasks) == task) for task in dict.fromkeys(tasks)}
 
 
-def _resample(means: Array, samples: int, rng: np.random.Generator) -> Array:
-    """Means (samples,) of as many prompts drawn with replacement."""
-    return means[rng.integers(len(means), size=(samples, len(means)))].mean(axis=1)
+def _resample(means: Array, counts: Array, samples: int, rng: np.random.Generator) -> Array:
+    """Means over pictures (samples,) of as many prompts drawn with replacement."""
+    drawn = rng.integers(len(means), size=(samples, len(means)))
+    return np.average(means[drawn], axis=1, weights=counts[drawn])
 
 
 def _interval(value: float, drawn: Array) -> Interval:

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from tasks import layout
 from tasks.files import MANIFEST, read_json, sha256_file
+from tasks.geneval.detector import NOTES
 from tasks.geneval.pool import ARRAYS, load_pool
 from tasks.geneval.statistics import Array, difference
 from tasks.geneval.summary import CHOOSERS
@@ -36,6 +37,7 @@ def collect(params: Params) -> Record:
         | {"heldout_loss_small": read_json(layout.GROWN_INIT / "metrics.json")["heldout_loss_small"]},
         "autoencoder": read_json(layout.AUTOENCODER / "metrics.json"),
         "text_encoder": read_json(layout.TEXT_ENCODER / "metrics.json"),
+        "detector_note": NOTES[params.geneval.detector],
         "seed": params.compute.seed,
         "stages": stage_costs(params.prune.depths),
     }

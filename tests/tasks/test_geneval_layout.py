@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tasks.data.scenes import render, sample_scene
 from tasks.data.vocabulary import lines
@@ -73,6 +74,46 @@ def test_a_broken_picture_or_line_is_named(tmp_path):
     (tmp_path / "results.jsonl").write_text("{}\n{")
     with pytest.raises(UserError, match=r"results.jsonl line 2 is not valid JSON"):
         read_results(tmp_path / "results.jsonl")
+
+
+def test_a_folder_as_geneval_writes_it_is_read(tmp_path):
+    line = {
+        "tag": "colors",
+        "include": [{"class": "bus", "count": 1, "color": "red"}],
+        "prompt": "a photo of a red bus",
+    }
+    samples = tmp_path / "00007" / "samples"  # five digits, no new line, a grid and GenEval's results beside them
+    samples.mkdir(parents=True)
+    (tmp_path / "00007" / "metadata.jsonl").write_text(json.dumps(line))
+    shown = np.random.default_rng(0).integers(0, 256, (4, 20, 30, 3)).astype(np.uint8)
+    for number, picture in enumerate(shown):
+        Image.fromarray(picture).save(samples / f"{number:05}.png")
+    Image.fromarray(shown[0]).save(tmp_path / "00007" / "grid.png")
+    (tmp_path / "results").mkdir()
+    (prompt,) = read_prompts(tmp_path)
+    assert prompt.line == line and np.array_equal(np.stack(prompt.pictures), shown)
+    assert prompt.names == tuple(f"00007/samples/{number:05}.png" for number in range(4))
+
+
+def test_pictures_of_other_modes_are_read_as_rgb(tmp_path):
+    write_some(tmp_path)
+    shown = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8))
+    samples = tmp_path / "00000" / "samples"
+    shown.convert("RGBA").save(samples / "0000.png")
+    shown.convert("L").save(samples / "0001.png")
+    first, second, _ = next(read_prompts(tmp_path)).pictures
+    assert np.array_equal(first, np.asarray(shown))
+    assert np.array_equal(second, np.repeat(np.asarray(shown.convert("L"))[..., None], 3, axis=2))
+
+
+def test_a_picture_is_turned_as_its_exif_says(tmp_path):
+    write_some(tmp_path)
+    shown = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown a quarter turn clockwise
+    shown.save(tmp_path / "00000" / "samples" / "0000.png", exif=exif)
+    first = next(read_prompts(tmp_path)).pictures[0]
+    assert np.array_equal(first, np.rot90(np.asarray(shown), k=-1))
 
 
 def test_a_folder_without_prompts_is_refused(tmp_path):

@@ -24,6 +24,7 @@ from tasks.geneval.layout import read_prompts, read_results
 from tasks.geneval.pictures import load_painter
 from tasks.geneval.pool import Pool, load_pool
 from tasks.geneval.prompts import Prompt, evaluation_prompts
+from tasks.geneval.scene_detector import SceneDetector
 from tasks.geneval.summary import CHOOSERS, summarize
 from tasks.params import Params
 from tasks.random_blocks import random_choices
@@ -43,7 +44,13 @@ def real_pool(images: int = 6, seed: int = 0) -> Pool:
     chosen = [Prompt(line, seen=i % 2 == 0) for task in TASKS for i, line in enumerate(lines(task)[:4])]
     pictures = np.stack([[render(sample_scene(rng, prompt.tag)) for _ in range(images)] for prompt in chosen])
     judged = rng.normal(size=pictures.shape[:2])
-    return Pool(chosen, pictures, correctness(score_prompts(chosen, pictures)), judged, rng.permuted(judged, axis=1))
+    return Pool(
+        chosen,
+        pictures,
+        correctness(score_prompts(chosen, pictures, SceneDetector())),
+        judged,
+        rng.permuted(judged, axis=1),
+    )
 
 
 def test_noise_of_a_picture_does_not_depend_on_batches_or_other_prompts(params: Params) -> None:
@@ -111,7 +118,9 @@ def test_summary_follows_from_the_pool_by_hand() -> None:
 def test_the_stage_keeps_the_best_four_where_params_say_so(params: Params) -> None:
     chosen = replace(params, geneval=replace(params.geneval, keep=4, best_of=(2, 5)))
     _, out = run(stage(chosen, "grown"), chosen)
-    assert json.loads((out / "summary.json").read_text()) == summarize(load_pool(out), (2, 5), 50, 0, keep=4)
+    scored_by = {"detector": "scenes", "detector_note": None}
+    expected = summarize(load_pool(out), (2, 5), 50, 0, keep=4) | scored_by
+    assert json.loads((out / "summary.json").read_text()) == expected
     pool = real_pool()
     summary = summarize(pool, (3, 6), samples=50, seed=0, keep=4)
     kept = np.take_along_axis(pool.correct_PN, np.argsort(-pool.judged_PN, axis=1)[:, :4], axis=1).mean(axis=1)
@@ -152,7 +161,7 @@ def test_controls_score_pictures_of_the_network_they_name(params: Params, monkey
         means = pictures_PNHW3.reshape(*pictures_PNHW3.shape[:2], -1).astype(np.float64).mean(axis=-1)
         return means > np.median(means)
 
-    monkeypatch.setattr(controls, "score_prompts", lambda _prompts, pictures_PNHW3: pictures_PNHW3)
+    monkeypatch.setattr(controls, "score_prompts", lambda _prompts, pictures_PNHW3, _detector: pictures_PNHW3)
     monkeypatch.setattr(controls, "correctness", bright)
     metrics, out = run(controls.stage(params), params)
     summary = json.loads((out / "summary.json").read_text())

@@ -71,6 +71,10 @@ def test_the_papers_profile_is_the_papers() -> None:
     assert (params.train.optimizer, params.train.learning_rate, params.finetune.steps) == ("came8bit", 1e-4, 100)
     assert (params.sampling.sampler, params.sampling.steps, params.sampling.guidance) == ("flow_dpm-solver", 20, 4.5)
     assert (params.diffusion.flow_shift, params.text_encoder.max_tokens) == (3.0, 300)
+    assert (params.geneval.detector, Path(str(params.geneval.prompts)).name) == (
+        "mask2former",
+        "evaluation_metadata.jsonl",
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,6 +148,16 @@ def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(key: str, value
         ({"geneval__adaptive_means": [2, 1]}, "geneval.adaptive_means is (2.0, 1.0)"),
         ({"geneval__keep": 2}, "geneval.keep is 2: it must be one of [1, 4]"),
         ({"geneval__images_per_prompt": 16, "geneval__best_of": [1, 32]}, "geneval.best_of is (1, 32)"),
+        ({"geneval__clip_path": "clip"}, "geneval.clip_path is 'clip' with detector scenes"),
+        ({"geneval__detector": "mask2former"}, "geneval.mask2former_path is None with detector mask2former"),
+        (
+            {
+                "geneval__detector": "mask2former",
+                "geneval__mask2former_path": "a",
+                "geneval__clip_path": "b",
+            },
+            "geneval.prompts is None with detector mask2former",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_named(changes: dict[str, Any], part: str) -> None:

@@ -39,12 +39,13 @@ from tasks.errors import UserError
 from tasks.files import read_json, sha256_file, write_json, write_manifest
 from tasks.geneval import __main__ as geneval
 from tasks.geneval.adaptive import Rule, adaptive_best_of, pictures_drawn
+from tasks.geneval.detector import NOTES
 from tasks.geneval.pool import Pool, load_pool
 from tasks.geneval.prompts import Prompt
 from tasks.geneval.summary import summarize
 from tasks.params import Params, load_params
 from tasks.reporting import figures
-from tasks.reporting.collect import speed, stage_costs
+from tasks.reporting.collect import collect, speed, stage_costs
 from tasks.reporting.curves import read_curve
 from tasks.reporting.page import interval, number, render_page
 from tasks.reporting.pictures import BAR, FRAME, GAP, choose_prompts, strip, thumbnail
@@ -306,6 +307,22 @@ def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, A
     words = Page(render_page(summary, drawn, [], b"")).words
     assert len(scores) == 2 + 6 * len(DEPTHS)
     assert all(interval(score) in words for score in scores)
+
+
+def test_the_page_says_when_the_detector_s_weights_are_not_geneval_s_own(inside: Params, page: Page) -> None:
+    own = replace(inside.geneval, detector="mask2former", mask2former_path="a", clip_path="b", prompts="c")
+    summary = collect(replace(inside, geneval=own))
+    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
+    assert NOTES["mask2former"] in Page(render_page(summary, drawn, [], b"")).words
+    assert NOTES["mask2former"] not in page.words
+
+
+def test_prompts_are_called_seen_or_unseen_only_where_that_is_known(summary: dict[str, Any]) -> None:
+    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
+    for seen, said in ((True, "colors, seen"), (False, "colors, unseen"), (None, "colors")):
+        sample = {"text": "a photo of a bus", "task": "colors", "seen": seen, "rows": []}
+        words = Page(render_page(summary, drawn, [sample], b"")).words
+        assert words.partition("a photo of a bus · ")[2].splitlines()[0] == said
 
 
 def test_the_page_says_what_was_kept_and_by_which_judge(summary: dict[str, Any]) -> None:

@@ -1,0 +1,13 @@
+"""The 80 classes of COCO under the names that GenEval's prompts use, in COCO's order: the detector's labels by index.
+
+`published/object_names.txt` is GenEval's file, unchanged (MIT; its notice lies beside it in `published/LICENSE`).
+"""
+
+from pathlib import Path
+
+OBJECT_NAMES = Path(__file__).parent / "published" / "object_names.txt"
+
+
+def class_names() -> tuple[str, ...]:
+    """GenEval's name of each label, 0 to 79."""
+    return tuple(OBJECT_NAMES.read_text(encoding="utf-8").splitlines())

@@ -1,0 +1,59 @@
+"""Verdicts on disk by their digests, so that scoring a folder can be stopped at any time and repeated for little.
+
+A file of JSON lines, written one batch at a time; a last line that was cut off by a crash counts as not there.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+Row = dict[str, Any]
+
+
+class VerdictStore:
+    """Lines of results by key. A context manager, which closes the file."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._rows = dict(_read(path))
+        self._file = open(path, "a", encoding="utf-8")
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            self._file.write("\n")  # ends the line that was cut off
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def __getitem__(self, key: str) -> Row:
+        return self._rows[key]
+
+    def add(self, rows: Mapping[str, Row]) -> None:
+        """Keep some rows: they are on disk when this returns."""
+        self._file.writelines(json.dumps({"key": key, "row": row}) + "\n" for key, row in rows.items())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._rows |= rows
+
+
+def _read(path: Path) -> list[tuple[str, Row]]:
+    """The rows of a file that are whole."""
+    if not path.exists():
+        return []
+    found = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            kept = json.loads(text)
+            found.append((kept["key"], kept["row"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
