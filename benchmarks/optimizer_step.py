@@ -34,6 +34,7 @@ def make_network(device: str) -> Sana:
         patch_size=1,
         caption_channels=128,
         qk_norm=True,
+        numerics="diffusers",
     )
     network = Sana(config).to(device)
     for parameter in network.parameters():

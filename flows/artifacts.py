@@ -1,7 +1,8 @@
 """What a flow run shows in Prefect's UI: progress, a table of stages, a table of models, and where the report is."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from prefect.artifacts import (
 )
 
 from flows.build import BuiltStage
+
+
+@contextmanager
+def best_effort(log: Callable[[str], None]) -> Iterator[None]:
+    """Log that a page could not be shown, and go on: a slow server is no reason to fail what is built and pinned."""
+    try:
+        yield
+    except Exception as error:
+        log(f"Prefect's server did not take an artifact ({' '.join(str(error).split())[:120]})")
 
 
 class Progress:

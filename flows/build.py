@@ -15,8 +15,9 @@ from flows.lineage import Lineage, open_lineage
 from flows.pins import PinnedStage, Pins
 from flows.slots import Slots
 from flows.workspace import work_alone
+from tasks.errors import UserError
 from tasks.external import external_inputs, made_of
-from tasks.files import MANIFEST, sha256_file
+from tasks.files import MANIFEST, sha256_file, verify_manifest
 from tasks.params import PARAMS_FILE, Params, load_params
 
 
@@ -41,21 +42,35 @@ class Build:
         self._one_size = params.compute.threads <= params.compute.branch_threads
 
     def build(self, name: str, log: Callable[[str], None]) -> BuiltStage:
-        """Bring the outputs of stage `name` up to date; what it reads must be already. Raises ChildFailed."""
+        """Bring the outputs of stage `name` up to date; what it reads must be already.
+
+        Raises ChildFailed, and UserError if what it reads was edited while it ran.
+        """
         stage = self.pins.stages[name]
         started = time.monotonic()
         external = external_inputs(name, self.params)
-        if self.pins.up_to_date(name) and self._made_of(external, stage):
+        if self.pins.up_to_date(name) and self._whole(stage) and self._made_of(external, stage):
             return self._cached(stage, started)
         if self.pins.restore(name) and self._made_of(external, stage):
             log("came out of DVC's cache")
             return self._cached(stage, started)
         with self._slots.take(branch=stage.branch or self._one_size):
             started = time.monotonic()
+            noted = self.pins.note(name)
             self._run(stage, log)
-        self.pins.pin(name)
+        self.pins.pin(name, noted)
         self.lineage.finish(name, self.pins.entry(name))
         return BuiltStage(name, self._digests(stage), False, time.monotonic() - started)
+
+    def _whole(self, stage: PinnedStage) -> bool:
+        """Whether all that the stage's manifest lists is in place; of outputs that DVC keeps it knows that itself."""
+        if stage.kept:
+            return True
+        try:
+            verify_manifest((self.root / stage.outputs[0]).parent)
+        except UserError:
+            return False
+        return True
 
     def _made_of(self, external: dict[str, str], stage: PinnedStage) -> bool:
         return made_of(external, self.root / stage.outputs[0])

@@ -24,7 +24,7 @@ from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
-from flows.artifacts import Progress, publish_models, publish_report, publish_stages
+from flows.artifacts import Progress, best_effort, publish_models, publish_report, publish_stages
 from flows.build import Build, BuiltStage, open_build
 from flows.children import BAD_INPUT, ChildFailed
 from flows.graph import submit_stages
@@ -63,11 +63,13 @@ def full_pipeline(profile: str | None = None, overrides: dict[str, Any] | None =
         futures = submit_stages(submit, build.params.prune.depths)
         wait(list(futures.values()))
         stages = [BuiltStage(**f.result()) for f in futures.values() if f.state.is_completed()]
-        publish_stages(stages)
+        with best_effort(log):
+            publish_stages(stages)
         raise_failures({name: future.state for name, future in futures.items()})
         models = read_json(root / RESULTS / "summary.json")["models"]
-        publish_models(models)
-        publish_report(root.resolve() / RESULTS / "report.html")
+        with best_effort(log):
+            publish_models(models)
+            publish_report(root.resolve() / RESULTS / "report.html")
         build.lineage.record_models(models)
     return {"workspace": str(root), "stages": [asdict(stage) for stage in stages]}
 
@@ -79,10 +81,11 @@ def stage_task(build: Build, name: str, progress: Progress) -> Task[[], dict[str
         log = get_run_logger().getChild(LOGGER)
         try:
             built = build.build(name, lambda line: log.info("%s | %s", name, line))
-        except ChildFailed as error:
+        except (ChildFailed, UserError) as error:
             log.error("%s failed: %s", name, error)
             raise
-        progress.advance()
+        with best_effort(log.warning):
+            progress.advance()
         if built.cached:
             log.info("%s: cached", name)
             return Completed(name="Cached", message="up to date", data=asdict(built))

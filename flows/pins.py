@@ -30,6 +30,7 @@ class PinnedStage:
     """A stage of `dvc.yaml`.
 
     `name` is the stage's own; `key` is DVC's, which differs where our one family of stages needs two of DVC's groups.
+    `kept` is whether all that it writes goes to DVC's cache.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PinnedStage:
     command: str
     outputs: tuple[Path, ...]
     params: frozenset[str]
+    kept: bool
 
     @property
     def branch(self) -> bool:
@@ -78,12 +80,15 @@ class Pins:
     def restore(self, name: str) -> bool:
         """Bring the stage's outputs back from DVC's cache if it was built before from what it would be built from now.
 
-        Like `dvc repro`, it removes the outputs that are in place first.
+        Like `dvc repro`, it removes the outputs that are in place first. A stage that writes past the cache has more in
+        its folder than DVC could bring back: that one is always built.
         """
         with self._exclusively():
             stage = self._stage(name)
             self._moved = True
             stage.remove_outs()
+            if not self.stages[name].kept:
+                return False
             try:
                 self._repo.stage_cache.restore(stage)
             except RunCacheNotFoundError:
@@ -91,10 +96,22 @@ class Pins:
             self._repo.commit(self.stages[name].key, force=True)
         return True
 
-    def pin(self, name: str) -> None:
-        """Put what the stage has built into the cache and write its entry of `dvc.lock`."""
+    def note(self, name: str) -> Any:
+        """What the stage is about to be built from: params, code and inputs as they are now, for `pin`."""
+        with self._exclusively():
+            stage = self._stage(name)
+            stage.save_deps()
+        return stage
+
+    def pin(self, name: str, noted: Any) -> None:
+        """Put what the stage has built into the cache and write its entry of `dvc.lock`.
+
+        Raises UserError, and pins nothing, if what it was built from is not what it is now.
+        """
         with self._exclusively():
             self._moved = True
+            if changed := [text for dependency in noted.deps for text in _changes(dependency)]:
+                raise UserError(f"{', '.join(changed)} changed while {name} ran: run again")
             self._repo.commit(self.stages[name].key, force=True)
 
     def entry(self, name: str) -> dict[str, Any]:
@@ -115,7 +132,14 @@ def own_name(key: str) -> str:
     return key.replace("geneval_cut@", "geneval@")
 
 
+def _changes(dependency: Any) -> list[str]:
+    """What is not as it was when `dependency` was noted: its path, or the keys of params.yaml."""
+    status = dependency.workspace_status().items()
+    return [f"{path} ({', '.join(what)})" if isinstance(what, dict) else path for path, what in status]
+
+
 def _describe(stage: Any) -> PinnedStage:
     params = frozenset(key for dependency in stage.params for key in dependency.params)
     outputs = tuple(Path(out.def_path) for out in stage.outs)
-    return PinnedStage(own_name(stage.name), stage.name, stage.cmd, outputs, params)
+    kept = all(out.use_cache for out in stage.outs)
+    return PinnedStage(own_name(stage.name), stage.name, stage.cmd, outputs, params, kept)

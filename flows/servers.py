@@ -27,6 +27,7 @@ from tasks.mlflow_store import connect, tracking_uri
 HOST = "127.0.0.1"
 FOLDER = STATE / "servers"
 POOL = "sana15"
+API_VARIABLE = "PREFECT_API_URL"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
@@ -102,6 +103,11 @@ def servers() -> tuple[Server, Server, Server]:
     )
 
 
+def prefect_api() -> str:
+    """What `PREFECT_API_URL` must be for Prefect's commands to talk to the server."""
+    return f"{servers()[0].url}/api"
+
+
 def up() -> None:
     """Start what is not up, deploy the flow, and return when all of it answers. Raises UserError naming a busy port."""
     prefect, mlflow, worker = servers()
@@ -109,7 +115,7 @@ def up() -> None:
         if server.process() is None:
             refuse_busy_port(server)
     connect()  # makes the database, which MLflow's server and a first run would otherwise both begin to
-    os.environ["PREFECT_API_URL"] = f"{prefect.url}/api"
+    os.environ[API_VARIABLE] = prefect_api()
     for server in (prefect, mlflow):
         start(server)
     for server in (prefect, mlflow):
@@ -121,11 +127,14 @@ def up() -> None:
 
 
 def status() -> None:
-    """Print a line for each server: whether it is up, where, and its log."""
+    """Print a line for each server: whether it is up, where, and its log; and how commands find Prefect's, if it is."""
+    healthy = {server.name: server.healthy() for server in servers()}
     for server in servers():
         where = server.url if server.port else f"work pool {POOL}"
-        state = "up  " if server.healthy() else "down"
+        state = "up  " if healthy[server.name] else "down"
         print(f"{server.name:8} {state} {where:28} log: {server.log}")
+    if healthy["prefect"]:
+        print(f"export {API_VARIABLE}={prefect_api()}")
 
 
 def down() -> None:

@@ -26,19 +26,8 @@ from tasks.params import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, 
 
 COPIES = Path("runs")
 COPIED = STATE / "copied.json"
-# what a copy must not take even where no .gitignore is read (a project that is not in git)
-GENERATED = {
-    ".git",
-    ".venv",
-    ".prefect",
-    str(STATE),
-    "outputs",
-    "results",
-    str(COPIES),
-    "mlruns",
-    "mlartifacts",
-    "__pycache__",
-}
+# where a file that git does not track counts as code; anything else there may be of any size
+ROOMS = ("flows", "tasks", "model", "kernels", "profiles")
 
 
 def open_workspace(project: Path, profile: str | None, overrides: Mapping[str, Any]) -> Path:
@@ -92,31 +81,30 @@ def refresh_code(project: Path, copy: Path) -> None:
 
 
 def code_files(project: Path) -> list[str]:
-    """Files that make up the project: what git tracks or would add, or everything that is not generated.
+    """Files that make up the project: what git tracks, and what is new in its rooms or beside `params.yaml`.
 
     `params.yaml` and `dvc.lock` are a workspace's own and left out.
     """
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=project,
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode == 0 and (project / ".git").exists():
-        names = {name for name in listed.stdout.decode().split("\0") if name}
+    names = _git_files(project, "--cached") if (project / ".git").exists() else set()
+    if names:
+        new = _git_files(project, "--others", "--exclude-standard")
     else:
-        names = set(_walk(project))
+        names, new = {".dvc/config", ".dvc/.gitignore"}, set(_walk(project))
+    names |= {name for name in new if "/" not in name or name.startswith(tuple(f"{room}/" for room in ROOMS))}
     own = {str(PARAMS_FILE), LOCK_FILE}
     return sorted(name for name in names - own if (project / name).is_file())
 
 
+def _git_files(project: Path, *which: str) -> set[str]:
+    listed = subprocess.run(["git", "ls-files", "-z", *which], cwd=project, capture_output=True, check=False)
+    return {name for name in listed.stdout.decode().split("\0") if name}
+
+
 def _walk(project: Path) -> Iterator[str]:
+    """The files of a project that is not in git, beside `params.yaml` and in its rooms."""
     for folder, folders, files in os.walk(project):
         here = Path(folder).relative_to(project)
-        folders[:] = [name for name in folders if name not in GENERATED and not name.endswith(".egg-info")]
-        if here == Path(".dvc"):
-            folders[:] = []
-            files = [name for name in files if name in ("config", ".gitignore")]
+        folders[:] = [name for name in folders if name != "__pycache__" and (name in ROOMS or here.parts)]
         yield from ((here / name).as_posix() for name in files)
 
 

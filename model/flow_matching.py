@@ -6,13 +6,19 @@ Difference from the published code: it draws one of 1000 discrete times; here th
 and the solvers' grids agree and a small model sees every time.
 """
 
+from typing import TypeVar
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Levels = TypeVar("Levels", float, NDArray[np.float64], Tensor)
 
 TIMESTEPS = 1000.0  # the network reads sigma times this
 
 
-def shift(sigma: Tensor, s: float) -> Tensor:
+def shift(sigma: Levels, s: float) -> Levels:
     """The shifted schedule s*sigma / (1 + (s-1)*sigma): more of the path is spent at high noise for s > 1."""
     return s * sigma / (1 + (s - 1) * sigma)
 

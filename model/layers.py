@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-LINEAR_ATTENTION_EPS = 1e-8
 QK_NORM_EPS_LINEAR = 1e-5
-QK_NORM_EPS_CROSS = 1e-6
 LAYER_NORM_EPS = 1e-6
 TIME_FREQUENCIES = 256
 MAX_PERIOD = 10000.0
@@ -52,9 +50,9 @@ class LinearAttention(nn.Module):
     The norm of queries and keys spans all heads. Sums over tokens are taken in float32: they leave float16's range.
     """
 
-    def __init__(self, hidden_size: int, head_dim: int, qk_norm: bool) -> None:
+    def __init__(self, hidden_size: int, head_dim: int, qk_norm: bool, eps: float) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.head_dim, self.eps = head_dim, eps
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.q_norm = RMSNorm(hidden_size, QK_NORM_EPS_LINEAR) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(hidden_size, QK_NORM_EPS_LINEAR) if qk_norm else nn.Identity()
@@ -65,29 +63,29 @@ class LinearAttention(nn.Module):
         q, k, v = self.qkv(x_BND).chunk(3, dim=-1)
         q = F.relu(split_heads(self.q_norm(q), self.head_dim))
         k = F.relu(split_heads(self.k_norm(k), self.head_dim))
-        out_BhNd = linear_attention(q, k, split_heads(v, self.head_dim))
+        out_BhNd = linear_attention(q, k, split_heads(v, self.head_dim), self.eps)
         return self.proj(out_BhNd.transpose(1, 2).flatten(2).to(x_BND.dtype))
 
 
-def linear_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> Tensor:
+def linear_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, eps: float) -> Tensor:
     """Attention of non-negative queries and keys with a product feature map, in float32; (B, h, N, d)."""
     with torch.autocast(q_BhNd.device.type, enabled=False):
         q, k, v = q_BhNd.float(), k_BhNd.float(), v_BhNd.float()
         numerator = q @ (k.transpose(-1, -2) @ v)
         denominator = q @ k.sum(dim=-2).unsqueeze(-1)
-        return numerator / (denominator + LINEAR_ATTENTION_EPS)
+        return numerator / (denominator + eps)
 
 
 class CrossAttention(nn.Module):
     """Softmax attention of latent tokens to text tokens, with the norm of queries and keys across all heads."""
 
-    def __init__(self, hidden_size: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, hidden_size: int, heads: int, qk_norm: bool, norm_eps: float) -> None:
         super().__init__()
         self.head_dim = hidden_size // heads
         self.q_linear = nn.Linear(hidden_size, hidden_size)
         self.kv_linear = nn.Linear(hidden_size, 2 * hidden_size)
-        self.q_norm = RMSNorm(hidden_size, QK_NORM_EPS_CROSS) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(hidden_size, QK_NORM_EPS_CROSS) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(hidden_size, norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(hidden_size, norm_eps) if qk_norm else nn.Identity()
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def keys_values(self, y_BTD: Tensor) -> tuple[Tensor, Tensor]:

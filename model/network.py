@@ -8,8 +8,8 @@
 Parameter names are those of the published checkpoints. Shapes: B batch, N tokens (H*W), T text tokens, D hidden size,
 C latent channels, E caption channels, h heads, d channels of a head.
 
-Differences from the published code: times are not truncated to whole numbers, so a solver's steps are conditioned on
-exactly; padded text is masked with minus infinity instead of -10000; the zero `pos_embed` buffer is left out.
+`NetworkConfig.numerics` chooses between the published code's numerics and diffusers'. Different from both: padded text
+is masked with minus infinity instead of -10000, and the zero `pos_embed` buffer is left out.
 """
 
 import math
@@ -30,6 +30,7 @@ from model.layers import (
     TimestepEmbedder,
     modulate,
 )
+from model.numerics import CONVENTIONS, Convention, Numerics
 
 EMBEDDER_STD = 0.02  # of the initial weights of the time and caption embedders
 
@@ -47,6 +48,12 @@ class NetworkConfig:
     patch_size: int
     caption_channels: int  # of the text encoder
     qk_norm: bool  # SANA-1.5 has it in both attentions; SANA-1.0 has not
+    numerics: Numerics
+
+    @property
+    def convention(self) -> Convention:
+        """What its numerics stand for."""
+        return CONVENTIONS[self.numerics]
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,14 @@ class TextContext:
         """The context of chosen prompts, repeated where `rows` repeats them."""
         chosen = tuple((keys[rows], values[rows]) for keys, values in self.keys_values)
         return TextContext(chosen, self.mask_BT[rows])
+
+    def under_mask(self, mask_BT: Tensor) -> "TextContext":
+        """The same texts read at the tokens of another mask. Raises ValueError if they are shorter than it."""
+        length, own = mask_BT.shape[1], self.mask_BT.shape[1]
+        if own < length:
+            raise ValueError(f"a text of {own} tokens cannot be read at {length}: pad it before encoding")
+        cut = tuple((keys[:, :, :length], values[:, :, :length]) for keys, values in self.keys_values)
+        return TextContext(cut, mask_BT)
 
 
 def concatenate(first: TextContext, second: TextContext) -> TextContext:
@@ -83,8 +98,9 @@ class SanaBlock(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.attn = LinearAttention(hidden, config.linear_head_dim, config.qk_norm)
-        self.cross_attn = CrossAttention(hidden, config.cross_heads, config.qk_norm)
+        eps, norm_eps = config.convention.linear_attention_eps, config.convention.cross_norm_eps
+        self.attn = LinearAttention(hidden, config.linear_head_dim, config.qk_norm, eps)
+        self.cross_attn = CrossAttention(hidden, config.cross_heads, config.qk_norm, norm_eps)
         self.mlp = MixFeedForward(hidden, int(config.mlp_ratio * hidden))
         self.scale_shift_table = nn.Parameter(torch.randn(6, hidden) / math.sqrt(hidden))
 
@@ -123,7 +139,7 @@ class Sana(nn.Module):
     def embed(self, latents_BCHW: Tensor, timesteps_B: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
         """What the blocks start from: tokens (B, N, D), time (B, D), shared modulation (B, 6, D), token grid (H, W)."""
         x_BND, size = self.x_embedder(latents_BCHW)
-        time_BD = self.t_embedder(timesteps_B)
+        time_BD = self.t_embedder(timesteps_B.trunc() if self.config.convention.whole_timesteps else timesteps_B)
         time_B6D = self.t_block(time_BD).unflatten(1, (6, -1))
         return x_BND, time_BD, time_B6D, size
 

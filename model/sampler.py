@@ -1,26 +1,56 @@
-"""Flow-Euler and Flow-DPM-Solver++ 2M with classifier-free guidance (SANA section 3.2, algorithm 1)."""
+"""Flow-Euler and Flow-DPM-Solver++ 2M with classifier-free guidance (SANA section 3.2, algorithm 1).
+
+The grids are those of diffusers' `FlowMatchEulerDiscreteScheduler`, which the published code uses too, and
+`DPMSolverMultistepScheduler`, with which it agrees.
+"""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.flow_matching import TIMESTEPS, shift
 from model.network import Sana, TextContext, concatenate
+from model.numerics import Numerics
 
 SamplerName = Literal["flow_dpm-solver", "flow_euler"]
-SIGMA_MAX = 0.999  # DPM-Solver++ starts just below pure noise, where log((1 - sigma)/sigma) is finite
+SIGMA_STEP = 1 / TIMESTEPS
+"""The smallest noise level of the published schedule of 1000. DPM-Solver++ starts as far below pure noise, where
+log((1 - sigma) / sigma) is finite; Euler's last evaluation is at this level, shifted, and again with the grid."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The noise levels a solver passes: `sigmas`, from noise down to 0, and the time the network reads at all but 0."""
+
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+
 
 Velocity = Callable[[Tensor, float], Tensor]
+"""Latents and the network's time to the velocity there."""
 
 
-def sigmas(sampler: SamplerName, steps: int, flow_shift: float) -> Tensor:
-    """The solver's grid of noise levels (steps + 1,), from noise down to 0, in float64."""
-    start = 1.0 if sampler == "flow_euler" else SIGMA_MAX
-    return shift(torch.linspace(start, 0.0, steps + 1, dtype=torch.float64), flow_shift)
+def solver_grid(sampler: SamplerName, steps: int, flow_shift: float, numerics: Numerics) -> Grid:
+    """The grid of `steps` evaluations. Computed in float64, diffusers' in float32.
+
+    diffusers' DPM-Solver++ gives the network whole timesteps, its Euler does not; under `nvlabs` the network itself
+    cuts the decimals off.
+    """
+    if sampler == "flow_euler":
+        levels = shift(np.linspace(1.0, shift(SIGMA_STEP, flow_shift), steps), flow_shift)
+    else:
+        # 1 - x of a grid from 1 down, in this order: where a timestep falls on a whole number, rounding decides
+        levels = shift(1.0 - np.linspace(1.0, SIGMA_STEP, steps + 1), flow_shift)[:0:-1]
+    timesteps = levels * TIMESTEPS
+    if sampler == "flow_dpm-solver" and numerics == "diffusers":
+        timesteps = np.trunc(timesteps)
+    return Grid((*levels.tolist(), 0.0), tuple(timesteps.tolist()))
 
 
 @torch.no_grad()
@@ -35,20 +65,25 @@ def sample(
     guidance: float,
     flow_shift: float,
 ) -> Tensor:
-    """Latents (B, C, H, W) from noise. `null` holds the empty caption for each row; `guidance` 1 leaves it out."""
+    """Latents (B, C, H, W) from noise. `null` holds the empty caption for each row; `guidance` 1 leaves it out.
+
+    Raises ValueError if the network's convention reads the empty caption at tokens that `null` does not have.
+    """
     predict = _guided(network, text, null, guidance)
-    grid = sigmas(sampler, steps, flow_shift).tolist()
+    grid = solver_grid(sampler, steps, flow_shift, network.config.numerics)
     solve = _euler if sampler == "flow_euler" else _dpm_solver_2m
     return solve(predict, noise_BCHW.float(), grid)
 
 
 def _guided(network: Sana, text: TextContext, null: TextContext, guidance: float) -> Velocity:
     """The velocity v_null + guidance * (v_text - v_null), both branches in one batch."""
+    if guidance != 1 and network.config.convention.null_keeps_caption_mask:
+        null = null.under_mask(text.mask_BT)
     both = concatenate(text, null) if guidance != 1 else text
 
-    def predict(x_BCHW: Tensor, sigma: float) -> Tensor:
+    def predict(x_BCHW: Tensor, timestep: float) -> Tensor:
         x = torch.cat([x_BCHW, x_BCHW]) if guidance != 1 else x_BCHW
-        v = network(x, torch.full((len(x),), sigma * TIMESTEPS, device=x.device), both).float()
+        v = network(x, torch.full((len(x),), timestep, device=x.device), both).float()
         if guidance == 1:
             return v
         v_text, v_null = v.chunk(2)
@@ -57,22 +92,22 @@ def _guided(network: Sana, text: TextContext, null: TextContext, guidance: float
     return predict
 
 
-def _euler(predict: Velocity, x: Tensor, grid: list[float]) -> Tensor:
+def _euler(predict: Velocity, x: Tensor, grid: Grid) -> Tensor:
     """First-order steps along the velocity."""
-    for sigma, following in pairwise(grid):
-        x = x + (following - sigma) * predict(x, sigma)
+    for (sigma, following), timestep in zip(pairwise(grid.sigmas), grid.timesteps, strict=True):
+        x = x + (following - sigma) * predict(x, timestep)
     return x
 
 
-def _dpm_solver_2m(predict: Velocity, x: Tensor, grid: list[float]) -> Tensor:
+def _dpm_solver_2m(predict: Velocity, x: Tensor, grid: Grid) -> Tensor:
     """DPM-Solver++ 2M on the predicted latent x - sigma*v, with alpha = 1 - sigma and lambda = log(alpha/sigma).
 
     The first and last steps are first order; the last one, to sigma 0, returns the predicted latent itself.
     """
     previous: Tensor | None = None
-    log_ratio = [_lambda(sigma) for sigma in grid[:-1]]
-    for i, (sigma, following) in enumerate(pairwise(grid)):
-        latent = x - sigma * predict(x, sigma)
+    log_ratio = [_lambda(sigma) for sigma in grid.sigmas[:-1]]
+    for i, (sigma, following) in enumerate(pairwise(grid.sigmas)):
+        latent = x - sigma * predict(x, grid.timesteps[i])
         if following == 0:
             return latent
         direction = latent

@@ -1,12 +1,14 @@
 """The text encoder: the last hidden states of a decoder-only language model of the Gemma-2 family (SANA section 2.3).
 
 Model and tokenizer are transformers' own, in transformers' folder format, so a published Gemma-2 loads as ours does.
-As in the published code a prompt is BOS and its tokens, cut at a set length; the empty prompt, which is BOS alone, is
-the null embedding of guidance. Left out is the "complex human instruction" that SANA puts before a prompt: it speaks to
-a model tuned to follow instructions, which a small one is not.
+Beside them `reading.json` says how prompts are put to the model, so that every user of the folder reads them alike.
 """
 
+import dataclasses
+import inspect
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     Gemma2Config,
     Gemma2ForCausalLM,
     PreTrainedModel,
@@ -24,18 +27,53 @@ from transformers import (
     logging,
 )
 
+from model.numerics import CONVENTIONS, Instruction, Numerics, Precision
+
 logging.disable_progress_bar()  # loading and saving show bars of their own, also where output is piped
 
 PAD, EOS, BOS = SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>")  # ids 0, 1, 2, as Gemma has them
 LEAST_VOCABULARY = len(SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet())
+READING = "reading.json"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How prompts are put to the language model.
+
+    `max_tokens` is the longest embedding. With the instruction `sana`, SANA's "complex human instruction" goes before a
+    prompt, and of its own tokens only BOS and the last are kept. `numerics` decides how the empty prompt is embedded
+    and whether prompts are lower-cased and stripped. `precision` is that of the weights in use: as stored, or made
+    smaller when they are loaded (int8 and int4 by bitsandbytes).
+    """
+
+    max_tokens: int
+    instruction: Instruction
+    numerics: Numerics
+    precision: Precision
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 2:
+            raise ValueError(f"max_tokens is {self.max_tokens}: it must be 2 or above")
+
+
+def instruction_text(instruction: Instruction) -> str:
+    """The words before a prompt: diffusers has them as the default of its pipeline, one line to each string."""
+    if instruction == "none":
+        return ""
+    from diffusers import SanaPipeline
+
+    lines = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    return "\n".join(lines)
 
 
 class TextEncoder:
     """A language model with its tokenizer, read out at the last hidden state."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-        """Prompts are cut after `max_tokens` tokens, BOS included."""
-        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reading: Reading) -> None:
+        """The instruction's tokens are counted here, with its BOS."""
+        self.model, self.tokenizer, self.reading = model, tokenizer, reading
+        self._instruction = instruction_text(reading.instruction)
+        self._instruction_tokens = len(tokenizer(self._instruction)["input_ids"]) if self._instruction else 1
 
     @property
     def channels(self) -> int:
@@ -43,27 +81,72 @@ class TextEncoder:
         return self.model.config.hidden_size
 
     def tokens(self, captions: Sequence[str]) -> list[list[int]]:
-        """The token ids of each caption: BOS and at most `max_tokens` - 1 more."""
+        """The token ids of each caption after the instruction: as many as leave an embedding of `max_tokens`."""
         # Cut here: asking the tokenizer to do it would leave the length in the tokenizer, and in what `save` writes.
-        return [tokens[: self.max_tokens] for tokens in self.tokenizer(list(captions))["input_ids"]]
+        longest = self._instruction_tokens + self.reading.max_tokens - self._kept_before()
+        return [tokens[:longest] for tokens in self.tokenizer([*map(self._prepare, captions)])["input_ids"]]
 
-    @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """The embedding (T_i, E) of each caption, float32, without padding.
+        """The embedding (T_i, E) of each caption, float32, without padding: BOS, the instruction's last token, its own.
 
         A caption's embedding does not depend on the others: attention is causal and padding comes last.
         """
-        ids = [torch.tensor(tokens) for tokens in self.tokens(captions)]
-        ids_BT, mask_BT = pad(ids)
-        device = self.model.device
-        decoder = self.model.get_decoder()  # without the vocabulary head, as in the published code
-        states_BTE = decoder(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device)).last_hidden_state.float()
-        return [states_TE[: len(tokens)].clone() for states_TE, tokens in zip(states_BTE, ids, strict=True)]
+        embedded = self._embed([torch.tensor(tokens) for tokens in self.tokens(captions)])
+        if not self._instruction:
+            return embedded
+        return [torch.cat([states_TE[:1], states_TE[self._instruction_tokens - 1 :]]) for states_TE in embedded]
+
+    def encode_null(self) -> Tensor:
+        """The embedding (T, E) of the empty prompt, which never has the instruction before it.
+
+        BOS alone, or under `nvlabs` padded to `max_tokens`: there it is read at as many tokens as a caption has.
+        """
+        ids_T = torch.tensor(self.tokenizer("")["input_ids"])
+        if not CONVENTIONS[self.reading.numerics].null_keeps_caption_mask:
+            return self._embed([ids_T])[0]
+        padded_T = torch.full((self.reading.max_tokens,), self.tokenizer.pad_token_id)
+        padded_T[: len(ids_T)] = ids_T
+        mask_T = torch.arange(len(padded_T)) < len(ids_T)
+        return self._states(padded_T[None], mask_T[None])[0]
 
     def save(self, folder: Path) -> None:
         """Write transformers' folder: config, safetensors and tokenizer. The same encoder gives the same bytes."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        save_reading(self.reading, folder)
+
+    def _prepare(self, caption: str) -> str:
+        prepared = caption.lower().strip() if CONVENTIONS[self.reading.numerics].cleans_prompts else caption
+        return self._instruction + prepared
+
+    def _kept_before(self) -> int:
+        """Tokens of the embedding that are not the caption's: BOS, and the instruction's last."""
+        return 2 if self._instruction else 1
+
+    def _embed(self, ids: Sequence[Tensor]) -> list[Tensor]:
+        """The states (T_i, E) of token sequences."""
+        states_BTE = self._states(*pad(ids))
+        return [states_TE[: len(tokens)].clone() for states_TE, tokens in zip(states_BTE, ids, strict=True)]
+
+    @torch.no_grad()
+    def _states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        device = self.model.device
+        decoder = self.model.get_decoder()  # without the vocabulary head, as in the published code
+        return decoder(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device)).last_hidden_state.float()
+
+
+def save_reading(reading: Reading, folder: Path) -> None:
+    """Write how prompts are read beside a language model."""
+    text = json.dumps(dataclasses.asdict(reading), indent=2, sort_keys=True) + "\n"
+    (folder / READING).write_text(text, encoding="utf-8")
+
+
+def load_reading(folder: Path) -> Reading:
+    """How the prompts of a folder are read. Raises ValueError naming the file that is missing or broken."""
+    try:
+        return Reading(**json.loads((folder / READING).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder / READING} cannot be read ({error}): run python -m tasks.text_encoder") from None
 
 
 def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -101,7 +184,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int) -> PreTrainedToken
 
 
 def build_text_encoder(
-    tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int, max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int, reading: Reading
 ) -> TextEncoder:
     """An untrained Gemma-2 in Gemma-2-2b's proportions: half as many key heads as heads, an MLP 4 times as wide.
 
@@ -125,15 +208,16 @@ def build_text_encoder(
         attn_implementation="eager",
         use_cache=False,
     )
-    return TextEncoder(Gemma2ForCausalLM(config), tokenizer, max_tokens)
+    return TextEncoder(Gemma2ForCausalLM(config), tokenizer, reading)
 
 
-def load_text_encoder(folder: Path, max_tokens: int, device: str = "cpu") -> TextEncoder:
-    """The frozen text encoder of a folder, ours or a published one, in its own precision and without network access.
+def load_text_encoder(folder: Path, device: str = "cpu", reading: Reading | None = None) -> TextEncoder:
+    """The frozen text encoder of a folder, without network access. `reading` stands in where the folder has none.
 
     Raises ValueError naming the folder if it lacks a model, a tokenizer or some of the weights.
     """
     folder = Path(folder)
+    reading = reading or load_reading(folder)
     for names in (("config.json",), ("tokenizer.json", "tokenizer.model")):
         if not any((folder / name).is_file() for name in names):
             raise ValueError(f"{folder} holds no text encoder: {' or '.join(names)} is missing")
@@ -143,7 +227,7 @@ def load_text_encoder(folder: Path, max_tokens: int, device: str = "cpu") -> Tex
             folder,
             local_files_only=True,
             use_safetensors=True,
-            dtype="auto",
+            **_weights_in(reading.precision, device),
             attn_implementation="eager",  # the one that applies Gemma-2's soft cap of attention scores everywhere
             output_loading_info=True,
         )
@@ -153,4 +237,20 @@ def load_text_encoder(folder: Path, max_tokens: int, device: str = "cpu") -> Tex
         raise ValueError(f"{folder} lacks {len(missing)} weights of its language model, {missing[0]} first")
     if not tokenizer("")["input_ids"]:
         raise ValueError(f"{folder} has a tokenizer without BOS: the empty prompt would have no embedding")
-    return TextEncoder(model.to(device).eval().requires_grad_(False), tokenizer, max_tokens)
+    model = model if reading.precision in ("int8", "int4") else model.to(device)  # bitsandbytes has placed them
+    return TextEncoder(model.eval().requires_grad_(False), tokenizer, reading)
+
+
+def _weights_in(precision: Precision, device: str) -> dict[str, object]:
+    """The arguments that make transformers load weights in a precision."""
+    if precision == "stored":
+        return {"dtype": "auto"}
+    if precision == "bfloat16":
+        return {"dtype": torch.bfloat16}
+    smaller = BitsAndBytesConfig(
+        load_in_8bit=precision == "int8",
+        load_in_4bit=precision == "int4",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": smaller, "device_map": {"": device}}

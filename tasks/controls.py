@@ -2,11 +2,14 @@
 
 * latents that are noise, decoded: what decoder and scorer alone make of nothing
 * the grown model's network with its initial weights
-* the grown model cut to each depth by blocks chosen at random; the report pairs it with the same cut by importance
+* the grown model cut to each depth by several random choices of blocks, the same ones whose held-out loss `prune@D`
+  measures; the report pairs them with the cut by importance
 
 All start from the noise that the models' own evaluation starts from.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +29,7 @@ from tasks.geneval.prompts import Prompt, evaluation_prompts
 from tasks.geneval.statistics import score
 from tasks.geneval.summary import as_record
 from tasks.params import Params
+from tasks.random_blocks import random_choices
 from tasks.seeds import derive, generator, numpy_generator
 from tasks.stage import Context, Metrics, Stage, run_main
 
@@ -39,14 +43,21 @@ class Controls:
         self.params, self.seed = context.params, context.params.compute.seed
         self.prompts: list[Prompt] = evaluation_prompts(self.seed, self.params.geneval.prompts_per_task)
         self.tasks = [prompt.tag for prompt in self.prompts]
-        self.images = self.params.geneval.images_per_cut_prompt
+        self.images = self.params.geneval.images_per_pruned_prompt
         self.painter = load_painter(layout.GROWN, self.params, context.device)
 
-    def draw(self, network: Sana, name: str) -> Verdicts:
-        """The scorer's verdicts (P, N) on a network's pictures."""
+    def draw(self, network: Sana, name: str, images: int | None = None) -> Verdicts:
+        """The scorer's verdicts (P, N) on `images` pictures of a network, or on as many as all controls have."""
         texts = [prompt.text for prompt in self.prompts]
         painter = replace(self.painter, network=network)
-        return self.verdicts(painter.draw(texts, self.images, derive(self.seed, "geneval"), name))
+        return self.verdicts(painter.draw(texts, images or self.images, derive(self.seed, "geneval"), name))
+
+    def draw_random_cuts(self, choices: Sequence[Sequence[int]]) -> Verdicts:
+        """The verdicts (P, N) on the grown model cut to each choice of blocks, with an equal share of the pictures."""
+        share = math.ceil(self.images / len(choices))
+        name = f"controls: {len(choices[0])} random blocks"
+        cuts = [prune_network(self.painter.network, choice) for choice in choices]
+        return np.concatenate([self.draw(cut, name, share) for cut in cuts], axis=1)
 
     def verdicts(self, pictures_PNHW3: Pictures) -> Verdicts:
         """The scorer's verdicts (P, N) on pictures."""
@@ -64,11 +75,12 @@ def run(context: Context) -> Metrics:
     grown = controls.painter.network
     torch.manual_seed(derive(controls.seed, "untrained control"))
     untrained = Sana(grown.config).to(context.device).eval()
-    kept = {str(depth): random_blocks(controls.seed, len(grown.blocks), depth) for depth in context.params.prune.depths}
-    cuts = {
-        depth: controls.draw(prune_network(grown, blocks), f"controls: {depth} random blocks")
-        for depth, blocks in kept.items()
+    chosen = context.params.prune
+    kept = {
+        str(depth): random_choices(len(grown.blocks), depth, chosen.random_choices, controls.seed)
+        for depth in chosen.depths
     }
+    cuts = {depth: controls.draw_random_cuts(choices) for depth, choices in kept.items()}
     save_file(cuts, context.out / layout.RANDOM_CUTS.name)
     summary = {
         "noise": controls.record(controls.verdicts(noise_pictures(controls))),
@@ -89,12 +101,6 @@ def noise_pictures(controls: Controls) -> Pictures:
     return pictures.reshape(prompts, controls.images, *pictures.shape[1:])
 
 
-def random_blocks(seed: int, blocks: int, depth: int) -> list[int]:
-    """Positions, in order, of `depth` of `blocks` blocks that are kept without regard to their importance."""
-    order = numpy_generator(seed, "random cut", depth).permutation(blocks)
-    return sorted(int(block) for block in order[:depth])
-
-
 def stage(_params: Params) -> Stage:
     """The stage's record."""
     return Stage(
@@ -102,7 +108,7 @@ def stage(_params: Params) -> Stage:
         run=run,
         inputs=(layout.GROWN, layout.AUTOENCODER, layout.TEXT_ENCODER),
         out=layout.CONTROLS,
-        sections=(*DRAWING_SECTIONS, "compute.branch_threads", "prune.depths", "geneval"),
+        sections=(*DRAWING_SECTIONS, "compute.branch_threads", "prune", "geneval"),
         branch=True,
     )
 

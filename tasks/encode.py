@@ -57,7 +57,7 @@ def stage(params: Params) -> Stage:
         run,
         inputs=(layout.SHARDS, layout.AUTOENCODER, layout.TEXT_ENCODER),
         out=layout.ENCODED,
-        sections=("encode", "text_encoder.max_tokens"),
+        sections=("compute.device", "compute.threads", "encode"),
     )
 
 
@@ -68,11 +68,11 @@ def run(context: Context) -> Metrics:
 
 def encode_shards(out: Path, params: Params, device: str) -> Metrics:
     """Encode both splits and measure the latents of the training split, which should have mean 0 and deviation 1."""
-    autoencoder, text_encoder = load_encoders(params.text_encoder.max_tokens, device)
+    autoencoder, text_encoder = load_encoders(device)
     moments = {split: Moments() for split in SPLITS}
     splits = {}
     with torch.inference_mode():
-        null_text = torch.from_numpy(to_half(text_encoder.encode([""])[0], "the embedding of the empty prompt"))
+        null_text = torch.from_numpy(to_half(text_encoder.encode_null(), "the embedding of the empty prompt"))
         write_bytes(out / NULL_TEXT, save({NULL_TEXT_NAME: null_text}))
         for split in SPLITS:
             pictures = PictureDataset(layout.SHARDS, split)
@@ -83,13 +83,14 @@ def encode_shards(out: Path, params: Params, device: str) -> Metrics:
     return {**counts, "latent_mean": moments["train"].mean, "latent_std": moments["train"].std}
 
 
-def load_encoders(max_tokens: int, device: str) -> tuple[Autoencoder, TextEncoder]:
+def load_encoders(device: str) -> tuple[Autoencoder, TextEncoder]:
     """The frozen encoders. Raises UserError if one cannot be loaded or the shards' pictures do not suit it."""
     try:
         autoencoder = load_autoencoder(layout.AUTOENCODER, device)
-        for height, width in PictureDataset(layout.SHARDS, "train").sizes():
-            autoencoder.check_size(height, width)
-        return autoencoder, load_text_encoder(layout.TEXT_ENCODER, max_tokens, device)
+        for split in SPLITS:
+            for height, width in PictureDataset(layout.SHARDS, split).sizes():
+                autoencoder.check_size(height, width)
+        return autoencoder, load_text_encoder(layout.TEXT_ENCODER, device)
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -1,4 +1,4 @@
-"""The user's own files that stages read: pictures, a published autoencoder, a published text encoder.
+"""The user's own files that stages read: pictures, a published autoencoder, text encoder or judge.
 
 DVC does not see them: their path may be null, and a million pictures are too many to read at each look. A listing of
 their names, sizes and times stands for them. A stage notes which output it made of which listing, so that the flow can
@@ -21,7 +21,12 @@ def own_path(path: str) -> Path:
 
 def external_inputs(stage: str, params: Params) -> dict[str, str]:
     """The path of the user's own files that a stage reads, with the digest of their listing; empty if it reads none."""
-    own = {"shard": params.shard, "autoencoder": params.autoencoder, "text_encoder": params.text_encoder}
+    own = {
+        "shard": params.shard,
+        "autoencoder": params.autoencoder,
+        "text_encoder": params.text_encoder,
+        "judge": params.judge,
+    }
     path = own[stage].path if stage in own else None
     return {} if path is None else {path: listing_digest(own_path(path))}
 

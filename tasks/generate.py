@@ -4,8 +4,9 @@
     python -m tasks.generate --prompts prompts.txt --model outputs/grown
 
 Writes PNGs (`00000/0000.png`: prompt, picture), `scores.json` with the judge's log P(yes) of each, and `sheet.png`: a
-row for each prompt, best picture first. The model is a name (small, grown, pruned-6, finetuned-6), a folder, or an
-alias of the registry. The same prompts, model and seed give the same pictures.
+row for each prompt, best picture first. The model is a name (small, grown, pruned-6, finetuned-6), a folder
+(runs/smoke/outputs/grown), or an alias of the registry; autoencoder, text encoder and judge are those beside it. The
+same prompts, model and seed give the same pictures.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -20,7 +21,7 @@ from tasks.errors import UserError
 from tasks.files import write_json
 from tasks.geneval.best_of_n import ranking
 from tasks.geneval.detector import Pictures
-from tasks.geneval.judge import load_judge, log_yes
+from tasks.geneval.judges import open_judge
 from tasks.geneval.pictures import Painter, load_painter
 from tasks.params import Params, load_params
 from tasks.registry import resolve_model
@@ -51,10 +52,12 @@ def generate(options: Namespace, params: Params) -> None:
         raise UserError(f"--n {options.n}: draw at least 1 picture")
     if options.out.exists():
         raise UserError(f"--out {options.out} exists: name a new folder")
-    painter = open_painter(options.model, params)
-    judge = load_judge(layout.JUDGE, painter.device)
+    model = resolve_model(options.model)
+    painter = open_painter(model, params)
+    folder = model.parent / layout.JUDGE.name
+    judge = open_judge(folder, painter.text_encoder, params.compute.dtype, painter.device)
     pictures_PNHW3 = painter.draw(prompts, options.n, derive(options.seed, "generate"), "generate")
-    scores_PN = log_yes(judge, painter.text_encoder, pictures_PNHW3, prompts)
+    scores_PN = judge.log_yes(pictures_PNHW3, prompts)
     order_PN = ranking(scores_PN)
     options.out.mkdir(parents=True)
     rows = []
@@ -86,14 +89,14 @@ def read_prompts(options: Namespace) -> list[str]:
     return prompts
 
 
-def open_painter(model: str, params: Params) -> Painter:
-    """The painter of a model by name. Raises UserError saying what is missing and how to make it."""
+def open_painter(model: Path, params: Params) -> Painter:
+    """The painter of a model's folder. Raises UserError saying what is missing beside it and how to make it."""
     device = configure_torch(params, params.compute.threads)
-    for folder in (layout.AUTOENCODER, layout.TEXT_ENCODER, layout.JUDGE):
-        if not folder.is_dir():
-            raise UserError(f"{folder} is missing: run python -m tasks.{folder.name}, or make run for everything")
+    for name in (layout.AUTOENCODER.name, layout.TEXT_ENCODER.name, layout.JUDGE.name):
+        if not (model.parent / name).is_dir():
+            raise UserError(f"{model} has no {name} beside it: run python -m tasks.{name} there, or make run for all")
     try:
-        return load_painter(resolve_model(model), params, device)
+        return load_painter(model, params, device)
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -1,5 +1,7 @@
 """Stage `importance`: measures how important each block of the grown model is, once for all sizes cut from it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ def run(context: Context) -> Metrics:
     """Write `importance.json` (scores of every noise level and block, mean, spread) and `importance.csv` to plot."""
     chosen = context.params.importance
     heldout = EncodedDataset(layout.ENCODED, "heldout")
-    indices = calibration_indices(len(heldout), chosen.prompts)
+    indices = calibration_indices(heldout.captions, chosen.prompts)
     scores = measure(load_network(layout.GROWN, context.device), heldout, indices, chosen, context)
     mean, std = scores.mean(dim=0), scores.std(dim=0, correction=0)
     captions = [heldout.captions[i] for i in indices]
@@ -34,7 +36,6 @@ def run(context: Context) -> Metrics:
         "std": std.tolist(),  # over times
         "removal_order": removal_order(mean.tolist()),
         "prompts": len(captions),
-        "distinct_prompts": len(set(captions)),
     }
     write_json(context.out / "importance.json", report)
     rows = [{"block": i, "importance": mean[i].item(), "std": std[i].item()} for i in range(len(mean))]
@@ -44,18 +45,22 @@ def run(context: Context) -> Metrics:
         "highest": mean.max().item(),
         "spread_over_times": (std.mean() / mean.mean()).item(),
         "prompts": report["prompts"],
-        "distinct_prompts": report["distinct_prompts"],
     }
 
 
-def calibration_indices(available: int, prompts: int) -> np.ndarray:
-    """`prompts` samples spread evenly over the held-out split. Raises UserError if it has fewer."""
-    if prompts > available:
+def calibration_indices(captions: Sequence[str], prompts: int) -> np.ndarray:
+    """Samples of `prompts` distinct captions, spread evenly over those of the held-out split, ascending.
+
+    Raises UserError if it has fewer captions.
+    """
+    first = {caption: index for index, caption in reversed([*enumerate(captions)])}
+    distinct = np.sort(np.array([*first.values()]))
+    if prompts > len(distinct):
         raise UserError(
-            f"importance.prompts is {prompts} but the held-out split has {available} samples: "
+            f"importance.prompts is {prompts} but the held-out split has {len(distinct)} different captions: "
             "lower it or raise shard.heldout_samples"
         )
-    return np.arange(prompts) * available // prompts
+    return distinct[np.arange(prompts) * len(distinct) // prompts]
 
 
 def measure(

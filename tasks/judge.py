@@ -1,12 +1,15 @@
-"""Stage `judge`: trains the judge of best of N on pictures labelled by GenEval's scorer.
+"""Stage `judge`: the judge of best of N, trained here on pictures labelled by GenEval's scorer.
 
-They are pictures of the small model, their mirror images, and training pictures: the published judge has seen the world
+Its pictures are the small model's, their mirror images, and training pictures: the published judge has seen the world
 before it is fine-tuned, this one has to learn from them what a well-drawn shape is. The small model draws prompts that
-the evaluation does not use, wherever a task has others, and of combinations seen in training. How well the judge tells
-right from wrong is measured on pictures of combinations that it has not met.
+the evaluation does not use, wherever a task has others, and of combinations seen in training.
+
+With `judge.kind` vision_language there is nothing to train: the model in `judge.path` is put on record. Either way, how
+well the judge tells right from wrong is measured on pictures of combinations that were not trained on, and its scores
+of new pictures of training prompts are written down for adaptive best of N.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
 from itertools import chain, zip_longest
 
@@ -19,8 +22,10 @@ from tasks.data.pictures import PictureDataset
 from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
 from tasks.errors import UserError
 from tasks.files import write_csv
-from tasks.geneval.judge import JudgeConfig, JudgeNetwork, log_yes, save_judge
+from tasks.geneval.calibration import Calibration
+from tasks.geneval.judge import JudgeConfig, JudgeNetwork, save_judge
 from tasks.geneval.judge_training import LabelledPictures, area_under_curve, label, train_judge
+from tasks.geneval.judges import Judge, TrainedJudge, open_judge, write_record
 from tasks.geneval.pictures import DRAWING_SECTIONS, Painter, load_painter
 from tasks.geneval.prompts import Prompt, evaluation_prompts, judge_prompts
 from tasks.geneval.scene_detector import SceneDetector
@@ -33,33 +38,56 @@ UNSEEN_SHARE = 4
 
 
 def run(context: Context) -> Metrics:
-    """Draw, label, train, measure; writes the judge, `history.csv` and the metrics."""
+    """Train or record the judge, and measure it; writes the judge, `calibration.safetensors` and the metrics."""
     params, seed = context.params, context.params.compute.seed
     evaluation = evaluation_prompts(seed, params.geneval.prompts_per_task)
     prompts = judge_prompts(seed, params.judge.prompts, evaluation)
     unseen = unseen_prompts(seed, max(len(prompts) // UNSEEN_SHARE, 1), evaluation)
     painter = load_painter(layout.SMALL, params, context.device)
-    data = training_pictures(painter, prompts)
     test = draw_and_label(painter, unseen, params.judge.images_per_prompt, derive(seed, "judge test"), "judge test")
 
+    def quality(judge: Judge) -> Metrics:
+        rng = numpy_generator(seed, "judge bootstrap")
+        return measure(scores(judge, unseen, test), test, params.geneval.bootstrap_samples, rng)
+
+    judge, metrics = (
+        train(context, painter, prompts, quality) if params.judge.kind == "trained" else adopt(context, painter)
+    )
+    calibration(judge, painter, prompts[: params.judge.calibration_prompts]).save(context.out)
+    return {**quality(judge), **metrics, "unseen_yes_share": float(test.own_yes().mean())}
+
+
+def adopt(context: Context, painter: Painter) -> tuple[Judge, Metrics]:
+    """The vision-language model that params.yaml names, put on record."""
+    write_record(context.params.judge, context.out)
+    return open_judge(context.out, painter.text_encoder, context.params.compute.dtype, context.device), {}
+
+
+def train(
+    context: Context, painter: Painter, prompts: Sequence[Prompt], quality: Callable[[Judge], Metrics]
+) -> tuple[Judge, Metrics]:
+    """The small network, trained; with its history, and what `quality` says of its untrained self."""
+    params, seed = context.params, context.params.compute.seed
+    data = training_pictures(painter, prompts)
     torch.manual_seed(derive(seed, "judge weights"))
-    judge = JudgeNetwork(JudgeConfig(painter.text_encoder.channels)).to(context.device).eval()
-    untrained = scores(judge, painter, unseen, test)
+    network = JudgeNetwork(JudgeConfig(painter.text_encoder.channels)).to(context.device).eval()
+    judge = TrainedJudge(network, painter.text_encoder)
+    untrained = quality(judge)
     texts = painter.text_encoder.encode([prompt.text for prompt in prompts])
-    history = train_judge(judge, data, prompts, texts, params.judge, seed, params.compute.dtype)
+    history = train_judge(network, data, prompts, texts, params.judge, seed, params.compute.dtype)
     for row in history:
         context.tracker.log_metrics({"loss": row["loss"]}, step=int(row["step"]))
     write_csv(context.out / "history.csv", history)
-    save_judge(judge, context.out)
-    samples = params.geneval.bootstrap_samples
-    quality = measure(scores(judge, painter, unseen, test), test, samples, numpy_generator(seed, "judge bootstrap"))
-    control = measure(untrained, test, samples, numpy_generator(seed, "judge bootstrap"))
-    return {
-        **quality,
-        **{f"untrained_{name}": value for name, value in control.items()},
-        "yes_share": float(data.own_yes().mean()),
-        "unseen_yes_share": float(test.own_yes().mean()),
-    }
+    save_judge(network, context.out)
+    metrics = {f"untrained_{name}": value for name, value in untrained.items()}
+    return judge, metrics | {"yes_share": float(data.own_yes().mean())}
+
+
+def calibration(judge: Judge, painter: Painter, prompts: Sequence[Prompt]) -> Calibration:
+    """The judge's scores of new pictures of training prompts."""
+    texts, seed = [prompt.text for prompt in prompts], derive(painter.params.compute.seed, "judge calibration")
+    pictures_PNHW3 = painter.draw(texts, painter.params.judge.calibration_images, seed, "judge calibration")
+    return Calibration(judge.log_yes(pictures_PNHW3, texts), [prompt.tag for prompt in prompts])
 
 
 def unseen_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[Prompt]:
@@ -127,12 +155,12 @@ def draw_and_label(
     return LabelledPictures(pictures, own, label(pictures, [prompt.line for prompt in prompts], SceneDetector()))
 
 
-def scores(
-    judge: JudgeNetwork, painter: Painter, prompts: Sequence[Prompt], data: LabelledPictures
-) -> NDArray[np.float64]:
-    """The judge's scores (P, N) of each prompt's own pictures."""
+def scores(judge: Judge, prompts: Sequence[Prompt], data: LabelledPictures) -> NDArray[np.float64]:
+    """The judge's scores (P, N) of each prompt's own pictures; an abstention counts as its surest no."""
     pictures_PNHW3 = data.pictures_QHW3.reshape(len(prompts), -1, *data.pictures_QHW3.shape[1:])
-    return log_yes(judge, painter.text_encoder, pictures_PNHW3, [prompt.text for prompt in prompts])
+    return np.nan_to_num(
+        judge.log_yes(pictures_PNHW3, [prompt.text for prompt in prompts]), nan=-np.inf, neginf=-np.inf
+    )
 
 
 def measure(

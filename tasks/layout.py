@@ -20,6 +20,7 @@ RANDOM_CUTS = CONTROLS / "random_cuts.safetensors"
 RESULTS = Path("results")
 STAGE_RECORDS = RESULTS / "stages"
 STATE = Path(".sana15")
+JUDGE_ANSWERS = STATE / "judge_answers.sqlite"
 
 
 def model_folder(name: str) -> Path:

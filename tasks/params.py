@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from model.numerics import Instruction, Numerics, Precision
 from tasks.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
@@ -122,6 +123,8 @@ class TextEncoder:
     layers: int
     heads: int
     max_tokens: int
+    instruction: Instruction
+    precision: Precision
     steps: int
     batch_size: int
     learning_rate: float
@@ -153,6 +156,7 @@ class Network:
     mlp_ratio: float
     patch_size: int
     qk_norm: bool
+    numerics: Numerics
 
     def __post_init__(self) -> None:
         _positive(self, "hidden_size", "linear_head_dim", "cross_heads", "mlp_ratio", "patch_size")
@@ -272,17 +276,28 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Judge:
-    """The judge of best-of-N: a yes/no classifier of (prompt, picture)."""
+    """The judge of best-of-N: a small yes/no classifier of (prompt, picture), or a vision-language model of `path`."""
 
+    kind: Literal["trained", "vision_language"]
+    path: str | None
+    remote_code: bool
+    time_limit: float
     prompts: int
     images_per_prompt: int
+    calibration_prompts: int
+    calibration_images: int
     shard_pictures: int
     steps: int
     batch_size: int
     learning_rate: float
 
     def __post_init__(self) -> None:
-        _positive(self, "prompts", "images_per_prompt", "steps", "batch_size", "learning_rate")
+        _positive(self, "prompts", "images_per_prompt", "calibration_prompts", "calibration_images", "time_limit")
+        _positive(self, "steps", "batch_size", "learning_rate")
+        _check(
+            (self.kind == "trained") == (self.path is None),
+            f"path is {self.path!r} with kind {self.kind}: trained takes no path, vision_language needs one",
+        )
         _check(self.shard_pictures >= 0, f"shard_pictures is {self.shard_pictures}: it must be 0 or above")
 
 
@@ -292,15 +307,21 @@ class GenEval:
 
     prompts_per_task: int
     images_per_prompt: int
-    images_per_cut_prompt: int
+    images_per_pruned_prompt: int
     best_of: tuple[int, ...]
+    keep: Literal[1, 4]
+    adaptive_means: tuple[float, ...]
     bootstrap_samples: int
 
     def __post_init__(self) -> None:
-        _positive(self, "prompts_per_task", "images_per_prompt", "images_per_cut_prompt", "bootstrap_samples")
+        _positive(self, "prompts_per_task", "images_per_prompt", "images_per_pruned_prompt", "bootstrap_samples")
         _check(
             all(1 <= n <= self.images_per_prompt for n in self.best_of) and len(self.best_of) > 0,
             f"best_of is {self.best_of}: each must be in [1, images_per_prompt = {self.images_per_prompt}]",
+        )
+        _check(
+            all(mean > 1 for mean in self.adaptive_means),
+            f"adaptive_means is {self.adaptive_means}: each must be above 1",
         )
 
 

@@ -25,6 +25,7 @@ def new_network(params: Params, depth: int) -> Sana:
         patch_size=shape.patch_size,
         caption_channels=encoded.null_text.shape[1],
         qk_norm=shape.qk_norm,
+        numerics=shape.numerics,
     )
     torch.manual_seed(derive(params.compute.seed, "initial weights"))
     return Sana(config)

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-
 from model.checkpoint import load_network, save_network
 from model.network import parameter_count
 from model.pruning import blocks_to_keep, prune_network
@@ -12,15 +10,9 @@ from tasks import layout
 from tasks.data.encoded import EncodedDataset
 from tasks.files import read_json, write_json
 from tasks.params import Params
-from tasks.seeds import generator
+from tasks.random_blocks import random_choices
 from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_depth_main
 from tasks.training.evaluation import heldout_loss
-
-
-def random_choice(blocks: int, depth: int, seed: int, index: int) -> list[int]:
-    """Random choice number `index` of `depth` of the blocks, ascending."""
-    order = torch.randperm(blocks, generator=generator(seed, "prune", depth, "random choice", index))
-    return sorted(order[:depth].tolist())
 
 
 def prune(context: Context, depth: int) -> Metrics:
@@ -35,7 +27,7 @@ def prune(context: Context, depth: int) -> Metrics:
         cut = prune_network(network, kept)
         return heldout_loss(cut, heldout, params.diffusion, compute.seed, context.device, compute.dtype)
 
-    choices = [random_choice(blocks, depth, compute.seed, i) for i in range(params.prune.random_choices)]
+    choices = random_choices(blocks, depth, params.prune.random_choices, compute.seed)
     losses = {
         "grown": loss(range(blocks)),
         "importance": loss(keep),

@@ -1,8 +1,9 @@
 """Models by name: the family's checkpoints in MLflow's registry, by reference, and the way from a name to a folder.
 
 Each checkpoint is a logged model and a version of the registered model `sana15`, tagged with the path and the manifest
-digest of its folder; an alias (`small`, `grown`, `pruned-8`, `finetuned-8`) points at the newest of its kind. Weights
-are not copied. A user's own aliases (`champion`) work the same.
+digest of its folder; an alias (`small`, `grown`, `pruned-8`, `finetuned-8`) points at the newest of its kind. Copies of
+the project (`runs/smoke`) add versions and leave these aliases alone. Weights are not copied. A user's own aliases
+(`champion`) work the same.
 """
 
 import re
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from tasks import layout
 from tasks.errors import UserError
 from tasks.files import read_json, verify_manifest
-from tasks.mlflow_store import connect
+from tasks.mlflow_store import connect, main_project
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,17 +40,22 @@ def describe(folder: Path) -> dict[str, str] | None:
 def register(
     client: "MlflowClient", experiment: str, run_id: str, folder: Path, digest: str, facts: dict[str, str]
 ) -> None:
-    """Register the checkpoint that lies, or lay, in `folder` under its name; the same bytes only once."""
-    version = find_version(client, folder.name, digest)
+    """Register the checkpoint that lies, or lay, in `folder` (absolute); the same bytes there only once.
+
+    Its name becomes the version's alias, unless it is a copy's: a run at toy scale must not take the name over.
+    """
+    version = find_version(client, folder, digest)
     if version is None:
         version = _create_version(client, experiment, run_id, folder, digest, facts)
-    client.set_registered_model_alias(REGISTERED_MODEL, folder.name, version.version)
+    workspace = folder.parents[1]
+    if main_project(workspace) == workspace:
+        client.set_registered_model_alias(REGISTERED_MODEL, folder.name, version.version)
 
 
-def find_version(client: "MlflowClient", name: str, digest: str) -> "ModelVersion | None":
-    """The newest registered version of the model `name` whose manifest has this digest."""
+def find_version(client: "MlflowClient", folder: Path, digest: str) -> "ModelVersion | None":
+    """The newest registered version of `folder` whose manifest has this digest."""
     versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
-    same = [v for v in versions if v.tags.get("model") == name and v.tags.get(DIGEST_TAG) == digest]
+    same = [v for v in versions if v.tags.get(PATH_TAG) == str(folder) and v.tags.get(DIGEST_TAG) == digest]
     return max(same, key=lambda version: int(version.version), default=None)
 
 

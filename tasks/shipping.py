@@ -5,13 +5,14 @@ own time, so that a row sent again after a crash is the same row to MLflow.
 import json
 import sys
 import threading
+from collections.abc import Callable
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks import registry
 from tasks.mlflow_store import connect, tracking_uri
-from tasks.spool import Row, Spool, claim_spools
+from tasks.spool import Row, Spool, claim_spools, find_spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,7 +43,7 @@ class Sender:
         self._spools: list[Spool] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._work, name="sender", daemon=True)
-        self._told = False
+        self._told: set[str] = set()
 
     def __enter__(self) -> "Sender":
         self._thread.start()
@@ -63,32 +64,44 @@ class Sender:
         while not finished:
             finished = self._done.wait(wait)
             try:
+                connect()
+                wait = SEND_EVERY_SECONDS
                 if backlog:
-                    send_backlog(self._folder)
+                    send_backlog(self._folder, self._tell)
                     backlog = False
                 for spool in list(self._spools):
-                    if send(spool):
-                        self._spools.remove(spool)
-                        spool.close()
-                wait = SEND_EVERY_SECONDS
+                    self._send(spool)
             except Exception as error:
                 wait = WAIT_AFTER_FAILURE_SECONDS
-                self._tell(error)
+                self._tell(f"{tracking_uri()} cannot be reached", error)
 
-    def _tell(self, error: Exception) -> None:
-        if not self._told:
-            self._told = True
+    def _send(self, spool: Spool) -> None:
+        try:
+            if send(spool):
+                self._spools.remove(spool)
+                spool.close()
+        except Exception as error:
+            self._tell(f"{spool.path.name} cannot be sent", error)
+
+    def _tell(self, what: str, error: Exception) -> None:
+        if what not in self._told:
+            self._told.add(what)
             reason = " ".join(str(error).split())[:120] or type(error).__name__
-            line = f"{tracking_uri()} cannot be reached ({reason}): reports wait in {self._folder} for the next run"
-            print(line, file=sys.stderr, flush=True)
+            print(f"{what} ({reason}): reports wait in {self._folder} for the next run", file=sys.stderr, flush=True)
 
 
-def send_backlog(folder: Path) -> None:
-    """Send the spools in `folder` whose processes are gone; a run that had not ended by then was killed."""
+def send_backlog(folder: Path, tell: Callable[[str, Exception], None]) -> None:
+    """Send the spools in `folder` whose processes are gone; a run that had not ended by then was killed.
+
+    What is wrong with one of them is told and does not hold up the others.
+    """
     for spool in claim_spools(folder):
-        if not spool.ended:
-            spool.append("end", status="KILLED")
-        send(spool)
+        try:
+            if not spool.ended:
+                spool.append("end", status="KILLED")
+            send(spool)
+        except Exception as error:
+            tell(f"{spool.path.name} cannot be sent", error)
 
 
 def send(spool: Spool) -> bool:
@@ -100,7 +113,7 @@ def send(spool: Spool) -> bool:
     client, experiment = connect()
     if run_id is None:
         header, offset = next(spool.rows())
-        run_id = _run_of(client, experiment, header)
+        run_id = _run_of(client, experiment, header, spool.path.parent)
         spool.mark_sent(offset, run_id)
     rows, ended = spool.rows(offset), spool.ended
     while batch := list(islice(rows, ROWS_PER_CALL)):
@@ -113,16 +126,20 @@ def send(spool: Spool) -> bool:
     return ended
 
 
-def _run_of(client: "MlflowClient", experiment: str, header: Row) -> str:
-    """The MLflow run of a spool, created unless an earlier try got that far. Raises LookupError without its parent."""
+def _run_of(client: "MlflowClient", experiment: str, header: Row, folder: Path) -> str:
+    """The MLflow run of a spool, created unless an earlier try got that far.
+
+    Raises LookupError while its parent still waits to be sent; a parent that is nowhere (it was sent to another store)
+    is done without.
+    """
     if (run_id := _find_run(client, experiment, KEY_TAG, header["key"])) is not None:
         return run_id
     tags = header["tags"] | {KEY_TAG: header["key"]}
     if header["parent"] is not None:
         parent = _find_run(client, experiment, KEY_TAG, header["parent"])
-        if parent is None:
+        if parent is None and find_spool(folder, header["parent"]):
             raise LookupError(f"the parent of {header['name']} has not been sent yet")
-        tags[PARENT_TAG] = parent
+        tags |= {PARENT_TAG: parent} if parent else {}
     run = client.create_run(experiment, start_time=header["time"], tags=tags, run_name=header["name"])
     return run.info.run_id
 

@@ -105,6 +105,11 @@ def join_spool(path: Path) -> Spool:
     return Spool(path, open(path, "a", encoding="utf-8"))
 
 
+def find_spool(folder: Path, key: str) -> Path | None:
+    """The file of the run with this key, unless all of it has been sent."""
+    return next(folder.glob(f"*.{key}.jsonl"), None)
+
+
 def claim_spools(folder: Path) -> Iterator[Spool]:
     """The spools that dead processes left in `folder`, each locked in its turn; oldest first, so parents first."""
     for path in sorted(folder.glob("*.jsonl")):

@@ -5,6 +5,7 @@ manifest, and renames the folder into place. Bad input prints one line and exits
 """
 
 import argparse
+import fcntl
 import os
 import resource
 import shutil
@@ -30,6 +31,7 @@ from tasks.files import (
     write_manifest,
 )
 from tasks.params import Params, load_params, section_values
+from tasks.sources import code_digest
 from tasks.tracking import Tracker, open_tracker
 
 Metrics = dict[str, float]
@@ -86,13 +88,38 @@ def stage_threads(stage: Stage, params: Params) -> int:
 
 
 def input_digest(stage: Stage, params: Params, external: dict[str, str]) -> str:
-    """Digest of all that the stage's result depends on: its params, its inputs' manifests (checked here), the rest."""
+    """Digest of all that the stage's result depends on: its code, its params, its inputs' manifests (checked here)."""
     inputs = external | {path.as_posix(): verify_manifest(path) for path in stage.inputs}
-    return sha256_json({"params": section_values(params, stage.sections), "inputs": inputs})
+    values = section_values(params, stage.sections)
+    return sha256_json({"code": code_digest(stage.name), "params": values, "inputs": inputs})
 
 
 def run_stage(stage: Stage, params: Params) -> Metrics:
-    """Run a stage in this process; see the module's docstring."""
+    """Run a stage in this process; see the module's docstring. Raises UserError while another process runs it here."""
+    with lock(stage.name):
+        return _run_locked(stage, params)
+
+
+@contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Hold a stage of this workspace: two processes would write into one another's state."""
+    path = layout.STATE / "locks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{name} is being run in this folder by process {file.read() or '(starting)'}: wait for it or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _run_locked(stage: Stage, params: Params) -> Metrics:
     external = external_inputs(stage.name, params)
     digest = input_digest(stage, params, external)
     threads = stage_threads(stage, params)
@@ -120,10 +147,10 @@ def run_stage(stage: Stage, params: Params) -> Metrics:
 
 
 def refuse_other_state(stage: Stage, state: Path) -> None:
-    """Say that an unfinished run of other params or inputs is not resumed; it stays, for who goes back to them."""
+    """Say that an unfinished run of other code, params or inputs is not resumed; it stays for who goes back to them."""
     others = [path for path in state.parent.glob("*") if path != state]
     if others and not state.exists():
-        print(f"{stage.name}: params or inputs changed since an unfinished run; {others[0]} is not resumed", flush=True)
+        print(f"{stage.name}: code, params or inputs changed since {others[0]}, which is not resumed", flush=True)
 
 
 def record_cost(stage: Stage, digest: str, seconds: float, device: str) -> None:
@@ -144,12 +171,13 @@ def configure_torch(params: Params, threads: int) -> str:
     import torch
 
     torch.set_num_threads(threads)
-    # as use_deterministic_algorithms, which would import the compiler for a second
-    torch.set_deterministic_debug_mode("error" if params.compute.device == "cpu" else "warn")
     available = torch.cuda.is_available()
     if params.compute.device == "cuda" and not available:
         raise UserError("params.yaml: compute.device is cuda but torch sees no CUDA device: use auto or cpu")
-    return "cuda" if available and params.compute.device != "cpu" else "cpu"
+    device = "cuda" if available and params.compute.device != "cpu" else "cpu"
+    # as use_deterministic_algorithms, which would import the compiler for a second; some CUDA kernels have no such form
+    torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
+    return device
 
 
 def main(stage: Stage) -> None:

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.functional import pad as pad_tensor
 
-from model.text_encoder import TextEncoder, build_text_encoder, load_text_encoder, pad, train_tokenizer
+from model.text_encoder import (
+    Reading,
+    TextEncoder,
+    build_text_encoder,
+    load_text_encoder,
+    pad,
+    save_reading,
+    train_tokenizer,
+)
 from tasks import layout
 from tasks.data.order import batch_indices
 from tasks.data.pictures import PictureDataset
@@ -44,17 +52,24 @@ def run(context: Context) -> Metrics:
         encoder, metrics = train(context, captions)
         encoder.save(context.out)
     else:
-        encoder, metrics = load(own_path(chosen.path), chosen.max_tokens, context.device), {}
+        encoder, metrics = load(own_path(chosen.path), reading(context.params), context.device), {}
         copy_files(own_path(chosen.path), context.out, FILES)
+        save_reading(encoder.reading, context.out)
     return {**metrics, "heldout_perplexity": perplexity(encoder, captions, chosen.batch_size)}
 
 
-def load(folder: Path, max_tokens: int, device: str) -> TextEncoder:
+def load(folder: Path, chosen: Reading, device: str) -> TextEncoder:
     """The text encoder of a folder that params.yaml names. Raises UserError if it holds none."""
     try:
-        return load_text_encoder(folder, max_tokens, device)
+        return load_text_encoder(folder, device, chosen)
     except ValueError as error:
         raise UserError(f"params.yaml: text_encoder.path: {error}") from None
+
+
+def reading(params: Params) -> Reading:
+    """How the experiment puts prompts to its text encoder."""
+    chosen = params.text_encoder
+    return Reading(chosen.max_tokens, chosen.instruction, params.network.numerics, chosen.precision)
 
 
 def train(context: Context, heldout: list[str]) -> tuple[TextEncoder, Metrics]:
@@ -77,7 +92,7 @@ def build(params: Params, captions: list[str]) -> TextEncoder:
     chosen = params.text_encoder
     try:
         tokenizer = train_tokenizer(captions, chosen.vocabulary)
-        return build_text_encoder(tokenizer, chosen.hidden_size, chosen.layers, chosen.heads, chosen.max_tokens)
+        return build_text_encoder(tokenizer, chosen.hidden_size, chosen.layers, chosen.heads, reading(params))
     except ValueError as error:
         raise UserError(f"params.yaml: text_encoder.{error}") from None
 
@@ -143,7 +158,7 @@ def stage(_params: Params) -> Stage:
         run=run,
         inputs=(layout.SHARDS,),
         out=layout.TEXT_ENCODER,
-        sections=(*COMPUTE_SECTIONS, "compute.threads", "text_encoder"),
+        sections=(*COMPUTE_SECTIONS, "compute.threads", "network.numerics", "text_encoder"),
     )
 
 

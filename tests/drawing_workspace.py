@@ -10,7 +10,7 @@ import yaml
 from model.autoencoder import build_autoencoder
 from model.checkpoint import save_network
 from model.network import NetworkConfig, Sana
-from model.text_encoder import build_text_encoder, train_tokenizer
+from model.text_encoder import Reading, build_text_encoder, train_tokenizer
 from tasks import layout
 from tasks.data.vocabulary import TASKS, lines
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork, save_judge
@@ -33,12 +33,14 @@ CHANGES = {
     "sampling.batch_size": 24,
     "judge.prompts": 12,
     "judge.images_per_prompt": 2,
+    "judge.calibration_prompts": 5,
+    "judge.calibration_images": 4,
     "judge.shard_pictures": 6,
     "judge.steps": 3,
     "judge.batch_size": 8,
     "geneval.prompts_per_task": 2,
     "geneval.images_per_prompt": 5,
-    "geneval.images_per_cut_prompt": 3,
+    "geneval.images_per_pruned_prompt": 3,
     "geneval.best_of": [1, 2, 4],
     "geneval.bootstrap_samples": 50,
 }
@@ -51,7 +53,7 @@ def write_workspace() -> Params:
     torch.manual_seed(0)
     autoencoder = build_autoencoder(4, (8, 8), 1)
     tokenizer = train_tokenizer([line["prompt"] for task in TASKS for line in lines(task)], 320)
-    text_encoder = build_text_encoder(tokenizer, TEXT_CHANNELS, 1, 2, 16)
+    text_encoder = build_text_encoder(tokenizer, TEXT_CHANNELS, 1, 2, Reading(16, "none", "diffusers", "stored"))
     for folder in (layout.AUTOENCODER, layout.TEXT_ENCODER, layout.JUDGE):
         folder.mkdir(parents=True)
     autoencoder.save(layout.AUTOENCODER)
@@ -60,7 +62,7 @@ def write_workspace() -> Params:
     for name, depth in (("small", 1), ("grown", 3), ("pruned-2", 2)):
         folder = layout.model_folder(name)
         folder.mkdir()
-        save_network(Sana(NetworkConfig(4, 16, depth, 8, 2, 2.0, 1, TEXT_CHANNELS, True)), folder)
+        save_network(Sana(NetworkConfig(4, 16, depth, 8, 2, 2.0, 1, TEXT_CHANNELS, True, "diffusers")), folder)
     params = build_params(values, "test")
     write_shards(params)
     return params

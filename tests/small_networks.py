@@ -18,6 +18,7 @@ def small_network(depth: int, seed: int = 0) -> Sana:
         patch_size=1,
         caption_channels=6,
         qk_norm=True,
+        numerics="diffusers",
     )
     network, random = Sana(config), torch.Generator().manual_seed(seed)
     with torch.no_grad():

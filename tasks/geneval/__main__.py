@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.files import write_json
+from tasks.files import sha256_file, write_json
 from tasks.geneval.detector import Pictures
 from tasks.geneval.evaluation import judge_pool, score_prompts, write_samples
-from tasks.geneval.judge import load_judge
+from tasks.geneval.judges import open_judge
 from tasks.geneval.pictures import DRAWING_SECTIONS, load_painter
+from tasks.geneval.pool import ARRAYS
 from tasks.geneval.prompts import evaluation_prompts
 from tasks.geneval.summary import headline, summarize
 from tasks.params import Params, load_params
@@ -30,27 +31,30 @@ def evaluate(context: Context, model: str) -> Metrics:
     pictures_PNHW3 = painter.draw(
         [prompt.text for prompt in prompts], pool_size(params, model), derive(seed, "geneval"), f"geneval@{model}"
     )
-    record_speed(context, model, pictures_PNHW3, time.monotonic() - started)
+    seconds = time.monotonic() - started
     verdicts = score_prompts(prompts, pictures_PNHW3)
-    judge = load_judge(layout.JUDGE, context.device)
-    pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, painter.text_encoder, seed)
+    judge = open_judge(layout.JUDGE, painter.text_encoder, params.compute.dtype, context.device)
+    pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, seed)
     pool.save(context.out)
+    record_speed(context, model, pictures_PNHW3, seconds)
     write_samples(context.out, pool, verdicts)
-    summary = summarize(pool, params.geneval.best_of, params.geneval.bootstrap_samples, seed)
+    chosen = params.geneval
+    summary = summarize(pool, chosen.best_of, chosen.bootstrap_samples, seed, chosen.keep)
     write_json(context.out / "summary.json", summary)
     return headline(summary)
 
 
 def pool_size(params: Params, model: str) -> int:
-    """Pictures to draw for each prompt: fewer for the many models that are cut in depth."""
-    cut = model.startswith(("pruned-", "finetuned-"))
-    return params.geneval.images_per_cut_prompt if cut else params.geneval.images_per_prompt
+    """Pictures to draw for each prompt: fewer for models just cut, whose best of N is nobody's choice."""
+    pruned = model.startswith("pruned-")
+    return params.geneval.images_per_pruned_prompt if pruned else params.geneval.images_per_prompt
 
 
 def record_speed(context: Context, model: str, pictures_PNHW3: Pictures, seconds: float) -> None:
-    """Note the time of a picture in `results/`, outside the pinned output, and tell the tracker."""
+    """Note the time of a picture of the pool in `results/`, outside the pinned output, and tell the tracker."""
     count = pictures_PNHW3.shape[0] * pictures_PNHW3.shape[1]
     speed = {"pictures": count, "seconds_per_picture": seconds / count, "threads": context.threads}
+    speed["pool"] = sha256_file(context.out / ARRAYS)
     write_json(layout.RESULTS / "speed" / f"{model}.json", {"model": model, "device": context.device, **speed})
     context.tracker.log_metrics({"seconds_per_picture": seconds / count})
 

@@ -1,11 +1,13 @@
 """Best of N from one pool of judged pictures (SANA-1.5 section 2.5).
 
-The paper draws N pictures and lets a judge compare them pairwise. A judge that gives each picture a score of its own
-needs no tournament: the highest score wins. And one pool of N pictures holds the whole curve below N: the score of
-"best of n" is its expectation over all C(N, n) ways to draw n of the pool, which order statistics give exactly.
+The paper draws N pictures and lets a judge compare them pairwise until 4 are left, which are scored as GenEval's 4
+pictures. A judge that gives each picture a score of its own needs no tournament: the highest scores win. `keep` says
+how many are kept, the best one or the best four; the score of a prompt is their mean correctness. And one pool of N
+pictures holds the whole curve below N: the score of "best of n" is its expectation over all C(N, n) ways to draw n of
+the pool, which order statistics give exactly.
 
-Shapes: P prompts, N pictures of each prompt's pool. A score of NaN is an abstention: it never wins, and a draw of
-nothing but abstentions chooses no picture and counts as wrong. Equal scores are won by the lower index.
+Shapes: P prompts, N pictures of each prompt's pool. A score of NaN is an abstention: it never wins, but a draw of
+nothing but abstentions has to show a picture too, and shows its first. Equal scores are won by the lower index.
 """
 
 import math
@@ -23,31 +25,37 @@ def ranking(scores_PN: Floats) -> Integers:
 
 
 def select(scores_PN: Floats) -> Integers:
-    """Index (P,) of the picture that wins each pool; -1 where the judge abstained on all of it."""
-    winner_P = ranking(scores_PN)[:, 0]
-    abstained = np.isnan(np.take_along_axis(np.asarray(scores_PN), winner_P[:, None], axis=1)[:, 0])
-    return np.where(abstained, -1, winner_P)
+    """Index (P,) of the picture that wins each pool; the first where the judge abstained on all of it."""
+    return ranking(scores_PN)[:, 0]
 
 
-def win_probabilities(pool: int, n: int) -> Floats:
-    """Probability (N,) that each rank is the best of `n` drawn without replacement: C(N-1-rank, n-1) / C(N, n).
+def win_probabilities(pool: int, n: int, keep: int = 1) -> Floats:
+    """Probability (N,) that each rank is among the `keep` best of `n` drawn without replacement; they add up to `keep`.
 
-    Raises ValueError unless 1 <= n <= pool.
+    A rank is kept if it is drawn with fewer than `keep` better ones: the sum over j < keep of
+    C(rank, j) C(N-1-rank, n-1-j) / C(N, n). Raises ValueError unless 1 <= keep <= n <= pool.
     """
     if not 1 <= n <= pool:
         raise ValueError(f"best of {n} cannot be drawn from a pool of {pool}: n must be in [1, {pool}]")
+    if not 1 <= keep <= n:
+        raise ValueError(f"the best {keep} of {n} cannot be kept: keep must be in [1, {n}]")
     draws = math.comb(pool, n)
-    return np.array([math.comb(pool - 1 - rank, n - 1) / draws for rank in range(pool)])
+    kept = [
+        sum(math.comb(rank, better) * math.comb(pool - 1 - rank, n - 1 - better) for better in range(keep))
+        for rank in range(pool)
+    ]
+    return np.array([count / draws for count in kept])  # whole numbers up to here: C(2048, 512) is no float
 
 
-def best_of(correct_PN: Floats, scores_PN: Floats, n: int) -> Floats:
-    """Expected correctness (P,) of the picture that the scores choose among `n` of each pool.
+def best_of(correct_PN: Floats, scores_PN: Floats, n: int, keep: int = 1) -> Floats:
+    """Expected mean correctness (P,) of the `keep` pictures that the scores choose among `n` of each pool.
 
-    The score itself may be the correctness: that is the oracle, 1 - C(N-k, n)/C(N, n) for k correct pictures.
+    All `n` are kept where `keep` is more. The score itself may be the correctness: that is the oracle, for one picture
+    1 - C(N-k, n)/C(N, n) with k correct ones.
     """
-    counted_PN = np.where(np.isnan(scores_PN), 0.0, correct_PN)
-    ranked_PN = np.take_along_axis(counted_PN, ranking(scores_PN), axis=1)
-    return ranked_PN @ win_probabilities(ranked_PN.shape[1], n)
+    ranked_PN = np.take_along_axis(np.asarray(correct_PN, dtype=np.float64), ranking(scores_PN), axis=1)
+    kept = min(keep, n)
+    return ranked_PN @ win_probabilities(ranked_PN.shape[1], n, kept) / kept
 
 
 def best_of_chance(correct_PN: Floats) -> Floats:

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.text_encoder import TextEncoder
 from tasks.geneval.best_of_n import other_prompts
 from tasks.geneval.detector import Pictures
-from tasks.geneval.judge import JudgeNetwork, log_yes
+from tasks.geneval.judges import Judge
 from tasks.geneval.layout import picture_name, result, write_prompt, write_results
 from tasks.geneval.pool import Pool
 from tasks.geneval.prompts import Prompt
@@ -38,16 +37,13 @@ def judge_pool(
     prompts: list[Prompt],
     pictures_PNHW3: Pictures,
     verdicts: Sequence[Sequence[Verdict]],
-    judge: JudgeNetwork,
-    text_encoder: TextEncoder,
+    judge: Judge,
     seed: int,
 ) -> Pool:
     """The pool with the judge's scores, for each picture's own prompt and for another one as a control."""
     texts = [prompt.text for prompt in prompts]
     others = other_prompts(len(prompts), numpy_generator(seed, "shuffled prompts"))
-    judged_PN, shuffled_PN = (
-        log_yes(judge, text_encoder, pictures_PNHW3, asked) for asked in (texts, [texts[i] for i in others])
-    )
+    judged_PN, shuffled_PN = (judge.log_yes(pictures_PNHW3, asked) for asked in (texts, [texts[i] for i in others]))
     return Pool(prompts, pictures_PNHW3, correctness(verdicts), judged_PN, shuffled_PN)
 
 

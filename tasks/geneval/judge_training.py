@@ -30,6 +30,7 @@ from tasks.params import Judge
 from tasks.precision import autocast
 from tasks.progress import progress
 from tasks.seeds import derive, numpy_generator
+from tasks.training.fit import check_finite
 
 OTHER_PROMPTS = 64
 WEIGHT_DECAY = 0.01
@@ -86,7 +87,10 @@ def train_judge(
     seed: int,
     dtype: str,
 ) -> list[dict[str, float]]:
-    """Train in place; returns rows of step and loss. `texts` are the embeddings (T, E) of the L prompts."""
+    """Train in place; returns rows of step and loss. `texts` are the embeddings (T, E) of the L prompts.
+
+    Raises UserError at the first loss or gradient that is not finite, before its update.
+    """
     device = next(judge.parameters()).device
     text_LTE, mask_LT = (tensor.to(device) for tensor in pad(texts))
     share_L = torch.from_numpy(data.yes_QL.mean(axis=0)).float().clamp(LEAST_SHARE, 1 - LEAST_SHARE)
@@ -105,7 +109,8 @@ def train_judge(
             loss = judge_loss(logits, yes.to(device), share_L[others].to(device))
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(judge.parameters(), CLIP_NORM)
+            norm = torch.nn.utils.clip_grad_norm_(judge.parameters(), CLIP_NORM)
+            check_finite(loss.item(), norm.item(), step, "judge")
             optimizer.step()
             schedule.step()
             history.append({"step": step + 1, "loss": loss.item()})

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.autoencoder import Autoencoder, load_autoencoder
 from model.checkpoint import load_network
-from model.network import Sana
+from model.network import Sana, TextContext
 from model.sampler import sample
 from model.text_encoder import TextEncoder, load_text_encoder, pad
 from tasks import layout
@@ -27,7 +27,6 @@ from tasks.stage import COMPUTE_SECTIONS
 DRAWING_SECTIONS = (
     *COMPUTE_SECTIONS,
     "shard.image_size",
-    "text_encoder.max_tokens",
     "diffusion.flow_shift",
     "sampling",
 )
@@ -56,14 +55,15 @@ class Painter:
         The noise of a picture depends on the seed, its prompt's position and its own position only, so that models
         drawn with the same seed start from the same noise, whatever their batches.
         """
-        texts = self.text_encoder.encode([*prompts, ""])
+        texts = self.text_encoder.encode(prompts)
+        null_TE = self.text_encoder.encode_null()
         total, batch = len(prompts) * images_per_prompt, self.params.sampling.batch_size
         parts = []
         with progress(label, total) as meter:
             for start in range(0, total, batch):
                 pairs = [divmod(i, images_per_prompt) for i in range(start, min(start + batch, total))]
                 noise = torch.stack([self._noise(seed, *pair) for pair in pairs])
-                parts.append(self._draw_batch([prompt for prompt, _ in pairs], noise, texts))
+                parts.append(self._draw_batch([prompt for prompt, _ in pairs], noise, texts, null_TE))
                 meter.advance(len(pairs))
         pictures = np.concatenate(parts)
         return pictures.reshape(len(prompts), images_per_prompt, *pictures.shape[1:])
@@ -72,18 +72,20 @@ class Painter:
         return torch.randn(self.latent_shape, generator=generator(seed, "picture", prompt, picture))
 
     @torch.no_grad()
-    def _draw_batch(self, rows: Sequence[int], noise_BCHW: Tensor, texts: Sequence[Tensor]) -> Pictures:
-        """One batch; each of its prompts passes the network's text layers once. The last text is the empty prompt."""
+    def _draw_batch(
+        self, rows: Sequence[int], noise_BCHW: Tensor, texts: Sequence[Tensor], null_TE: Tensor
+    ) -> Pictures:
+        """One batch; each of its prompts, and the empty one, passes the network's text layers once."""
         sampling = self.params.sampling
         distinct = sorted(set(rows))
-        text_BTE, mask_BT = pad([*(texts[row] for row in distinct), texts[-1]])
         with autocast(self.device, self.params.compute.dtype):
-            context = self.network.encode_text(text_BTE.to(self.device), mask_BT.to(self.device))
+            context = self._context([texts[row] for row in distinct])
+            null = self._context([null_TE])
             latents_BCHW = sample(
                 self.network,
                 noise_BCHW.to(self.device),
                 context.index(torch.tensor([distinct.index(row) for row in rows], device=self.device)),
-                context.index(torch.full((len(rows),), len(distinct), device=self.device)),
+                null.index(torch.zeros(len(rows), dtype=torch.long, device=self.device)),
                 sampler=sampling.sampler,
                 steps=sampling.steps,
                 guidance=sampling.guidance,
@@ -91,13 +93,17 @@ class Painter:
             )
         return decode(self.autoencoder, latents_BCHW)
 
+    def _context(self, texts: Sequence[Tensor]) -> TextContext:
+        text_BTE, mask_BT = pad(texts)
+        return self.network.encode_text(text_BTE.to(self.device), mask_BT.to(self.device))
+
 
 def load_painter(model: Path, params: Params, device: str) -> Painter:
-    """The painter of a model's folder, with the experiment's autoencoder and text encoder."""
+    """The painter of a model's folder, with the autoencoder and the text encoder beside it, which it was trained on."""
     return Painter(
         load_network(model, device).eval(),
-        load_autoencoder(layout.AUTOENCODER, device),
-        load_text_encoder(layout.TEXT_ENCODER, params.text_encoder.max_tokens, device),
+        load_autoencoder(model.parent / layout.AUTOENCODER.name, device),
+        load_text_encoder(model.parent / layout.TEXT_ENCODER.name, device),
         params,
         device,
     )

@@ -9,19 +9,20 @@ from tasks.geneval.pool import Pool
 from tasks.geneval.statistics import Array, Score, score, score_by_seen
 from tasks.seeds import numpy_generator
 
-CHOOSERS: dict[str, Callable[[Pool, int], Array]] = {
-    "best_of": lambda pool, n: best_of(pool.correct_PN, pool.judged_PN, n),
-    "oracle": lambda pool, n: best_of(pool.correct_PN, pool.correct_PN, n),
-    "random": lambda pool, n: best_of_chance(pool.correct_PN),
-    "shuffled": lambda pool, n: best_of(pool.correct_PN, pool.shuffled_PN, n),
+CHOOSERS: dict[str, Callable[[Pool, int, int], Array]] = {
+    "best_of": lambda pool, n, keep: best_of(pool.correct_PN, pool.judged_PN, n, keep),
+    "oracle": lambda pool, n, keep: best_of(pool.correct_PN, pool.correct_PN, n, keep),
+    "random": lambda pool, n, keep: best_of_chance(pool.correct_PN),
+    "shuffled": lambda pool, n, keep: best_of(pool.correct_PN, pool.shuffled_PN, n, keep),
 }
-"""Expected correctness (P,) of the picture chosen among n: by the judge, by the scorer itself, blindly, and by the
-judge when it is asked about another prompt."""
+"""Expected correctness (P,) of the `keep` pictures chosen among n: by the judge, by the scorer itself, blindly, and by
+the judge when it is asked about another prompt."""
 
 
-def summarize(pool: Pool, numbers: Sequence[int], samples: int, seed: int) -> dict[str, Any]:
+def summarize(pool: Pool, numbers: Sequence[int], samples: int, seed: int, keep: int = 1) -> dict[str, Any]:
     """GenEval at one picture, over all prompts and apart for seen and unseen, and each chooser's curve over `numbers`.
 
+    A chooser keeps the `keep` best pictures and is scored by their mean; where there are fewer to choose from, by all.
     Every score has its 95 % bootstrap interval over prompts. Numbers above the pool's size are left out. Judge and
     metric share labels: the judge was trained on verdicts of the scorer that counts here (on other prompts).
     """
@@ -32,7 +33,7 @@ def summarize(pool: Pool, numbers: Sequence[int], samples: int, seed: int) -> di
     reachable = [n for n in numbers if n <= pool.correct_PN.shape[1]]
     split = score_by_seen(pool.correct_PN, pool.tasks, pool.seen, samples, numpy_generator(seed, "geneval bootstrap"))
     curves = {
-        name: {str(n): as_record(scored(choose(pool, n)[:, None])) for n in reachable}
+        name: {str(n): as_record(scored(choose(pool, n, keep)[:, None])) for n in reachable}
         for name, choose in CHOOSERS.items()
     }
     counts = {"prompts": pool.correct_PN.shape[0], "pictures_per_prompt": pool.correct_PN.shape[1]}

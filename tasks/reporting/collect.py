@@ -9,10 +9,11 @@ from safetensors.numpy import load_file
 
 from tasks import layout
 from tasks.files import MANIFEST, read_json, sha256_file
-from tasks.geneval.pool import load_pool
+from tasks.geneval.pool import ARRAYS, load_pool
 from tasks.geneval.statistics import Array, difference
 from tasks.geneval.summary import CHOOSERS
 from tasks.params import Params
+from tasks.reporting.adaptive import adaptive_records
 from tasks.reporting.recovery import beyond_half, recovered_share
 from tasks.seeds import numpy_generator
 
@@ -25,14 +26,17 @@ def collect(params: Params) -> Record:
     controls = read_json(layout.CONTROLS / "summary.json")
     return {
         "models": [model_record(name) for name in layout.model_names(params.prune.depths)],
+        "grown_gain": grown_gain(params),
         "cuts": [cut_record(depth, controls["random_cuts"][str(depth)], params) for depth in params.prune.depths],
         "controls": {name: plain(controls[name]) for name in ("noise", "untrained")},
         "judge": read_json(layout.JUDGE / "metrics.json"),
+        "keep": params.geneval.keep,
+        "adaptive": adaptive_records(params),
         "growth": read_json(layout.GROWN_INIT / "growth.json")
         | {"heldout_loss_small": read_json(layout.GROWN_INIT / "metrics.json")["heldout_loss_small"]},
         "autoencoder": read_json(layout.AUTOENCODER / "metrics.json"),
         "text_encoder": read_json(layout.TEXT_ENCODER / "metrics.json"),
-        "seeds": 1,
+        "seed": params.compute.seed,
         "stages": stage_costs(params.prune.depths),
     }
 
@@ -49,8 +53,22 @@ def model_record(name: str) -> Record:
     record["by_seen"] = {kind: plain(scored) for kind, scored in evaluation["by_seen"].items()}
     for chooser in CHOOSERS:
         record[chooser] = {n: plain(scored) for n, scored in evaluation[chooser].items()}
-    speed = SPEEDS / f"{name}.json"
-    return record | ({"seconds_per_picture": read_json(speed)["seconds_per_picture"]} if speed.exists() else {})
+    return record | speed(name)
+
+
+def speed(name: str) -> Record:
+    """Seconds per picture of a model's evaluation; none if the record is of other pictures than those in place."""
+    path = SPEEDS / f"{name}.json"
+    noted = read_json(path) if path.exists() else {}
+    pool = read_json(layout.GENEVAL / name / MANIFEST)["files"][ARRAYS]["sha256"]
+    return {"seconds_per_picture": noted["seconds_per_picture"]} if noted.get("pool") == pool else {}
+
+
+def grown_gain(params: Params) -> Record:
+    """GenEval of the grown model minus the small one's, paired by prompt."""
+    (grown, tasks), (small, _) = correctness("grown"), correctness("small")
+    rng = numpy_generator(params.compute.seed, "report bootstrap", "grown")
+    return asdict(difference(grown, small, tasks, params.geneval.bootstrap_samples, rng).overall)
 
 
 def plain(scored: Record) -> Record:

@@ -39,7 +39,7 @@ def _draw_samples(figure: SubFigure, pools: Mapping[str, Pool], prompts: Sequenc
     grown = pools["grown"]
     best = select(grown.judged_PN)
     columns = [(name.replace("-", "\n"), pool, [0] * len(best)) for name, pool in pools.items()]
-    columns.append((f"grown,\nbest of {grown.correct_PN.shape[1]}", grown, best.clip(0).tolist()))
+    columns.append((f"grown,\nbest of {grown.correct_PN.shape[1]}", grown, best.tolist()))
     grid = figure.subplots(len(prompts), len(columns), squeeze=False)
     for row, prompt in zip(grid, prompts, strict=True):
         for axes, (_, pool, numbers) in zip(row, columns, strict=True):

@@ -37,14 +37,14 @@ def key_figures(summary: Record) -> dict[str, Any]:
     """What the page opens with."""
     models = {model["name"]: model for model in summary["models"]}
     numbers = sorted(models["grown"]["best_of"], key=int)
-    shares = [cut["recovered_share"] for cut in summary["cuts"] if cut["recovered_share"]]
+    deepest = min(summary["cuts"], key=lambda cut: cut["depth"])
     return {
         "small": models["small"],
         "grown": models["grown"],
         "tasks": [task for task in TASKS if task in models["grown"]["geneval"]["tasks"]],
         "numbers": numbers,
         "best": models["grown"]["best_of"][numbers[-1]],
-        "recovered": [share["value"] for share in shares],
+        "deepest": deepest,
         "seconds": sum(stage["seconds"] for stage in summary["stages"]),
     }
 

@@ -1,5 +1,6 @@
 """Training of about a minute, as the encoders need: AdamW on one cycle of the learning rate, with no resuming."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -26,7 +27,7 @@ def fit(
 ) -> None:
     """Make `steps` updates on `loss(step)`, step from 0; logs the loss and writes it to `history.csv`.
 
-    Raises UserError at the first loss that is not finite, before its update.
+    Raises UserError at the first loss or gradient that is not finite, before its update.
     """
     weights = list(parameters)
     optimizer = torch.optim.AdamW(weights, learning_rate, BETAS, weight_decay=WEIGHT_DECAY)
@@ -38,10 +39,11 @@ def fit(
     with progress(context.name, steps) as meter:
         for step in range(steps):
             value = loss(step)
-            recent.append(_finite(value.item(), step, context.name))
+            recent.append(value.item())
             optimizer.zero_grad()
             value.backward()
-            nn.utils.clip_grad_norm_(weights, CLIP_NORM)
+            norm = nn.utils.clip_grad_norm_(weights, CLIP_NORM)
+            check_finite(recent[-1], norm.item(), step, context.name)
             optimizer.step()
             schedule.step()
             meter.advance(note=f"loss {recent[-1]:.4f}")
@@ -53,7 +55,10 @@ def fit(
     write_csv(context.out / "history.csv", history)
 
 
-def _finite(value: float, step: int, section: str) -> float:
-    if value - value == 0:
-        return value
-    raise UserError(f"params.yaml: {section}: the loss is {value} at step {step}: lower {section}.learning_rate")
+def check_finite(loss: float, norm: float, step: int, section: str) -> None:
+    """Raises UserError naming the section of params.yaml whose loss or gradient norm is not finite."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise UserError(
+            f"params.yaml: {section}: the loss is {loss} and the norm of its gradient {norm} at step {step}: "
+            f"lower {section}.learning_rate"
+        )

@@ -66,7 +66,14 @@ class Trainer:
         """One optimizer step over its micro-batches; returns the loss."""
         training, parts = self.training, self.training.grad_accumulation
         seed = self.context.params.compute.seed
-        batch = training_batch(self.dataset, self.context.params.diffusion, seed, self.step, training.batch_size)
+        batch = training_batch(
+            self.dataset,
+            self.context.params.diffusion,
+            self.network.config.numerics,
+            seed,
+            self.step,
+            training.batch_size,
+        )
         rate = learning_rate(training, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

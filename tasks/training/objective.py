@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from model.flow_matching import TIMESTEPS, add_noise, draw_sigmas, velocity
 from model.network import Sana
+from model.numerics import CONVENTIONS, Numerics
 from tasks.data.encoded import EncodedBatch, EncodedDataset
 from tasks.data.order import grouped_batch_indices
+from tasks.errors import UserError
 from tasks.params import Diffusion
 from tasks.seeds import generator
 
@@ -47,7 +49,13 @@ class FlowMatchingLoss(nn.Module):
 
 
 def training_batch(
-    dataset: EncodedDataset, diffusion: Diffusion, seed: int, step: int, size: int, rows: np.ndarray | None = None
+    dataset: EncodedDataset,
+    diffusion: Diffusion,
+    numerics: Numerics,
+    seed: int,
+    step: int,
+    size: int,
+    rows: np.ndarray | None = None,
 ) -> NoisedBatch:
     """The batch of one optimizer step. Data order, noise, times and caption dropout depend on (seed, step) alone.
 
@@ -60,16 +68,24 @@ def training_batch(
     sigma_B = draw_sigmas(size, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift, random)
     noise_BCHW = torch.randn((size, *batch.latents_BCHW.shape[1:]), generator=random)
     dropped_B = torch.rand(size, generator=random) < diffusion.caption_dropout
-    text_BTE, mask_BT = drop_captions(batch, dataset.null_text, dropped_B[rows])
+    text_BTE, mask_BT = drop_captions(batch, dataset.null_text, dropped_B[rows], numerics)
     return NoisedBatch(batch.latents_BCHW, noise_BCHW[rows], sigma_B[rows], text_BTE, mask_BT)
 
 
-def drop_captions(batch: EncodedBatch, null_TE: Tensor, dropped_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Text and mask with the chosen rows replaced by the empty prompt.
+def drop_captions(batch: EncodedBatch, null_TE: Tensor, dropped_B: Tensor, numerics: Numerics) -> tuple[Tensor, Tensor]:
+    """Text and mask with the chosen rows replaced by the empty prompt, as sampling has it (`model.numerics`).
 
-    The published code keeps the caption's mask for the empty prompt, so that it reads as many copies as the caption had
-    tokens; here the empty prompt has its own mask, in training as in sampling.
+    Under `nvlabs` the rows keep their mask, so that the padded empty prompt is read at as many tokens as the caption
+    had. Raises UserError if the cached empty prompt is shorter than that.
     """
+    if CONVENTIONS[numerics].null_keeps_caption_mask:
+        longest = batch.text_BTE.shape[1]
+        if len(null_TE) < longest:
+            raise UserError(
+                f"the cached empty prompt has {len(null_TE)} tokens, a caption {longest}: run the stage encode again "
+                f"with network.numerics {numerics}"
+            )
+        return torch.where(dropped_B[:, None, None], null_TE[:longest], batch.text_BTE), batch.mask_BT
     length = max(batch.text_BTE.shape[1], len(null_TE))
     text = F.pad(batch.text_BTE, (0, 0, 0, length - batch.text_BTE.shape[1]))
     mask = F.pad(batch.mask_BT, (0, length - batch.mask_BT.shape[1]))

@@ -6,6 +6,7 @@ cache.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -172,6 +173,21 @@ def test_the_flow_and_dvc_repro_leave_the_same_lock(deployed: Clone, reproduced:
 
 def test_dvc_status_is_clean_after_dvc_repro(reproduced: Clone) -> None:
     assert json.loads(reproduced.run(str(BIN / "dvc"), "status", "--json").stdout) == {}
+
+
+def test_an_experiment_of_dvc_runs_what_is_behind_its_parameter_and_shows_its_scores(reproduced: Clone) -> None:
+    before = [(reproduced.root / name).read_bytes() for name in ("params.yaml", "dvc.lock", "results/metrics.json")]
+    done = reproduced.run(str(BIN / "dvc"), "exp", "run", "--temp", "-S", "finetune.steps=12")
+    assert done.returncode == 0, done.stdout + done.stderr
+    behind = ("finetune@", "geneval_cut@finetuned-", "report")
+    ran = set(re.findall("Running stage '(.+)'", done.stdout))
+    assert ran == {name for name in reproduced.lock() if name.startswith(behind)}
+    after = [(reproduced.root / name).read_bytes() for name in ("params.yaml", "dvc.lock", "results/metrics.json")]
+    assert after == before
+    shown = json.loads(reproduced.run(str(BIN / "dvc"), "exp", "show", "--json").stdout)
+    (experiment,) = [rev["data"] for base in shown for run in base["experiments"] or [] for rev in run["revs"]]
+    assert experiment["params"]["params.yaml"]["data"]["finetune"]["steps"] == 12
+    assert set(experiment["metrics"]["results/metrics.json"]["data"]) == set(json.loads(before[2]))
 
 
 def test_tags_join_git_dvc_and_prefect_in_mlflow(deployed: Clone) -> None:

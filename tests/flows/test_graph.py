@@ -1,9 +1,7 @@
 """The stage graph is spelled three times (the flow, dvc.yaml, the stages' own records): here they are held together."""
 
-import ast
 import importlib
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +11,8 @@ from dvc.repo import Repo
 from flows.graph import submit_stages
 from flows.pins import own_name
 from tasks.params import Params, load_params
+from tasks.sources import PROJECT, ROOMS, imported_files, module_of
 from tasks.stage import Stage
-
-PROJECT = Path(__file__).parents[2]
-ROOMS = ("tasks", "model", "kernels")
-# what runs a stage, reports on it, or names its folders, and changes no result
-PLUMBING = {
-    "tasks",
-    "tasks.errors",
-    "tasks.files",
-    "tasks.layout",
-    "tasks.mlflow_store",
-    "tasks.params",
-    "tasks.progress",
-    "tasks.registry",
-    "tasks.shipping",
-    "tasks.spool",
-    "tasks.stage",
-    "tasks.tracking",
-}
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +26,16 @@ def dvc_stages() -> dict[str, Any]:
         return {own_name(stage.name): stage for stage in repo.index.stages}
 
 
-def module_of(command: str) -> str:
+def module_run_by(command: str) -> str:
     """`tasks.geneval.__main__` for `python -m tasks.geneval --model small`."""
-    name = shlex.split(command)[2]
-    return f"{name}.__main__" if (PROJECT / name.replace(".", "/")).is_dir() else name
+    return module_of(shlex.split(command)[2].removeprefix("tasks."))
 
 
 def record_of(command: str, params: Params) -> Stage:
     """The record that a stage's module gives for the arguments of its command line."""
     arguments = shlex.split(command)[4:]
     values = [int(argument) if argument.isdigit() else argument for argument in arguments]
-    return importlib.import_module(module_of(command)).stage(params, *values)
+    return importlib.import_module(module_run_by(command)).stage(params, *values)
 
 
 def outputs(stage: Any) -> list[Path]:
@@ -122,33 +102,8 @@ def test_dvc_yaml_and_the_stages_records_agree(params: Params, dvc_stages: dict[
 
 def test_every_module_that_a_stage_imports_is_among_its_dependencies(dvc_stages: dict[str, Any]) -> None:
     for name, stage in dvc_stages.items():
-        used = set(imported_files(module_of(stage.cmd)))
+        used = set(imported_files(module_run_by(stage.cmd)))
         missing = {path for path in used if not any(within(path, dependency) for dependency in code(stage))}
         assert not missing, f"{name} imports {sorted(map(str, missing))}: add them to its deps in dvc.yaml"
         idle = [path for path in code(stage) if not any(within(file, path) for file in used)]
         assert not idle, f"{name} imports nothing of {idle}: take them off its deps in dvc.yaml"
-
-
-def imported_files(module: str, seen: set[str] | None = None) -> Iterator[Path]:
-    """The project's files that a module is made of: its own, and those it imports directly or through others."""
-    seen = seen if seen is not None else set()
-    path = file_of(module)
-    if path is None or module in seen or module in PLUMBING:
-        return
-    seen.add(module)
-    if path.name != "__init__.py" or (PROJECT / path).stat().st_size > 200:  # an empty package is no dependency
-        yield path
-    for node in ast.walk(ast.parse((PROJECT / path).read_text(encoding="utf-8"))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            if name.split(".")[0] in ROOMS:
-                yield from imported_files(name, seen)
-
-
-def file_of(module: str) -> Path | None:
-    """The file of a module of the project, relative to it; None if the name is none (a function that is imported)."""
-    path = Path(*module.split("."))
-    candidates = (path.with_suffix(".py"), path / "__init__.py")
-    return next((candidate for candidate in candidates if (PROJECT / candidate).is_file()), None)

@@ -1,66 +1,93 @@
-"""What the flow asks of DVC, on a real project of two stages."""
+"""What the flow builds and what it asks of DVC, on a real project of three stages."""
 
-import json
+import os
 import shutil
-import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
+from small_workspace import write_params
 
+from flows.build import open_build
 from flows.pins import Pins
+from flows.workspace import open_workspace
 from tasks.errors import UserError
+from tasks.files import read_json
 
 DVC_YAML = """
 stages:
   first:
-    cmd: mkdir -p outputs/first && cp params.yaml outputs/first/copy
-    params: [one]
+    cmd: python make.py outputs/first
+    params: [compute.seed]
     deps: [code]
     outs: [outputs/first]
   second:
-    cmd: mkdir -p outputs/second && cat outputs/first/copy params.yaml > outputs/second/both
-    params: [two]
+    cmd: python make.py outputs/second outputs/first/seen
+    params: [finetune.checkpoint_every]
     deps: [outputs/first]
     outs: [outputs/second]
+  report:
+    cmd: python make.py results outputs/second/seen
+    deps: [outputs]
+    outs:
+      - results/seen:
+          cache: false
+"""
+
+# writes what it reads, and the manifest of it; where `edit.py` lies beside it, that edits the project meanwhile
+MAKE = """
+import hashlib, json, sys
+from pathlib import Path
+
+out, *read = map(Path, sys.argv[1:])
+seen = b"".join(path.read_bytes() for path in [Path("params.yaml"), *read])
+out.mkdir(parents=True, exist_ok=True)
+(out / "seen").write_bytes(seen)
+digest = hashlib.sha256(seen).hexdigest()
+(out / "manifest.json").write_text(json.dumps({"files": {"seen": {"bytes": len(seen), "sha256": digest}}}))
+if Path("edit.py").exists():
+    exec(Path("edit.py").read_text())
 """
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Path]:
-    with chdir(new_project(tmp_path / "project")) as _:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    with chdir(new_project(tmp_path / "project")):
         yield tmp_path / "project"
 
 
 def new_project(root: Path) -> Path:
     root.mkdir()
-    with chdir(root):
-        Repo.init(str(root), no_scm=True).close()
-        (root / "dvc.yaml").write_text(DVC_YAML)
-        (root / "code").write_text("1")
-        set_params(1, 1)
+    Repo.init(str(root), no_scm=True).close()
+    (root / "dvc.yaml").write_text(DVC_YAML)
+    (root / "make.py").write_text(MAKE)
+    (root / "code").write_text("1")
+    set_params(root, 1, 1)
     return root
 
 
-def set_params(one: int, two: int) -> None:
-    Path("params.yaml").write_text(json.dumps({"one": one, "two": two}))
+def set_params(root: Path, seed: int, every: int) -> None:
+    write_params(root, {"compute.seed": seed, "finetune.checkpoint_every": every})
 
 
 def build(root: Path) -> dict[str, str]:
-    """Bring every stage up to date as the flow does; says what that took for each."""
-    pins, took = Pins(root), {}
-    for name in ("first", "second"):
-        if pins.up_to_date(name):
-            took[name] = "cached"
-        elif pins.restore(name):
-            took[name] = "restored"
-        else:
-            subprocess.run(pins.stages[name].command, shell=True, check=True, cwd=root)
-            pins.pin(name)
-            took[name] = "ran"
+    """Bring every stage up to date; says what that took for each."""
+    took: dict[str, str] = {}
+    with chdir(root), open_build(root, "test", {}) as opened:
+        for name in opened.pins.stages:
+            said: list[str] = []
+            built = opened.build(name, said.append)
+            took[name] = ("restored" if said else "cached") if built.cached else "ran"
     return took
+
+
+def taken(first: str, second: str, report: str) -> Mapping[str, str]:
+    return {"first": first, "second": second, "report": report}
 
 
 def status(root: Path) -> dict:
@@ -69,45 +96,89 @@ def status(root: Path) -> dict:
 
 
 def test_what_was_built_is_pinned_and_then_up_to_date(project: Path) -> None:
-    assert build(project) == {"first": "ran", "second": "ran"}
+    assert build(project) == taken("ran", "ran", "ran")
     assert status(project) == {}
-    assert build(project) == {"first": "cached", "second": "cached"}
+    assert build(project) == taken("cached", "cached", "cached")
 
 
 def test_a_changed_param_runs_only_the_stages_behind_it(project: Path) -> None:
     build(project)
-    set_params(1, 2)
-    assert build(project) == {"first": "cached", "second": "ran"}
+    set_params(project, 1, 2)
+    assert build(project) == taken("cached", "ran", "ran")
 
 
 def test_a_stage_that_writes_the_same_bytes_again_stops_the_rebuilding(project: Path) -> None:
     build(project)
     (project / "code").write_text("2")
-    assert build(project) == {"first": "ran", "second": "cached"}
+    assert build(project) == taken("ran", "cached", "cached")
 
 
 def test_going_back_to_earlier_params_takes_the_outputs_out_of_the_cache(project: Path) -> None:
     build(project)
-    before = (project / "outputs/second/both").read_bytes()
-    set_params(1, 2)
+    before = (project / "outputs/second/seen").read_bytes()
+    set_params(project, 1, 2)
     build(project)
-    set_params(1, 1)
-    assert build(project) == {"first": "cached", "second": "restored"}
-    assert (project / "outputs/second/both").read_bytes() == before
+    set_params(project, 1, 1)
+    assert build(project) == taken("cached", "restored", "ran")
+    assert (project / "outputs/second/seen").read_bytes() == before
     assert status(project) == {}
 
 
 def test_deleted_outputs_come_back_from_the_cache(project: Path) -> None:
     build(project)
     shutil.rmtree(project / "outputs")
-    assert build(project) == {"first": "restored", "second": "restored"}
+    assert build(project) == taken("restored", "restored", "cached")
+
+
+@pytest.mark.parametrize("damage", ["all", "manifest.json"])
+def test_a_report_that_is_not_all_there_is_made_again(project: Path, damage: str) -> None:
+    build(project)
+    shutil.rmtree(project / "results") if damage == "all" else (project / "results" / damage).unlink()
+    assert build(project) == taken("cached", "cached", "ran")
+    assert build(project) == taken("cached", "cached", "cached")
+
+
+def test_a_report_that_dvc_repro_took_out_of_its_cache_is_made_whole(project: Path) -> None:
+    build(project)
+    shutil.rmtree(project / "results")
+    with Repo(str(project)) as repo:
+        repo.reproduce()
+    assert status(project) == {} and not (project / "results" / "manifest.json").exists()
+    assert build(project) == taken("cached", "cached", "ran")
+
+
+def test_a_copy_whose_override_no_stage_reads_has_a_report_of_its_own(project: Path) -> None:
+    build(project)
+    copy = open_workspace(project, None, {"workflow.retries": 2})
+    assert build(copy) == taken("restored", "restored", "ran")
+    assert read_json(copy / "results" / "manifest.json")["files"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        ("Path('code').write_text('2')", "code changed while first ran: run again"),
+        (
+            "params = Path('params.yaml'); params.write_text(params.read_text().replace('seed: 1', 'seed: 2'))",
+            r"params.yaml \(compute.seed\) changed while first ran: run again",
+        ),
+    ],
+)
+def test_what_was_edited_while_a_stage_ran_is_not_pinned_to_its_result(project: Path, edit: str, named: str) -> None:
+    (project / "edit.py").write_text(edit)
+    with pytest.raises(UserError, match=f"^{named}$"):
+        build(project)
+    assert not (project / "dvc.lock").exists()
+    (project / "edit.py").unlink()
+    assert build(project) == taken("ran", "ran", "ran")
+    assert b"seed: 2" in (project / "outputs/first/seen").read_bytes() or "code" in named
 
 
 def test_a_lock_file_without_its_cache_does_not_stop_a_fresh_clone(project: Path) -> None:
     build(project)
     shutil.rmtree(project / "outputs")
     shutil.rmtree(project / ".dvc" / "cache")
-    assert build(project) == {"first": "ran", "second": "ran"}
+    assert build(project) == taken("ran", "ran", "cached")
     assert status(project) == {}
 
 

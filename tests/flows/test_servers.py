@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.servers import Server, await_health, refuse_busy_port, start, stop
+from flows.servers import Server, await_health, refuse_busy_port, start, status, stop
 from tasks.errors import UserError
 
 PROJECT = Path(__file__).parents[2]
@@ -70,3 +70,14 @@ def test_a_server_that_dies_at_its_start_is_explained_by_its_last_line(server: S
     start(broken)
     with pytest.raises(UserError, match="no such database"):
         await_health(broken)
+
+
+def test_status_prints_the_line_that_leads_commands_to_the_server(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFECT_PORT", "4321")
+    for healthy in (True, False):
+        monkeypatch.setattr(Server, "healthy", lambda _server, healthy=healthy: healthy)
+        status()
+        printed = capsys.readouterr().out.splitlines()
+        assert ("export PREFECT_API_URL=http://127.0.0.1:4321/api" in printed) == healthy

@@ -94,6 +94,20 @@ def test_a_copy_follows_edits_new_files_and_deletions_but_keeps_its_own_state(pr
     assert (copy / "dvc.lock").read_text() == "its own"
 
 
+@pytest.mark.parametrize("in_git", [True, False])
+def test_a_copy_takes_uncommitted_code_but_none_of_the_users_folders(project: Path, in_git: bool) -> None:
+    new = ("tasks/data/new.py", "profiles/mine.yaml", "notes.md")
+    others = ("pictures/cat.jpg", "old/tasks/a.py", "outputs/weights", "tasks/__pycache__/a.pyc")
+    for name in (*new, *others):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).touch()
+    if not in_git:
+        shutil.rmtree(project / ".git")
+    copy = open_workspace(project, "smoke", {})
+    assert [name for name in new if not (copy / name).exists()] == []
+    assert [name for name in others if (copy / name).exists()] == []
+
+
 def test_a_project_that_is_not_in_git_is_copied_too(project: Path) -> None:
     shutil.rmtree(project / ".git")
     (project / "outputs").mkdir()

@@ -18,16 +18,26 @@ def pools(seed: int, prompts: int = 9, size: int = 6) -> tuple[np.ndarray, np.nd
     return (rng.random((prompts, size)) < 0.4).astype(np.float64), scores
 
 
-def enumerated(correct: np.ndarray, scores: np.ndarray, n: int) -> float:
-    """Mean over every subset of `n` of the verdict on its winner, found by walking the subset in index order."""
-    verdicts = []
-    for subset in combinations(range(len(correct)), n):
+def kept_of(scores: np.ndarray, subset: tuple[int, ...], keep: int) -> list[int]:
+    """The `keep` winners of a subset, found one after another by walking what is left of it in index order.
+
+    Where nothing but abstentions is left, the first of them is taken.
+    """
+    left, kept = list(subset), []
+    while left and len(kept) < keep:
         winner = None
-        for i in subset:
+        for i in left:
             if not math.isnan(scores[i]) and (winner is None or scores[i] > scores[winner]):
                 winner = i
-        verdicts.append(0.0 if winner is None else correct[winner])
-    return float(np.mean(verdicts))
+        kept.append(left[0] if winner is None else winner)
+        left.remove(kept[-1])
+    return kept
+
+
+def enumerated(correct: np.ndarray, scores: np.ndarray, n: int, keep: int = 1) -> float:
+    """Mean over every subset of `n` of the mean verdict on what is kept of it."""
+    subsets = combinations(range(len(correct)), n)
+    return float(np.mean([correct[kept_of(scores, subset, keep)].mean() for subset in subsets]))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -36,6 +46,20 @@ def test_best_of_n_is_the_mean_over_every_draw(seed: int, n: int) -> None:
     correct, scores = pools(seed)
     expected = [enumerated(c, s, n) for c, s in zip(correct, scores, strict=True)]
     np.testing.assert_allclose(best_of(correct, scores, n), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("keep", [2, 4])
+@pytest.mark.parametrize("n", range(1, 8))
+def test_the_best_few_of_n_are_the_mean_over_every_draw(n: int, keep: int) -> None:
+    correct, scores = pools(seed=n, size=7)
+    expected = [enumerated(c, s, n, keep) for c, s in zip(correct, scores, strict=True)]
+    np.testing.assert_allclose(best_of(correct, scores, n, keep), expected, atol=1e-12)
+
+
+def test_the_best_four_of_the_papers_pool_are_exact() -> None:
+    probabilities = win_probabilities(2048, 512, 4)
+    assert probabilities.sum() == pytest.approx(4, abs=1e-9) and (np.diff(probabilities) <= 0).all()
+    assert probabilities[:4] == pytest.approx(4 * [1 / 4], abs=1e-12)  # the best four are kept whenever they are drawn
 
 
 @pytest.mark.parametrize("n", range(1, 8))
@@ -54,16 +78,22 @@ def test_best_of_one_is_chance_whatever_the_judge_says() -> None:
 
 def test_best_of_the_whole_pool_is_the_selected_picture() -> None:
     correct, scores = pools(4)
-    winners = select(scores)
-    expected = [0.0 if w < 0 else row[w] for row, w in zip(correct, winners, strict=True)]
+    expected = np.take_along_axis(correct, select(scores)[:, None], axis=1)[:, 0]
     np.testing.assert_array_equal(best_of(correct, scores, correct.shape[1]), expected)
 
 
 def test_lowest_index_wins_ties_and_abstentions_never_win() -> None:
     nan = math.nan
-    scores = np.array([[1.0, 2.0, 2.0], [nan, -9.0, nan], [nan, nan, nan], [-math.inf, nan, -math.inf]])
-    np.testing.assert_array_equal(select(scores), [1, 1, -1, 0])
+    scores = np.array([[1.0, 2.0, 2.0], [nan, -9.0, nan], [-math.inf, nan, -math.inf], [nan, -math.inf, nan]])
+    np.testing.assert_array_equal(select(scores), [1, 1, 0, 1])
     np.testing.assert_array_equal(ranking(scores)[0], [1, 2, 0])
+
+
+def test_a_pool_of_nothing_but_abstentions_shows_its_first_picture() -> None:
+    scores = np.full((2, 3), math.nan)
+    correct = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    np.testing.assert_array_equal(select(scores), [0, 0])
+    np.testing.assert_array_equal(best_of(correct, scores, 3), [1, 0])
 
 
 @pytest.mark.parametrize("n", [1, 5, 16])
@@ -75,6 +105,12 @@ def test_win_probabilities_sum_to_one(n: int) -> None:
 def test_draw_beyond_the_pool_is_refused(n: int) -> None:
     with pytest.raises(ValueError, match=r"pool of 4"):
         win_probabilities(4, n)
+
+
+@pytest.mark.parametrize("keep", [0, 3])
+def test_keeping_more_than_is_drawn_is_refused(keep: int) -> None:
+    with pytest.raises(ValueError, match=rf"best {keep} of 2 cannot be kept"):
+        win_probabilities(4, 2, keep)
 
 
 @pytest.mark.parametrize("prompts", [2, 3, 50])

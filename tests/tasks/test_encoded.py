@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.autoencoder import build_autoencoder, load_autoencoder
-from model.text_encoder import build_text_encoder, load_text_encoder, train_tokenizer
+from model.text_encoder import Reading, build_text_encoder, load_text_encoder, train_tokenizer
 from tasks import layout, shard
 from tasks.data.arrays import to_npy, view_npy
 from tasks.data.encoded import NULL_TEXT, NULL_TEXT_NAME, EncodedDataset
@@ -74,7 +74,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Param
     torch.manual_seed(0)
     build_autoencoder(4, (8, 8), 1).save(layout.AUTOENCODER)
     tokenizer = train_tokenizer(PictureDataset(layout.SHARDS, "train").captions, 300)
-    build_text_encoder(tokenizer, 16, 1, 2, 9).save(layout.TEXT_ENCODER)
+    build_text_encoder(tokenizer, 16, 1, 2, Reading(9, "none", "diffusers", "stored")).save(layout.TEXT_ENCODER)
     yield params
 
 
@@ -149,7 +149,7 @@ def test_pictures_reach_the_autoencoder_between_minus_one_and_one() -> None:
 def test_encode_caches_what_the_encoders_give(workspace: Params) -> None:
     metrics = run_encode(workspace, Path("out"))
     autoencoder = load_autoencoder(layout.AUTOENCODER)
-    text_encoder = load_text_encoder(layout.TEXT_ENCODER, 9)
+    text_encoder = load_text_encoder(layout.TEXT_ENCODER)
     latents = {}
     for split, count in (("train", 10), ("heldout", 3)):
         pictures, dataset = PictureDataset(layout.SHARDS, split), EncodedDataset(Path("out"), split)
@@ -162,7 +162,7 @@ def test_encode_caches_what_the_encoders_give(workspace: Params) -> None:
             text = text_encoder.encode([caption])[0]
             assert batch.mask_BT[index].sum() == len(text) <= 9
             torch.testing.assert_close(batch.text_BTE[index, : len(text)], text, atol=1e-3, rtol=2e-3)
-    torch.testing.assert_close(dataset.null_text, text_encoder.encode([""])[0], atol=1e-3, rtol=2e-3)
+    torch.testing.assert_close(dataset.null_text, text_encoder.encode_null(), atol=1e-3, rtol=2e-3)
     assert metrics["latent_mean"] == pytest.approx(latents["train"].double().mean().item(), abs=1e-12)
     assert metrics["latent_std"] == pytest.approx(latents["train"].double().std(correction=0).item(), rel=1e-9)
 

@@ -51,7 +51,9 @@ def test_history_holds_the_mean_loss_since_the_row_before() -> None:
 
 def test_loss_that_is_not_finite_stops_before_its_update() -> None:
     stopped, undisturbed = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
-    with pytest.raises(UserError, match=r"the loss is nan at step 4: lower descend\.learning_rate"):
+    with pytest.raises(
+        UserError, match=r"the loss is nan and the norm of its gradient nan at step 4: lower descend\.learning_rate"
+    ):
         run(descend(stopped, [], broken_at=4), PARAMS)
     states: list[torch.Tensor] = []
 

@@ -1,6 +1,7 @@
 """Claims about the command `generate`, on a small workspace of untrained models."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from PIL import Image
 
 from model.text_encoder import load_text_encoder
 from tasks import layout
-from tasks.generate import main
+from tasks.errors import UserError
+from tasks.generate import main, open_painter
 from tasks.geneval.judge import load_judge, log_yes
+from tasks.params import load_params
 
 PROMPT = "a photo of a red circle"
 
@@ -44,7 +47,7 @@ def test_pictures_are_written_with_the_judges_scores_best_first(capsys: pytest.C
     assert sorted(scores) == [f"00000/000{i}.png" for i in range(3)]
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
     pictures = np.stack([np.asarray(Image.open(Path("made") / name)) for name in sorted(scores)])
-    again = log_yes(load_judge(layout.JUDGE), load_text_encoder(layout.TEXT_ENCODER, 16), pictures[None], [PROMPT])[0]
+    again = log_yes(load_judge(layout.JUDGE), load_text_encoder(layout.TEXT_ENCODER), pictures[None], [PROMPT])[0]
     np.testing.assert_allclose([scores[name] for name in sorted(scores)], again, atol=1e-6)
     assert f"best is made/{row['pictures'][0]['file']}" in capsys.readouterr().out
 
@@ -90,3 +93,16 @@ def test_missing_stage_is_named_with_the_command_that_makes_it(stage: str, capsy
     (layout.OUTPUTS / stage).rename("elsewhere")
     assert f"python -m tasks.{stage}" in refusal([PROMPT, "--model", "small"], capsys)
     assert not Path("generated").exists()
+
+
+def test_a_model_of_another_workspace_is_drawn_with_what_lies_beside_it(tmp_path: Path) -> None:
+    main([PROMPT, "--model", "small", "--n", "2", "--out", "here"])
+    layout.OUTPUTS.rename("elsewhere")
+    main([PROMPT, "--model", "elsewhere/small", "--n", "2", "--out", "there"])
+    here, there = all_bytes(Path("here")), all_bytes(Path("there"))
+    assert {name: there[name] for name in there if name.endswith(".png")} == {
+        name: here[name] for name in here if name.endswith(".png")
+    }
+    shutil.copytree("elsewhere/small", "alone/small")
+    with pytest.raises(UserError, match="alone/small has no autoencoder beside it"):
+        open_painter(Path("alone/small"), load_params())

@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from drawing_workspace import all_bytes, run, write_workspace
 from safetensors.numpy import load_file
 
+from model.checkpoint import load_network
 from tasks import controls, judge, layout
 from tasks.data.scenes import render, sample_scene
 from tasks.data.vocabulary import TASKS, lines
 from tasks.errors import UserError
+from tasks.files import sha256_file
 from tasks.geneval.__main__ import run as geneval_command
 from tasks.geneval.__main__ import stage
 from tasks.geneval.evaluation import correctness, score_prompts
@@ -22,6 +26,8 @@ from tasks.geneval.pool import Pool, load_pool
 from tasks.geneval.prompts import Prompt, evaluation_prompts
 from tasks.geneval.summary import CHOOSERS, summarize
 from tasks.params import Params
+from tasks.random_blocks import random_choices
+from tasks.seeds import derive
 
 
 @pytest.fixture
@@ -70,7 +76,8 @@ def test_evaluating_twice_gives_the_same_bytes_and_no_timing(params: Params) -> 
     first = all_bytes(run(stage(params, "pruned-2"), params)[1])
     again = all_bytes(run(stage(params, "pruned-2"), params, Path("again"))[1])
     assert first == again and "pool.safetensors" in first
-    assert json.loads(Path("results/speed/pruned-2.json").read_text())["seconds_per_picture"] > 0
+    speed = json.loads(Path("results/speed/pruned-2.json").read_text())
+    assert speed["seconds_per_picture"] > 0 and speed["pool"] == sha256_file(Path("again/pool.safetensors"))
     assert load_pool(Path("again")).pictures_PNHW3.shape[1] == 3  # pruned models draw fewer
 
 
@@ -101,6 +108,18 @@ def test_summary_follows_from_the_pool_by_hand() -> None:
         assert summary["by_seen"][kind]["overall"] == pytest.approx(np.mean([part.mean() for part in parts]))
 
 
+def test_the_stage_keeps_the_best_four_where_params_say_so(params: Params) -> None:
+    chosen = replace(params, geneval=replace(params.geneval, keep=4, best_of=(2, 5)))
+    _, out = run(stage(chosen, "grown"), chosen)
+    assert json.loads((out / "summary.json").read_text()) == summarize(load_pool(out), (2, 5), 50, 0, keep=4)
+    pool = real_pool()
+    summary = summarize(pool, (3, 6), samples=50, seed=0, keep=4)
+    kept = np.take_along_axis(pool.correct_PN, np.argsort(-pool.judged_PN, axis=1)[:, :4], axis=1).mean(axis=1)
+    assert summary["best_of"]["6"]["overall"] == pytest.approx(kept.mean())  # as many prompts in each task
+    assert summary["oracle"]["6"]["overall"] == pytest.approx((np.minimum(pool.correct_PN.sum(1), 4) / 4).mean())
+    assert summary["best_of"]["3"]["overall"] == pytest.approx(pool.correct_PN.mean())
+
+
 def test_pool_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     pool = real_pool(images=2)
     pool.save(tmp_path)
@@ -124,21 +143,35 @@ def test_judge_stage_trains_and_reports_the_same_twice(params: Params) -> None:
     metrics, first = run(record, params, Path("first"))
     again, second = run(record, params, Path("second"))
     assert metrics == again and all_bytes(first) == all_bytes(second)
-    assert set(all_bytes(first)) == {"config.json", "model.safetensors", "history.csv"}
+    assert set(all_bytes(first)) == {"config.json", "model.safetensors", "history.csv", "calibration.safetensors"}
     assert len((first / "history.csv").read_text().splitlines()) == 1 + params.judge.steps
 
 
-def test_controls_keep_the_verdicts_that_random_cuts_are_scored_by(
-    params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    half_right = np.random.default_rng(0).random((12, 3)) < 0.5
-    monkeypatch.setattr(controls, "correctness", lambda _verdicts: half_right)
+def test_controls_score_pictures_of_the_network_they_name(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bright(pictures_PNHW3: np.ndarray) -> np.ndarray:
+        means = pictures_PNHW3.reshape(*pictures_PNHW3.shape[:2], -1).astype(np.float64).mean(axis=-1)
+        return means > np.median(means)
+
+    monkeypatch.setattr(controls, "score_prompts", lambda _prompts, pictures_PNHW3: pictures_PNHW3)
+    monkeypatch.setattr(controls, "correctness", bright)
     metrics, out = run(controls.stage(params), params)
     summary = json.loads((out / "summary.json").read_text())
     assert set(metrics) == {"noise", "untrained", "random-2"}
-    assert len(summary["random_cuts"]["2"]["kept"]) == 2 and summary["random_cuts"]["2"]["kept"] < [2, 2]
-    np.testing.assert_array_equal(load_file(out / layout.RANDOM_CUTS.name)["2"], half_right)
-    assert metrics["random-2"] == pytest.approx(half_right.mean())  # as many prompts in each task
+    choices = summary["random_cuts"]["2"]["kept"]
+    assert choices == random_choices(3, 2, params.prune.random_choices, params.compute.seed)
+
+    grown = load_painter(layout.GROWN, params, "cpu")
+    texts = [prompt.text for prompt in evaluation_prompts(params.compute.seed, params.geneval.prompts_per_task)]
+    share = -(-params.geneval.images_per_pruned_prompt // len(choices))
+    parts = []
+    for choice in choices:
+        cut = load_network(layout.GROWN)
+        cut.blocks = torch.nn.ModuleList(cut.blocks[block] for block in choice)
+        painter = replace(grown, network=cut)
+        parts.append(bright(painter.draw(texts, share, derive(params.compute.seed, "geneval"), "test")))
+    expected = np.concatenate(parts, axis=1)
+    np.testing.assert_array_equal(load_file(out / layout.RANDOM_CUTS.name)["2"], expected)
+    assert metrics["random-2"] == pytest.approx(expected.mean())  # as many prompts in each task
 
 
 def test_the_command_refuses_an_unknown_model_in_one_line(params: Params, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from tasks import grow, importance, layout, prune
 from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
 from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml, section_values
+from tasks.random_blocks import random_choices
 from tasks.seeds import generator
 from tasks.spool import SPOOLS, open_spool
 from tasks.stage import Context, Metrics, Stage, run_depth_main
@@ -120,7 +121,8 @@ def test_importance_is_the_mean_over_single_samples(workspace: Path) -> None:
     random = generator(0, "importance", "noise")
     noise = torch.cat([torch.randn(count, 3, 4, 4, generator=random) for count in (40, 40, 20)])
     each = []
-    for position, index in enumerate(i for i in range(HELDOUT) if i % 6 != 5):
+    distinct = [0, *range(2, HELDOUT)]  # samples 0 and 1 share their caption
+    for position, index in enumerate(distinct[number * len(distinct) // 100] for number in range(100)):
         sample = heldout.batch([index])
         text = network.encode_text(sample.text_BTE, sample.mask_BT)
         each.append(
@@ -137,26 +139,34 @@ def test_importance_is_saved_with_its_spread_and_the_order_of_removal(workspace:
     np.testing.assert_allclose(report["mean"], scores.mean(0), rtol=1e-12)
     np.testing.assert_allclose(report["std"], scores.std(0), rtol=1e-9)
     assert report["removal_order"] == np.argsort(scores.mean(0), kind="stable").tolist()
-    assert (report["prompts"], report["distinct_prompts"]) == (100, 99)
-    assert (metrics["prompts"], metrics["distinct_prompts"]) == (100, 99)
+    assert report["prompts"] == metrics["prompts"] == 100
     with open(out / "importance.csv", encoding="utf-8") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     assert [row["importance"] for row in rows] == report["mean"]
     assert [(row["block"], row["std"]) for row in rows] == list(enumerate(report["std"]))
 
 
-def test_more_prompts_than_held_out_samples_are_refused_in_one_line(workspace: Path) -> None:
+def test_more_prompts_than_held_out_captions_are_refused_in_one_line(workspace: Path) -> None:
     chosen = params(importance__prompts=HELDOUT + 1)
-    with pytest.raises(UserError, match=r"^importance.prompts is 121 [^\n]*120 samples: [^\n]*shard.heldout_samples$"):
+    words = r"^importance.prompts is 121 [^\n]*119 different captions: [^\n]*shard.heldout_samples$"
+    with pytest.raises(UserError, match=words):
         run(importance.stage(chosen), chosen)
 
 
 @pytest.mark.parametrize(("available", "prompts"), [(12, 12), (12, 5), (512, 128), (7, 1)])
 def test_calibration_samples_are_distinct_and_spread_over_the_split(available: int, prompts: int) -> None:
-    indices = importance.calibration_indices(available, prompts)
+    captions = [str(number) for number in range(available)]
+    indices = importance.calibration_indices(captions, prompts)
     assert len(set(indices)) == len(indices) == prompts
     assert indices[0] == 0 and indices[-1] < available
     assert np.ptp(np.diff(indices, append=available)) <= 1
+
+
+def test_calibration_takes_each_caption_once_where_it_comes_first() -> None:
+    captions = ["a", "b", "a", "a", "c", "b", "d"]
+    assert importance.calibration_indices(captions, 4).tolist() == [0, 1, 4, 6]
+    with pytest.raises(UserError, match=r"importance\.prompts is 5 but the held-out split has 4 different captions"):
+        importance.calibration_indices(captions, 5)
 
 
 def test_pruning_keeps_the_blocks_that_the_saved_importance_ranks_highest(workspace: Path) -> None:
@@ -191,7 +201,7 @@ def test_pruning_reports_other_choices_of_as_many_blocks(workspace: Path) -> Non
 
 
 def test_random_choices_differ_by_number_and_by_seed() -> None:
-    choices = {tuple(prune.random_choice(20, 10, seed, index)) for seed in range(5) for index in range(5)}
+    choices = {tuple(choice) for seed in range(5) for choice in random_choices(20, 10, 5, seed)}
     assert len(choices) == 25
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.text_encoder import TextEncoder, build_text_encoder, train_tokenizer
+from model.text_encoder import Reading, TextEncoder, build_text_encoder, train_tokenizer
 from tasks.data.pictures import to_unit_range
 from tasks.data.scenes import render, sample_scene
 from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
@@ -19,7 +19,7 @@ from tasks.geneval.prompts import Prompt, evaluation_prompts
 from tasks.geneval.scene_detector import SceneDetector
 from tasks.geneval.scoring import score_pictures
 from tasks.judge import choose_prompts, measure, unseen_prompts
-from tasks.params import Judge
+from tasks.params import PARAMS_FILE, load_params
 
 CHANNELS = 16
 PROMPTS = [line["prompt"] for task in TASKS for line in lines(task)[:6]]
@@ -29,7 +29,7 @@ PROMPTS = [line["prompt"] for task in TASKS for line in lines(task)[:6]]
 def text_encoder() -> TextEncoder:
     """An untrained text encoder over the scenes' words."""
     torch.manual_seed(0)
-    return build_text_encoder(train_tokenizer(PROMPTS, 300), CHANNELS, 1, 2, 16)
+    return build_text_encoder(train_tokenizer(PROMPTS, 300), CHANNELS, 1, 2, Reading(16, "none", "diffusers", "stored"))
 
 
 def new_judge(seed: int = 0, width: int = 48) -> JudgeNetwork:
@@ -61,7 +61,8 @@ def test_judge_learns_the_scorers_verdict_on_pictures_it_has_not_seen(text_encod
     asked_for = [Prompt(lines_of[prompt], seen=True) for prompt in prompts]
     judge = new_judge()
     untrained = new_judge()
-    training = Judge(prompts=2, images_per_prompt=32, shard_pictures=0, steps=40, batch_size=16, learning_rate=2e-3)
+    defaults = load_params(Path(__file__).parents[2] / PARAMS_FILE).judge
+    training = replace(defaults, steps=40, batch_size=16, learning_rate=2e-3)
     history = train_judge(judge, data, asked_for, text_encoder.encode(prompts), training, 0, "float32")
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     tested, yes = pictures(40)

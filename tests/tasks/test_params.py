@@ -138,6 +138,11 @@ def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(key: str, value
         ({"prune__depths": []}, "prune.depths is ()"),
         ({"grow__depth": 9, "prune__depths": [9]}, "prune.depths"),
         ({"grow__depth": 4, "pretrain__depth": 4}, "grow.depth 4"),
+        ({"judge__kind": "vision_language"}, "judge.path is None with kind vision_language"),
+        ({"judge__path": "checkpoints/judge"}, "judge.path is 'checkpoints/judge' with kind trained"),
+        ({"judge__time_limit": 0}, "judge.time_limit is 0"),
+        ({"geneval__adaptive_means": [2, 1]}, "geneval.adaptive_means is (2.0, 1.0)"),
+        ({"geneval__keep": 2}, "geneval.keep is 2: it must be one of [1, 4]"),
         ({"geneval__images_per_prompt": 16, "geneval__best_of": [1, 32]}, "geneval.best_of is (1, 32)"),
     ],
 )

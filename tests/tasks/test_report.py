@@ -36,14 +36,15 @@ from tasks import (
 )
 from tasks.data.vocabulary import TASKS, lines
 from tasks.errors import UserError
-from tasks.files import read_json, write_json, write_manifest
+from tasks.files import read_json, sha256_file, write_json, write_manifest
 from tasks.geneval import __main__ as geneval
+from tasks.geneval.adaptive import Rule, adaptive_best_of, pictures_drawn
 from tasks.geneval.pool import Pool, load_pool
 from tasks.geneval.prompts import Prompt
 from tasks.geneval.summary import summarize
 from tasks.params import Params, load_params
 from tasks.reporting import figures
-from tasks.reporting.collect import collect, stage_costs
+from tasks.reporting.collect import speed, stage_costs
 from tasks.reporting.curves import read_curve
 from tasks.reporting.page import interval, number, render_page
 from tasks.reporting.pictures import BAR, FRAME, GAP, choose_prompts, strip, thumbnail
@@ -56,7 +57,7 @@ DEPTHS = (2, 1)
 MODELS = ["small", "grown", "pruned-2", "finetuned-2", "pruned-1", "finetuned-1"]
 TINY = {
     "compute": {"device": "cpu", "dtype": "float32", "threads": 1},
-    "shard": {"image_size": 16, "train_samples": 24, "heldout_samples": 100},
+    "shard": {"image_size": 16, "train_samples": 24, "heldout_samples": 160},
     "autoencoder": {"latent_channels": 4, "block_channels": [8, 8], "steps": 2, "batch_size": 4},
     "text_encoder": {"hidden_size": 16, "layers": 1, "heads": 2, "max_tokens": 16, "steps": 2, "batch_size": 4},
     "network": {"hidden_size": 16, "linear_head_dim": 8, "cross_heads": 2},
@@ -67,12 +68,21 @@ TINY = {
     "prune": {"depths": list(DEPTHS), "random_choices": 2},
     "finetune": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 1},
     "sampling": {"steps": 1},
-    "judge": {"prompts": 12, "images_per_prompt": 1, "shard_pictures": 0, "steps": 2, "batch_size": 4},
+    "judge": {
+        "prompts": 12,
+        "images_per_prompt": 1,
+        "calibration_prompts": 6,
+        "calibration_images": 3,
+        "shard_pictures": 0,
+        "steps": 2,
+        "batch_size": 4,
+    },
     "geneval": {
         "prompts_per_task": 4,
         "images_per_prompt": 4,
-        "images_per_cut_prompt": 2,
+        "images_per_pruned_prompt": 2,
         "best_of": [1, 2, 4],
+        "adaptive_means": [1.5, 2.5, 3],
         "bootstrap_samples": 200,
     },
     "report": {"grid_prompts": 3, "grid_images": 3},
@@ -165,7 +175,7 @@ def test_models_are_in_order_with_the_facts_of_their_checkpoints(workspace: Path
         assert set(model["geneval"]) == {"overall", "low", "high", "tasks"}
         assert set(model["geneval"]["tasks"]) == set(TASKS)
         assert all(set(score) == {"value", "low", "high"} for score in model["geneval"]["tasks"].values())
-        numbers = ["1", "2", "4"] if model["name"] in ("small", "grown") else ["1", "2"]
+        numbers = ["1", "2"] if model["name"].startswith("pruned-") else ["1", "2", "4"]
         for chooser in ("best_of", "oracle", "random", "shuffled"):
             assert list(model[chooser]) == numbers
             assert all(set(score) == {"overall", "low", "high"} for score in model[chooser].values())
@@ -196,6 +206,14 @@ def test_what_a_cut_lost_and_won_back_follows_from_the_pools(workspace: Path, su
         assert cut["won_back"]["value"] == pytest.approx(finetuned - pruned)
         assert cut["beyond_half"]["value"] == pytest.approx(finetuned - (pruned + grown) / 2)
         assert cut["recovered_share"]["value"] == pytest.approx((finetuned - pruned) / (grown - pruned))
+
+
+def test_the_gain_from_small_to_grown_follows_from_the_pools(workspace: Path, summary: dict[str, Any]) -> None:
+    pools = {name: load_pool(workspace / layout.GENEVAL / name) for name in ("small", "grown")}
+    tags = np.array(pools["grown"].tasks)
+    small, grown = (np.mean([pool.correct_PN[tags == task].mean() for task in TASKS]) for pool in pools.values())
+    assert summary["grown_gain"]["value"] == pytest.approx(grown - small)
+    assert summary["grown_gain"]["low"] < grown - small < summary["grown_gain"]["high"]
 
 
 def test_beyond_half_is_paired_and_zero_where_half_came_back() -> None:
@@ -270,7 +288,11 @@ def test_page_tells_the_summarys_numbers(page: Page, summary: dict[str, Any]) ->
         assert interval(model["geneval"]) in page.words
         assert number(model["heldout_loss"], 4) in page.words
     assert interval(summary["models"][1]["best_of"]["4"]) in page.words
-    assert "trained on labels of the scorer" in page.words and "counts 1 seed" in page.words
+    assert (
+        "trained on labels of the scorer" in page.words
+        and "seed, which is 0 alone" in page.words
+        and interval(summary["grown_gain"]) in page.words
+    )
 
 
 def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, Any]) -> None:
@@ -284,6 +306,19 @@ def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, A
     words = Page(render_page(summary, drawn, [], b"")).words
     assert len(scores) == 2 + 6 * len(DEPTHS)
     assert all(interval(score) in words for score in scores)
+
+
+def test_the_page_says_what_was_kept_and_by_which_judge(summary: dict[str, Any]) -> None:
+    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
+    words = Page(render_page(summary, drawn, [], b"")).words
+    for part in ("the one that the judge scores highest is kept", "judge is trained on labels", "Adaptive best of N"):
+        assert part in words
+    untrained = {key: value for key, value in summary["judge"].items() if key != "yes_share"}
+    other = summary | {"keep": 4, "adaptive": [], "judge": untrained}
+    words = Page(render_page(other, drawn, [], b"")).words
+    assert "the four that the judge scores highest are kept" in words
+    for part in ("judge is trained on labels", "Adaptive best of N", "is the one picture"):
+        assert part not in words
 
 
 def test_the_same_outputs_give_the_same_report(inside: Params, workspace: Path, tmp_path: Path) -> None:
@@ -314,15 +349,33 @@ def test_costs_are_those_of_the_outputs_in_place(inside: Params, summary: dict[s
         record.write_bytes(kept)
 
 
-def test_a_model_that_was_not_timed_here_has_no_time(inside: Params, summary: dict[str, Any]) -> None:
-    speed = layout.RESULTS / "speed" / "small.json"
-    kept = speed.read_bytes()
-    assert summary["models"][0]["seconds_per_picture"] == json.loads(kept)["seconds_per_picture"]
+def test_a_model_has_the_time_of_the_pictures_in_place_or_none(inside: Params, summary: dict[str, Any]) -> None:
+    assert "seconds_per_picture" not in summary["models"][0]  # its pool was changed after it was timed
+    path = layout.RESULTS / "speed" / "small.json"
+    kept = path.read_bytes()
+    noted = json.loads(kept) | {"pool": sha256_file(layout.GENEVAL / "small" / "pool.safetensors")}
     try:
-        speed.unlink()
-        assert "seconds_per_picture" not in collect(inside)["models"][0]
+        write_json(path, noted)
+        assert speed("small") == {"seconds_per_picture": noted["seconds_per_picture"]}
+        path.unlink()
+        assert speed("small") == {}
     finally:
-        speed.write_bytes(kept)
+        path.write_bytes(kept)
+
+
+def test_adaptive_best_of_n_follows_from_the_pools_and_the_calibration(inside: Params, summary: dict[str, Any]) -> None:
+    rows = summary["adaptive"]
+    assert [(row["model"], row["target"]) for row in rows] == list(itertools.product(("small", "grown"), (1.5, 2.5)))
+    arrays = load_file(layout.JUDGE / "calibration.safetensors")
+    assert arrays["scores"].shape == (6, 3) and sorted(arrays["task"]) == list(range(6))
+    for row in rows:
+        pool, rule = load_pool(layout.GENEVAL / row["model"]), Rule(row["threshold"], 3)
+        assert row["limit"] == 3 and row["calibrated"] == pytest.approx(pictures_drawn(arrays["scores"], rule).mean())
+        drawn, right = pictures_drawn(pool.judged_PN, rule), adaptive_best_of(pool.correct_PN, pool.judged_PN, rule)
+        tasks = [np.array(pool.tasks) == task for task in TASKS]
+        assert row["pictures"]["value"] == pytest.approx(np.mean([drawn[rows].mean() for rows in tasks]))
+        assert row["adaptive"]["value"] == pytest.approx(np.mean([right[rows].mean() for rows in tasks]))
+    assert rows[1]["threshold"] > rows[0]["threshold"] == rows[2]["threshold"]
 
 
 def test_a_damaged_output_is_named(inside: Params) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from drawing_workspace import all_bytes, run
 
-from model.text_encoder import TextEncoder, build_text_encoder, load_text_encoder, train_tokenizer
+from model.text_encoder import Reading, TextEncoder, build_text_encoder, load_text_encoder, train_tokenizer
 from tasks import layout, shard
 from tasks import text_encoder as text_encoder_stage
 from tasks.data.pictures import PictureDataset
@@ -73,14 +73,14 @@ def test_state_of_a_noun_tells_its_colour_after_training_and_not_before(params: 
     metrics, out = run(text_encoder_stage.stage(chosen), chosen)
     torch.manual_seed(0)
     untrained = build(chosen, PictureDataset(layout.SHARDS, "train").captions)
-    assert probe_accuracy(load_text_encoder(out, 16)) > 0.85
+    assert probe_accuracy(load_text_encoder(out)) > 0.85
     assert probe_accuracy(untrained) < 0.6
     assert metrics["heldout_perplexity"] < 3 < 100 < metrics["untrained_perplexity"]
 
 
 def test_reported_perplexity_is_that_of_each_caption_alone(params: Params) -> None:
     metrics, out = run(text_encoder_stage.stage(params), params)
-    encoder = load_text_encoder(out, 16)
+    encoder = load_text_encoder(out)
     total, count = 0.0, 0
     for caption in PictureDataset(layout.SHARDS, "heldout").captions:
         ids = torch.tensor([[*encoder.tokens([caption])[0], encoder.tokenizer.eos_token_id]])
@@ -110,11 +110,13 @@ def test_training_twice_gives_the_same_bytes(params: Params) -> None:
 
 def test_published_folder_is_taken_over_unchanged(params: Params) -> None:
     published = Path("published")
-    build_text_encoder(train_tokenizer(["a red circle"] * 2, 300), 16, 1, 2, 9).save(published)
+    build_text_encoder(
+        train_tokenizer(["a red circle"] * 2, 300), 16, 1, 2, Reading(16, "none", "diffusers", "stored")
+    ).save(published)
     chosen = changed(path=str(published))
     metrics, out = run(text_encoder_stage.stage(chosen), chosen)
     assert all_bytes(published) == all_bytes(out)
-    assert load_text_encoder(out, 9).encode([""])[0].shape == (1, 16)
+    assert load_text_encoder(out).encode_null().shape == (1, 16)
     assert math.isfinite(metrics["heldout_perplexity"])
 
 

@@ -63,6 +63,10 @@ def history(run: Run, key: str) -> list[tuple[int, float]]:
     return sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key))
 
 
+def complain(what: str, error: Exception) -> None:
+    raise AssertionError(what) from error
+
+
 def checkpoint(name: str, value: float = 0.0) -> Path:
     folder = Path("outputs") / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,8 +175,50 @@ def test_a_run_whose_parent_was_created_by_another_process_is_its_child(store: P
     child = open_spool(SPOOLS, "train", {}, parent.header["key"])
     parent.close()
     child.close()
-    send_backlog(SPOOLS)
+    send_backlog(SPOOLS, complain)
     assert runs("train")[0].data.tags["mlflow.parentRunId"] == runs("sana15")[0].info.run_id
+
+
+def test_a_run_whose_parent_went_to_another_store_is_sent_without_it(store: Path) -> None:
+    open_spool(SPOOLS, "train", {}, "key of a parent that is nowhere").close()
+    send_backlog(SPOOLS, complain)
+    (run,) = runs("train")
+    assert "mlflow.parentRunId" not in run.data.tags
+    assert not list(SPOOLS.iterdir())
+
+
+def test_a_run_waits_for_a_parent_that_has_not_been_sent(store: Path) -> None:
+    parent = open_spool(SPOOLS, "sana15", {})
+    open_spool(SPOOLS, "train", {}, parent.header["key"]).close()
+    told: list[str] = []
+    send_backlog(SPOOLS, lambda what, error: told.append(f"{what}: {error}"))  # the parent's process lives
+    assert len(told) == 1 and "the parent of train has not been sent yet" in told[0]
+    assert not runs("train")
+    send(parent)
+    send_backlog(SPOOLS, complain)
+    assert runs("train")[0].data.tags["mlflow.parentRunId"] == runs("sana15")[0].info.run_id
+
+
+def test_a_spool_that_cannot_be_read_is_named_and_does_not_hold_up_the_others(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = open_spool(SPOOLS, "broken", {})
+    broken.path.write_text("no JSON\n")
+    broken.close()
+    open_spool(SPOOLS, "train", {}).close()
+    with Sender(SPOOLS) as sender:
+        alive = open_spool(SPOOLS, "alive", {})
+        alive.path.write_text("no JSON\n")
+        grow = open_spool(SPOOLS, "grow", {})
+        for spool in (alive, grow):
+            sender.add(spool)
+        grow.append("end", status="FINISHED")
+    assert len(runs("train")) == len(runs("grow")) == 1
+    assert sorted(path.name for path in SPOOLS.iterdir()) == [broken.path.name, alive.path.name]
+    assert sorted(line.split()[0] for line in capsys.readouterr().err.splitlines()) == [
+        broken.path.name,
+        alive.path.name,
+    ]
 
 
 def test_a_cached_stage_points_at_the_run_that_made_its_output(store: Path) -> None:
@@ -271,6 +317,24 @@ def test_new_weights_under_a_name_take_over_its_alias(store: Path) -> None:
     assert client.get_registered_model("sana15").aliases == {"small": 2}
 
 
+def test_a_copy_registers_its_models_and_takes_no_alias_over(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = store / "runs" / "smoke", store / ".dvc" / "tmp" / "exps" / "tmp1"
+    for workspace in (store, *copies):
+        workspace.mkdir(parents=True, exist_ok=True)
+        (workspace / "dvc.yaml").touch()
+        (workspace / "params.yaml").touch()
+        monkeypatch.chdir(workspace)
+        with open_tracker("pretrain") as tracker:
+            tracker.log_output(checkpoint("small"))
+    client, _ = connect()
+    folders = {str(workspace.resolve() / "outputs/small") for workspace in (store, *copies)}
+    assert {version.tags["path"] for version in client.search_model_versions("name = 'sana15'")} == folders
+    assert list(client.get_registered_model("sana15").aliases) == ["small"]
+    assert registry.resolve_model("small") == Path("outputs/small")
+    monkeypatch.chdir(store / "runs")
+    assert registry.resolve_model("small") == store.resolve() / "outputs/small"
+
+
 def test_an_unknown_model_is_answered_with_the_known_ones(store: Path) -> None:
     checkpoint("grown")
     with pytest.raises(UserError, match=r"model 'grwn' is no folder.*has grown"):
@@ -294,5 +358,5 @@ def test_joining_a_spool_leaves_its_lock_with_the_opener(store: Path) -> None:
     joined = join_spool(spool.path)
     joined.append("metrics", values={"loss": 1.0}, step=0)
     joined.close()
-    send_backlog(SPOOLS)
+    send_backlog(SPOOLS, complain)
     assert not spool.ended and spool.sent() == (0, None)

@@ -1,0 +1,1 @@
+"""Weights in and out: the formats of the published code and of diffusers, and their names for the same tensors."""

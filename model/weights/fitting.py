@@ -1,0 +1,97 @@
+"""From tensors to a network: its configuration read from their shapes, and every name or shape that does not fit."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.network import NetworkConfig, Sana
+from model.numerics import Numerics
+from model.weights.names import BLOCKS
+from model.weights.reading import Which, read_heads, read_weights
+
+PUBLISHED_HEADS = {1152: (32, 16), 2240: (32, 20)}
+"""Channels of a linear head and number of cross-attention heads by hidden size: no tensor's shape tells them."""
+
+
+def load_weights(
+    path: Path,
+    numerics: Numerics,
+    which: Which = "state_dict",
+    linear_head_dim: int | None = None,
+    cross_heads: int | None = None,
+) -> Sana:
+    """The network of published weights in any format, float32.
+
+    Heads that are not given are those of the folder's `config.json`, or of the published network of that width.
+
+    Raises ValueError naming the file and all that does not fit.
+    """
+    weights, told = read_weights(path, which), read_heads(path)
+    try:
+        config = config_of(weights, numerics, linear_head_dim or told[0], cross_heads or told[1])
+        check_fit(weights, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    with torch.device("meta"):
+        network = Sana(config)
+    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    return network.requires_grad_(True)
+
+
+def config_of(
+    weights: Mapping[str, Tensor], numerics: Numerics, linear_head_dim: int | None, cross_heads: int | None
+) -> NetworkConfig:
+    """The configuration that tensors have the shapes of. Raises ValueError naming a tensor that is needed for it."""
+    try:
+        patches, caption = weights["x_embedder.proj.weight"], weights["y_embedder.y_proj.fc1.weight"]
+        inner = weights[f"{BLOCKS}.0.mlp.point_conv.conv.weight"].shape[1]
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]} is missing: these are no weights of SANA") from None
+    hidden, channels, patch_size = patches.shape[:3]
+    published = PUBLISHED_HEADS.get(hidden, (None, None))
+    head_dim, heads = linear_head_dim or published[0], cross_heads or published[1]
+    if head_dim is None or heads is None:
+        raise ValueError(f"no published network is {hidden} wide: give its linear_head_dim and cross_heads")
+    numbers = {int(name.split(".")[1]) for name in weights if name.startswith(f"{BLOCKS}.")}
+    return NetworkConfig(
+        in_channels=channels,
+        hidden_size=hidden,
+        depth=max(numbers) + 1,
+        linear_head_dim=head_dim,
+        cross_heads=heads,
+        mlp_ratio=_ratio(inner, hidden),
+        patch_size=patch_size,
+        caption_channels=caption.shape[1],
+        qk_norm=f"{BLOCKS}.0.attn.q_norm.weight" in weights,
+        numerics=numerics,
+    )
+
+
+def _ratio(inner: int, hidden: int) -> float:
+    """A ratio that gives `inner` back when it is multiplied by `hidden` and cut to a whole number."""
+    ratio = inner / hidden
+    return ratio if int(ratio * hidden) == inner else (inner + 0.5) / hidden
+
+
+def check_fit(weights: Mapping[str, Tensor], config: NetworkConfig) -> None:
+    """Raises ValueError listing every tensor that is missing, surplus (with the nearest known name) or misshapen."""
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in Sana(config).state_dict().items()}
+    missing = [name for name in wanted if name not in weights]
+    surplus = [f"{name} (nearest: {_nearest(name, wanted)})" for name in weights if name not in wanted]
+    misshapen = [
+        f"{name} is {tuple(tensor.shape)}, not {tuple(wanted[name])}"
+        for name, tensor in weights.items()
+        if name in wanted and tensor.shape != wanted[name]
+    ]
+    kinds = {"missing": missing, "surplus": surplus, "misshapen": misshapen}
+    faults = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def _nearest(name: str, known: Mapping[str, object]) -> str:
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

@@ -1,0 +1,105 @@
+"""Weights from disk under our names: published `.pth`, one safetensors file, a diffusers folder, our own checkpoint."""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.weights.names import LEFT_OUT, from_diffusers, is_diffusers
+
+Which = Literal["state_dict", "state_dict_ema"]
+FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+TRANSFORMER = "transformer"  # of a pipeline's folder
+
+
+def read_weights(path: Path, which: Which = "state_dict") -> dict[str, Tensor]:
+    """The network's tensors by our names, on the CPU, in their own precision.
+
+    `which` chooses between a published checkpoint's weights and their average. Raises ValueError naming the file that
+    is missing, damaged, or holds something else than tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        tensors = _read_folder(path / TRANSFORMER if (path / TRANSFORMER).is_dir() else path)
+    elif path.suffix == ".safetensors":
+        tensors = _read_safetensors(path)
+    else:
+        tensors = _read_pickle(path, which)
+    tensors = from_diffusers(tensors) if is_diffusers(tensors) else tensors
+    return {name: tensor for name, tensor in tensors.items() if name not in LEFT_OUT}
+
+
+def read_heads(path: Path) -> tuple[int | None, int | None]:
+    """Channels of a linear head and number of cross-attention heads that a diffusers folder's `config.json` tells.
+
+    Raises ValueError naming the file if it is there and is not diffusers'.
+    """
+    config = Path(path) / TRANSFORMER / "config.json"
+    config = config if config.is_file() else Path(path) / "config.json"
+    if not config.is_file():
+        return None, None
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+        return int(values["attention_head_dim"]), int(values["num_cross_attention_heads"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{config} is no configuration of SanaTransformer2DModel ({error!r})") from None
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    """The shards that an index names, or the one file."""
+    if (folder / INDEX).is_file():
+        try:
+            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{folder / INDEX} is no index of shards ({error}): download it again") from None
+        tensors: dict[str, Tensor] = {}
+        for name in names:
+            tensors |= _read_safetensors(_inside(folder, name))
+        return tensors
+    for name in FILES:
+        if (folder / name).is_file():
+            return _read_safetensors(folder / name)
+    raise ValueError(f"{folder} holds no weights: {' or '.join((INDEX, *FILES))} is missing")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A shard beside its index. Raises ValueError if the index points elsewhere."""
+    if Path(name).name != name:
+        raise ValueError(f"{folder / INDEX} names {name}, which is not in its folder: download it again")
+    return folder / name
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}): download it again") from None
+
+
+def _read_pickle(path: Path, which: Which) -> dict[str, Tensor]:
+    """A published checkpoint, read by torch's weights-only loader: nothing in the file is run."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} holds more than tensors, or is damaged, and was not read: {reason}") from None
+    except (EOFError, RuntimeError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): download it again") from None
+    if isinstance(checkpoint, dict) and "state_dict" in checkpoint:
+        if which not in checkpoint:
+            raise ValueError(f"{path} has no {which}: it has {', '.join(map(str, checkpoint))}")
+        checkpoint = checkpoint[which]
+    if not isinstance(checkpoint, dict) or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+        raise ValueError(f"{path} holds no weights: it must be a mapping of names to tensors, or one under state_dict")
+    return checkpoint

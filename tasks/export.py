@@ -1,0 +1,149 @@
+"""Hand a model to diffusers: a folder that `SanaPipeline.from_pretrained` reads, of any depth, with a model card.
+
+    python -m tasks.export --model finetuned-6 --out sana-6-blocks
+
+The model is a name (small, grown, pruned-6, finetuned-6), a folder, or an alias of the registry; autoencoder and text
+encoder are those beside it. diffusers' solver and ours make the same steps, so both draw the same picture from the same
+noise if `network.numerics` is diffusers.
+"""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from model.network import parameter_count
+from model.weights.export import export_pipeline
+from tasks import layout
+from tasks.errors import UserError
+from tasks.files import MANIFEST, read_json, sha256_file, write_bytes
+from tasks.generate import open_painter
+from tasks.geneval.pictures import Painter
+from tasks.params import Params, load_params
+from tasks.registry import resolve_model
+from tasks.stage import bad_input_exits, parser
+
+CARD = "README.md"
+NOTICE = (
+    "Weights derived from NVIDIA's released SANA-1.5 weights are under the NSCL v2-custom licence, and a text encoder "
+    "of the Gemma family under the Gemma terms of use, whatever the licence of the code that exported them. Weights "
+    "that were trained from scratch, with encoders trained from scratch, are under neither."
+)
+
+
+def arguments() -> ArgumentParser:
+    """The command line."""
+    options = parser("export", __doc__)
+    options.add_argument("--model", default="grown", help="name, folder or registry alias (default: grown)")
+    options.add_argument("--out", type=Path, required=True, help="new folder")
+    return options
+
+
+def export(options: Namespace, params: Params) -> None:
+    """Write the pipeline and its card."""
+    if options.out.exists():
+        raise UserError(f"--out {options.out} exists: name a new folder")
+    model = resolve_model(options.model)
+    painter = open_painter(model, params)
+    options.out.mkdir(parents=True)
+    export_pipeline(
+        painter.network,
+        painter.autoencoder,
+        painter.text_encoder,
+        options.out,
+        sampler=params.sampling.sampler,
+        flow_shift=params.diffusion.flow_shift,
+        sample_size=painter.latent_shape[1],
+    )
+    write_bytes(options.out / CARD, card(model, painter, params).encode())
+    print(f"{options.model} is in {options.out}: SanaPipeline.from_pretrained('{options.out}') reads it", flush=True)
+
+
+def card(model: Path, painter: Painter, params: Params) -> str:
+    """The model card: how to draw with it, what it was made of, how it scores, and whose terms bind its weights."""
+    config, reading, sampling = painter.network.config, painter.text_encoder.reading, params.sampling
+    instruction = "" if reading.instruction == "sana" else ", complex_human_instruction=None"
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        "---",
+        f"# {model.name}",
+        "",
+        f"SANA-1.5 of {config.depth} blocks, {parameter_count(painter.network) / 1e6:.1f} M parameters, numerics of "
+        f"{config.numerics}.",
+        "",
+        "```python",
+        "from diffusers import SanaPipeline",
+        "",
+        'pipeline = SanaPipeline.from_pretrained("this folder")',
+        f"size = {params.shard.image_size}",
+        f'pipeline("a prompt", height=size, width=size, num_inference_steps={sampling.steps},',
+        f"         guidance_scale={sampling.guidance}, max_sequence_length={reading.max_tokens}{instruction},",
+        "         use_resolution_binning=False).images[0]",
+        "```",
+        "",
+        "## Lineage",
+        "",
+        *lineage(model),
+        "",
+        "## GenEval",
+        "",
+        *scores(model),
+        "",
+        "## Terms",
+        "",
+        NOTICE,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def lineage(model: Path) -> list[str]:
+    """What is known of the model's making, a line for each fact: read from the folder and those beside it."""
+    lines = [f"* checkpoint: manifest sha256 `{sha256_file(model / MANIFEST)}`"] if (model / MANIFEST).exists() else []
+    for name in (layout.AUTOENCODER.name, layout.TEXT_ENCODER.name):
+        if (manifest := model.parent / name / MANIFEST).exists():
+            lines.append(f"* {name}: manifest sha256 `{sha256_file(manifest)}`")
+    kind, _, depth = model.name.partition("-")
+    pruning = model.parent / f"pruned-{depth}" / "pruning.json"
+    if depth and pruning.exists():
+        kept = ", ".join(map(str, read_json(pruning)["kept"]))
+        lines.append(f"* cut from `grown` by block importance, blocks {kept} kept{_tuned(kind)}")
+    growth = model.parent / layout.GROWN_INIT.name / "growth.json"
+    if kind != "small" and growth.exists():
+        chosen = read_json(growth)["chosen"]
+        lines.append(f"* grown by {chosen['strategy'].replace('_', ' ')}, {chosen['drop']} last blocks dropped")
+    return lines or ["* not known: the folder has no manifest"]
+
+
+def _tuned(kind: str) -> str:
+    return ", then fine-tuned" if kind == "finetuned" else ""
+
+
+def scores(model: Path) -> list[str]:
+    """GenEval of the model with 95 % intervals, where it was evaluated."""
+    path = model.parent / layout.GENEVAL.name / model.name / "summary.json"
+    if not path.exists():
+        return ["Not evaluated."]
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    rows = [("overall", summary["geneval"]), *summary["geneval"]["tasks"].items()]
+    table = [f"| {name.replace('_', ' ')} | {_interval(score)} |" for name, score in rows]
+    head = f"{summary['prompts']} prompts, {summary['pictures_per_prompt']} pictures each, 95 % intervals over prompts."
+    return [head, "", "| task | score |", "|---|---|", *table]
+
+
+def _interval(score: dict[str, Any]) -> str:
+    value = score["overall"] if "overall" in score else score["value"]
+    return f"{value:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: 0 done, 2 bad input."""
+    options = arguments().parse_args(argv)
+    with bad_input_exits("export"):
+        export(options, load_params())
+
+
+if __name__ == "__main__":
+    main()

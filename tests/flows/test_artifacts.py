@@ -1,0 +1,28 @@
+"""What a flow run shows is not what it is for."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows import artifacts, full_pipeline
+from flows.artifacts import Progress
+from flows.build import BuiltStage
+
+
+def test_a_server_that_takes_no_artifact_fails_no_stage_that_is_built(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def times_out(*_arguments: Any, **_values: Any) -> None:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(artifacts, "create_progress_artifact", lambda *_arguments, **_values: "id")
+    monkeypatch.setattr(artifacts, "update_progress_artifact", times_out)
+    monkeypatch.setattr(full_pipeline, "get_run_logger", lambda: logging.getLogger("test"))
+    built = BuiltStage("grow", {"outputs/grown_init": "digest"}, False, 1.0)
+    params = SimpleNamespace(workflow=SimpleNamespace(retries=0))
+    build: Any = SimpleNamespace(build=lambda _name, _log: built, params=params)
+    done = full_pipeline.stage_task(build, "grow", Progress(1)).fn()
+    assert done["outputs"] == built.outputs
+    assert "no answer" in caplog.text

@@ -1,0 +1,83 @@
+"""Claims about the command `export`, on a small workspace of untrained models."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import SanaPipeline
+from drawing_workspace import run, write_workspace
+
+from tasks import layout
+from tasks.export import main
+from tasks.files import MANIFEST, sha256_file, write_json, write_manifest
+from tasks.generate import open_painter
+from tasks.geneval.__main__ import stage
+from tasks.params import PARAMS_FILE, Params, apply_overrides, load_params, read_yaml
+from tasks.seeds import generator
+
+
+@pytest.fixture(autouse=True)
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
+    """A workspace, and a tracker of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    yield write_workspace()
+
+
+def test_an_exported_model_draws_in_diffusers_what_it_draws_here() -> None:
+    values = apply_overrides(
+        read_yaml(PARAMS_FILE), {"shard.image_size": 32}, "test"
+    )  # diffusers draws no smaller ones
+    PARAMS_FILE.write_text(yaml.safe_dump(values), encoding="utf-8")
+    params = load_params()
+    main(["--model", "grown", "--out", "exported"])
+    painter = open_painter(layout.GROWN, params)
+    prompts = ["a photo of a red circle", "a photo of two rings"]
+    ours = painter.draw(prompts, 1, 7, "test")[:, 0]
+    noise = torch.stack(
+        [torch.randn(painter.latent_shape, generator=generator(7, "picture", number, 0)) for number in range(2)]
+    )
+    pipeline = SanaPipeline.from_pretrained("exported", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        prompts,
+        latents=noise,
+        height=params.shard.image_size,
+        width=params.shard.image_size,
+        num_inference_steps=params.sampling.steps,
+        guidance_scale=params.sampling.guidance,
+        max_sequence_length=params.text_encoder.max_tokens,
+        complex_human_instruction=None,
+        use_resolution_binning=False,
+        output_type="np",
+    ).images
+    assert theirs.std() > 0.01
+    assert np.abs(ours.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1
+
+
+def test_the_card_tells_lineage_scores_and_terms(params: Params) -> None:
+    for folder in (layout.GROWN, layout.AUTOENCODER):
+        write_manifest(folder)
+    layout.GROWN_INIT.mkdir(exist_ok=True)
+    write_json(layout.GROWN_INIT / "growth.json", {"chosen": {"strategy": "partial_preservation", "drop": 1}})
+    run(stage(params, "grown"), params)
+    score = json.loads((layout.GENEVAL / "grown/summary.json").read_text())["geneval"]
+    main(["--model", "grown", "--out", "exported"])
+    card = Path("exported/README.md").read_text(encoding="utf-8")
+    for folder in (layout.GROWN, layout.AUTOENCODER):
+        assert sha256_file(folder / MANIFEST) in card
+    assert "grown by partial preservation, 1 last blocks dropped" in card
+    assert f"| overall | {score['overall']:.3f} [{score['low']:.3f}, {score['high']:.3f}] |" in card
+    assert card.count("\n| ") == 1 + 1 + len(score["tasks"])
+    assert "NSCL v2-custom" in card and "Gemma terms of use" in card
+
+
+def test_a_folder_that_exists_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--model", "grown", "--out", "outputs"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "export: --out outputs exists: name a new folder\n"

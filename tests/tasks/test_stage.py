@@ -1,0 +1,58 @@
+"""Claims about what every stage shares: one process at a time, and state that belongs to code, params and inputs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_workspace import PROJECT, write_params
+
+from tasks import sources
+from tasks.errors import UserError
+from tasks.params import load_params
+from tasks.stage import lock, run_stage
+from tasks.train import stage
+
+
+def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(tmp_path, {})
+    monkeypatch.chdir(tmp_path)
+    held = "with lock('train'):\n    print('held', flush=True)\n    sys.stdin.read()"
+    code = f"import sys\nfrom tasks.stage import lock\n{held}"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(PROJECT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"^train is being run in this folder by process {holder.pid}: wait for it"):
+        run_stage(stage(load_params()), load_params())
+    holder.kill()
+    holder.wait()
+    with lock("train"):
+        pass  # the system let go of it with the process
+
+
+def test_a_stages_code_is_all_it_imports_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "tasks/__init__.py": "",
+        "tasks/train.py": "from tasks.helper import help\n",
+        "tasks/helper.py": "from model.network import Sana\n",
+        "tasks/other.py": "import model.network\n",
+        "tasks/files.py": "plumbing = 1\n",
+        "model/__init__.py": "",
+        "model/network.py": "class Sana: ...\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sources, "PROJECT", tmp_path)
+    digest = sources.code_digest("train")
+    for name, changes in (("tasks/other.py", False), ("tasks/files.py", False), ("model/network.py", True)):
+        (tmp_path / name).write_text(files[name] + "# edited\n", encoding="utf-8")
+        assert (sources.code_digest("train") != digest) == changes, name
