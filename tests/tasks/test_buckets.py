@@ -237,7 +237,6 @@ def test_encode_caches_each_picture_at_its_own_shape(pictures: Params) -> None:
 
 def test_buckets_that_have_no_latents_stop_encoding_before_it_begins(pictures: Params) -> None:
     build_autoencoder(4, (8, 8, 8), 1).save(layout.AUTOENCODER)  # 1/8 of the side, where buckets are multiples of 4
-    write_own_pictures(layout.SHARDS, pictures.shard, folder_candidates(Path("pictures")))
     Path("pictures/0.png").write_bytes(png(np.zeros((44, 92, 3), np.uint8)))
     write_own_pictures(layout.SHARDS, pictures.shard, folder_candidates(Path("pictures")))
     Path("out").mkdir()
