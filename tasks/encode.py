@@ -87,8 +87,9 @@ def load_encoders(device: str) -> tuple[Autoencoder, TextEncoder]:
     """The frozen encoders. Raises UserError if one cannot be loaded or the shards' pictures do not suit it."""
     try:
         autoencoder = load_autoencoder(layout.AUTOENCODER, device)
-        for height, width in PictureDataset(layout.SHARDS, "train").sizes():
-            autoencoder.check_size(height, width)
+        for split in SPLITS:
+            for height, width in PictureDataset(layout.SHARDS, split).sizes():
+                autoencoder.check_size(height, width)
         return autoencoder, load_text_encoder(layout.TEXT_ENCODER, device)
     except ValueError as error:
         raise UserError(str(error)) from None

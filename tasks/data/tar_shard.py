@@ -1,11 +1,11 @@
-"""One WebDataset shard, read by random access: an index of the tar's members over a memory map.
+"""One WebDataset shard of others, read by random access: an index of the tar's members, found by reading its headers.
 
-Nothing is ever extracted: a member is a span of the map. The whole tar is checked when it is opened, because readers of
+Nothing is ever extracted: a member is a span of the file, which is open only while it is read, as a source may have
+more shards than a process may open files. The whole tar is checked when it is opened, because readers of
 WebDataset streams pass over some damage in silence: a header that no longer parses ends `tarfile`'s listing as the end
 of the archive does, and a sample whose members do not lie together becomes two.
 """
 
-import mmap
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,11 +31,10 @@ class TarShard:
     """The samples of one shard in file order: `keys[i]` and, for each of its extensions, the bytes of that member."""
 
     def __init__(self, path: Path) -> None:
-        """Map and index the tar. Raises UserError naming shard and member if it is cut short, damaged or unsafe."""
+        """Index the tar. Raises UserError naming shard and member if it is cut short, damaged or unsafe."""
         self.path = path
         with open(path, "rb") as file:
             samples = _index(file, path)
-            self._map = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self.keys = list(samples)
         self._fields = list(samples.values())
 
@@ -46,13 +45,18 @@ class TarShard:
         """The extensions of a sample's members, in file order."""
         return list(self._fields[sample])
 
-    def read(self, sample: int, extension: str) -> memoryview:
-        """The bytes of a sample's member, a read-only view of the file. Raises UserError if it has no such member."""
+    def read(self, sample: int, extension: str) -> bytes:
+        """The bytes of a sample's member. Raises UserError if it has no such member, or the file has changed."""
         try:
             start, size = self._fields[sample][extension]
         except KeyError:
             raise UserError(f"{self.path}: sample {self.keys[sample]!r} has no member .{extension}") from None
-        return self._map[start : start + size]
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            data = file.read(size)
+        if len(data) != size:
+            raise UserError(f"{self.path}: cut short since the stage began: write or fetch the shard again")
+        return data
 
 
 def _index(file: BinaryIO, path: Path) -> dict[str, Fields]:

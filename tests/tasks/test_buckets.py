@@ -17,7 +17,7 @@ from small_workspace import PROJECT
 
 from model.autoencoder import build_autoencoder, load_autoencoder
 from model.flow_matching import TIMESTEPS, add_noise, shift, velocity
-from model.text_encoder import build_text_encoder, train_tokenizer
+from model.text_encoder import Reading, build_text_encoder, train_tokenizer
 from tasks import layout, pretrain
 from tasks.autoencoder import batches as autoencoder_batches
 from tasks.autoencoder import scaling_factor
@@ -128,7 +128,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params
     torch.manual_seed(0)
     build_autoencoder(4, (8, 8), 1).save(layout.AUTOENCODER)
     tokenizer = train_tokenizer([f"picture {i}" for i in range(32)], 300)
-    build_text_encoder(tokenizer, 16, 1, 2, 9).save(layout.TEXT_ENCODER)
+    build_text_encoder(tokenizer, 16, 1, 2, Reading(9, "none", "diffusers", "stored")).save(layout.TEXT_ENCODER)
     yield params
 
 
@@ -237,7 +237,6 @@ def test_encode_caches_each_picture_at_its_own_shape(pictures: Params) -> None:
 
 def test_buckets_that_have_no_latents_stop_encoding_before_it_begins(pictures: Params) -> None:
     build_autoencoder(4, (8, 8, 8), 1).save(layout.AUTOENCODER)  # 1/8 of the side, where buckets are multiples of 4
-    write_own_pictures(layout.SHARDS, pictures.shard, folder_candidates(Path("pictures")))
     Path("pictures/0.png").write_bytes(png(np.zeros((44, 92, 3), np.uint8)))
     write_own_pictures(layout.SHARDS, pictures.shard, folder_candidates(Path("pictures")))
     Path("out").mkdir()
@@ -278,11 +277,11 @@ def test_training_batches_of_all_processes_are_the_batch_of_one(tmp_path: Path) 
     dataset = EncodedDataset(mixed_encoded(tmp_path / "encoded"), "train")
     shapes = set()
     for step in range(12):
-        whole = training_batch(dataset, DIFFUSION, 5, step, 12)
+        whole = training_batch(dataset, DIFFUSION, "diffusers", 5, step, 12)
         shapes.add(tuple(whole.latents_BCHW.shape[1:]))
         for rank in range(2):
             rows = rank_rows(12, rank, 2, parts=3)
-            own = training_batch(dataset, DIFFUSION, 5, step, 12, rows)
+            own = training_batch(dataset, DIFFUSION, "diffusers", 5, step, 12, rows)
             for name in ("latents_BCHW", "noise_BCHW", "sigma_B"):
                 assert torch.equal(getattr(own, name), getattr(whole, name)[rows])
             length = own.text_BTE.shape[1]  # padded to the longest of its own

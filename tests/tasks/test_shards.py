@@ -161,6 +161,18 @@ def test_sample_of_other_members_or_of_too_long_a_key_is_not_written(tmp_path: P
             write_split(tmp_path, "train", [samples[0], wrong], samples_per_shard=2)
 
 
+def test_shards_of_others_are_open_only_while_they_are_read(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "shard.tar", [("a.png", b"a" * 700), ("a.txt", b"cat"), ("b.png", b"b")])
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    many = [TarShard(path) for _ in range(20)]
+    assert {shard.read(0, "txt") for shard in many} == {b"cat"}
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with open(path, "r+b") as file:
+        file.truncate(600)
+    with pytest.raises(UserError, match=r"shard\.tar: cut short since"):
+        many[0].read(0, "png")
+
+
 def resident(path: Path) -> int:
     """Bytes of a file that this process has touched through its memory maps."""
     total, ours = 0, False

@@ -178,7 +178,7 @@ def _read(shard: _SanaShard, sample: int, choice: CaptionChoice) -> tuple[bytes,
         raise Reject("it holds latents (.npy) and no picture: latents of other autoencoders are not taken over")
     if picture is None:
         raise Reject(f"no picture among its members {extensions}")
-    return bytes(shard.tar.read(sample, picture)), clean_caption(caption)
+    return shard.tar.read(sample, picture), clean_caption(caption)
 
 
 def _record_texts(tar: TarShard, sample: int, extensions: list[str]) -> dict[str, str]:
@@ -186,7 +186,7 @@ def _record_texts(tar: TarShard, sample: int, extensions: list[str]) -> dict[str
     if "json" not in extensions:
         raise Reject("it has no json")
     try:
-        record = json.loads(decode_text(bytes(tar.read(sample, "json"))))
+        record = json.loads(decode_text(tar.read(sample, "json")))
     except json.JSONDecodeError:
         raise Reject("its json is not JSON") from None
     if not isinstance(record, dict) or not isinstance(record.get(PROMPT), str):

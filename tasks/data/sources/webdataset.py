@@ -37,13 +37,13 @@ def _read(shard: TarShard, sample: int) -> tuple[bytes, str]:
     picture = next((extension for extension in PICTURES if extension in extensions), None)
     if picture is None:
         raise Reject(f"no picture among its members {extensions}")
-    return bytes(shard.read(sample, picture)), clean_caption(_caption(shard, sample, extensions))
+    return shard.read(sample, picture), clean_caption(_caption(shard, sample, extensions))
 
 
 def _caption(shard: TarShard, sample: int, extensions: list[str]) -> str:
     if "json" in extensions:
         try:
-            record = json.loads(decode_text(bytes(shard.read(sample, "json"))))
+            record = json.loads(decode_text(shard.read(sample, "json")))
         except json.JSONDecodeError:
             raise Reject("its json is not JSON") from None
         values = [record.get(name) for name in CAPTIONS] if isinstance(record, dict) else []
@@ -51,5 +51,5 @@ def _caption(shard: TarShard, sample: int, extensions: list[str]) -> str:
         if caption is not None:
             return caption
     if "txt" in extensions:
-        return decode_text(bytes(shard.read(sample, "txt")))
+        return decode_text(shard.read(sample, "txt"))
     raise Reject("no caption: neither prompt or caption in its json, nor a txt")
