@@ -19,7 +19,7 @@ from torch.nn.functional import mse_loss
 from model.autoencoder import Autoencoder, build_autoencoder, load_autoencoder
 from tasks import layout
 from tasks.data.images import encode_png
-from tasks.data.order import batch_indices
+from tasks.data.order import grouped_batch_indices
 from tasks.data.pictures import PictureDataset, to_unit_range
 from tasks.errors import UserError
 from tasks.external import own_path
@@ -96,7 +96,7 @@ def reconstruction_loss(
     network, device = autoencoder.network, context.device
 
     def loss(step: int) -> Tensor:
-        indices = batch_indices(derive(seed, "autoencoder"), step, batch_size, len(pictures))
+        indices = grouped_batch_indices(derive(seed, "autoencoder"), step, batch_size, pictures.size_groups)
         target = to_unit_range(pictures.pictures(indices)).to(device, memory_format=torch.channels_last)
         with autocast(device, params.compute.dtype):
             latents = network.encoder(target).float()
@@ -112,7 +112,7 @@ def reconstruction_loss(
 def scaling_factor(autoencoder: Autoencoder, pictures: PictureDataset) -> float:
     """The inverse standard deviation of unscaled latents, to four digits."""
     indices = np.arange(min(SCALE_SAMPLES, len(pictures)))
-    latents = torch.cat([autoencoder.encode(batch).cpu() for batch in batches(pictures, indices)])
+    latents = torch.cat([autoencoder.encode(batch).cpu().flatten() for batch in batches(pictures, indices)])
     return float(f"{1 / latents.double().std().item():.4g}")
 
 
@@ -141,15 +141,16 @@ def draw_reconstructions(autoencoder: Autoencoder, pictures: PictureDataset, out
 def check_size(autoencoder: Autoencoder, pictures: PictureDataset) -> None:
     """Raises UserError if the shards' pictures have no latent."""
     try:
-        autoencoder.check_size(*pictures.pictures([0]).shape[1:3])
+        for height, width in pictures.sizes():
+            autoencoder.check_size(height, width)
     except ValueError as error:
         raise UserError(f"{layout.SHARDS}: {error}; change shard.image_size in params.yaml") from None
 
 
 def batches(pictures: PictureDataset, indices: np.ndarray) -> Iterator[Tensor]:
-    """The pictures at `indices` in batches (B, 3, H, W) in [-1, 1]."""
-    for start in range(0, len(indices), EVALUATION_BATCH):
-        yield to_unit_range(pictures.pictures(indices[start : start + EVALUATION_BATCH]))
+    """The pictures at `indices` in batches (B, 3, H, W) of one size, in [-1, 1]."""
+    for part in pictures.batches(indices, EVALUATION_BATCH):
+        yield to_unit_range(pictures.pictures(part))
 
 
 def stage(_params: Params) -> Stage:

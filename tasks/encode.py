@@ -87,8 +87,8 @@ def load_encoders(device: str) -> tuple[Autoencoder, TextEncoder]:
     """The frozen encoders. Raises UserError if one cannot be loaded or the shards' pictures do not suit it."""
     try:
         autoencoder = load_autoencoder(layout.AUTOENCODER, device)
-        height, width = PictureDataset(layout.SHARDS, "train").pictures([0]).shape[1:3]
-        autoencoder.check_size(height, width)
+        for height, width in PictureDataset(layout.SHARDS, "train").sizes():
+            autoencoder.check_size(height, width)
         return autoencoder, load_text_encoder(layout.TEXT_ENCODER, device)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -102,13 +102,16 @@ def encode(
     moments: Moments,
     label: str,
 ) -> Iterator[Sample]:
-    """The encoded sample of every picture, in order. Raises UserError naming a sample whose encoding is not finite."""
+    """The encoded sample of every picture, by size and then in order.
+
+    Raises UserError naming a sample whose encoding is not finite.
+    """
     with progress(f"encode {label}", len(pictures)) as meter:
-        for start in range(0, len(pictures), batch_size):
-            indices = range(start, min(start + batch_size, len(pictures)))
-            keys = [pictures.key(index) for index in indices]
-            captions = [pictures.captions[index] for index in indices]
+        for indices in pictures.batches(np.arange(len(pictures)), batch_size):
+            keys = [pictures.key(index) for index in indices.tolist()]
+            captions = [pictures.caption(index) for index in indices.tolist()]
             batch = pictures.pictures(indices)
+            height, width = batch.shape[1:3]
             texts = encode_distinct(text_encoder, captions)
             latents = autoencoder.encode(to_unit_range(batch).to(autoencoder.device))
             for key, caption, latent in zip(keys, captions, latents, strict=True):
@@ -117,9 +120,9 @@ def encode(
                 members = {
                     "latent.npy": to_npy(half),
                     "text.npy": to_npy(to_half(texts[caption], f"the text of {label} sample {key}")),
-                    "json": describe(batch.shape[1], batch.shape[2], caption),
+                    "json": describe(height, width, caption),
                 }
-                yield Sample(key, members)
+                yield Sample(key, members, (height, width) if pictures.sized else None)
             meter.advance(len(indices))
 
 

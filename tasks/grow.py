@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +50,8 @@ class Probe:
 
 def read_probe(heldout: EncodedDataset, seed: int, device: str) -> Probe:
     """The probe of a held-out split."""
-    count = min(PROBES, len(heldout))
-    batch = heldout.batch(np.arange(count))
+    indices = max(heldout.shape_groups, key=len)[:PROBES]  # where latents differ in shape, of the commonest
+    batch, count = heldout.batch(indices), len(indices)
     noise_BCHW = torch.randn(batch.latents_BCHW.shape, generator=generator(seed, "grow", "probe noise"))
     sigma_B = (torch.arange(count) + 0.5) / count
     noised_BCHW = add_noise(batch.latents_BCHW, noise_BCHW, sigma_B)

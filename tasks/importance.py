@@ -70,7 +70,7 @@ def measure(
     random = generator(context.params.compute.seed, "importance", "noise")
     total = torch.zeros(len(chosen.times), network.config.depth, dtype=torch.float64)
     with progress(context.name, len(indices)) as meter:
-        for part in np.split(indices, range(chosen.batch_size, len(indices), chosen.batch_size)):
+        for part in heldout.batches(indices, chosen.batch_size):
             batch = heldout.batch(part)
             noise_BCHW = torch.randn(batch.latents_BCHW.shape, generator=random)
             with torch.no_grad(), autocast(context.device, context.params.compute.dtype):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tasks import layout
 from tasks.data.pictures import PictureDataset
 from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
+from tasks.errors import UserError
 from tasks.files import write_csv
 from tasks.geneval.calibration import Calibration
 from tasks.geneval.detector import Detector
@@ -140,18 +141,23 @@ def training_pictures(painter: Painter, prompts: Sequence[Prompt], detector: Det
     mirrored = np.ascontiguousarray(drawn.pictures_QHW3[:, :, ::-1])
     parts = [drawn, LabelledPictures(mirrored, drawn.own_Q, label(mirrored, lines, detector))]
     if params.shard_pictures:
-        shown = shard_pictures(params.shard_pictures, seed)
+        shown = shard_pictures(params.shard_pictures, painter.params.shard.image_size, seed)
         yes_QL = label(shown, lines, detector)
         own_Q = choose_prompts(yes_QL, numpy_generator(seed, "judge shard prompts"))
         parts.append(LabelledPictures(shown, own_Q, yes_QL))
     return LabelledPictures(*(np.concatenate(arrays) for arrays in zip(*map(astuple, parts), strict=True)))
 
 
-def shard_pictures(count: int, seed: int) -> NDArray[np.uint8]:
-    """Up to `count` training pictures (Q, H, W, 3)."""
+def shard_pictures(count: int, side: int, seed: int) -> NDArray[np.uint8]:
+    """Up to `count` training pictures (Q, side, side, 3): of aspect buckets, from the square one."""
     dataset = PictureDataset(layout.SHARDS, "train")
-    order = numpy_generator(seed, "judge shard pictures").permutation(len(dataset))
-    return dataset.pictures(np.sort(order[:count]))
+    square = dataset.of_size(side, side)
+    if not len(square):
+        raise UserError(
+            f"{layout.SHARDS} has no pictures of {side}x{side}: set judge.shard_pictures to 0 in params.yaml"
+        )
+    order = numpy_generator(seed, "judge shard pictures").permutation(len(square))
+    return dataset.pictures(np.sort(square[order[:count]]))
 
 
 def choose_prompts(yes_QL: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:

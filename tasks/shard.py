@@ -4,24 +4,28 @@ params.yaml, section shard:
   source: scenes       rendered pictures of coloured shapes, train_samples and heldout_samples of them
   source: folder       the pictures in and below `path`, with captions in a .txt beside each or in metadata.jsonl
   source: webdataset   the shards at `path`: a picture with a prompt or caption in its json, or a txt
+  source: sana         SANA's own layout at `path`: shards that wids-meta.json lists, with further captions beside them
 
-One's own pictures are resized to cover image_size and centre-cropped, and up to a tenth of them is held out. Pictures
+One's own pictures are resized to cover a square of image_size and centre-cropped, or with aspect_buckets the nearest of
+40 sizes of about its area (tasks/data/buckets.py), and up to a tenth of them is held out. Pictures
 that cannot be used are named in results/rejects/shard.jsonl, and stop the stage above the share max_reject_share.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from tasks import layout
+from tasks.data.buckets import aspect_buckets
 from tasks.data.images import encode_png
 from tasks.data.rejects import Rejects
 from tasks.data.selection import by_hash, heldout_count, usable
 from tasks.data.shards import SPLITS, Sample, describe, write_index, write_split
 from tasks.data.sources import Candidate
 from tasks.data.sources.folder import folder_candidates
+from tasks.data.sources.sana import CaptionChoice, sana_candidates
 from tasks.data.sources.scenes import scene_pictures
 from tasks.data.sources.webdataset import webdataset_candidates
 from tasks.errors import UserError
@@ -32,10 +36,6 @@ from tasks.progress import progress
 from tasks.stage import Context, Metrics, Stage, run_main
 
 REJECTS = layout.RESULTS / "rejects" / "shard.jsonl"
-SOURCES: dict[str, Callable[[Path], list[Candidate]]] = {
-    "folder": folder_candidates,
-    "webdataset": webdataset_candidates,
-}
 
 
 def stage(params: Params) -> Stage:
@@ -45,10 +45,20 @@ def stage(params: Params) -> Stage:
 
 def run(context: Context) -> Metrics:
     """Write the shards and count what is in them."""
-    params = context.params.shard
+    params, seed = context.params.shard, context.params.compute.seed
     if params.source == "scenes":
-        return write_scenes(context.out, params, context.params.compute.seed)
-    return write_own_pictures(context.out, params, SOURCES[params.source](own_path(params.path)))
+        return write_scenes(context.out, params, seed)
+    return write_own_pictures(context.out, params, own_candidates(params, own_path(params.path), seed))
+
+
+def own_candidates(params: ShardParams, path: Path, seed: int) -> list[Candidate]:
+    """The pictures of one's own that lie at `path`."""
+    if params.source == "folder":
+        return folder_candidates(path)
+    if params.source == "webdataset":
+        return webdataset_candidates(path)
+    choice = CaptionChoice(params.caption_suffixes, params.caption_score_threshold, params.caption_temperature, seed)
+    return sana_candidates(path, choice)
 
 
 def write_scenes(out: Path, params: ShardParams, seed: int) -> Metrics:
@@ -67,9 +77,10 @@ def write_scenes(out: Path, params: ShardParams, seed: int) -> Metrics:
 def write_own_pictures(out: Path, params: ShardParams, candidates: list[Candidate]) -> Metrics:
     """Write the usable candidates. Raises UserError when too many are not, or too few are left for both splits."""
     rejects = Rejects(len(candidates))
-    pictures = usable(by_hash(candidates), params.image_size, params.max_pixels, rejects)
+    buckets = aspect_buckets(params.image_size) if params.aspect_buckets else ()
+    pictures = usable(by_hash(candidates), params.image_size, params.max_pixels, rejects, buckets)
     samples = (
-        _sample(number, picture, caption, source=candidate.where)
+        _sample(number, picture, caption, params.aspect_buckets, source=candidate.where)
         for number, (candidate, picture, caption) in enumerate(pictures)
     )
     metered = _metered(samples, "shard", len(candidates))
@@ -87,9 +98,10 @@ def write_own_pictures(out: Path, params: ShardParams, candidates: list[Candidat
     return {**{f"{split}_samples": count for split, count in counts.items()}, "rejected": len(rejects.found)}
 
 
-def _sample(number: int, picture: np.ndarray, caption: str, **more: str) -> Sample:
+def _sample(number: int, picture: np.ndarray, caption: str, sized: bool = False, **more: str) -> Sample:
     height, width, _ = picture.shape
-    return Sample(f"{number:09d}", {"png": encode_png(picture), "json": describe(height, width, caption, **more)})
+    members = {"png": encode_png(picture), "json": describe(height, width, caption, **more)}
+    return Sample(f"{number:09d}", members, (height, width) if sized else None)
 
 
 def _metered(samples: Iterable[Sample], label: str, total: int) -> Iterator[Sample]:

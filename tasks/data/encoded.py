@@ -1,10 +1,11 @@
 """The cached encodings that training reads: latents and text embeddings in shards, by random access.
 
-A sample is `<key>.latent.npy` (float16 C, H, W, scaled as the network takes it), `<key>.text.npy` (float16 T, E, no
-padding) and `<key>.json`; `null_text.safetensors` holds the embedding of the empty prompt as `text_TE`, float16 too.
+A sample is `<key>.latent.npy` (float16 C, H, W, scaled as the network takes it; of pictures in aspect buckets H and W
+differ), `<key>.text.npy` (float16 T, E, no padding) and `<key>.json`; `null_text.safetensors` holds the embedding of
+the empty prompt as `text_TE`, float16 too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class EncodedBatch:
 
 
 class EncodedDataset:
-    """One split of a folder of encoded shards."""
+    """One split of a folder of encoded shards. `latent_shape` is of its first sample; a batch must be of one shape."""
 
     def __init__(self, folder: Path, split: str) -> None:
         """Open the split `train` or `heldout`. Raises UserError if the folder has no such shards or no null text."""
@@ -51,8 +52,17 @@ class EncodedDataset:
         """The caption of every sample."""
         return self._reader.captions
 
+    @property
+    def shape_groups(self) -> list[np.ndarray]:
+        """The indices of the samples of each latent shape; one group where all are of one shape."""
+        return self._reader.size_groups
+
+    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+        """`indices` cut into batches of one shape each, by shape; in the given order within each shape."""
+        return self._reader.batches(indices, batch_size)
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> EncodedBatch:
-        """The samples at `indices`, text padded on the right to the longest of them."""
+        """The samples at `indices`, which are of one latent shape, text padded on the right to the longest of them."""
         latents = np.stack([self._array(int(index), "latent.npy") for index in indices]).astype(np.float32)
         texts = [self._array(int(index), "text.npy") for index in indices]
         lengths = np.array([len(text) for text in texts])

@@ -1,29 +1,33 @@
-"""Picture files of every ordinary kind, made square RGB arrays; what cannot be read is a `Reject` with its reason."""
+"""Picture files of every ordinary kind, made RGB arrays of set sizes; what cannot be read is a `Reject`."""
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tasks.data.buckets import Bucket, nearest_bucket
 from tasks.data.sources import Reject
 
 # Named one by one, since Pillow also opens formats that run other programs (EPS) or are no pictures.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
-def load_picture(data: bytes, size: int, max_pixels: int) -> np.ndarray:
-    """Decode a picture file and fit it to a square: resized to cover it, centre-cropped, uint8 (size, size, 3).
+def load_picture(data: bytes, size: int, max_pixels: int, buckets: Sequence[Bucket] = ()) -> np.ndarray:
+    """Decode a picture file and fit it to a square, uint8 (size, size, 3), or to the nearest of `buckets` if given.
 
-    Alpha is composited on white, EXIF rotation applied, and of an animation the first frame taken. Colour profiles are
-    not applied. Raises Reject for a picture that is truncated, of an unknown kind, or of more than `max_pixels`.
+    Fitting resizes the upright picture to cover the size, and crops its centre. Alpha is composited on white, EXIF
+    rotation applied, and of an animation the first frame taken. Colour profiles are not applied. Raises Reject for a
+    picture that is truncated, of an unknown kind, or of more than `max_pixels`.
     """
     try:
         with pixel_limit(max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
-            picture = ImageOps.fit(to_rgb(ImageOps.exif_transpose(image)), (size, size), Image.Resampling.LANCZOS)
+            upright = to_rgb(ImageOps.exif_transpose(image))
+            bucket = nearest_bucket(upright.height, upright.width, buckets) if buckets else Bucket(1.0, size, size)
+            picture = ImageOps.fit(upright, (bucket.width, bucket.height), Image.Resampling.LANCZOS)
     except UnidentifiedImageError:
         # Pillow's own text holds an address in memory, which differs from run to run.
         raise Reject("unknown picture format") from None

@@ -1,6 +1,6 @@
 """The pictures of the stage `shard`, by random access."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,40 @@ class PictureDataset:
         """The caption of every picture."""
         return self._reader.captions
 
+    @property
+    def size_groups(self) -> list[np.ndarray]:
+        """The indices of the pictures of each size; one group where all are of one size."""
+        return self._reader.size_groups
+
+    @property
+    def sized(self) -> bool:
+        """Whether the shards record each picture's size, as they do with aspect buckets."""
+        return self._reader.sizes is not None
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Each height and width in pixels that pictures have. Decodes one picture of each size."""
+        return [self.pictures(group[:1]).shape[1:3] for group in self.size_groups]
+
+    def of_size(self, height: int, width: int) -> np.ndarray:
+        """The indices of the pictures of one size; where all are of one size, of all."""
+        if self._reader.sizes is None:
+            return np.arange(len(self))
+        return np.flatnonzero((self._reader.sizes == (height, width)).all(axis=1))
+
+    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+        """`indices` cut into batches of pictures of one size each."""
+        return self._reader.batches(indices, batch_size)
+
+    def caption(self, index: int) -> str:
+        """The caption of one picture."""
+        return self._reader.record(index)["prompt"]
+
     def key(self, index: int) -> str:
         """The key of a picture in its shard."""
         return self._reader.key(index)
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The pictures at `indices`, uint8 (B, H, W, 3)."""
+        """The pictures at `indices`, which are of one size, uint8 (B, H, W, 3)."""
         return np.stack([decode_png(self._reader.read(int(index), "png")) for index in indices])
 
 

@@ -5,10 +5,11 @@ picture stays on its side when others are added, up to the few by which the held
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from tasks.data.buckets import Bucket
 from tasks.data.images import load_picture
 from tasks.data.rejects import Rejects
 from tasks.data.sources import Candidate, Reject
@@ -30,16 +31,20 @@ def heldout_count(pictures: int, limit: int) -> int:
 
 
 def usable(
-    candidates: Iterable[Candidate], image_size: int, max_pixels: int, rejects: Rejects
+    candidates: Iterable[Candidate],
+    image_size: int,
+    max_pixels: int,
+    rejects: Rejects,
+    buckets: Sequence[Bucket] = (),
 ) -> Iterator[tuple[Candidate, np.ndarray, str]]:
     """Each usable candidate, its picture and its caption; `rejects` notes the others.
 
-    Pictures are uint8 (image_size, image_size, 3).
+    Pictures are uint8 (image_size, image_size, 3), or of the size of one of `buckets` if given.
     """
     for candidate in candidates:
         try:
             data, caption = candidate.read()
-            picture = load_picture(data, image_size, max_pixels)
+            picture = load_picture(data, image_size, max_pixels, buckets)
         except Reject as reject:
             rejects.add(candidate.where, str(reject))
         else:

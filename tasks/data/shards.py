@@ -1,7 +1,10 @@
 """A folder of WebDataset shards: `<split>-00000.tar` and on, and `index.json` with the count, bytes and sha256 of each.
 
+Beside each shard lies `<split>-00000.index.npy` with the place of every member, so that a sample is read alone.
+
 Samples follow SANA's layout: `<key>.json` with height, width and prompt, beside the picture (`<key>.png`) or what
-encodes it.
+encodes it. Where samples differ in size the index holds each one's, so that finding those of one size reads no shard:
+`<split>-00000.sizes.npy`, named in `index.json`, has the heights and widths of a shard's samples in pixels (uint16).
 The bytes of a shard depend on its samples alone: members carry no time, and a fixed owner and mode.
 """
 
@@ -10,26 +13,33 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from webdataset import TarWriter
 
-from tasks.data.tar_shard import TarShard
+from tasks.data.arrays import to_npy, view_npy
+from tasks.data.indexed_shard import IndexedShard, SpanRecorder
 from tasks.errors import UserError
-from tasks.files import read_json, sha256_file, write_json
+from tasks.files import read_json, sha256_file, write_bytes, write_json
 
 INDEX = "index.json"
+SPANS = ".index.npy"
+SIZES = ".sizes.npy"
+OPEN_SHARDS = 256
+"""Shards that a reader keeps open: an open one takes two of the process's file descriptors, often 1,024 in all."""
 SPLITS = ("train", "heldout")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample to write: its key and the bytes of each member by extension."""
+    """A sample to write: its key, the bytes of each member by extension, and its (height, width) if sizes differ."""
 
     key: str
     members: dict[str, bytes]
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,9 @@ class ShardEntry:
     samples: int
     bytes: int
     sha256: str
+    index: str
+    members: list[str]
+    sizes: str | None = None
 
 
 def describe(height: int, width: int, prompt: str, **more: str) -> bytes:
@@ -54,27 +67,45 @@ def write_split(folder: Path, split: str, samples: Iterable[Sample], samples_per
     entries: list[ShardEntry] = []
     for first in remaining:
         path = folder / f"{split}-{len(entries):05d}.tar"
-        count = _write_shard(path, itertools.chain([first], itertools.islice(remaining, samples_per_shard - 1)))
-        entries.append(ShardEntry(path.name, count, path.stat().st_size, sha256_file(path)))
+        entries.append(_write_shard(path, itertools.chain([first], itertools.islice(remaining, samples_per_shard - 1))))
     return entries
 
 
-def _write_shard(path: Path, samples: Iterator[Sample]) -> int:
-    count = 0
+def _write_shard(path: Path, samples: Iterator[Sample]) -> ShardEntry:
+    sizes: list[tuple[int, int] | None] = []
+    spans = SpanRecorder()
     with (
         open(path, "wb") as file,
         TarWriter(file, user="sana15", group="sana15", mode=0o444, mtime=0, encoder=False) as writer,
     ):
         for sample in samples:
+            begin = writer.tarstream.offset
             writer.write({"__key__": sample.key, **sample.members})
-            count += 1
-    return count
+            spans.add(begin, writer.tarstream.offset, sample.members)
+            sizes.append(sample.size)
+    index = path.with_suffix(SPANS)
+    write_bytes(index, to_npy(spans.array()))
+    listed = _write_sizes(path, sizes)
+    return ShardEntry(path.name, len(sizes), path.stat().st_size, sha256_file(path), index.name, spans.members, listed)
+
+
+def _write_sizes(shard: Path, sizes: list[tuple[int, int] | None]) -> str | None:
+    """Write the sizes of a shard's samples beside it, if they have any; returns the file's name."""
+    if None in sizes:
+        return None
+    path = shard.with_suffix(SIZES)
+    write_bytes(path, to_npy(np.array(sizes, np.uint16)))
+    return path.name
 
 
 def write_index(folder: Path, splits: dict[str, list[ShardEntry]]) -> None:
     """Write `index.json` for the shards that `write_split` wrote."""
-    listed = {split: [asdict(entry) for entry in entries] for split, entries in splits.items()}
+    listed = {split: [_plain(entry) for entry in entries] for split, entries in splits.items()}
     write_json(folder / INDEX, {"splits": listed})
+
+
+def _plain(entry: ShardEntry) -> dict[str, Any]:
+    return {name: value for name, value in asdict(entry).items() if value is not None}
 
 
 class ShardReader:
@@ -88,7 +119,7 @@ class ShardReader:
             raise UserError(f"{self.folder / INDEX} has no split {split!r}: it lists {sorted(splits)}")
         self._entries = [ShardEntry(**entry) for entry in splits[split]]
         self._ends = list(itertools.accumulate(entry.samples for entry in self._entries))
-        self._shards: dict[int, TarShard] = {}
+        self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -96,7 +127,7 @@ class ShardReader:
     def key(self, index: int) -> str:
         """The key of a sample."""
         shard, sample = self._locate(index)
-        return shard.keys[sample]
+        return shard.key(sample)
 
     def read(self, index: int, extension: str) -> memoryview:
         """The bytes of a sample's member. Raises IndexError beyond the split, UserError for a shard that is damaged."""
@@ -112,19 +143,54 @@ class ShardReader:
         """The prompt of every sample."""
         return [self.record(index)["prompt"] for index in range(len(self))]
 
-    def _locate(self, index: int) -> tuple[TarShard, int]:
+    @cached_property
+    def sizes(self) -> np.ndarray | None:
+        """Height and width in pixels of every sample, uint16 (samples, 2); None where all are of one size."""
+        if not self._entries or any(entry.sizes is None for entry in self._entries):
+            return None
+        return np.concatenate([self._sizes(entry) for entry in self._entries])
+
+    @cached_property
+    def size_groups(self) -> list[np.ndarray]:
+        """The indices of the samples of each size, ascending, by height and then width; one group where one size is."""
+        kinds = self._kinds
+        return [np.arange(len(self))] if kinds is None else [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+
+    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+        """`indices` cut into batches of one size each, by size; in the given order within each size."""
+        kinds = np.zeros(len(indices)) if self._kinds is None else self._kinds[indices]
+        for kind in np.unique(kinds):
+            chosen = indices[kinds == kind]
+            for start in range(0, len(chosen), batch_size):
+                yield chosen[start : start + batch_size]
+
+    @cached_property
+    def _kinds(self) -> np.ndarray | None:
+        """Height and width of every sample as one number (samples,), if the index records them."""
+        return None if self.sizes is None else self.sizes[:, 0].astype(np.int64) << 16 | self.sizes[:, 1]
+
+    def _sizes(self, entry: ShardEntry) -> np.ndarray:
+        path = self.folder / str(entry.sizes)
+        if not path.is_file():
+            raise UserError(f"{path} is missing: run the stage that writes {self.folder} again")
+        sizes = view_npy(memoryview(path.read_bytes()), str(path))
+        if sizes.shape != (entry.samples, 2):
+            raise UserError(
+                f"{path} has sizes {sizes.shape}, {INDEX} says {entry.samples} samples: "
+                f"run the stage that writes {self.folder} again"
+            )
+        return sizes
+
+    def _locate(self, index: int) -> tuple[IndexedShard, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.folder}: sample {index} of {len(self)} in split {self.split}")
         number = bisect.bisect_right(self._ends, index)
-        if number not in self._shards:
-            self._shards[number] = self._open(self._entries[number])
-        return self._shards[number], index - self._ends[number] + self._entries[number].samples
+        return self._shard(number), int(index) - self._ends[number] + self._entries[number].samples
 
-    def _open(self, entry: ShardEntry) -> TarShard:
+    def _open(self, number: int) -> IndexedShard:
+        entry = self._entries[number]
         path = self.folder / entry.name
-        if not path.is_file():
-            raise UserError(f"{path} is missing: run the stage that writes {self.folder} again")
-        shard = TarShard(path)
+        shard = IndexedShard(path, self.folder / entry.index, entry.members)
         if len(shard) != entry.samples or path.stat().st_size != entry.bytes:
             found = f"{len(shard)} samples in {path.stat().st_size} bytes"
             listed = f"{entry.samples} in {entry.bytes}"

@@ -1,5 +1,6 @@
 """Held-out loss at fixed noise: the same samples, noise and times for every model, so that models can be compared."""
 
+import numpy as np
 import torch
 
 from model.flow_matching import shift
@@ -29,8 +30,7 @@ def heldout_loss(
         torch.sigmoid(diffusion.logit_mean + diffusion.logit_std * torch.special.ndtri(quantiles)), diffusion.flow_shift
     )
     total = 0.0
-    for start in range(0, count, BATCH):
-        indices = torch.arange(start, min(start + BATCH, count)).numpy()
+    for indices in dataset.batches(np.arange(count), BATCH):
         batch = dataset.batch(indices)
         noise = torch.randn(batch.latents_BCHW.shape, generator=random)
         noised = NoisedBatch(batch.latents_BCHW, noise, sigmas[indices], batch.text_BTE, batch.mask_BT)

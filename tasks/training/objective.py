@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from model.flow_matching import TIMESTEPS, add_noise, draw_sigmas, velocity
 from model.network import Sana
 from model.numerics import CONVENTIONS, Numerics
 from tasks.data.encoded import EncodedBatch, EncodedDataset
-from tasks.data.order import batch_indices
+from tasks.data.order import grouped_batch_indices
 from tasks.errors import UserError
 from tasks.params import Diffusion
 from tasks.seeds import generator
@@ -48,16 +49,27 @@ class FlowMatchingLoss(nn.Module):
 
 
 def training_batch(
-    dataset: EncodedDataset, diffusion: Diffusion, numerics: Numerics, seed: int, step: int, size: int
+    dataset: EncodedDataset,
+    diffusion: Diffusion,
+    numerics: Numerics,
+    seed: int,
+    step: int,
+    size: int,
+    rows: np.ndarray | None = None,
 ) -> NoisedBatch:
-    """The batch of one optimizer step. Data order, noise, times and caption dropout depend on (seed, step) alone."""
-    batch = dataset.batch(batch_indices(seed, step, size, len(dataset)))
+    """The batch of one optimizer step. Data order, noise, times and caption dropout depend on (seed, step) alone.
+
+    `rows` are those of one of several processes (`tasks.data.order.rank_rows`): they are as in the whole batch, whose
+    other samples are not read.
+    """
+    rows = np.arange(size) if rows is None else rows
+    batch = dataset.batch(grouped_batch_indices(seed, step, size, dataset.shape_groups)[rows])
     random = generator(seed, "training noise", step)
     sigma_B = draw_sigmas(size, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift, random)
-    noise_BCHW = torch.randn(batch.latents_BCHW.shape, generator=random)
+    noise_BCHW = torch.randn((size, *batch.latents_BCHW.shape[1:]), generator=random)
     dropped_B = torch.rand(size, generator=random) < diffusion.caption_dropout
-    text_BTE, mask_BT = drop_captions(batch, dataset.null_text, dropped_B, numerics)
-    return NoisedBatch(batch.latents_BCHW, noise_BCHW, sigma_B, text_BTE, mask_BT)
+    text_BTE, mask_BT = drop_captions(batch, dataset.null_text, dropped_B[rows], numerics)
+    return NoisedBatch(batch.latents_BCHW, noise_BCHW[rows], sigma_B[rows], text_BTE, mask_BT)
 
 
 def drop_captions(batch: EncodedBatch, null_TE: Tensor, dropped_B: Tensor, numerics: Numerics) -> tuple[Tensor, Tensor]:

@@ -171,7 +171,10 @@ def test_encoding_twice_gives_the_same_bytes(workspace: Params) -> None:
     outs = [Path("a"), Path("b")]
     assert run_encode(workspace, outs[0]) == run_encode(workspace, outs[1])
     names = sorted(path.name for path in outs[0].iterdir())
-    assert names == ["heldout-00000.tar", "index.json", NULL_TEXT, "train-00000.tar", "train-00001.tar"]
+    shards = [
+        f"{shard}.{kind}" for shard in ("heldout-00000", "train-00000", "train-00001") for kind in ("index.npy", "tar")
+    ]
+    assert names == sorted(["index.json", NULL_TEXT, *shards])
     assert all((outs[0] / name).read_bytes() == (outs[1] / name).read_bytes() for name in names)
 
 

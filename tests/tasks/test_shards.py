@@ -4,12 +4,14 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 
+from tasks.data import shards
 from tasks.data.shards import Sample, ShardReader, describe, write_index, write_split
 from tasks.data.tar_shard import TarShard
 from tasks.errors import UserError
@@ -61,6 +63,7 @@ def test_same_samples_give_same_bytes(tmp_path: Path) -> None:
         write_split(tmp_path / name, "train", make_samples(5), samples_per_shard=3)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    for path in (tmp_path / "a").glob("*.tar"):
         with tarfile.open(path) as archive:
             assert {(info.mtime, info.uid, info.gid, info.mode) for info in archive} == {(0, 0, 0, 0o444)}
 
@@ -111,7 +114,7 @@ def test_unknown_split_and_unknown_member_are_named(tmp_path: Path) -> None:
     write_index(tmp_path, {"train": write_split(tmp_path, "train", make_samples(1), samples_per_shard=2)})
     with pytest.raises(UserError, match=r"no split 'test': it lists \['train'\]"):
         ShardReader(tmp_path, "test")
-    with pytest.raises(UserError, match=r"train-00000.tar: sample '000000000' has no member .npy"):
+    with pytest.raises(UserError, match=r"train-00000.tar: sample 0 has no member .npy"):
         ShardReader(tmp_path, "train").read(0, "npy")
 
 
@@ -120,9 +123,86 @@ def test_shard_that_differs_from_its_index_is_refused(tmp_path: Path) -> None:
     write_split(tmp_path, "train", make_samples(2), samples_per_shard=3)
     with pytest.raises(UserError, match=r"train-00000.tar has 2 samples .* index.json says 3"):
         ShardReader(tmp_path, "train").key(0)
-    (tmp_path / "train-00000.tar").unlink()
-    with pytest.raises(UserError, match=r"train-00000.tar is missing"):
+    for name in ("train-00000.index.npy", "train-00000.tar"):
+        (tmp_path / name).unlink()
+        with pytest.raises(UserError, match=rf"{name} is missing"):
+            ShardReader(tmp_path, "train").key(0)
+
+
+def test_shard_that_does_not_fit_its_places_is_refused(tmp_path: Path) -> None:
+    write_index(tmp_path, {"train": write_split(tmp_path, "train", make_samples(3), samples_per_shard=3)})
+    places = np.load(tmp_path / "train-00000.index.npy")
+    np.save(tmp_path / "train-00000.index.npy", places + 10**6)
+    for read in (lambda reader: reader.read(0, "png"), lambda reader: reader.key(0)):
+        with pytest.raises(UserError, match=r"train-00000.tar does not fit its index"):
+            read(ShardReader(tmp_path, "train"))
+    np.save(tmp_path / "train-00000.index.npy", places + 1)
+    with pytest.raises(UserError, match=r"train-00000.tar: no header at sample 0"):
         ShardReader(tmp_path, "train").key(0)
+    np.save(tmp_path / "train-00000.index.npy", places[:, :1])
+    with pytest.raises(UserError, match=r"train-00000.index.npy is no index of 2 members"):
+        ShardReader(tmp_path, "train").key(0)
+
+
+def test_places_of_members_are_those_that_python_finds(tmp_path: Path) -> None:
+    samples = [replace(sample, key=f"{'deep/' * 15}{sample.key}") for sample in make_samples(9)]
+    (entry,) = write_split(tmp_path, "train", samples, samples_per_shard=9)
+    places = np.load(tmp_path / entry.index)
+    with tarfile.open(tmp_path / entry.name) as archive:
+        found = {member.name: [member.offset_data, member.size] for member in archive}
+    for sample, own in zip(samples, places.tolist(), strict=True):
+        assert [found[f"{sample.key}.{extension}"] for extension in entry.members] == own
+
+
+def test_sample_of_other_members_or_of_too_long_a_key_is_not_written(tmp_path: Path) -> None:
+    samples = make_samples(2)
+    for wrong in (replace(samples[1], members={"png": b""}), replace(samples[1], key="x" * 200)):
+        with pytest.raises(ValueError, match=r"members \['png'\]|too long"):
+            write_split(tmp_path, "train", [samples[0], wrong], samples_per_shard=2)
+
+
+def resident(path: Path) -> int:
+    """Bytes of a file that this process has touched through its memory maps."""
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            ours = line.endswith(str(path))
+        elif ours and line.startswith("Rss:"):
+            total += 1024 * int(line.split()[1])
+    return total
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read by system calls."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_reading_a_sample_reads_neither_the_shard_nor_its_headers(tmp_path: Path) -> None:
+    samples = [Sample(f"{i:09d}", {"a": b"x" * 9000, "json": describe(1, 1, f"{i}")}) for i in range(2000)]
+    write_index(tmp_path, {"train": write_split(tmp_path, "train", samples, samples_per_shard=2000)})
+    path = tmp_path / "train-00000.tar"
+    reader = ShardReader(tmp_path, "train")
+    before = bytes_read()
+    sample = reader.read(1234, "a")
+    assert bytes(sample) == samples[1234].members["a"] and reader.key(1234) == "000001234"
+    assert bytes_read() - before < 4096, "what is mapped is not read besides"
+    assert 0 < resident(path) <= 3 * 65536, "a touched page brings up to 15 beside it"
+    assert path.stat().st_size > 20_000_000
+    assert sum(len(reader.read(i, "a")) + reader.read(i, "a")[0] for i in range(2000)) == 2000 * (9000 + ord("x"))
+    assert resident(path) > 8_000_000, "the measure sees what is read"
+
+
+def test_many_shards_are_read_with_few_of_them_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 3)
+    samples = make_samples(40)
+    write_index(tmp_path, {"train": write_split(tmp_path, "train", samples, samples_per_shard=2)})
+    reader, opened = ShardReader(tmp_path, "train"), len(list(Path("/proc/self/fd").iterdir()))
+    views = [reader.read(index, "png") for index in range(0, 40, 2)]
+    assert [bytes(view) for view in views] == [sample.members["png"] for sample in samples[::2]], (
+        "views outlive closing"
+    )
+    del views
+    assert len(list(Path("/proc/self/fd").iterdir())) <= opened + 6
 
 
 @pytest.mark.parametrize(

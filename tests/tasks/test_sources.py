@@ -33,11 +33,15 @@ def shard_params(**changes: object) -> Shard:
         "source": "folder",
         "path": "pictures",
         "image_size": SIZE,
+        "aspect_buckets": False,
         "train_samples": 1,
         "heldout_samples": 3,
         "samples_per_shard": 5,
         "max_pixels": 10_000,
         "max_reject_share": 0.0,
+        "caption_suffixes": (),
+        "caption_score_threshold": 25.0,
+        "caption_temperature": 0.1,
     }
     return Shard(**{**values, **changes})
 

@@ -1,0 +1,88 @@
+"""One shard of our own, read through the index written with it: neither opening it nor reading a sample reads the rest.
+
+The index is an int64 array (samples, members, 2) of where each member's bytes begin in the tar and how many they are.
+Shards of others come without one, and are indexed by reading all their headers (tasks/data/tar_shard.py).
+"""
+
+import mmap
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tasks.data.arrays import view_npy
+from tasks.errors import UserError
+
+
+class SpanRecorder:
+    """Notes where the members of each sample lie while a tar is written."""
+
+    def __init__(self) -> None:
+        self.members: list[str] = []
+        self._spans: list[list[tuple[int, int]]] = []
+
+    def add(self, begin: int, end: int, members: Mapping[str, bytes]) -> None:
+        """Note a sample that was written from byte `begin` to `end`, its members in order of extension.
+
+        Raises ValueError if it has other members than the samples before it, or a key too long for a plain header.
+        """
+        names = sorted(members)
+        self.members = self.members or names
+        if names != self.members:
+            raise ValueError(f"a sample has the members {names}, those before it {self.members}")
+        spans = []
+        for name in names:
+            spans.append((begin + tarfile.BLOCKSIZE, len(members[name])))
+            begin += tarfile.BLOCKSIZE + -(-len(members[name]) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if begin != end:
+            raise ValueError(f"a sample ends at byte {end} of its tar instead of {begin}: is its key too long?")
+        self._spans.append(spans)
+
+    def array(self) -> np.ndarray:
+        """The index, int64 (samples, members, 2)."""
+        return np.array(self._spans, np.int64).reshape(len(self._spans), len(self.members), 2)
+
+
+class IndexedShard:
+    """The samples of one shard by their number in it; `members` are the extensions of each."""
+
+    def __init__(self, path: Path, index: Path, members: Sequence[str]) -> None:
+        """Map tar and index. Raises UserError if one is missing or the index is none of such members."""
+        self.path = path
+        self._columns = {extension: column for column, extension in enumerate(members)}
+        self._map = _map(path)
+        self._spans = view_npy(_map(index), str(index))
+        if self._spans.dtype != np.int64 or self._spans.shape[1:] != (len(members), 2):
+            raise UserError(f"{index} is no index of {len(members)} members: run the stage that writes it again")
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def read(self, sample: int, extension: str) -> memoryview:
+        """The bytes of a sample's member, a read-only view of the file. Raises UserError if it has no such member."""
+        if extension not in self._columns:
+            raise UserError(f"{self.path}: sample {sample} has no member .{extension}")
+        start, size = self._spans[sample, self._columns[extension]].tolist()
+        return self._span(start, size)
+
+    def key(self, sample: int) -> str:
+        """The key of a sample, from the header before its first member."""
+        header = bytes(self._span(int(self._spans[sample, 0, 0]) - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE))
+        try:
+            name = tarfile.TarInfo.frombuf(header, "utf-8", "strict").name
+        except tarfile.HeaderError as error:
+            raise UserError(f"{self.path}: no header at sample {sample} ({error}): run its stage again") from None
+        return name.removesuffix(f".{next(iter(self._columns))}")
+
+    def _span(self, start: int, size: int) -> memoryview:
+        if start < 0 or start + size > len(self._map):
+            raise UserError(f"{self.path} does not fit its index: run the stage that writes them again")
+        return self._map[start : start + size]
+
+
+def _map(path: Path) -> memoryview:
+    if not path.is_file() or not path.stat().st_size:
+        raise UserError(f"{path} is missing: run the stage that writes {path.parent} again")
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
