@@ -43,7 +43,7 @@ def run(context: Context) -> Metrics:
     """Train or record the judge, and measure it; writes the judge, `calibration.safetensors` and the metrics."""
     params, seed = context.params, context.params.compute.seed
     detector = build_detector(params.geneval, context.device)
-    prompts, unseen = choose_prompts_to_draw(params)
+    prompts, unseen = choose_prompts_to_draw(params, chosen_prompts(params))
     check_classes((prompt.line for prompt in (*prompts, *unseen)), detector)
     painter = load_painter(layout.SMALL, params, context.device)
     images = params.judge.images_per_prompt
@@ -62,12 +62,12 @@ def run(context: Context) -> Metrics:
     return {**quality(judge), **metrics, "unseen_yes_share": float(test.own_yes().mean())}
 
 
-def choose_prompts_to_draw(params: Params) -> tuple[list[Prompt], list[Prompt]]:
+def choose_prompts_to_draw(params: Params, evaluation: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to learn from, and others to be measured on, of what the detector can find; none of the evaluation's.
 
     Scenes tell the two apart by what the small model was trained on, which of prompts over COCO's classes is not known.
     """
-    seed, count, evaluation = params.compute.seed, params.judge.prompts, chosen_prompts(params)
+    seed, count = params.compute.seed, params.judge.prompts
     if params.geneval.detector == "scenes":
         prompts = judge_prompts(seed, count, evaluation)
         return prompts, unseen_prompts(seed, max(len(prompts) // UNSEEN_SHARE, 1), evaluation)

@@ -9,13 +9,18 @@ from tasks.data.images import encode_png
 from tasks.data.scenes import render, sample_scene
 from tasks.data.selection import heldout_count
 from tasks.errors import UserError
-from tasks.geneval.prompts import evaluation_prompts, judge_prompts
-from tasks.judge import UNSEEN_SHARE, unseen_prompts
+from tasks.external import own_path
+from tasks.geneval.object_prompts import object_prompts
+from tasks.geneval.prompts import Prompt, chosen_prompts
+from tasks.judge import choose_prompts_to_draw
 from tasks.params import Params
 from tasks.seeds import numpy_generator
 
 OWN_SAMPLES = 50_000_000
 """Picture-caption pairs of SANA-1.5's pre-training (section 3.1)."""
+
+PUBLISHED_PROMPTS = 553
+"""Of GenEval's own evaluation."""
 
 SCENES, RENDERED = 1024, 64
 PNG_BYTES_PER_PIXEL = 1.8
@@ -51,15 +56,22 @@ def tokens_of(text: str) -> int:
     return 1 + len(text.split())
 
 
+def prompts_to_plan(params: Params) -> list[Prompt]:
+    """The evaluation's prompts; as many as GenEval has, of the same kind, where the file of them is not there yet."""
+    path = params.geneval.prompts
+    if path is None or own_path(path).is_file():
+        return chosen_prompts(params)
+    return object_prompts(params.compute.seed, "plan", PUBLISHED_PROMPTS, ())
+
+
 def measure_scale(params: Params, samples: int | None = None, caption_tokens: int | None = None) -> Scale:
     """The sizes of an experiment; `samples` and the mean `caption_tokens` of one's own pictures can be given.
 
     Raises UserError if they are given for rendered scenes, or do not fit the params.
     """
     seed = params.compute.seed
-    evaluated = evaluation_prompts(seed, params.geneval.prompts_per_task)
-    judged = judge_prompts(seed, params.judge.prompts, evaluated)
-    unseen = unseen_prompts(seed, max(len(judged) // UNSEEN_SHARE, 1), evaluated)
+    evaluated = prompts_to_plan(params)
+    judged, unseen = choose_prompts_to_draw(params, evaluated)
     prompt_tokens = max(tokens_of(prompt.text) for prompt in [*evaluated, *judged, *unseen])
     prompts = len(evaluated), len(judged), len(unseen), prompt_tokens
     if params.shard.source != "scenes":

@@ -109,7 +109,7 @@ def test_prompts_that_the_detector_cannot_judge_stop_a_stage_before_it_draws(par
 def test_a_judge_is_trained_on_prompts_that_mask2former_can_judge(params: Params) -> None:
     metrics, out = run(judge.stage(params), params, Path("trained"))
     assert (out / "model.safetensors").is_file() and 0 <= metrics["yes_share"] <= 1
-    prompts, unseen = judge.choose_prompts_to_draw(params)
+    prompts, unseen = judge.choose_prompts_to_draw(params, chosen_prompts(params))
     assert len(prompts) == 12 and {name for prompt in prompts for name in named_classes(prompt.line)} < set(
         class_names()
     )
