@@ -15,6 +15,7 @@ from small_workspace import PROJECT, stage_process, write_encoded, write_params
 from model.checkpoint import load_network
 from tasks import layout
 from tasks.files import read_json
+from tasks.spool import SPOOLS
 from tasks.training.state import _generations
 
 CHANGES = {
@@ -86,10 +87,9 @@ def test_stopped_and_restarted_equals_never_stopped(
 def test_a_signal_saves_the_step_it_came_in(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "w", pretrain__steps=4000, pretrain__checkpoint_every=4000)
     process = stage_process(folder, "tasks.pretrain")
-    while not (folder / layout.STATE / "building" / "pretrain").exists():
+    while not any('"metrics"' in spool.read_text() for spool in (folder / SPOOLS).glob("*.jsonl")):
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-    time.sleep(3)
+        time.sleep(0.05)  # until the first losses are reported
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
