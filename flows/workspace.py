@@ -5,13 +5,12 @@ cache with the project and starts from the project's `dvc.lock`, so stages that 
 the cache. The project's own outputs, `params.yaml` and `dvc.lock` are never written.
 """
 
-import fcntl
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ import yaml
 from dvc.config import Config
 
 from flows.pins import LOCK_FILE
-from tasks.errors import UserError
 from tasks.files import read_json, sha256_json, write_bytes, write_json
 from tasks.layout import STATE
+from tasks.locks import hold
 from tasks.params import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
 
 COPIES = Path("runs")
@@ -118,18 +117,6 @@ def share_cache(project: Path, copy: Path) -> None:
             local["remote"][name] = {"url": str(remote["url"])}
 
 
-@contextmanager
-def work_alone(root: Path) -> Iterator[None]:
+def work_alone(root: Path) -> AbstractContextManager[None]:
     """Hold the workspace for one flow run. Raises UserError if another one is at work in it."""
-    path = root / STATE / "flow.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(f"{root} is in use by process {file.read() or '?'}: wait for it, or stop it") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    return hold(root / STATE / "flow.lock", f"{root} is in use")

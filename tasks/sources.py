@@ -14,6 +14,7 @@ PLUMBING = {
     "tasks.errors",
     "tasks.files",
     "tasks.layout",
+    "tasks.locks",
     "tasks.mlflow_store",
     "tasks.params",
     "tasks.progress",

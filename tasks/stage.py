@@ -5,7 +5,6 @@ manifest, and renames the folder into place. Bad input prints one line and exits
 """
 
 import argparse
-import fcntl
 import os
 import resource
 import shutil
@@ -30,6 +29,7 @@ from tasks.files import (
     write_json,
     write_manifest,
 )
+from tasks.locks import hold
 from tasks.params import Params, load_params, section_values
 from tasks.sources import code_digest
 from tasks.tracking import Tracker, open_tracker
@@ -96,27 +96,8 @@ def input_digest(stage: Stage, params: Params, external: dict[str, str]) -> str:
 
 def run_stage(stage: Stage, params: Params) -> Metrics:
     """Run a stage in this process; see the module's docstring. Raises UserError while another process runs it here."""
-    with lock(stage.name):
+    with hold(layout.STATE / "locks" / stage.name, f"{stage.name} is being run in this folder"):
         return _run_locked(stage, params)
-
-
-@contextmanager
-def lock(name: str) -> Iterator[None]:
-    """Hold a stage of this workspace: two processes would write into one another's state."""
-    path = layout.STATE / "locks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{name} is being run in this folder by process {file.read() or '(starting)'}: wait for it or stop it"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def _run_locked(stage: Stage, params: Params) -> Metrics:

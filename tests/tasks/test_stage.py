@@ -9,8 +9,9 @@ from small_workspace import PROJECT, write_params
 
 from tasks import sources
 from tasks.errors import UserError
+from tasks.locks import hold
 from tasks.params import load_params
-from tasks.stage import lock, run_stage
+from tasks.stage import run_stage
 from tasks.train import stage
 
 
@@ -19,8 +20,8 @@ def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
 ) -> None:
     write_params(tmp_path, {})
     monkeypatch.chdir(tmp_path)
-    held = "with lock('train'):\n    print('held', flush=True)\n    sys.stdin.read()"
-    code = f"import sys\nfrom tasks.stage import lock\n{held}"
+    held = "with hold(Path('.sana15/locks/train'), 'x'):\n    print('held', flush=True)\n    sys.stdin.read()"
+    code = f"import sys\nfrom pathlib import Path\nfrom tasks.locks import hold\n{held}"
     holder = subprocess.Popen(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": str(PROJECT)},
@@ -33,7 +34,7 @@ def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
         run_stage(stage(load_params()), load_params())
     holder.kill()
     holder.wait()
-    with lock("train"):
+    with hold(Path(".sana15/locks/train"), "train is held"):
         pass  # the system let go of it with the process
 
 
