@@ -59,8 +59,8 @@ class Controls:
         """The verdicts (P, N) on the grown model cut to each choice of blocks, with an equal share of the pictures."""
         share = math.ceil(self.images / len(choices))
         name = f"controls: {len(choices[0])} random blocks"
-        cuts = [prune_network(self.painter.network, choice) for choice in choices]
-        return np.concatenate([self.draw(cut, name, share) for cut in cuts], axis=1)
+        grown = self.painter.network
+        return np.concatenate([self.draw(prune_network(grown, choice), name, share) for choice in choices], axis=1)
 
     def verdicts(self, pictures_PNHW3: Pictures) -> Verdicts:
         """The scorer's verdicts (P, N) on pictures."""

@@ -59,7 +59,7 @@ def encode(experiment: Experiment) -> Cost:
     activations = max(batch * runs.encoder_peak, runs.text_peak(batch, text))
     weights = bytes_of(frozen.autoencoder.network) + bytes_of(frozen.text_encoder)
     samples = scale.train_samples + scale.heldout_samples
-    flops = samples * (runs.encoder_flops + runs.text_flops(text)) + runs.text_flops(1)
+    flops = samples * (runs.encoder_flops + runs.text_flops(text)) + runs.null_flops
     captions = zip(scale.captions.texts, scale.captions.tokens, strict=True)
     size, latent, channels = params.shard.image_size, experiment.network_runs.latent, frozen.caption_channels
     sample = mean(disk.encoded_sample_bytes(size, latent, *caption, channels) for caption in captions)

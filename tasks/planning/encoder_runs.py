@@ -5,7 +5,7 @@ Their trainings run the stages' own losses. Batches hold one sample where nothin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.text_encoder import TextEncoder
+from model.numerics import CONVENTIONS
+from model.text_encoder import Reading, TextEncoder, instruction_text
 from tasks.autoencoder import reconstruction_loss
 from tasks.geneval.judge_training import OTHER_PROMPTS, judge_loss
 from tasks.params import Params
 from tasks.planning.counting import count_flops, count_peak_bytes, count_saved_bytes, shapes_alone, without_data
 from tasks.planning.encoders import Encoders, Vocabulary
 from tasks.planning.runs import DEVICE
+from tasks.planning.scale import CHARACTERS_PER_TOKEN
 from tasks.precision import autocast
 from tasks.stage import Context
 from tasks.text_encoder import LOOK_BACK, training_loss
+
+PLAIN = partial(Reading, instruction="none", numerics="diffusers", precision="stored")
+"""A reading of as many tokens as it is given."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class BlankPictures:
     """A picture data set of one size with nothing on its pictures."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size, self.size_groups = size, [np.arange(1)]
 
     def __len__(self) -> int:
         return 1
@@ -52,7 +57,7 @@ class EqualPrompts(TextEncoder):
 
     def tokens(self, captions: Sequence[str]) -> list[list[int]]:
         """`max_tokens` tokens for each caption."""
-        return [[0] * self.max_tokens for _ in captions]
+        return [[0] * self.reading.max_tokens for _ in captions]
 
 
 @dataclass(frozen=True)
@@ -100,12 +105,29 @@ class EncoderRuns:
         return lambda: autoencoder.decode(latent)
 
     def text_flops(self, text_tokens: int) -> int:
-        """Of the text encoder's states of one prompt."""
-        return _text_flops(self.encoders.text_encoder.get_decoder(), text_tokens)
+        """Of the text encoder's states of one prompt, the instruction before it included."""
+        return _text_flops(self.encoders.text_encoder.get_decoder(), text_tokens + self.instruction_tokens)
 
     def text_peak(self, prompts: int, text_tokens: int) -> int:
         """Memory of encoding a batch of prompts."""
-        return _text_peak(self.encoders.text_encoder.get_decoder(), prompts, text_tokens)
+        decoder = self.encoders.text_encoder.get_decoder()
+        return _text_peak(decoder, prompts, text_tokens + self.instruction_tokens)
+
+    @cached_property
+    def instruction_tokens(self) -> int:
+        """Tokens that the instruction adds to those of an embedding; without the model's tokenizer, by its letters."""
+        return len(instruction_text(self.params.text_encoder.instruction)) // CHARACTERS_PER_TOKEN
+
+    @property
+    def null_tokens(self) -> int:
+        """Tokens of the empty prompt: BOS, or under `nvlabs` as many as the longest prompt has."""
+        padded = CONVENTIONS[self.params.network.numerics].null_keeps_caption_mask
+        return self.params.text_encoder.max_tokens if padded else 1
+
+    @property
+    def null_flops(self) -> int:
+        """Of the text encoder's states of the empty prompt, which has no instruction before it."""
+        return _text_flops(self.encoders.text_encoder.get_decoder(), self.null_tokens)
 
     def perplexity_flops(self, text_tokens: int) -> int:
         """Of the language model's predictions for one caption."""
@@ -118,7 +140,7 @@ class EncoderRuns:
     def text_encoder_training(self, text_tokens: int) -> TrainingStep:
         """A step on the small text encoder's batch."""
         model, head = self.encoders.text_encoder, self.look_back_head
-        encoder = EqualPrompts(model, Vocabulary(model.config.vocab_size), text_tokens)
+        encoder = EqualPrompts(model, Vocabulary(model.config.vocab_size), PLAIN(text_tokens))
         loss = training_loss(encoder, head, ["any"], self._context)
         return _training_step(lambda: loss(0), nn.ModuleList([model, head]))
 

@@ -19,6 +19,7 @@ from tasks.files import read_json
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork
 from tasks.params import Params
 from tasks.planning.counting import emptied, without_data
+from tasks.text_encoder import reading
 
 CONFIG = "config.json"
 CONVOLUTIONAL, ATTENTIVE = ("ResBlock",) * 3, ("EfficientViTBlock",) * 3
@@ -119,7 +120,7 @@ def _text_encoder(params: Params, captions: Sequence[str]) -> tuple[Gemma2ForCau
     try:
         if chosen.path is None:
             words = Vocabulary(len(train_tokenizer(captions, chosen.vocabulary)) if captions else chosen.vocabulary)
-            shape = chosen.hidden_size, chosen.layers, chosen.heads, chosen.max_tokens
+            shape = chosen.hidden_size, chosen.layers, chosen.heads, reading(params)
             return without_data(lambda: build_text_encoder(words, *shape).model), False
         found = _folder_config(chosen.path)
         # the attention that the text encoder is loaded with

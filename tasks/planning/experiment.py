@@ -57,6 +57,7 @@ class Experiment:
             patch_size=shape.patch_size,
             caption_channels=self.encoders.caption_channels,
             qk_norm=shape.qk_norm,
+            numerics=shape.numerics,
         )
 
     @cached_property
@@ -78,9 +79,12 @@ class Experiment:
         config, sampling, text = self.config(depth), self.params.sampling, self.scale.prompt_tokens
         picture = flops.sampling_flops(config, self.tokens, text, sampling.steps, sampling.guidance)
         rows = text_rows(prompts, images, sampling.batch_size)
+        batches = ceil(prompts * images / sampling.batch_size)
         return (
-            (prompts + 1) * self.encoder_runs.text_flops(text)
+            prompts * self.encoder_runs.text_flops(text)
+            + self.encoder_runs.null_flops
             + rows * flops.text_flops(config, text)
+            + batches * flops.text_flops(config, self.encoder_runs.null_tokens)
             + prompts * images * (picture + self.encoder_runs.decoder_flops)
         )
 
@@ -89,13 +93,15 @@ class Experiment:
         batch = min(self.params.sampling.batch_size, prompts * images)
         text = self.scale.prompt_tokens
         return max(
-            self.encoder_runs.text_peak(prompts + 1, text),
+            self.encoder_runs.text_peak(prompts, text),
             self.network_runs.drawing_peak(depth, batch, text),
             batch * self.encoder_runs.decoder_peak,
         )
 
     def judging_flops(self, prompts: int, images: int) -> int:
-        """Of judging `images` pictures of each prompt."""
+        """Of judging `images` pictures of each prompt; a vision-language judge's own passes are not counted."""
+        if self.params.judge.kind == "vision_language":
+            return 0
         text = self.scale.prompt_tokens
         reading = self.encoder_runs.text_flops(text) + self.encoder_runs.judge_prompt_flops(text)
         answer = flops.PRODUCT * self.encoders.judge.config.vector  # a picture's vector times its prompt's
@@ -132,10 +138,7 @@ def evaluations(training: Training) -> int:
 
 
 def text_rows(prompts: int, images: int, batch: int) -> int:
-    """Texts that pass the network's text layers while pictures are drawn.
-
-    They are the distinct prompts of every batch and the empty one.
-    """
+    """Prompts that pass the network's text layers while pictures are drawn: the distinct ones of every batch."""
     total = prompts * images
     starts = range(0, total, batch)
-    return sum((min(start + batch, total) - 1) // images - start // images + 2 for start in starts)
+    return sum((min(start + batch, total) - 1) // images - start // images + 1 for start in starts)

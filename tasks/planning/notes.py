@@ -24,6 +24,7 @@ def notes(experiment: Experiment, costs: Sequence[Cost], teraflops: float, utili
         *_stand_ins(experiment),
         _prompts(experiment),
         _disk(experiment),
+        *_unknown(experiment),
     ]
     if experiment.gpus > 1:
         lines.append(
@@ -44,6 +45,16 @@ def _time(experiment: Experiment, flops: int, teraflops: float, utilisation: flo
         f"All stages: {duration} if {'the GPU is' if experiment.gpus == 1 else 'all GPUs are'} never idle. "
         "The total has sums, and of memory and state the most that a stage takes."
     )
+
+
+def _unknown(experiment: Experiment) -> list[str]:
+    """What is left out, or guessed, because the model that it depends on is not looked at."""
+    lines = []
+    if experiment.params.judge.kind == "vision_language":
+        lines.append("The passes and weights of the vision-language judge are not counted.")
+    if tokens := experiment.encoder_runs.instruction_tokens:
+        lines.append(f"The instruction before a prompt is taken for {tokens} tokens, by its letters.")
+    return lines
 
 
 def _sample(experiment: Experiment) -> str:

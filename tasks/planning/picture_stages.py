@@ -1,5 +1,6 @@
 """Costs of the stages that draw, judge and score pictures."""
 
+from math import ceil
 from statistics import mean
 
 from tasks.geneval.__main__ import pool_size
@@ -14,19 +15,32 @@ from tasks.planning.parameters import parameters
 
 
 def judge(experiment: Experiment) -> Cost:
-    """Drawing pictures with the small model, training the judge on them, and testing it before and after."""
+    """Drawing pictures with the small model, training the judge on them, testing it before and after, calibrating it.
+
+    A vision-language judge is not trained, and its own passes and weights are not counted.
+    """
     params, scale, runs = experiment.params, experiment.scale, experiment.encoder_runs
     depth, chosen, network = params.pretrain.depth, params.judge, experiment.encoders.judge
-    images, drawn = chosen.images_per_prompt, (scale.judge_prompts, scale.unseen_prompts)
+    images, calibrated = chosen.images_per_prompt, min(chosen.calibration_prompts, scale.judge_prompts)
+    drawn = [(scale.unseen_prompts, images), (calibrated, chosen.calibration_images)]
+    flops = sum(experiment.judging_flops(*pictures) for pictures in drawn)
+    scores = 8 * calibrated * (chosen.calibration_images + 1)
+    if chosen.kind == "vision_language":
+        flops += sum(experiment.drawing_flops(depth, *pictures) for pictures in drawn)
+        activations = max(experiment.drawing_peak(depth, *pictures) for pictures in drawn)
+        return Cost(
+            "judge", memory=Memory(_painter(experiment, depth), activations=activations), flops=flops, outputs=scores
+        )
+    drawn.append((scale.judge_prompts, images))
     step = runs.judge_training(scale.judge_prompts, scale.prompt_tokens)
-    flops = sum(experiment.drawing_flops(depth, prompts, images) for prompts in drawn)
+    flops += sum(experiment.drawing_flops(depth, *pictures) for pictures in drawn)
     flops += scale.judge_prompts * runs.text_flops(scale.prompt_tokens)
-    flops += chosen.steps * step.flops + 2 * experiment.judging_flops(scale.unseen_prompts, images)
+    flops += chosen.steps * step.flops + experiment.judging_flops(scale.unseen_prompts, images)  # untrained
     trained = bytes_of(network)
     activations = max(
-        *(experiment.drawing_peak(depth, prompts, images) for prompts in drawn),
+        *(experiment.drawing_peak(depth, *pictures) for pictures in drawn),
         step.saved_bytes,
-        images * runs.judge_peak,
+        max(images, chosen.calibration_images) * runs.judge_peak,
     )
     memory = Memory(
         trained + _painter(experiment, depth),
@@ -34,7 +48,7 @@ def judge(experiment: Experiment) -> Cost:
         optimizer=ADAMW_STATE * trained,
         activations=activations,
     )
-    return Cost("judge", parameters_of(network), memory, flops, outputs=trained)
+    return Cost("judge", parameters_of(network), memory, flops, outputs=trained + scores)
 
 
 def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
@@ -57,18 +71,21 @@ def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
 def controls(experiment: Experiment) -> Cost:
     """Decoded noise, an untrained network, and cuts to random blocks; noise is decoded in one batch."""
     params, scale, runs = experiment.params, experiment.scale, experiment.encoder_runs
-    depth, depths, images = params.grow.depth, params.prune.depths, params.geneval.images_per_cut_prompt
+    depth, depths, images = params.grow.depth, params.prune.depths, params.geneval.images_per_pruned_prompt
     pictures = scale.evaluation_prompts * images
-    drawn = [experiment.drawing_flops(each, scale.evaluation_prompts, images) for each in (depth, *depths)]
+    choices = params.prune.random_choices
+    drawn = [experiment.drawing_flops(depth, scale.evaluation_prompts, images)]
+    share = ceil(images / choices)
+    drawn += [choices * experiment.drawing_flops(each, scale.evaluation_prompts, share) for each in depths]
     activations = max(experiment.drawing_peak(depth, scale.evaluation_prompts, images), pictures * runs.decoder_peak)
-    # the grown model, an untrained one and a cut of it
+    # the grown model, an untrained one and its cuts, whose blocks are the grown model's own
     networks = weight_bytes(experiment.config(depth)) + weight_bytes(experiment.config(max(depths)))
     return Cost(
         "controls",
         parameters(experiment.config(depth)),
         Memory(_painter(experiment, depth) + networks, activations=activations),
         pictures * runs.decoder_flops + sum(drawn),
-        outputs=len(depths) * pictures,
+        outputs=len(depths) * scale.evaluation_prompts * choices * share,
     )
 
 

@@ -31,7 +31,7 @@ GIGA, TERA = 1e9, 1e12
 
 def published(depth: int = 20, hidden: int = 2240, cross_heads: int = 20, qk_norm: bool = True) -> NetworkConfig:
     """A network of SANA's."""
-    return NetworkConfig(32, hidden, depth, 32, cross_heads, 2.5, 1, 2304, qk_norm)
+    return NetworkConfig(32, hidden, depth, 32, cross_heads, 2.5, 1, 2304, qk_norm, "nvlabs")
 
 
 PUBLISHED = {  # parameters in millions
@@ -65,6 +65,7 @@ def small_config(draw: random.Random, **fixed: Any) -> NetworkConfig:
         "patch_size": draw.choice([1, 2]),
         "caption_channels": draw.randint(5, 30),
         "qk_norm": draw.random() < 0.5,
+        "numerics": draw.choice(["nvlabs", "diffusers"]),
     }
     return NetworkConfig(**(chosen | fixed))
 
