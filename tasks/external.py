@@ -34,6 +34,8 @@ def own_paths(stage: str, params: Params) -> tuple[str | None, ...]:
             return (params.autoencoder.path,)
         case "text_encoder":
             return (params.text_encoder.path,)
+        case "pretrain":
+            return (params.pretrain.path,)
         case "judge":
             return (params.judge.path, *scorer)
         case "geneval" | "controls":

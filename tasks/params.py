@@ -209,8 +209,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Pretrain(Training):
-    """Training of the small model."""
+    """The small model: trained, or published weights taken over from `path`."""
 
+    path: str | None
     depth: int
 
     def __post_init__(self) -> None:

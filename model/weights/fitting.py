@@ -20,18 +20,18 @@ def load_weights(
     path: Path,
     numerics: Numerics,
     which: Which = "state_dict",
-    linear_head_dim: int | None = None,
-    cross_heads: int | None = None,
+    heads: tuple[int, int] | None = None,
 ) -> Sana:
     """The network of published weights in any format, float32.
 
-    Heads that are not given are those of the folder's `config.json`, or of the published network of that width.
+    Heads (channels of a linear one, number of cross-attention's) are those that a folder's `config.json` tells, or of
+    the published network of that width; of any other network they are `heads`.
 
     Raises ValueError naming the file and all that does not fit.
     """
     weights, told = read_weights(path, which), read_heads(path)
     try:
-        config = config_of(weights, numerics, linear_head_dim or told[0], cross_heads or told[1])
+        config = config_of(weights, numerics, told or heads)
         check_fit(weights, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -41,27 +41,27 @@ def load_weights(
     return network.requires_grad_(True)
 
 
-def config_of(
-    weights: Mapping[str, Tensor], numerics: Numerics, linear_head_dim: int | None, cross_heads: int | None
-) -> NetworkConfig:
-    """The configuration that tensors have the shapes of. Raises ValueError naming a tensor that is needed for it."""
+def config_of(weights: Mapping[str, Tensor], numerics: Numerics, heads: tuple[int, int] | None) -> NetworkConfig:
+    """The configuration that tensors have the shapes of, with the published heads or else `heads`.
+
+    Raises ValueError naming a tensor that is needed for it, or that the heads are not known.
+    """
     try:
         patches, caption = weights["x_embedder.proj.weight"], weights["y_embedder.y_proj.fc1.weight"]
         inner = weights[f"{BLOCKS}.0.mlp.point_conv.conv.weight"].shape[1]
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing: these are no weights of SANA") from None
     hidden, channels, patch_size = patches.shape[:3]
-    published = PUBLISHED_HEADS.get(hidden, (None, None))
-    head_dim, heads = linear_head_dim or published[0], cross_heads or published[1]
-    if head_dim is None or heads is None:
+    known = PUBLISHED_HEADS.get(hidden, heads)
+    if known is None:
         raise ValueError(f"no published network is {hidden} wide: give its linear_head_dim and cross_heads")
     numbers = {int(name.split(".")[1]) for name in weights if name.startswith(f"{BLOCKS}.")}
     return NetworkConfig(
         in_channels=channels,
         hidden_size=hidden,
         depth=max(numbers) + 1,
-        linear_head_dim=head_dim,
-        cross_heads=heads,
+        linear_head_dim=known[0],
+        cross_heads=known[1],
         mlp_ratio=_ratio(inner, hidden),
         patch_size=patch_size,
         caption_channels=caption.shape[1],

@@ -36,7 +36,7 @@ def read_weights(path: Path, which: Which = "state_dict") -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name not in LEFT_OUT}
 
 
-def read_heads(path: Path) -> tuple[int | None, int | None]:
+def read_heads(path: Path) -> tuple[int, int] | None:
     """Channels of a linear head and number of cross-attention heads that a diffusers folder's `config.json` tells.
 
     Raises ValueError naming the file if it is there and is not diffusers'.
@@ -44,7 +44,7 @@ def read_heads(path: Path) -> tuple[int | None, int | None]:
     config = Path(path) / TRANSFORMER / "config.json"
     config = config if config.is_file() else Path(path) / "config.json"
     if not config.is_file():
-        return None, None
+        return None
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
         return int(values["attention_head_dim"]), int(values["num_cross_attention_heads"])

@@ -36,7 +36,7 @@ def drawn(depth: int = 2, qk_norm: bool = True, patch_size: int = 1, numerics: N
 
 
 def loaded(path: Path, **options: object) -> Sana:
-    return load_weights(path, "diffusers", **{"linear_head_dim": 8, "cross_heads": 2, **options})
+    return load_weights(path, "diffusers", heads=(8, 2), **options)
 
 
 def same(one: Sana, other: Sana) -> bool:

@@ -1,0 +1,70 @@
+"""Claims about stage `pretrain` with published weights in place of training."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from drawing_workspace import run
+from small_networks import small_network
+from small_workspace import write_encoded, write_params
+
+from model.checkpoint import load_network
+from model.weights.export import to_transformer
+from tasks import layout, pretrain
+from tasks.data.encoded import EncodedDataset
+from tasks.errors import UserError
+from tasks.params import Params, load_params
+from tasks.training.evaluation import heldout_loss
+
+CHANGES = {
+    "compute.device": "cpu",
+    "compute.dtype": "float32",
+    "network.hidden_size": 16,
+    "network.linear_head_dim": 8,
+    "network.cross_heads": 2,
+    "pretrain.path": "published",
+    "pretrain.depth": 3,
+}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A workspace with encoded data."""
+    write_encoded(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def params(**changes: object) -> Params:
+    write_params(Path(), CHANGES | {name.replace("__", "."): value for name, value in changes.items()})
+    return load_params()
+
+
+@pytest.mark.parametrize("kind", ["diffusers folder", "published file"])
+def test_published_weights_become_the_small_model(workspace: Path, kind: str) -> None:
+    network = small_network(3)
+    path = "published" if kind == "diffusers folder" else "published.pth"
+    if kind == "diffusers folder":
+        to_transformer(network, 4).save_pretrained(path)
+    else:
+        torch.save({"state_dict": network.state_dict()}, path)
+    chosen = params(pretrain__path=path)
+    metrics, out = run(pretrain.stage(chosen), chosen)
+    taken, state = load_network(out), network.state_dict()
+    assert taken.config == network.config
+    assert all(torch.equal(tensor, state[name]) for name, tensor in taken.state_dict().items())
+    heldout = EncodedDataset(layout.ENCODED, "heldout")
+    assert metrics["heldout_loss"] == heldout_loss(network, heldout, chosen.diffusion, 0, "cpu", "float32")
+    assert (metrics["depth"], metrics["parameters"]) == (3, sum(tensor.numel() for tensor in state.values()))
+
+
+def test_weights_of_another_depth_are_refused_in_one_line(workspace: Path) -> None:
+    to_transformer(small_network(2), 4).save_pretrained("published")
+    with pytest.raises(UserError, match=r"^[^\n]*published has 2 blocks, not 3: set pretrain\.depth[^\n]*$"):
+        run(pretrain.stage(params()), params())
+
+
+def test_a_folder_without_weights_is_named(workspace: Path) -> None:
+    with pytest.raises(UserError, match=r"^params\.yaml: pretrain\.path: [^\n]*published[^\n]*$"):
+        run(pretrain.stage(params()), params())
