@@ -1,6 +1,8 @@
 """Environment of every test: one CPU thread, no network, no telemetry, Triton's interpreter where there is no GPU."""
 
 import os
+import sys
+from collections.abc import Iterator
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,9 +12,18 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven processes more, for jobs that we have none of
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     # read when a kernel is decorated, so it must be set before kernels are imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def accelerator_of_its_own() -> Iterator[None]:
+    """accelerate keeps precision and device for the whole process; a stage has a process of its own, a test has not."""
+    yield
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
