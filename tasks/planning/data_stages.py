@@ -39,13 +39,15 @@ def autoencoder(experiment: Experiment) -> Cost:
 def text_encoder(experiment: Experiment) -> Cost:
     """Training the text encoder or taking over a folder, and its perplexity on the held-out captions."""
     params, scale, runs = experiment.params, experiment.scale, experiment.encoder_runs
-    model, ended = experiment.encoders.text_encoder, experiment.text_tokens + 1
+    model = experiment.encoders.text_encoder
+    text = experiment.text_tokens + runs.instruction_tokens  # captions are learnt and predicted with it before them
+    ended = text + 1
     weights = bytes_of(model)
     flops = scale.heldout_samples * runs.perplexity_flops(ended)
     activations = runs.perplexity_peak(min(params.text_encoder.batch_size, scale.heldout_samples), ended)
     memory = Memory(weights, activations=activations)
     if params.text_encoder.path is None:
-        step = runs.text_encoder_training(experiment.text_tokens)
+        step = runs.text_encoder_training(text)
         flops = 2 * flops + params.text_encoder.steps * step.flops
         memory = trained_memory(weights + bytes_of(runs.look_back_head), max(activations, step.saved_bytes))
     return Cost("text_encoder", parameters_of(model), memory, flops, outputs=weights)

@@ -5,7 +5,7 @@ DC-AE f32c32 as diffusers' conversion script configures it for SANA, and Gemma-2
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -120,7 +120,8 @@ def _text_encoder(params: Params, captions: Sequence[str]) -> tuple[Gemma2ForCau
     try:
         if chosen.path is None:
             words = Vocabulary(len(train_tokenizer(captions, chosen.vocabulary)) if captions else chosen.vocabulary)
-            shape = chosen.hidden_size, chosen.layers, chosen.heads, reading(params)
+            plain = replace(reading(params), instruction="none")  # its words need a tokenizer, the modules do not
+            shape = chosen.hidden_size, chosen.layers, chosen.heads, plain
             return without_data(lambda: build_text_encoder(words, *shape).model), False
         found = _folder_config(chosen.path)
         # the attention that the text encoder is loaded with

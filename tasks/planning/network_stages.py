@@ -38,6 +38,17 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
     )
 
 
+def pretrain(experiment: Experiment) -> Cost:
+    """Training the small model; of published weights that it takes over, their held-out loss."""
+    chosen = experiment.params.pretrain
+    if chosen.path is None:
+        return training(experiment, "pretrain", chosen.depth, chosen)
+    config = experiment.config(chosen.depth)
+    weights = weight_bytes(config)
+    memory = Memory(weights, activations=_loss_peak(experiment, chosen.depth))
+    return Cost("pretrain", parameters(config), memory, experiment.heldout_flops(chosen.depth), outputs=weights)
+
+
 def grow(experiment: Experiment) -> Cost:
     """Every strategy's start with 0, 1 and the chosen number of blocks dropped, beside the small model."""
     params, scale = experiment.params, experiment.scale

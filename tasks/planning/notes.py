@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tasks.planning.cost import Cost
 from tasks.planning.disk import pool_bytes
+from tasks.planning.encoders import parameters_of
 from tasks.planning.experiment import Experiment, micro_batch
 from tasks.planning.hours import gpu_hours
 from tasks.training.state import KEPT
@@ -50,8 +51,9 @@ def _time(experiment: Experiment, flops: int, teraflops: float, utilisation: flo
 def _unknown(experiment: Experiment) -> list[str]:
     """What is left out, or guessed, because the model that it depends on is not looked at."""
     lines = []
-    if experiment.params.judge.kind == "vision_language":
-        lines.append("The passes and weights of the vision-language judge are not counted.")
+    precision, text_encoder = experiment.params.text_encoder.precision, experiment.encoders.text_encoder
+    if precision != "stored" and f"torch.{precision}" != str(text_encoder.dtype):
+        lines.append(f"The text encoder is counted in {text_encoder.dtype}, not in text_encoder.precision {precision}.")
     if tokens := experiment.encoder_runs.instruction_tokens:
         lines.append(f"The instruction before a prompt is taken for {tokens} tokens, by its letters.")
     return lines
@@ -96,11 +98,22 @@ def _prompts(experiment: Experiment) -> str:
     scale = experiment.scale
     return (
         f"Evaluation has {scale.evaluation_prompts} prompts and the judge {scale.judge_prompts:,} to learn from and "
-        f"{scale.unseen_prompts} to be tested on: as many of those asked for as there are. The scorer is the scenes' "
-        f"and runs on the CPU. The judge's costs are those of this project's own, of "
-        f"{sum(p.numel() for p in experiment.encoders.judge.parameters()) / 1e6:.2f} M parameters, not of a "
-        f"vision-language model."
+        f"{scale.unseen_prompts} to be tested on: as many of those asked for as there are. "
+        f"{_scorer(experiment)} {_judge(experiment)}"
     )
+
+
+def _scorer(experiment: Experiment) -> str:
+    if experiment.params.geneval.detector == "scenes":
+        return "The scorer is the scenes' and runs on the CPU."
+    return "Not counted is the scorer: the passes and weights of Mask2Former and CLIP, on each picture drawn."
+
+
+def _judge(experiment: Experiment) -> str:
+    if experiment.params.judge.kind == "vision_language":
+        return "Not counted are the passes and weights of the vision-language judge, nor its cache of answers."
+    millions = parameters_of(experiment.encoders.judge) / 1e6
+    return f"The judge's costs are those of this project's own, of {millions:.2f} M parameters."
 
 
 def _disk(experiment: Experiment) -> str:

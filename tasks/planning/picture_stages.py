@@ -56,8 +56,10 @@ def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
     scale, runs, images = experiment.scale, experiment.encoder_runs, pool_size(experiment.params, model)
     prompts, size = scale.evaluation_prompts, experiment.params.shard.image_size
     flops = experiment.drawing_flops(depth, prompts, images) + 2 * experiment.judging_flops(prompts, images)
-    activations = max(experiment.drawing_peak(depth, prompts, images), images * runs.judge_peak)
-    weights = _painter(experiment, depth) + bytes_of(experiment.encoders.judge)
+    activations, weights = experiment.drawing_peak(depth, prompts, images), _painter(experiment, depth)
+    if experiment.params.judge.kind == "trained":
+        activations = max(activations, images * runs.judge_peak)
+        weights += bytes_of(experiment.encoders.judge)
     samples = prompts * min(SAMPLES, images) * round(mean(scale.png_bytes))
     return Cost(
         f"geneval@{model}",

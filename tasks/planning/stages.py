@@ -16,7 +16,7 @@ def stage_costs(experiment: Experiment) -> list[Cost]:
         data.autoencoder(experiment),
         data.text_encoder(experiment),
         data.encode(experiment),
-        network.training(experiment, "pretrain", small, params.pretrain),
+        network.pretrain(experiment),
         pictures.judge(experiment),
         pictures.geneval(experiment, "small", small),
         network.grow(experiment),

@@ -20,10 +20,10 @@ from small_workspace import write_encoded, write_params
 
 from flows.graph import submit_stages
 from kernels.optimizers import build_optimizer
-from model.checkpoint import save_network
+from model.checkpoint import load_network, save_network
 from model.importance import block_importance
 from model.network import Sana
-from model.text_encoder import TextEncoder, train_tokenizer
+from model.text_encoder import TextEncoder, instruction_text, save_reading, train_tokenizer
 from tasks import autoencoder, controls, encode, grow, importance, judge, layout, pretrain, prune, text_encoder
 from tasks import plan as command
 from tasks.data.pictures import PictureDataset
@@ -39,11 +39,13 @@ from tasks.planning.encoders import DC_AE, GEMMA_2_2B, build_encoders, parameter
 from tasks.planning.experiment import Experiment, evaluations, micro_batch, open_experiment, text_rows
 from tasks.planning.hours import gpu_hours
 from tasks.planning.memory import Batch, activation_bytes
+from tasks.planning.notes import notes
 from tasks.planning.plan import Plan, Settings, make_plan
-from tasks.planning.scale import Captions, Scale, measure_scale, tokens_of
+from tasks.planning.scale import CHARACTERS_PER_TOKEN, Captions, Scale, measure_scale, tokens_of
 from tasks.planning.table import FLOPS, print_plan, scaled
 from tasks.shard import write_scenes
 from tasks.stage import Context, Metrics
+from tasks.text_encoder import reading
 from tasks.training.ema import Ema
 from tasks.training.loop import Trainer
 from tasks.training.objective import FlowMatchingLoss
@@ -146,6 +148,18 @@ def test_training_holds_the_weights_ema_and_optimizer_state_that_the_plan_says(t
     assert row.total == row.weights + row.ema + row.optimizer + max(row.gradients + saved, evaluated)
 
 
+def test_taking_over_weights_costs_their_held_out_loss(trained: Experiment) -> None:
+    config = replace(trained.config(2), caption_channels=6)
+    Path("published").mkdir()
+    save_network(Sana(config), Path("published"))
+    chosen = replace(trained.params.pretrain, path="published/model.safetensors")
+    params = replace(trained.params, pretrain=chosen)
+    cost = network_stages.pretrain(replace(trained, params=params))
+    done = measured_flops(lambda: drawing_workspace.run(pretrain.stage(params), params, Path("again")))
+    assert done == cost.flops
+    assert cost.state == cost.memory.optimizer == 0
+
+
 def test_growing_costs_what_the_stage_does(trained: Experiment) -> None:
     done = measured_flops(lambda: drawing_workspace.run(grow.stage(trained.params), trained.params))
     assert done == network_stages.grow(trained).flops
@@ -201,10 +215,16 @@ DRAWN = {
 def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """A workspace of models that draw, all of whose prompts have as many tokens, and the experiment that it is."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drawing_workspace, "CHANGES", drawing_workspace.CHANGES | DRAWN)
+    return drawing_experiment(monkeypatch)
+
+
+def drawing_experiment(monkeypatch: pytest.MonkeyPatch, instruction_tokens: int = 0, **changes: Any) -> Experiment:
+    """A workspace that draws, in the working directory, and its experiment, with `section__key=value` changed."""
+    overrides = {name.replace("__", "."): value for name, value in changes.items()}
+    monkeypatch.setattr(drawing_workspace, "CHANGES", drawing_workspace.CHANGES | DRAWN | overrides)
 
     def tokens(_self: TextEncoder, captions: Sequence[str]) -> list[list[int]]:
-        return [[2] * (TOKENS if caption else 1) for caption in captions]
+        return [[2] * (instruction_tokens + (TOKENS if caption else 1)) for caption in captions]
 
     params = drawing_workspace.write_workspace()
     monkeypatch.setattr(TextEncoder, "tokens", tokens)
@@ -221,6 +241,49 @@ def test_an_evaluation_costs_what_the_stage_does(drawn: Experiment, model: str, 
     assert measured_flops(lambda: drawing_workspace.run(stage, drawn.params)) == cost.flops
     pool = stage.out / "pool.safetensors"
     assert 0 <= pool.stat().st_size - cost.outputs <= 1000  # its header; PNGs have no bytes here
+
+
+def test_drawing_under_the_other_numerics_costs_what_the_stages_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn = drawing_experiment(monkeypatch, network__numerics="nvlabs")
+    for name in ("small", "grown"):
+        network = load_network(layout.model_folder(name))
+        network.config = replace(network.config, numerics="nvlabs")
+        save_network(network, layout.model_folder(name))
+    save_reading(reading(drawn.params), layout.TEXT_ENCODER)
+    stages = (
+        (geneval_stage(drawn.params, "small"), picture_stages.geneval(drawn, "small", 1)),
+        (controls.stage(drawn.params), picture_stages.controls(drawn)),
+        (encode.stage(drawn.params), data_stages.encode(drawn)),
+    )
+    for stage, cost in stages:
+        assert measured_flops(lambda stage=stage: drawing_workspace.run(stage, drawn.params)) == cost.flops
+
+
+def test_an_instruction_lengthens_what_the_text_encoder_learns_and_predicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = len(instruction_text("sana")) // CHARACTERS_PER_TOKEN
+    drawn = drawing_experiment(monkeypatch, before, text_encoder__instruction="sana")
+    stage = text_encoder.stage(drawn.params)
+    done = measured_flops(lambda: drawing_workspace.run(stage, drawn.params, Path("again")))
+    assert done == data_stages.text_encoder(drawn).flops
+
+
+def test_a_vision_language_judge_is_neither_counted_nor_said_to_be(drawn: Experiment) -> None:
+    chosen = replace(drawn.params.judge, kind="vision_language", path="judge")
+    asked = Experiment(replace(drawn.params, judge=chosen), drawn.scale, drawn.encoders, gpus=1)
+    with_own, without = (picture_stages.geneval(each, "small", 1) for each in (drawn, asked))
+    judge_bytes = sum(tensor.nbytes for tensor in drawn.encoders.judge.state_dict().values())
+    assert with_own.memory.weights - without.memory.weights == judge_bytes
+    prompts, images = drawn.scale.evaluation_prompts, drawn.params.geneval.images_per_prompt
+    assert with_own.flops - without.flops == 2 * drawn.judging_flops(prompts, images)
+    said = " ".join(notes(asked, [], 312, 0.4))
+    assert "vision-language judge" in said
+    assert "this project's own" not in said
 
 
 def test_judge_and_controls_cost_what_the_stages_do(drawn: Experiment) -> None:
