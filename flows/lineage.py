@@ -14,7 +14,7 @@ from typing import Any
 from flows.pins import LOCK_FILE
 from tasks.files import sha256_file
 from tasks.shipping import Sender
-from tasks.spool import SPOOLS, Spool, open_spool
+from tasks.spool import SPOOLS, Spool, open_spool, status_after
 from tasks.tracking import SPOOL_VARIABLE, run_tags
 
 PREFECT_TAG = "prefect.flow_run_id"
@@ -82,12 +82,11 @@ def open_lineage(root: Path, flow_run_id: str, given: Mapping[str, Any]) -> Iter
     with Sender(root / SPOOLS) as sender:
         lineage = Lineage(root, sender, flow_run_id)
         lineage.parent.append("params", values=dict(given))
-        status = "KILLED"
+        status = "FINISHED"
         try:
             yield lineage
-            status = "FINISHED"
-        except Exception:
-            status = "FAILED"
+        except BaseException as error:
+            status = status_after(error)
             raise
         finally:
             lineage.close(status)

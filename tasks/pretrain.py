@@ -15,31 +15,35 @@ from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
 from tasks.external import own_path
 from tasks.files import write_csv
-from tasks.params import Params
+from tasks.params import Network, Params
 from tasks.seeds import derive
 from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_main
 from tasks.training.evaluation import heldout_loss
 from tasks.training.loop import Trainer
 
 
-def new_network(params: Params, depth: int) -> Sana:
-    """A network of `depth` blocks with initial weights drawn from the experiment's seed."""
-    encoded = EncodedDataset(layout.ENCODED, "train")
-    shape = params.network
-    config = NetworkConfig(
-        in_channels=encoded.latent_shape[0],
+def network_config(shape: Network, depth: int, in_channels: int, caption_channels: int) -> NetworkConfig:
+    """The network of params.yaml at a depth, between encoders of these channels."""
+    return NetworkConfig(
+        in_channels=in_channels,
         hidden_size=shape.hidden_size,
         depth=depth,
         linear_head_dim=shape.linear_head_dim,
         cross_heads=shape.cross_heads,
         mlp_ratio=shape.mlp_ratio,
         patch_size=shape.patch_size,
-        caption_channels=encoded.null_text.shape[1],
+        caption_channels=caption_channels,
         qk_norm=shape.qk_norm,
         numerics=shape.numerics,
     )
+
+
+def new_network(params: Params, depth: int) -> Sana:
+    """A network of `depth` blocks with initial weights drawn from the experiment's seed."""
+    encoded = EncodedDataset(layout.ENCODED, "train")
+    channels = encoded.latent_shape[0], encoded.null_text.shape[1]
     torch.manual_seed(derive(params.compute.seed, "initial weights"))
-    return Sana(config)
+    return Sana(network_config(params.network, depth, *channels))
 
 
 def pretrain(context: Context) -> Metrics:

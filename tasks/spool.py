@@ -88,6 +88,11 @@ class Spool:
         return self.path.with_suffix(".sent")
 
 
+def status_after(error: BaseException) -> str:
+    """MLflow's status of a run that this ended: an interrupt is no Exception, or one that carries its signal."""
+    return "KILLED" if not isinstance(error, Exception) or hasattr(error, "signum") else "FAILED"
+
+
 def open_spool(folder: Path, name: str, tags: Mapping[str, str], parent: str | None = None) -> Spool:
     """A new, locked spool for a run `name` under the run with key `parent`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -152,13 +152,20 @@ def configure_torch(params: Params, threads: int) -> str:
     import torch
 
     torch.set_num_threads(threads)
-    available = torch.cuda.is_available()
-    if params.compute.device == "cuda" and not available:
-        raise UserError("params.yaml: compute.device is cuda but torch sees no CUDA device: use auto or cpu")
-    device = "cuda" if available and params.compute.device != "cpu" else "cpu"
+    device = choose_device(params.compute.device, "params.yaml: compute.device")
     # as use_deterministic_algorithms, which would import the compiler for a second; some CUDA kernels have no such form
     torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
     return device
+
+
+def choose_device(wanted: str, where: str) -> str:
+    """`cuda` or `cpu` for auto, cpu or cuda. Raises UserError, with `where` it was asked for, if there is no CUDA."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError(f"{where} is cuda but torch sees no CUDA device: use auto or cpu")
+    return "cuda" if available and wanted != "cpu" else "cpu"
 
 
 def main(stage: Stage) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from tasks import registry
 from tasks.files import MANIFEST, sha256_file
 from tasks.shipping import Sender
-from tasks.spool import SPOOLS, Spool, join_spool, open_spool
+from tasks.spool import SPOOLS, Spool, join_spool, open_spool, status_after
 
 SPOOL_VARIABLE = "SANA15_SPOOL"
 
@@ -79,13 +79,11 @@ def open_tracker(stage: str) -> Iterator[Tracker]:
     spool = open_spool(SPOOLS, stage, run_tags(stage, Path.cwd()))
     with Sender(SPOOLS) as sender:
         sender.add(spool)
-        status = "FAILED"
+        status = "FINISHED"
         try:
             yield Tracker(spool)
-            status = "FINISHED"
         except BaseException as error:
-            # an interrupt is no Exception, or an exception that carries its signal
-            status = "KILLED" if not isinstance(error, Exception) or hasattr(error, "signum") else "FAILED"
+            status = status_after(error)
             raise
         finally:
             spool.append("end", status=status)

@@ -5,7 +5,7 @@ reading of its outputs is mmdet's (`tasks.geneval.instances`). What differs from
 
 * The weights. Published folders for transformers hold the authors' Swin-S, trained with their own code; GenEval's were
   trained with mmdet. Both reach about the same accuracy, but not the same detections: scores compare only with scores
-  by the same folder. the detector's `note` says so wherever such a score is reported.
+  by the same folder. The detector's `note` says so wherever such a score is reported.
 * Resizing. Both resize the shorter side to 800 pixels (the longer to 1333 at most), bilinearly, and subtract ImageNet's
   mean; Pillow, which transformers uses, smooths where it makes smaller, OpenCV, which mmdet uses, does not. Pictures
   below 800 pixels are enlarged, where the two agree but for rounding.

@@ -32,7 +32,7 @@ from tasks.geneval.summary import as_record
 from tasks.geneval.verdicts import VerdictStore
 from tasks.progress import progress
 from tasks.seeds import numpy_generator
-from tasks.stage import bad_input_exits, parser
+from tasks.stage import bad_input_exits, choose_device, parser
 
 Row = dict[str, Any]
 
@@ -140,22 +140,15 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments.parse_args(argv)
 
 
-def choose_device(name: str) -> str:
-    """`cuda` or `cpu`. Raises UserError if there is no CUDA device to be had."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device is cuda but torch sees no CUDA device: use auto or cpu")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
-
-
 def run(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     chosen = read_arguments(argv)
     with bad_input_exits("geneval.score_folder"):
         if min(chosen.batch_size, chosen.bootstrap_samples) < 1:
             raise UserError("--batch-size and --bootstrap-samples must be 1 or above")
-        detector = load_detector(chosen.detector, chosen.mask2former, chosen.clip, choose_device(chosen.device))
+        detector = load_detector(
+            chosen.detector, chosen.mask2former, chosen.clip, choose_device(chosen.device, "--device")
+        )
         folders = [folder for folder in (chosen.mask2former, chosen.clip) if detector.name != "scenes" and folder]
         with VerdictStore(chosen.out.with_name(f"{chosen.out.name}.verdicts")) as store:
             jobs = score_folder(chosen.pictures, detector, identify(detector, folders), store, chosen.batch_size)

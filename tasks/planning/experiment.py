@@ -13,6 +13,7 @@ from tasks.planning.encoders import Encoders, build_encoders
 from tasks.planning.memory import Precision
 from tasks.planning.runs import NetworkRuns
 from tasks.planning.scale import Scale
+from tasks.pretrain import network_config
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,9 @@ class Experiment:
 
     def config(self, depth: int) -> NetworkConfig:
         """The network at a depth."""
-        shape = self.params.network
-        return NetworkConfig(
-            in_channels=self.encoders.autoencoder.latent_channels,
-            hidden_size=shape.hidden_size,
-            depth=depth,
-            linear_head_dim=shape.linear_head_dim,
-            cross_heads=shape.cross_heads,
-            mlp_ratio=shape.mlp_ratio,
-            patch_size=shape.patch_size,
-            caption_channels=self.encoders.caption_channels,
-            qk_norm=shape.qk_norm,
-            numerics=shape.numerics,
-        )
+        encoders = self.encoders
+        channels = encoders.autoencoder.latent_channels, encoders.caption_channels
+        return network_config(self.params.network, depth, *channels)
 
     @cached_property
     def encoder_runs(self) -> EncoderRuns:

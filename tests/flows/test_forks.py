@@ -16,7 +16,7 @@ from flows.forks import Forks, can_fork
 
 PROJECT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(not can_fork("cpu"), reason="children are forked on Linux only")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are forked on Linux only")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,16 @@ def test_a_fork_has_its_own_folder_arguments_environment_and_session(forks: Fork
     # its three streams, and the folder that is being listed
     expected = f"__main__ {argv} {tmp_path} red True {['0', '1', '2', '3']}"
     assert run(forks, tmp_path, code, "--depth", "3", COLOUR="red") == [expected]
+
+
+def test_children_are_forked_unless_they_may_touch_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = tmp_path / "gpu"
+    monkeypatch.setattr("flows.forks.GPU_DEVICES", (str(gpu),))
+    assert [can_fork(device) for device in ("cpu", "auto")] == [True, True]
+    gpu.touch()
+    assert [can_fork(device) for device in ("cpu", "auto", "cuda")] == [True, False, False]
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not can_fork("cpu")
 
 
 def test_libraries_are_imported_before_a_fork_begins(forks: Forks, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from published_geneval import FOLDER, PROMPTS, needs_published
 
 from tasks.data.vocabulary import TASKS
 from tasks.errors import UserError
@@ -13,8 +14,6 @@ from tasks.geneval.detectors import check_classes
 from tasks.geneval.lines import named_classes, parse_line, read_lines
 from tasks.geneval.scene_detector import SceneDetector
 
-PUBLISHED = Path("../shared/geneval")
-published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="GenEval's published files are not here")
 GOOD = {"tag": "colors", "include": [{"class": "ring", "count": 1, "color": "red"}], "prompt": "a photo of a red ring"}
 
 
@@ -30,20 +29,20 @@ def test_the_class_names_are_80_and_coco_s_under_geneval_s_names() -> None:
     )
 
 
-@published
+@needs_published
 def test_the_class_names_and_their_licence_are_geneval_s() -> None:
-    assert class_names() == tuple((PUBLISHED / "object_names.txt").read_text().split("\n"))[:80]
+    assert class_names() == tuple((FOLDER / "object_names.txt").read_text().split("\n"))[:80]
     ours = Path(__file__).parents[2] / "tasks" / "geneval" / "published"
     for name in ("object_names.txt", "LICENSE"):
-        assert (ours / name).read_bytes() == (PUBLISHED / name).read_bytes()
+        assert (ours / name).read_bytes() == (FOLDER / name).read_bytes()
 
 
-@published
+@needs_published
 def test_geneval_s_553_prompts_are_read_and_name_known_classes_only() -> None:
-    lines = read_lines(PUBLISHED / "evaluation_metadata.jsonl")
+    lines = read_lines(PROMPTS)
     assert Counter(line["tag"] for line in lines) == dict(zip(TASKS, (80, 99, 80, 94, 100, 100), strict=True))
     assert {name for line in lines for name in named_classes(line)} <= set(class_names())
-    assert lines == [json.loads(row) for row in (PUBLISHED / "evaluation_metadata.jsonl").read_text().splitlines()]
+    assert lines == [json.loads(row) for row in PROMPTS.read_text().splitlines()]
 
 
 def test_any_tag_and_class_may_stand_in_a_line() -> None:

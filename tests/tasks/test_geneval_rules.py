@@ -2,10 +2,10 @@
 
 import json
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
+from published_geneval import PROMPTS, needs_published
 
 from tasks.data.scenes import render, sample_scene
 from tasks.data.vocabulary import COLOURS, RELATIONS, SHAPES, TASKS, lines
@@ -14,7 +14,6 @@ from tasks.geneval.rules import judge_picture, overlap, relations
 from tasks.geneval.scene_detector import SceneDetector
 from tasks.geneval.scoring import score_pictures
 
-PUBLISHED_PROMPTS = Path("../shared/geneval/evaluation_metadata.jsonl")
 EMPTY = np.zeros((1, 1), dtype=bool)
 
 
@@ -205,9 +204,9 @@ def parts(line: dict) -> list[tuple]:
     return [(need["class"],) for need in line["include"]]
 
 
-@pytest.mark.skipif(not PUBLISHED_PROMPTS.is_file(), reason="GenEval's published prompts are not here")
+@needs_published
 def test_geneval_s_published_prompts_can_be_judged():
-    published = [json.loads(row) for row in PUBLISHED_PROMPTS.read_text().splitlines()]
+    published = [json.loads(row) for row in PROMPTS.read_text().splitlines()]
     assert {line["tag"] for line in published} == set(TASKS) and len(published) == 553
     named = {need.get("color") for line in published for need in line["include"]} - {None}
     placed = {need["position"][0] for line in published for need in line["include"] if "position" in need}

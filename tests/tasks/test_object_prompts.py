@@ -2,17 +2,15 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from published_geneval import PROMPTS, needs_published
 
 from tasks.data.vocabulary import TASKS, combination
 from tasks.geneval.lines import parse_line, read_lines
 from tasks.geneval.object_prompts import draw_line, object_prompts, plural, with_article
 from tasks.geneval.prompts import Prompt
-
-PUBLISHED = Path("../shared/geneval/evaluation_metadata.jsonl")
 
 
 def spelled(line: dict) -> str:
@@ -41,9 +39,9 @@ def test_a_line_asks_for_what_its_words_say(tag: str) -> None:
         assert not any(need["class"] == "person" and "color" in need for need in line["include"])
 
 
-@pytest.mark.skipif(not PUBLISHED.is_file(), reason="GenEval's published prompts are not here")
+@needs_published
 def test_geneval_s_own_lines_are_of_the_same_words_and_none_is_asked_again() -> None:
-    published = [Prompt(line, None) for line in read_lines(PUBLISHED)]
+    published = [Prompt(line, None) for line in read_lines(PROMPTS)]
     assert all(prompt.text == spelled(prompt.line) for prompt in published)
     drawn = object_prompts(0, "test", 600, published)
     stated = {combination(prompt.line) for prompt in published}
