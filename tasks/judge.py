@@ -11,7 +11,6 @@ of new pictures of training prompts are written down for adaptive best of N.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
-from itertools import chain, zip_longest
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from tasks.geneval.judge_training import LabelledPictures, area_under_curve, lab
 from tasks.geneval.judges import Judge, TrainedJudge, open_judge, write_record
 from tasks.geneval.object_prompts import object_prompts
 from tasks.geneval.pictures import DRAWING_SECTIONS, Painter, load_painter
-from tasks.geneval.prompts import Prompt, chosen_prompts, judge_prompts
+from tasks.geneval.prompts import Prompt, chosen_prompts, judge_prompts, take_turns
 from tasks.params import Params
 from tasks.seeds import derive, numpy_generator
 from tasks.stage import Context, Metrics, Stage, run_main
@@ -125,8 +124,7 @@ def unseen_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[
         free = [line for line in held_out if combination(line) not in taken] or held_out
         order = numpy_generator(seed, "unseen prompts", tag).permutation(len(free))
         queues.append([free[i] for i in order])
-    turns = chain.from_iterable(zip_longest(*queues))
-    return [Prompt(line, seen=False) for line in turns if line is not None][:count]
+    return [Prompt(line, seen=False) for line in take_turns(queues)][:count]
 
 
 def training_pictures(painter: Painter, prompts: Sequence[Prompt], detector: Detector) -> LabelledPictures:

@@ -15,7 +15,6 @@ threshold. Every task weighs the same in mean scores and in mean numbers of pict
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,19 +27,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rule:
-    """When to stop drawing: at a score of `threshold` or after `limit` pictures, `batch` of them drawn at a time."""
+    """When to stop drawing: at a score of `threshold` or after `limit` pictures."""
 
     threshold: float
     limit: int
-    batch: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.batch <= self.limit:
-            raise ValueError(f"{self.batch} pictures at a time do not fit a limit of {self.limit}")
-
-    def draws(self) -> list[int]:
-        """How many pictures have been drawn before each batch, and after the last: 0, batch, ..., limit."""
-        return [*range(0, self.limit, self.batch), self.limit]
+        if self.limit < 1:
+            raise ValueError(f"a limit of {self.limit} pictures leaves none to choose")
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ def adaptive_best_of(correct_PN: Array, scores_PN: Array, rule: Rule) -> Floats:
     return np.array([_expected_correct(row, int(hits), rule) for row, hits in zip(ranked_PN, reaching_P, strict=True)])
 
 
-def calibrate(scores_PN: Array, tasks: Sequence[str], mean: float, limit: int, batch: int = 1) -> float:
+def calibrate(scores_PN: Array, tasks: Sequence[str], mean: float, limit: int) -> float:
     """The score that, as a threshold, brings the mean number of pictures of these pools nearest to `mean`.
 
     The mean rises with the threshold. Raises ValueError if the judge abstained on all pictures.
@@ -86,7 +80,7 @@ def calibrate(scores_PN: Array, tasks: Sequence[str], mean: float, limit: int, b
     weights_P = task_weights(tasks)
 
     def pictures(index: int) -> float:
-        return float(weights_P @ pictures_drawn(scores_PN, Rule(float(choices[index]), limit, batch)))
+        return float(weights_P @ pictures_drawn(scores_PN, Rule(float(choices[index]), limit)))
 
     low, high = 0, len(choices) - 1
     while high - low > 1:
@@ -136,22 +130,17 @@ def _none_among(pool: int, reaching: int, drawn: int) -> float:
 
 
 def _expected_pictures(pool: int, reaching: int, rule: Rule) -> float:
-    """Each batch is drawn if none before it reached the threshold."""
-    return sum((after - before) * _none_among(pool, reaching, before) for before, after in pairwise(rule.draws()))
+    """Each picture is drawn if none before it reached the threshold."""
+    return sum(_none_among(pool, reaching, before) for before in range(rule.limit))
 
 
 def _expected_correct(ranked_N: Floats, reaching: int, rule: Rule) -> float:
-    """A batch that is drawn is won by its best, if that reaches the threshold; if none does, the best of all wins.
+    """The first picture that reaches the threshold wins; if none of the limit does, the best of them.
 
-    All `reaching` are among the pictures left when a batch is drawn, beside some of the others, no matter which.
+    While none has, all `reaching` are among the pictures left, each as likely as the other to be drawn next.
     """
-    pool, expected = len(ranked_N), 0.0
-    for before, after in pairwise(rule.draws()):
-        undecided = _none_among(pool, reaching, before)
-        if undecided == 0:
-            return expected
-        wins = win_probabilities(pool - before, after - before)[:reaching]
-        expected += undecided * float(ranked_N[:reaching] @ wins)
+    pool, total = len(ranked_N), float(ranked_N[:reaching].sum())
+    expected = sum(_none_among(pool, reaching, before) * total / (pool - before) for before in range(rule.limit))
     undecided = _none_among(pool, reaching, rule.limit)
     if undecided == 0:
         return expected

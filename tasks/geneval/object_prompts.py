@@ -4,13 +4,12 @@ GenEval's own prompts are for scores alone; these are drawn as its were, at rand
 """
 
 from collections.abc import Iterable
-from itertools import chain, zip_longest
 
 import numpy as np
 
 from tasks.data.vocabulary import COLOURS, NUMBERS, RELATIONS, TASKS, Line, combination
 from tasks.geneval.class_names import class_names
-from tasks.geneval.prompts import Prompt
+from tasks.geneval.prompts import Prompt, take_turns
 from tasks.seeds import numpy_generator
 
 TRIES = 3
@@ -30,8 +29,7 @@ def object_prompts(seed: int, purpose: str, count: int, taken: Iterable[Prompt])
         drawn = {combination(line): line for line in (draw_line(tag, rng) for _ in range(TRIES * count))}
         free = [line for said, line in drawn.items() if said not in stated]
         queues.append(free or list(drawn.values()))
-    turns = chain.from_iterable(zip_longest(*queues))
-    return [Prompt(line, seen=None) for line in turns if line is not None][:count]
+    return [Prompt(line, seen=None) for line in take_turns(queues)][:count]
 
 
 def draw_line(tag: str, rng: np.random.Generator) -> Line:

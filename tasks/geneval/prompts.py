@@ -3,15 +3,18 @@
 What was not seen in training is told apart by `tasks.data.vocabulary.is_held_out`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
+from typing import TypeVar
 
 from tasks.data.vocabulary import TASKS, Line, combination, is_held_out, lines
 from tasks.external import own_path
 from tasks.geneval.lines import read_lines
 from tasks.params import Params
 from tasks.seeds import numpy_generator
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,14 @@ def judge_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[P
         seen = [line for line in lines(tag) if not is_held_out(line)]
         free = [line for line in seen if combination(line) not in taken] or seen
         queues.append(_shuffled(seed, "judge prompts", tag, free))
-    turns = chain.from_iterable(zip_longest(*queues))
-    return [Prompt(line, seen=True) for line in turns if line is not None][:count]
+    turns = take_turns(queues)
+    return [Prompt(line, seen=True) for line in turns][:count]
+
+
+def take_turns(queues: Iterable[Iterable[T]]) -> Iterator[T]:
+    """The first of each queue, then the second of each that has one, and so on: large queues fill the rest."""
+    absent = object()
+    return (item for item in chain.from_iterable(zip_longest(*queues, fillvalue=absent)) if item is not absent)
 
 
 def _choose(seed: int, tag: str, count: int) -> list[Prompt]:

@@ -3,7 +3,6 @@
 Shapes: N pictures of one prompt, (N, H, W, 3) uint8.
 """
 
-from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from tasks.data.images import decode_png, encode_png
 from tasks.geneval.best_of_n import select
 from tasks.geneval.pool import Pool
-from tasks.geneval.prompts import Prompt
+from tasks.geneval.prompts import Prompt, take_turns
 from tasks.reporting.style import CHOSEN, QUIET, RIGHT
 from tasks.seeds import numpy_generator
 
@@ -30,8 +29,7 @@ def choose_prompts(prompts: list[Prompt], count: int, seed: int) -> list[int]:
     queues: dict[str, list[int]] = {prompt.tag: [] for prompt in prompts}
     for position in order:
         queues[prompts[position].tag].append(int(position))
-    turns = chain.from_iterable(zip_longest(*queues.values()))
-    return [position for position in turns if position is not None][:count]
+    return list(take_turns(queues.values()))[:count]
 
 
 def thumbnail(picture_HW3: Pixels) -> Pixels:

@@ -20,12 +20,12 @@ def pools(seed: int, prompts: int = 8, size: int = 5) -> tuple[np.ndarray, np.nd
 
 
 def walked(correct: np.ndarray, scores: np.ndarray, rule: Rule) -> tuple[float, float]:
-    """Mean number of pictures and mean verdict over every order of one pool, drawn batch by batch."""
+    """Mean number of pictures and mean verdict over every order of one pool, drawn one by one."""
     counts, verdicts = [], []
     for order in permutations(range(len(scores))):
         drawn: list[int] = []
-        while len(drawn) < rule.limit:
-            drawn += order[len(drawn) : min(len(drawn) + rule.batch, rule.limit)]
+        for picture in order[: rule.limit]:
+            drawn.append(picture)
             if any(scores[i] >= rule.threshold for i in drawn):
                 break
         judged = [i for i in sorted(drawn) if not math.isnan(scores[i])]
@@ -35,10 +35,10 @@ def walked(correct: np.ndarray, scores: np.ndarray, rule: Rule) -> tuple[float, 
 
 
 @pytest.mark.parametrize("threshold", [-math.inf, 1.0, 2.5, 3.0, 9.0])
-@pytest.mark.parametrize(("limit", "batch"), [(1, 1), (3, 1), (5, 1), (4, 2), (5, 2), (5, 3), (5, 5)])
-def test_pictures_and_verdicts_are_the_means_over_every_order(threshold: float, limit: int, batch: int) -> None:
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
+def test_pictures_and_verdicts_are_the_means_over_every_order(threshold: float, limit: int) -> None:
     correct, scores = pools(seed=limit)
-    rule = Rule(threshold, limit, batch)
+    rule = Rule(threshold, limit)
     expected = np.array([walked(c, s, rule) for c, s in zip(correct, scores, strict=True)])
     np.testing.assert_allclose(pictures_drawn(scores, rule), expected[:, 0], atol=1e-12)
     np.testing.assert_allclose(adaptive_best_of(correct, scores, rule), expected[:, 1], atol=1e-12)
@@ -78,13 +78,13 @@ def test_nothing_to_calibrate_on_is_said() -> None:
         calibrate(np.full((2, 3), np.nan), ["one", "two"], 2.0, 3)
 
 
-def test_pools_smaller_than_the_limit_and_batches_above_it_are_refused() -> None:
+def test_pools_smaller_than_the_limit_and_limits_below_one_are_refused() -> None:
     correct, scores = pools(0)
     for function in (lambda rule: pictures_drawn(scores, rule), lambda rule: adaptive_best_of(correct, scores, rule)):
         with pytest.raises(ValueError, match="6 pictures cannot be drawn from a pool of 5"):
             function(Rule(0.0, 6))
-    with pytest.raises(ValueError, match="3 pictures at a time do not fit a limit of 2"):
-        Rule(0.0, 2, 3)
+    with pytest.raises(ValueError, match="a limit of 0 pictures leaves none to choose"):
+        Rule(0.0, 0)
 
 
 def test_every_task_weighs_the_same() -> None:
