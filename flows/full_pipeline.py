@@ -60,7 +60,7 @@ def full_pipeline(profile: str | None = None, overrides: dict[str, Any] | None =
         def submit(name: str, upstream: Sequence[PrefectFuture]) -> PrefectFuture:
             return stage_task(build, name, progress).submit(wait_for=upstream)
 
-        futures = submit_stages(submit, build.params.prune.depths)
+        futures = submit_stages(submit, build.params)
         wait(list(futures.values()))
         stages = [BuiltStage(**f.result()) for f in futures.values() if f.state.is_completed()]
         with best_effort(log):

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from tasks.params import Params
+
 Future = TypeVar("Future")
 
 
-def submit_stages(submit: Callable[[str, Sequence[Future]], Future], depths: Sequence[int]) -> dict[str, Future]:
-    """Submit every stage by its name, after the futures of the stages whose outputs it reads.
+def submit_stages(submit: Callable[[str, Sequence[Future]], Future], params: Params) -> dict[str, Future]:
+    """Submit every stage of an experiment by its name, after the futures of the stages whose outputs it reads.
 
     Returns the futures by stage name, upstream first.
     """
@@ -27,13 +29,14 @@ def submit_stages(submit: Callable[[str, Sequence[Future]], Future], depths: Seq
     def score(name: str, model: Future) -> None:
         stage(f"geneval@{name}", model, autoencoder, text_encoder, judge)
 
-    score("small", small)
     grown_init = stage("grow", small, encoded)
     grown = stage("train", grown_init, encoded)
-    score("grown", grown)
+    baselines = {"small": small, "grown": grown}
+    for name in params.workflow.baselines:
+        score(name, baselines[name])
     stage("controls", grown, autoencoder, text_encoder)
     importance = stage("importance", grown, encoded)
-    for depth in depths:
+    for depth in params.prune.depths:
         pruned = stage(f"prune@{depth}", grown, importance, encoded)
         finetuned = stage(f"finetune@{depth}", pruned, encoded)
         score(f"pruned-{depth}", pruned)

@@ -15,6 +15,12 @@ from torch import Tensor
 import_utils._bitsandbytes_available = False
 from diffusers import AutoencoderDC  # noqa: E402
 
+SLICE_PIXELS = 2**20
+"""Pixels that pass the network at once, in whole pictures: a batch of large ones is cut into slices of so many.
+
+The published DC-AE takes some 17 GB for them in float32.
+"""
+
 
 class Autoencoder:
     """A frozen or trainable `AutoencoderDC` with the scale and value range that the rest of the project uses."""
@@ -45,13 +51,16 @@ class Autoencoder:
         Raises ValueError if a side is no multiple of `downsampling`.
         """
         self.check_size(*pictures_B3HW.shape[-2:])
-        return self.network.encoder(self._prepare(pictures_B3HW)).float() * self.network.config.scaling_factor
+        slices = pictures_B3HW.split(slice_length(*pictures_B3HW.shape[-2:]))
+        latents = [self.network.encoder(self._prepare(part)).float() for part in slices]
+        return torch.cat(latents) * self.network.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Pictures (B, 3, H·downsampling, W·downsampling), float32 in [-1, 1]."""
         unscaled = latents_BCHW.float() / self.network.config.scaling_factor
-        return self.network.decoder(self._prepare(unscaled)).float().clamp(-1, 1)
+        slices = unscaled.split(slice_length(*(self.downsampling * side for side in latents_BCHW.shape[-2:])))
+        return torch.cat([self.network.decoder(self._prepare(part)).float().clamp(-1, 1) for part in slices])
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError if pictures of this size have no latent."""
@@ -68,6 +77,11 @@ class Autoencoder:
 
     def _prepare(self, batch: Tensor) -> Tensor:
         return batch.to(self.device, self.network.dtype, memory_format=torch.channels_last)
+
+
+def slice_length(height: int, width: int) -> int:
+    """How many pictures of a size pass the network at once: at least one."""
+    return max(1, SLICE_PIXELS // (height * width))
 
 
 def build_autoencoder(latent_channels: int, block_channels: tuple[int, ...], layers_per_block: int) -> Autoencoder:

@@ -39,7 +39,7 @@ def run(context: Context) -> Metrics:
     }
     write_json(context.out / "importance.json", report)
     rows = [{"block": i, "importance": mean[i].item(), "std": std[i].item()} for i in range(len(mean))]
-    write_csv(context.out / "importance.csv", rows)
+    write_csv(context.out / "importance.csv", ("block", "importance", "std"), rows)
     return {
         "lowest": mean.min().item(),
         "highest": mean.max().item(),

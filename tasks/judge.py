@@ -99,7 +99,7 @@ def train(
     history = train_judge(network, data, prompts, texts, params.judge, seed, params.compute.dtype)
     for row in history:
         context.tracker.log_metrics({"loss": row["loss"]}, step=int(row["step"]))
-    write_csv(context.out / "history.csv", history)
+    write_csv(context.out / "history.csv", ("step", "loss"), history)
     save_judge(network, context.out)
     metrics = {f"untrained_{name}": value for name, value in untrained.items()}
     return judge, metrics | {"yes_share": float(data.own_yes().mean())}

@@ -28,6 +28,6 @@ def model_folder(name: str) -> Path:
     return OUTPUTS / name
 
 
-def model_names(depths: Iterable[int]) -> list[str]:
-    """The names of all models of an experiment with these pruned depths."""
-    return ["small", "grown", *(f"{kind}-{depth}" for depth in depths for kind in ("pruned", "finetuned"))]
+def model_names(baselines: Iterable[str], depths: Iterable[int]) -> list[str]:
+    """The names of all models that are scored: the baselines (`small`, `grown`) and those cut to these depths."""
+    return [*baselines, *(f"{kind}-{depth}" for depth in depths for kind in ("pruned", "finetuned"))]

@@ -1,7 +1,7 @@
 """The parameters of an experiment: frozen dataclasses, one for each section of `params.yaml`, that check themselves.
 
 `params.yaml` is complete: every key is required, and a key that no dataclass knows stops the run before any work,
-naming the file and the nearest known key. `profiles/<name>.yaml` hold partial overrides of it.
+naming the file and the nearest known key. `profiles/<name>.yaml` hold partial overrides of it, or of another profile.
 """
 
 import dataclasses
@@ -18,8 +18,11 @@ import yaml
 from model.numerics import Instruction, Numerics, Precision
 from tasks.errors import UserError
 
+Baseline = Literal["small", "grown"]
+
 PARAMS_FILE = Path("params.yaml")
 PROFILES = Path("profiles")
+EXTENDS = "extends"  # the one key of a profile that is no section: the profile that it is laid over
 
 
 def _check(condition: bool, message: str) -> None:
@@ -55,12 +58,17 @@ class Compute:
 
 @dataclass(frozen=True)
 class Workflow:
-    """How the flow schedules stages; changes no result."""
+    """Which models are scored beside the pruned ones, and how the flow schedules stages; changes no stage's result."""
 
+    baselines: tuple[Baseline, ...]
     parallel_branches: int
     retries: int
 
     def __post_init__(self) -> None:
+        _check(
+            "grown" in self.baselines and len(set(self.baselines)) == len(self.baselines),
+            f"baselines is {list(self.baselines)}: it must name grown, the cuts' measure, and each model once",
+        )
         _positive(self, "parallel_branches")
         _check(self.retries >= 0, f"retries is {self.retries}: it must be 0 or above")
 
@@ -196,8 +204,9 @@ class Training:
     checkpoint_every: int
 
     def __post_init__(self) -> None:
-        _positive(self, "steps", "batch_size", "grad_accumulation", "learning_rate", "clip_norm")
+        _positive(self, "batch_size", "grad_accumulation", "learning_rate", "clip_norm")
         _positive(self, "evaluate_every", "checkpoint_every")
+        _check(self.steps >= 0, f"steps is {self.steps}: it must be 0 (weights stay as they are) or above")
         _check(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must be 0 or above")
         _check(0 <= self.warmup_steps <= self.steps, f"warmup_steps is {self.warmup_steps}: it must be in [0, steps]")
         _check(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must be in [0, 1)")
@@ -209,7 +218,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Pretrain(Training):
-    """The small model: trained, or published weights taken over from `path`."""
+    """The small model: trained from random weights or on from those of `path`; 0 steps take these over as they are."""
 
     path: str | None
     depth: int
@@ -217,6 +226,7 @@ class Pretrain(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "depth")
+        _check(self.steps > 0 or self.path is not None, "steps is 0 and path is None: random weights need training")
 
 
 @dataclass(frozen=True)
@@ -376,8 +386,8 @@ class Params:
 
     def __post_init__(self) -> None:
         _check(
-            self.grow.depth > self.pretrain.depth,
-            f"grow.depth {self.grow.depth} is not above pretrain.depth {self.pretrain.depth}",
+            self.grow.depth >= self.pretrain.depth,
+            f"grow.depth {self.grow.depth} is below pretrain.depth {self.pretrain.depth}",
         )
         _check(
             all(depth < self.grow.depth for depth in self.prune.depths),
@@ -408,15 +418,22 @@ def build_params(values: dict[str, Any], where: str) -> Params:
     return _build(Params, values, where, prefix="")
 
 
-def apply_profile(values: dict[str, Any], profile: str, profiles: Path = PROFILES) -> dict[str, Any]:
-    """`values` with `profiles/<profile>.yaml` merged over it, section by section."""
+def apply_profile(
+    values: dict[str, Any], profile: str, profiles: Path = PROFILES, extended_by: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """`values` with `profiles/<profile>.yaml` merged over it, section by section; before it the profile it extends."""
     path = profiles / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in profiles.glob("*.yaml")))
         raise UserError(f"profile {profile!r} is unknown: {profiles} has {known}")
+    if profile in extended_by:
+        raise UserError(f"{path} extends itself by way of {', '.join(extended_by)}: take out one {EXTENDS}")
+    sections = read_yaml(path)
+    if base := sections.pop(EXTENDS, None):
+        values = apply_profile(values, base, profiles, (*extended_by, profile))
     overrides = {
         f"{section}.{key}": value
-        for section, pairs in _sections(read_yaml(path), str(path)).items()
+        for section, pairs in _sections(sections, str(path)).items()
         for key, value in pairs.items()
     }
     return apply_overrides(values, overrides, str(path))

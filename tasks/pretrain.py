@@ -1,24 +1,24 @@
-"""Stage `pretrain`: the small model, trained from scratch on the cached latents and captions.
+"""Stage `pretrain`: the small model, trained on the cached latents and captions.
 
-With `pretrain.path` it takes over published weights instead: a `.pth`, a safetensors file or a diffusers folder.
+It starts from random weights, or from published ones with `pretrain.path`: a `.pth`, a safetensors file or a diffusers
+folder. With `pretrain.steps` 0 these are the small model as they are.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from model.checkpoint import save_network
-from model.network import NetworkConfig, Sana, parameter_count
+from model.network import NetworkConfig, Sana
+from model.surgery import with_qk_norm
 from model.weights.fitting import load_weights
 from tasks import layout
 from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
 from tasks.external import own_path
-from tasks.files import write_csv
 from tasks.params import Network, Params
 from tasks.seeds import derive
 from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_main
-from tasks.training.evaluation import heldout_loss
 from tasks.training.loop import Trainer
 
 
@@ -38,49 +38,60 @@ def network_config(shape: Network, depth: int, in_channels: int, caption_channel
     )
 
 
-def new_network(params: Params, depth: int) -> Sana:
-    """A network of `depth` blocks with initial weights drawn from the experiment's seed."""
+def pretrain(context: Context) -> Metrics:
+    """Train the network of `pretrain.depth` blocks from its random or published weights; 0 steps leave them."""
+    return Trainer(context, starting_network(context.params), layout.ENCODED, context.params.pretrain).run()
+
+
+def starting_network(params: Params) -> Sana:
+    """The network that training starts from: that of `pretrain.path`, or one with weights drawn from the seed.
+
+    Raises UserError naming what of the published network does not fit the experiment.
+    """
+    chosen = params.pretrain
     encoded = EncodedDataset(layout.ENCODED, "train")
     channels = encoded.latent_shape[0], encoded.null_text.shape[1]
+    config = network_config(params.network, chosen.depth, *channels)
+    if chosen.path is not None:
+        return published_network(own_path(chosen.path), config)
     torch.manual_seed(derive(params.compute.seed, "initial weights"))
-    return Sana(network_config(params.network, depth, *channels))
+    return Sana(config)
 
 
-def pretrain(context: Context) -> Metrics:
-    """Train a new network of `pretrain.depth` blocks, or take over the one at `pretrain.path`."""
-    training = context.params.pretrain
-    if training.path is not None:
-        return adopt(context, own_path(training.path))
-    return Trainer(context, new_network(context.params, training.depth), layout.ENCODED, training).run()
+def published_network(path: Path, config: NetworkConfig) -> Sana:
+    """Published weights as a network of `config`, with QK norm added where they have none (SANA-1.0's have not).
 
-
-def adopt(context: Context, path: Path) -> Metrics:
-    """Published weights as the small model, with their held-out loss. Raises UserError naming what does not fit."""
-    params, compute = context.params, context.params.compute
-    heads = params.network.linear_head_dim, params.network.cross_heads
+    The norm changes what the network computes: its weights are ones until it is trained on. Raises UserError listing
+    every difference from `config`.
+    """
     try:
-        network = load_weights(path, params.network.numerics, heads=heads)
+        heads = config.linear_head_dim, config.cross_heads
+        network = load_weights(path, config.numerics, heads=heads)
     except ValueError as error:
         raise UserError(f"params.yaml: pretrain.path: {' '.join(str(error).split())}") from None
-    heldout = EncodedDataset(layout.ENCODED, "heldout")
-    found, config = network.config, params.pretrain
-    needed = {"blocks": config.depth, "latent channels": heldout.latent_shape[0]}
-    needed["caption channels"] = heldout.null_text.shape[1]
-    has = {"blocks": found.depth, "latent channels": found.in_channels, "caption channels": found.caption_channels}
-    if wrong := [f"{has[what]} {what}, not {needed[what]}" for what in needed if has[what] != needed[what]]:
+    if config.qk_norm and not network.config.qk_norm:
+        print(f"pretrain: {path} has no QK norm: added to all {network.config.depth} blocks, weights 1", flush=True)
+        network = with_qk_norm(network)
+    if wrong := differences(network.config, config):
         raise UserError(
-            f"{path} has {'; '.join(wrong)}: set pretrain.depth, or choose the encoders it was trained with"
+            f"{path} has {'; '.join(wrong)}: set these in params.yaml, or choose the encoders it was trained with"
         )
-    network.to(context.device).eval()
-    loss = heldout_loss(network, heldout, params.diffusion, compute.seed, context.device, compute.dtype)
-    save_network(network, context.out)
-    write_csv(context.out / "heldout.csv", [{"step": 0, "samples": 0, "heldout_loss": loss}])
-    return {
-        "heldout_loss": loss,
-        "heldout_loss_before": loss,
-        "depth": found.depth,
-        "parameters": parameter_count(network),
-    }
+    return network
+
+
+SETTINGS = {"in_channels": "latent channels", "caption_channels": "caption channels", "depth": "pretrain.depth"}
+"""What a difference of configurations is called where it is not a key of section `network`."""
+
+
+def differences(found: NetworkConfig, wanted: NetworkConfig) -> list[str]:
+    """Every field in which a network differs from the experiment's, as `network.hidden_size 64, not 256`."""
+    same_width = int(found.mlp_ratio * found.hidden_size) == int(wanted.mlp_ratio * wanted.hidden_size)
+    known = asdict(found) | ({"mlp_ratio": wanted.mlp_ratio} if same_width else {})
+    return [
+        f"{SETTINGS.get(name, f'network.{name}')} {known[name]}, not {value}"
+        for name, value in asdict(wanted).items()
+        if known[name] != value
+    ]
 
 
 def stage(_params: Params) -> Stage:

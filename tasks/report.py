@@ -16,7 +16,7 @@ from tasks.files import read_json, sync_tree, write_bytes, write_json
 from tasks.geneval.pool import Pool, load_pool
 from tasks.params import Params
 from tasks.reporting import figures
-from tasks.reporting.collect import Record, collect, stage_outputs
+from tasks.reporting.collect import Record, collect, scored_models, stage_outputs
 from tasks.reporting.curves import read_curve
 from tasks.reporting.headline import headline
 from tasks.reporting.page import render_page
@@ -33,7 +33,7 @@ def run(context: Context) -> Metrics:
     """Collect the numbers, draw the figures, write the page; returns GenEval of the models and its gains by choice."""
     params, out = context.params, context.out
     summary = collect(params)
-    pools = {name: load_pool(layout.GENEVAL / name) for name in layout.model_names(params.prune.depths)}
+    pools = {name: load_pool(layout.GENEVAL / name) for name in scored_models(params)}
     with matplotlib.rc_context(STYLE):
         drawn = {name: settle(figure) for name, figure in draw_figures(summary, params).items()}
         shown = choose_prompts(pools["grown"].prompts, HEADLINE_PROMPTS, params.compute.seed)
@@ -94,13 +94,13 @@ def move_into(source: Path, target: Path) -> None:
 
 def stage(params: Params) -> Stage:
     """The stage's record. Its output lies among the records of time and memory in `results/`, which must stay."""
-    read = set(stage_outputs(params.prune.depths).values()) - {layout.SHARDS, layout.ENCODED}
+    read = set(stage_outputs(params).values()) - {layout.SHARDS, layout.ENCODED}
     return Stage(
         name="report",
         run=run,
         inputs=tuple(sorted(read)),
         out=layout.RESULTS,
-        sections=("compute.seed", "prune.depths", "geneval", "report"),
+        sections=("compute.seed", "workflow.baselines", "prune.depths", "geneval", "report"),
         publish=move_into,
     )
 

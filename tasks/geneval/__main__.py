@@ -1,7 +1,7 @@
 """Stage `geneval@M`: scores the model M on GenEval's six tasks, and on choosing the best of N pictures with the judge.
 
 Writes the first four pictures of each prompt in GenEval's own folder layout with `results.jsonl`, so that its tools can
-be run on them; the whole pool with all verdicts in `pool.safetensors`; and `summary.json`.
+be run on them; the whole pool in `pictures.npy`, with all verdicts in `pool.safetensors`; and `summary.json`.
 """
 
 import time
@@ -15,7 +15,7 @@ from tasks.geneval.detectors import build_detector, check_classes
 from tasks.geneval.evaluation import judge_pool, score_prompts, write_samples
 from tasks.geneval.judges import open_judge
 from tasks.geneval.pictures import DRAWING_SECTIONS, load_painter
-from tasks.geneval.pool import ARRAYS
+from tasks.geneval.pool import PICTURES
 from tasks.geneval.prompts import chosen_prompts
 from tasks.geneval.summary import headline, summarize
 from tasks.params import Params, load_params
@@ -31,7 +31,11 @@ def evaluate(context: Context, model: str) -> Metrics:
     painter = load_painter(layout.model_folder(model), params, context.device)
     started = time.monotonic()
     pictures_PNHW3 = painter.draw(
-        [prompt.text for prompt in prompts], pool_size(params, model), derive(seed, "geneval"), f"geneval@{model}"
+        [prompt.text for prompt in prompts],
+        pool_size(params, model),
+        derive(seed, "geneval"),
+        f"geneval@{model}",
+        context.out / PICTURES,
     )
     seconds = time.monotonic() - started
     verdicts = score_prompts(prompts, pictures_PNHW3, detector)
@@ -57,14 +61,14 @@ def record_speed(context: Context, model: str, pictures_PNHW3: Pictures, seconds
     """Note the time of a picture of the pool in `results/`, outside the pinned output, and tell the tracker."""
     count = pictures_PNHW3.shape[0] * pictures_PNHW3.shape[1]
     speed = {"pictures": count, "seconds_per_picture": seconds / count, "threads": context.threads}
-    speed["pool"] = sha256_file(context.out / ARRAYS)
+    speed["pool"] = sha256_file(context.out / PICTURES)
     write_json(layout.RESULTS / "speed" / f"{model}.json", {"model": model, "device": context.device, **speed})
     context.tracker.log_metrics({"seconds_per_picture": seconds / count})
 
 
 def stage(params: Params, model: str) -> Stage:
     """The stage's record for one model. Raises UserError if the experiment has no such model."""
-    names = layout.model_names(params.prune.depths)
+    names = layout.model_names(params.workflow.baselines, params.prune.depths)
     if model not in names:
         raise UserError(f"--model {model} is not in this experiment: choose from {', '.join(names)}")
     return Stage(

@@ -26,6 +26,7 @@ from model.text_encoder import TextEncoder
 from tasks.data.pictures import to_unit_range
 from tasks.errors import UserError
 
+PICTURES_AT_ONCE = 64  # of a prompt, that the network reads together
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
@@ -113,11 +114,16 @@ def log_yes(
 ) -> NDArray[np.float64]:
     """Scores (P, N): log P(yes) of the N pictures of each of P prompts."""
     device = next(judge.parameters()).device
+
+    def read(pictures_NHW3: NDArray[np.uint8], text_1TE: Tensor) -> Tensor:
+        mask_1T = torch.ones(text_1TE.shape[:2], dtype=torch.bool, device=device)
+        return judge(to_unit_range(pictures_NHW3).to(device), text_1TE, mask_1T)[:, 0]
+
     scores = []
     for pictures_NHW3, text_TE in zip(pictures_PNHW3, text_encoder.encode(prompts), strict=True):
-        mask_1T = torch.ones(1, len(text_TE), dtype=torch.bool, device=device)
-        logits_N1 = judge(to_unit_range(pictures_NHW3).to(device), text_TE[None].to(device), mask_1T)
-        scores.append(F.logsigmoid(logits_N1[:, 0].double()).cpu().numpy())
+        starts = range(0, len(pictures_NHW3), PICTURES_AT_ONCE)
+        parts = [read(pictures_NHW3[start : start + PICTURES_AT_ONCE], text_TE[None].to(device)) for start in starts]
+        scores.append(F.logsigmoid(torch.cat(parts).double()).cpu().numpy())
     return np.stack(scores)
 
 

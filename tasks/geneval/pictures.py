@@ -49,8 +49,10 @@ class Painter:
         side = self.params.shard.image_size // self.autoencoder.downsampling
         return self.autoencoder.latent_channels, side, side
 
-    def draw(self, prompts: Sequence[str], images_per_prompt: int, seed: int, label: str) -> Pictures:
-        """Pictures (P, N, height, width, 3).
+    def draw(
+        self, prompts: Sequence[str], images_per_prompt: int, seed: int, label: str, file: Path | None = None
+    ) -> Pictures:
+        """Pictures (P, N, height, width, 3), in memory or, where they are too many for it, in a new `.npy` file.
 
         The noise of a picture depends on the seed, its prompt's position and its own position only, so that models
         drawn with the same seed start from the same noise, whatever their batches.
@@ -58,15 +60,18 @@ class Painter:
         texts = self.text_encoder.encode(prompts)
         null_TE = self.text_encoder.encode_null()
         total, batch = len(prompts) * images_per_prompt, self.params.sampling.batch_size
-        parts = []
+        _, *latent_size = self.latent_shape
+        size = (self.autoencoder.downsampling * side for side in latent_size)
+        pictures = new_pictures((len(prompts), images_per_prompt, *size, 3), file)
+        flat = pictures.reshape(total, *pictures.shape[2:])
         with progress(label, total) as meter:
             for start in range(0, total, batch):
                 pairs = [divmod(i, images_per_prompt) for i in range(start, min(start + batch, total))]
                 noise = torch.stack([self._noise(seed, *pair) for pair in pairs])
-                parts.append(self._draw_batch([prompt for prompt, _ in pairs], noise, texts, null_TE))
+                drawn = self._draw_batch([prompt for prompt, _ in pairs], noise, texts, null_TE)
+                flat[start : start + len(pairs)] = drawn
                 meter.advance(len(pairs))
-        pictures = np.concatenate(parts)
-        return pictures.reshape(len(prompts), images_per_prompt, *pictures.shape[1:])
+        return pictures
 
     def _noise(self, seed: int, prompt: int, picture: int) -> Tensor:
         return torch.randn(self.latent_shape, generator=generator(seed, "picture", prompt, picture))
@@ -96,6 +101,13 @@ class Painter:
     def _context(self, texts: Sequence[Tensor]) -> TextContext:
         text_BTE, mask_BT = pad(texts)
         return self.network.encode_text(text_BTE.to(self.device), mask_BT.to(self.device))
+
+
+def new_pictures(shape: tuple[int, ...], file: Path | None) -> Pictures:
+    """Room for pictures in memory or in a new `.npy` file, of which memory holds what is in use."""
+    if file is None:
+        return np.empty(shape, np.uint8)
+    return np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
 
 
 def load_painter(model: Path, params: Params, device: str) -> Painter:

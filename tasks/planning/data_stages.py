@@ -25,7 +25,8 @@ def autoencoder(experiment: Experiment) -> Cost:
     network = experiment.encoders.autoencoder.network
     weights, reconstruction = bytes_of(network), runs.encoder_flops + runs.decoder_flops
     flops = (scale.heldout_samples + min(SHOWN_PICTURES, scale.heldout_samples)) * reconstruction
-    activations = min(EVALUATION_BATCH, scale.heldout_samples) * max(runs.encoder_peak, runs.decoder_peak)
+    batch = min(EVALUATION_BATCH, scale.heldout_samples)
+    activations = max(runs.encoder_peak(batch), runs.decoder_peak(batch))
     memory = Memory(weights, activations=activations)
     if params.autoencoder.path is None:
         step = runs.autoencoder_training()
@@ -58,7 +59,7 @@ def encode(experiment: Experiment) -> Cost:
     params, scale, runs = experiment.params, experiment.scale, experiment.encoder_runs
     frozen, text = experiment.encoders, experiment.text_tokens
     batch = min(params.encode.batch_size, scale.train_samples)
-    activations = max(batch * runs.encoder_peak, runs.text_peak(batch, text))
+    activations = max(runs.encoder_peak(batch), runs.text_peak(batch, text))
     weights = bytes_of(frozen.autoencoder.network) + bytes_of(frozen.text_encoder)
     samples = scale.train_samples + scale.heldout_samples
     flops = samples * (runs.encoder_flops + runs.text_flops(text)) + runs.null_flops

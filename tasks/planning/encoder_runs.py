@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.autoencoder import slice_length
 from model.numerics import CONVENTIONS
 from model.text_encoder import Reading, TextEncoder, instruction_text
 from tasks.autoencoder import reconstruction_loss
+from tasks.geneval.judge import PICTURES_AT_ONCE
 from tasks.geneval.judge_training import OTHER_PROMPTS, judge_loss
 from tasks.params import Params
 from tasks.planning.counting import count_flops, count_peak_bytes, count_saved_bytes, shapes_alone, without_data
@@ -72,19 +74,25 @@ class EncoderRuns:
         """Of the autoencoder's encoder on one picture."""
         return count_flops(self._encode())
 
-    @cached_property
-    def encoder_peak(self) -> int:
-        """Memory of encoding one picture."""
-        return count_peak_bytes(self._encode())
+    def encoder_peak(self, pictures: int) -> int:
+        """Memory of encoding a batch, of which a slice passes the autoencoder at once."""
+        return min(pictures, slice_length(self._size, self._size)) * self._encoder_peak
 
     @cached_property
     def decoder_flops(self) -> int:
         """Of the autoencoder's decoder on one latent."""
         return count_flops(self._decode())
 
+    def decoder_peak(self, pictures: int) -> int:
+        """Memory of decoding a batch, in such slices."""
+        return min(pictures, slice_length(self._size, self._size)) * self._decoder_peak
+
     @cached_property
-    def decoder_peak(self) -> int:
-        """Memory of decoding one latent."""
+    def _encoder_peak(self) -> int:
+        return count_peak_bytes(self._encode())
+
+    @cached_property
+    def _decoder_peak(self) -> int:
         return count_peak_bytes(self._decode())
 
     def autoencoder_training(self) -> TrainingStep:
@@ -175,9 +183,12 @@ class EncoderRuns:
         """Of the judge's reading of one prompt."""
         return count_flops(_pass(self.encoders.judge.eval().prompt, *self._judge_text(1, text_tokens)))
 
+    def judge_peak(self, pictures: int) -> int:
+        """Memory of judging a prompt's pictures."""
+        return min(pictures, PICTURES_AT_ONCE) * self._judge_peak
+
     @cached_property
-    def judge_peak(self) -> int:
-        """Memory of judging one picture."""
+    def _judge_peak(self) -> int:
         return count_peak_bytes(_pass(self.encoders.judge.eval().picture, self._picture()))
 
     def _judge_text(self, prompts: int, text_tokens: int) -> tuple[Tensor, Tensor]:

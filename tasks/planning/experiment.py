@@ -86,7 +86,7 @@ class Experiment:
         return max(
             self.encoder_runs.text_peak(prompts, text),
             self.network_runs.drawing_peak(depth, batch, text),
-            batch * self.encoder_runs.decoder_peak,
+            self.encoder_runs.decoder_peak(batch),
         )
 
     def judging_flops(self, prompts: int, images: int) -> int:

@@ -14,12 +14,16 @@ RANKED_CUTS = 3  # by importance, without the first and without the last blocks
 
 
 def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -> Cost:
-    """A run of the training loop, with its held-out losses."""
+    """A run of the training loop, with its held-out losses; of 0 steps, one such loss of the weights as they are."""
     config = experiment.config(depth)
     weights, tokens, text = weight_bytes(config), experiment.tokens, experiment.text_tokens
+    evaluated = _loss_peak(experiment, depth)
+    flops_of_evaluations = evaluations(chosen) * experiment.heldout_flops(depth)
+    if not chosen.steps:
+        memory = Memory(weights, ema=weights, activations=evaluated)
+        return Cost(stage, parameters(config), memory, flops_of_evaluations, outputs=weights)
     samples = Batch(micro_batch(chosen, experiment.gpus), tokens, text)
     saved = activation_bytes(config, samples, experiment.precision) + autocast_bytes(config, experiment.precision.dtype)
-    evaluated = _loss_peak(experiment, depth)
     memory = Memory(
         weights,
         ema=weights,
@@ -32,21 +36,10 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
         stage,
         parameters(config),
         memory,
-        trained + evaluations(chosen) * experiment.heldout_flops(depth),
+        trained + flops_of_evaluations,
         outputs=weights,
         state=disk.state_bytes(chosen.optimizer, config),
     )
-
-
-def pretrain(experiment: Experiment) -> Cost:
-    """Training the small model; of published weights that it takes over, their held-out loss."""
-    chosen = experiment.params.pretrain
-    if chosen.path is None:
-        return training(experiment, "pretrain", chosen.depth, chosen)
-    config = experiment.config(chosen.depth)
-    weights = weight_bytes(config)
-    memory = Memory(weights, activations=_loss_peak(experiment, chosen.depth))
-    return Cost("pretrain", parameters(config), memory, experiment.heldout_flops(chosen.depth), outputs=weights)
 
 
 def grow(experiment: Experiment) -> Cost:

@@ -122,7 +122,7 @@ def _disk(experiment: Experiment) -> str:
     return (
         "Outputs stay; DVC's cache links to them where the file system can, and takes as much again where not. State "
         f"is what training resumes from ({KEPT} generations and the one being written): it is deleted when its stage "
-        "is done. A pool of pictures also passes through the machine's memory, twice while it is joined: "
-        f"{pool / GIGA:,.3g} GB for the largest. Left out are JSON, logs, reports and the "
+        "is done. The largest pool of pictures has "
+        f"{pool / GIGA:,.3g} GB, which memory maps. Left out are JSON, logs, reports and the "
         "tokenizer: megabytes."
     )

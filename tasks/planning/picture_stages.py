@@ -40,7 +40,7 @@ def judge(experiment: Experiment) -> Cost:
     activations = max(
         *(experiment.drawing_peak(depth, *pictures) for pictures in drawn),
         step.saved_bytes,
-        max(images, chosen.calibration_images) * runs.judge_peak,
+        runs.judge_peak(max(images, chosen.calibration_images)),
     )
     memory = Memory(
         trained + _painter(experiment, depth),
@@ -58,7 +58,7 @@ def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
     flops = experiment.drawing_flops(depth, prompts, images) + 2 * experiment.judging_flops(prompts, images)
     activations, weights = experiment.drawing_peak(depth, prompts, images), _painter(experiment, depth)
     if experiment.params.judge.kind == "trained":
-        activations = max(activations, images * runs.judge_peak)
+        activations = max(activations, runs.judge_peak(images))
         weights += bytes_of(experiment.encoders.judge)
     samples = prompts * min(SAMPLES, images) * round(mean(scale.png_bytes))
     return Cost(
@@ -71,7 +71,7 @@ def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
 
 
 def controls(experiment: Experiment) -> Cost:
-    """Decoded noise, an untrained network, and cuts to random blocks; noise is decoded in one batch."""
+    """Decoded noise, an untrained network, and cuts to random blocks."""
     params, scale, runs = experiment.params, experiment.scale, experiment.encoder_runs
     depth, depths, images = params.grow.depth, params.prune.depths, params.geneval.images_per_pruned_prompt
     pictures = scale.evaluation_prompts * images
@@ -79,7 +79,7 @@ def controls(experiment: Experiment) -> Cost:
     drawn = [experiment.drawing_flops(depth, scale.evaluation_prompts, images)]
     share = ceil(images / choices)
     drawn += [choices * experiment.drawing_flops(each, scale.evaluation_prompts, share) for each in depths]
-    activations = max(experiment.drawing_peak(depth, scale.evaluation_prompts, images), pictures * runs.decoder_peak)
+    activations = max(experiment.drawing_peak(depth, scale.evaluation_prompts, images), runs.decoder_peak(pictures))
     # the grown model, an untrained one and its cuts, whose blocks are the grown model's own
     networks = weight_bytes(experiment.config(depth)) + weight_bytes(experiment.config(max(depths)))
     return Cost(

@@ -11,17 +11,17 @@ def stage_costs(experiment: Experiment) -> list[Cost]:
     """One row for each stage of the graph."""
     params = experiment.params
     small, grown = params.pretrain.depth, params.grow.depth
+    depths = {"small": small, "grown": grown}
     costs = [
         data.shard(experiment),
         data.autoencoder(experiment),
         data.text_encoder(experiment),
         data.encode(experiment),
-        network.pretrain(experiment),
+        network.training(experiment, "pretrain", small, params.pretrain),
         pictures.judge(experiment),
-        pictures.geneval(experiment, "small", small),
         network.grow(experiment),
         network.training(experiment, "train", grown, params.train),
-        pictures.geneval(experiment, "grown", grown),
+        *(pictures.geneval(experiment, name, depths[name]) for name in params.workflow.baselines),
         pictures.controls(experiment),
         network.importance(experiment),
     ]

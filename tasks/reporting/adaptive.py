@@ -12,12 +12,9 @@ from tasks.geneval.pool import Pool, load_pool
 from tasks.params import Params
 from tasks.seeds import numpy_generator
 
-MODELS = ("small", "grown")
-"""The models that are compared: the others are drawn from the grown one."""
-
 
 def adaptive_records(params: Params) -> list[dict[str, Any]]:
-    """For each model and each wanted mean number of pictures: the rule, what it drew, and what it gained.
+    """For each baseline and each wanted mean number of pictures: the rule, what it drew, and what it gained.
 
     The threshold is of the small model's pictures of training prompts, whichever model is scored. Means that the limit
     cannot reach are left out; all are where the judge abstained on all of those pictures.
@@ -25,7 +22,7 @@ def adaptive_records(params: Params) -> list[dict[str, Any]]:
     calibration = load_calibration(layout.JUDGE)
     if not np.isfinite(calibration.scores_PN).any():
         return []
-    pools = {name: load_pool(layout.GENEVAL / name) for name in MODELS}
+    pools = {name: load_pool(layout.GENEVAL / name) for name in params.workflow.baselines}
     return [
         {"model": name} | record(calibration, pool, mean, params)
         for name, pool in pools.items()

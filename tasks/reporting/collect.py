@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from tasks import layout
 from tasks.files import MANIFEST, read_json, sha256_file
 from tasks.geneval.detector import NOTES
-from tasks.geneval.pool import ARRAYS, load_pool
+from tasks.geneval.pool import PICTURES, load_pool
 from tasks.geneval.statistics import Array, difference
 from tasks.geneval.summary import CHOOSERS
 from tasks.params import Params
@@ -26,8 +26,8 @@ def collect(params: Params) -> Record:
     """The whole summary. Raises UserError naming the first file that is missing or broken."""
     controls = read_json(layout.CONTROLS / "summary.json")
     return {
-        "models": [model_record(name) for name in layout.model_names(params.prune.depths)],
-        "grown_gain": grown_gain(params),
+        "models": [model_record(name) for name in scored_models(params)],
+        "grown_gain": grown_gain(params) if "small" in params.workflow.baselines else None,
         "cuts": [cut_record(depth, controls["random_cuts"][str(depth)], params) for depth in params.prune.depths],
         "controls": {name: plain(controls[name]) for name in ("noise", "untrained")},
         "judge": read_json(layout.JUDGE / "metrics.json"),
@@ -39,8 +39,13 @@ def collect(params: Params) -> Record:
         "text_encoder": read_json(layout.TEXT_ENCODER / "metrics.json"),
         "detector_note": NOTES[params.geneval.detector],
         "seed": params.compute.seed,
-        "stages": stage_costs(params.prune.depths),
+        "stages": stage_costs(params),
     }
+
+
+def scored_models(params: Params) -> list[str]:
+    """The names of the models that GenEval has scored."""
+    return layout.model_names(params.workflow.baselines, params.prune.depths)
 
 
 def model_record(name: str) -> Record:
@@ -62,7 +67,7 @@ def speed(name: str) -> Record:
     """Seconds per picture of a model's evaluation; none if the record is of other pictures than those in place."""
     path = SPEEDS / f"{name}.json"
     noted = read_json(path) if path.exists() else {}
-    pool = read_json(layout.GENEVAL / name / MANIFEST)["files"][ARRAYS]["sha256"]
+    pool = read_json(layout.GENEVAL / name / MANIFEST)["files"][PICTURES]["sha256"]
     return {"seconds_per_picture": noted["seconds_per_picture"]} if noted.get("pool") == pool else {}
 
 
@@ -116,13 +121,13 @@ def correctness(name: str) -> tuple[Array, list[str]]:
     return pool.correct_PN.astype(np.float64), pool.tasks
 
 
-def stage_costs(depths: tuple[int, ...]) -> list[Record]:
+def stage_costs(params: Params) -> list[Record]:
     """Seconds and peak memory of each stage, upstream first.
 
     A record of another output than the one in place is left out: that output came out of a cache.
     """
     costs = []
-    for name, folder in stage_outputs(depths).items():
+    for name, folder in stage_outputs(params).items():
         path = layout.STAGE_RECORDS / f"{name}.json"
         manifest = folder / MANIFEST
         record = read_json(path) if path.exists() and manifest.exists() else None
@@ -131,7 +136,7 @@ def stage_costs(depths: tuple[int, ...]) -> list[Record]:
     return costs
 
 
-def stage_outputs(depths: tuple[int, ...]) -> dict[str, Path]:
+def stage_outputs(params: Params) -> dict[str, Path]:
     """The output folder of each stage by its name, upstream first."""
     folders = {
         "shard": layout.SHARDS,
@@ -144,9 +149,8 @@ def stage_outputs(depths: tuple[int, ...]) -> dict[str, Path]:
         "importance": layout.IMPORTANCE,
         "judge": layout.JUDGE,
     }
-    scored = ["small", "grown"]
-    for depth in depths:
+    for depth in params.prune.depths:
         folders |= {f"prune@{depth}": layout.model_folder(f"pruned-{depth}")}
         folders |= {f"finetune@{depth}": layout.model_folder(f"finetuned-{depth}")}
-        scored += [f"pruned-{depth}", f"finetuned-{depth}"]
-    return folders | {f"geneval@{name}": layout.GENEVAL / name for name in scored} | {"controls": layout.CONTROLS}
+    folders |= {f"geneval@{name}": layout.GENEVAL / name for name in scored_models(params)}
+    return folders | {"controls": layout.CONTROLS}

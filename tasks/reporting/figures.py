@@ -60,7 +60,7 @@ def loss_curves(curves: Sequence[Curve]) -> Figure:
 
 
 def _draw_curve(axes: Axes, curve: Curve, colour: str, offset: float, training: bool = True) -> None:
-    if training:
+    if training and curve.training:  # weights that were taken over as they are have none
         samples, losses = zip(*curve.training, strict=True)
         x = [(offset + value) / 1000 for value in samples]
         axes.plot(x, losses, color=colour, alpha=0.35, linewidth=0.9, label=f"{curve.name}, training")

@@ -39,7 +39,7 @@ def key_figures(summary: Record) -> dict[str, Any]:
     numbers = sorted(models["grown"]["best_of"], key=int)
     deepest = min(summary["cuts"], key=lambda cut: cut["depth"])
     return {
-        "small": models["small"],
+        "small": models.get("small"),
         "grown": models["grown"],
         "tasks": [task for task in TASKS if task in models["grown"]["geneval"]["tasks"]],
         "numbers": numbers,

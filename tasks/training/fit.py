@@ -52,7 +52,7 @@ def fit(
                 history.append({"step": step + 1, "loss": mean})
                 context.tracker.log_metrics({"loss": mean}, step=step + 1)
                 recent = []
-    write_csv(context.out / "history.csv", history)
+    write_csv(context.out / "history.csv", ("step", "loss"), history)
 
 
 def check_finite(loss: float, norm: float, step: int, section: str) -> None:

@@ -26,6 +26,8 @@ from tasks.training.schedule import learning_rate
 from tasks.training.state import load_state, save_state
 
 LOG_EVERY = 10
+HISTORY_COLUMNS = ("step", "samples", "loss", "learning_rate", "grad_norm")
+HELDOUT_COLUMNS = ("step", "samples", "heldout_loss")
 
 
 class Trainer:
@@ -127,8 +129,8 @@ class Trainer:
         self.ema.swap()
         save_network(self.network, self.context.out)
         self.ema.swap()
-        write_csv(self.context.out / "history.csv", self.history.training)
-        write_csv(self.context.out / "heldout.csv", self.history.heldout)
+        write_csv(self.context.out / "history.csv", HISTORY_COLUMNS, self.history.training)
+        write_csv(self.context.out / "heldout.csv", HELDOUT_COLUMNS, self.history.heldout)
         return {
             "heldout_loss": self.history.heldout[-1]["heldout_loss"],
             "heldout_loss_before": self.history.heldout[0]["heldout_loss"],

@@ -73,7 +73,7 @@ def test_the_flow_and_dvc_yaml_have_the_same_edges(params: Params, dvc_stages: d
         edges[name] = set(upstream)
         return name
 
-    submit_stages(submit, params.prune.depths)
+    submit_stages(submit, params)
     assert edges == {name: upstream(name, dvc_stages) for name in dvc_stages}
 
 

@@ -141,7 +141,11 @@ def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(key: str, value
         ({"prune__depths": [2, 2]}, "prune.depths is (2, 2)"),
         ({"prune__depths": []}, "prune.depths is ()"),
         ({"grow__depth": 9, "prune__depths": [9]}, "prune.depths"),
-        ({"grow__depth": 4, "pretrain__depth": 4}, "grow.depth 4"),
+        ({"grow__depth": 3, "pretrain__depth": 4, "prune__depths": [2]}, "grow.depth 3 is below pretrain.depth 4"),
+        ({"train__steps": -1}, "train.steps is -1"),
+        ({"pretrain__steps": 0, "pretrain__warmup_steps": 0}, "pretrain.steps is 0 and path is None"),
+        ({"workflow__baselines": ["small"]}, "workflow.baselines is ['small']"),
+        ({"workflow__baselines": ["grown", "grown"]}, "workflow.baselines is ['grown', 'grown']"),
         ({"judge__kind": "vision_language"}, "judge.path is None with kind vision_language"),
         ({"judge__path": "checkpoints/judge"}, "judge.path is 'checkpoints/judge' with kind trained"),
         ({"judge__time_limit": 0}, "judge.time_limit is 0"),
@@ -171,6 +175,22 @@ def test_an_unknown_key_in_a_profile_names_the_profiles_file(tmp_path: Path) -> 
     with pytest.raises(UserError) as error:
         apply_profile(DEFAULT, "mine", tmp_path)
     assert message(error) == f"{tmp_path / 'mine.yaml'}: unknown key 'finetune.step': did you mean 'finetune.steps'?"
+
+
+def test_a_profile_is_laid_over_the_one_that_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("finetune: {steps: 31, batch_size: 2}\ngrow: {depth: 9}\n", encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text("extends: base\nfinetune: {steps: 37}\n", encoding="utf-8")
+    values = apply_profile(DEFAULT, "mine", tmp_path)
+    assert (values["finetune"]["steps"], values["finetune"]["batch_size"], values["grow"]["depth"]) == (37, 2, 9)
+    assert values["train"] == DEFAULT["train"]
+
+
+def test_a_profile_that_extends_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("extends: two\n", encoding="utf-8")
+    (tmp_path / "two.yaml").write_text("extends: one\n", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        apply_profile(DEFAULT, "one", tmp_path)
+    assert message(error) == f"{tmp_path / 'one.yaml'} extends itself by way of one, two: take out one extends"
 
 
 def test_an_unknown_profile_is_answered_with_the_known_ones() -> None:

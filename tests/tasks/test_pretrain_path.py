@@ -1,6 +1,7 @@
 """Claims about stage `pretrain` with published weights in place of training."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from small_networks import small_network
 from small_workspace import write_encoded, write_params
 
 from model.checkpoint import load_network
+from model.network import Sana
 from model.weights.export import to_transformer
 from tasks import layout, pretrain
 from tasks.data.encoded import EncodedDataset
@@ -25,6 +27,8 @@ CHANGES = {
     "network.cross_heads": 2,
     "pretrain.path": "published",
     "pretrain.depth": 3,
+    "pretrain.steps": 0,
+    "pretrain.warmup_steps": 0,
 }
 
 
@@ -59,10 +63,36 @@ def test_published_weights_become_the_small_model(workspace: Path, kind: str) ->
     assert (metrics["depth"], metrics["parameters"]) == (3, sum(tensor.numel() for tensor in state.values()))
 
 
-def test_weights_of_another_depth_are_refused_in_one_line(workspace: Path) -> None:
+def test_every_difference_from_the_experiment_is_listed_in_one_line(workspace: Path) -> None:
     to_transformer(small_network(2), 4).save_pretrained("published")
-    with pytest.raises(UserError, match=r"^[^\n]*published has 2 blocks, not 3: set pretrain\.depth[^\n]*$"):
-        run(pretrain.stage(params()), params())
+    chosen = params(network__hidden_size=32, network__qk_norm=False)
+    with pytest.raises(UserError) as error:
+        run(pretrain.stage(chosen), chosen)
+    differing = "network.hidden_size 16, not 32; pretrain.depth 2, not 3; network.qk_norm True, not False"
+    assert f"published has {differing}: set these" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_published_weights_are_trained_on(workspace: Path) -> None:
+    network = small_network(3)
+    to_transformer(network, 4).save_pretrained("published")
+    chosen = params(pretrain__steps=2, pretrain__batch_size=4, pretrain__learning_rate=0.1)
+    metrics, out = run(pretrain.stage(chosen), chosen)
+    heldout = EncodedDataset(layout.ENCODED, "heldout")
+    assert metrics["heldout_loss_before"] == heldout_loss(network, heldout, chosen.diffusion, 0, "cpu", "float32")
+    before, after = network.state_dict(), load_network(out).state_dict()
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_qk_norm_is_added_to_weights_that_have_none(workspace: Path) -> None:
+    plain = Sana(replace(small_network(3).config, qk_norm=False))
+    torch.save({"state_dict": plain.state_dict()}, "plain.pth")
+    chosen = params(pretrain__path="plain.pth")
+    _, out = run(pretrain.stage(chosen), chosen)
+    taken, state = load_network(out), plain.state_dict()
+    assert taken.config == replace(plain.config, qk_norm=True)
+    added = {name: tensor for name, tensor in taken.state_dict().items() if name not in state}
+    assert len(added) == 4 * 3 and all((tensor == 1).all() for tensor in added.values())
+    assert all(torch.equal(tensor, taken.state_dict()[name]) for name, tensor in state.items())
 
 
 def test_a_folder_without_weights_is_named(workspace: Path) -> None:

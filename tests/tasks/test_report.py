@@ -44,9 +44,11 @@ from tasks.geneval.pool import Pool, load_pool
 from tasks.geneval.prompts import Prompt
 from tasks.geneval.summary import summarize
 from tasks.params import Params, load_params
+from tasks.report import draw_figures
 from tasks.reporting import figures
 from tasks.reporting.collect import collect, speed, stage_costs
-from tasks.reporting.curves import read_curve
+from tasks.reporting.curves import Curve, read_curve
+from tasks.reporting.figures import loss_curves
 from tasks.reporting.page import interval, number, render_page
 from tasks.reporting.pictures import BAR, FRAME, GAP, choose_prompts, strip, thumbnail
 from tasks.reporting.recovery import beyond_half, recovered_share
@@ -309,6 +311,23 @@ def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, A
     assert all(interval(score) in words for score in scores)
 
 
+def test_a_report_without_the_small_model_is_of_the_grown_one_and_its_cuts(inside: Params) -> None:
+    params = replace(inside, workflow=replace(inside.workflow, baselines=("grown",)))
+    summary = collect(params)
+    assert [model["name"] for model in summary["models"]] == MODELS[1:]
+    assert {row["model"] for row in summary["adaptive"]} == {"grown"} and summary["grown_gain"] is None
+    drawn = {name: b"" for name in draw_figures(summary, params)}
+    words = Page(render_page(summary, drawn, [], b"")).words
+    assert "GenEval of all 3 blocks" in words and "From the small model" not in words
+
+
+def test_a_model_taken_over_as_it_is_has_held_out_points_alone() -> None:
+    taken, trained = Curve("small", [], [(0, 2.0)]), Curve("grown", [(1, 3.0), (2, 2.0)], [(0, 3.0), (2, 1.5)])
+    left = loss_curves([taken, trained, replace(trained, name="finetuned-1")]).axes[0]
+    drawn = [text.get_text() for text in left.get_legend().get_texts()]
+    assert drawn == ["small, held-out", "grown, training", "grown, held-out"]
+
+
 def test_the_page_says_when_the_detector_s_weights_are_not_geneval_s_own(inside: Params, page: Page) -> None:
     own = replace(inside.geneval, detector="mask2former", mask2former_path="a", clip_path="b", prompts="c")
     summary = collect(replace(inside, geneval=own))
@@ -359,21 +378,22 @@ def test_costs_are_those_of_the_outputs_in_place(inside: Params, summary: dict[s
     kept = record.read_bytes()
     try:
         write_json(record, read_json(record) | {"output": "another"})
-        assert [stage["name"] for stage in stage_costs(DEPTHS)] == [name for name in names if name != "train"]
+        assert [stage["name"] for stage in stage_costs(inside)] == [name for name in names if name != "train"]
         record.unlink()
-        assert [stage["name"] for stage in stage_costs(DEPTHS)] == [name for name in names if name != "train"]
+        assert [stage["name"] for stage in stage_costs(inside)] == [name for name in names if name != "train"]
     finally:
         record.write_bytes(kept)
 
 
 def test_a_model_has_the_time_of_the_pictures_in_place_or_none(inside: Params, summary: dict[str, Any]) -> None:
-    assert "seconds_per_picture" not in summary["models"][0]  # its pool was changed after it was timed
     path = layout.RESULTS / "speed" / "small.json"
     kept = path.read_bytes()
-    noted = json.loads(kept) | {"pool": sha256_file(layout.GENEVAL / "small" / "pool.safetensors")}
+    noted = json.loads(kept)
+    assert noted["pool"] == sha256_file(layout.GENEVAL / "small" / "pictures.npy")
+    assert summary["models"][0]["seconds_per_picture"] == noted["seconds_per_picture"]
     try:
-        write_json(path, noted)
-        assert speed("small") == {"seconds_per_picture": noted["seconds_per_picture"]}
+        write_json(path, noted | {"pool": "of other pictures"})
+        assert speed("small") == {}
         path.unlink()
         assert speed("small") == {}
     finally:
