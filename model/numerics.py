@@ -14,6 +14,8 @@ Instruction = Literal["none", "sana"]
 """The words before a prompt (SANA section 2.3): see `model.text_encoder`."""
 Precision = Literal["stored", "bfloat16", "int8", "int4"]
 """The precision of a text encoder's weights in use."""
+CheckpointKey = Literal["state_dict", "state_dict_ema"]
+"""Where a published `.pth` has its weights: those of the last step, or their average."""
 
 
 @dataclass(frozen=True)

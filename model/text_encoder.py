@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -231,7 +232,7 @@ def load_text_encoder(folder: Path, device: str = "cpu", reading: Reading | None
             attn_implementation="eager",  # the one that applies Gemma-2's soft cap of attention scores everywhere
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no text encoder: {' '.join(str(error).split())}") from None
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder} lacks {len(missing)} weights of its language model, {missing[0]} first")

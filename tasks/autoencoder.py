@@ -22,10 +22,9 @@ from tasks.data.images import encode_png
 from tasks.data.order import grouped_batch_indices
 from tasks.data.pictures import PictureDataset, to_unit_range
 from tasks.errors import UserError
-from tasks.external import own_path
 from tasks.params import Params
 from tasks.precision import autocast
-from tasks.published import copy_files
+from tasks.published import copy_files, published_path
 from tasks.seeds import derive, generator
 from tasks.stage import COMPUTE_SECTIONS, Context, Metrics, Stage, run_main
 from tasks.training.fit import fit
@@ -46,8 +45,9 @@ def run(context: Context) -> Metrics:
         autoencoder, metrics = train(context, heldout)
         autoencoder.save(context.out)
     else:
-        autoencoder, metrics = load(own_path(chosen.path), context.device), {}
-        copy_files(own_path(chosen.path), context.out, FILES)
+        folder = published_path(chosen.path)
+        autoencoder, metrics = load(folder, context.device), {}
+        copy_files(folder, context.out, FILES)
     check_size(autoencoder, heldout)
     context.tracker.log_image("reconstructions", draw_reconstructions(autoencoder, heldout, context.out))
     return {**metrics, "heldout_psnr": psnr(autoencoder, heldout), "downsampling": autoencoder.downsampling}

@@ -2,9 +2,9 @@
 
     python -m tasks.export --model finetuned-6 --out sana-6-blocks
 
-The model is a name (small, grown, pruned-6, finetuned-6), a folder, or an alias of the registry; autoencoder and text
-encoder are those beside it. diffusers' solver and ours make the same steps, so both draw the same picture from the same
-noise if `network.numerics` is diffusers.
+The model is a name (small, grown, pruned-6, finetuned-6), a folder, or an alias of the registry; autoencoder, text
+encoder and params are those of its experiment. diffusers' solver and ours make the same steps, so both draw the same
+picture from the same noise if `network.numerics` is diffusers.
 """
 
 import json
@@ -17,11 +17,11 @@ from model.network import parameter_count
 from model.weights.export import export_pipeline
 from tasks import layout
 from tasks.errors import UserError
-from tasks.files import MANIFEST, read_json, sha256_file, write_bytes
+from tasks.files import MANIFEST, read_json, sha256_file, write_bytes, write_manifest
 from tasks.generate import open_painter
 from tasks.geneval.pictures import Painter
-from tasks.params import Params, load_params
-from tasks.registry import resolve_model
+from tasks.params import Params
+from tasks.registry import params_of, resolve_model
 from tasks.stage import bad_input_exits, parser
 
 CARD = "README.md"
@@ -40,11 +40,12 @@ def arguments() -> ArgumentParser:
     return options
 
 
-def export(options: Namespace, params: Params) -> None:
+def export(options: Namespace) -> None:
     """Write the pipeline and its card."""
     if options.out.exists():
         raise UserError(f"--out {options.out} exists: name a new folder")
     model = resolve_model(options.model)
+    params = params_of(model)
     painter = open_painter(model, params)
     options.out.mkdir(parents=True)
     export_pipeline(
@@ -57,6 +58,7 @@ def export(options: Namespace, params: Params) -> None:
         sample_size=painter.latent_shape[1],
     )
     write_bytes(options.out / CARD, card(model, painter, params).encode())
+    write_manifest(options.out)
     print(f"{options.model} is in {options.out}: SanaPipeline.from_pretrained('{options.out}') reads it", flush=True)
 
 
@@ -114,6 +116,11 @@ def lineage(model: Path) -> list[str]:
     if kind != "small" and growth.exists():
         chosen = read_json(growth)["chosen"]
         lines.append(f"* grown by {chosen['strategy'].replace('_', ' ')}, {chosen['drop']} last blocks dropped")
+    start = model.parent / layout.SMALL.name / layout.START.name
+    if start.exists():
+        facts = read_json(start)
+        norm = ", QK norm added" if facts["qk_norm_added"] else ""
+        lines.append(f"* started from the weights `{facts['path']}`, sha256 of their files `{facts['sha256']}`{norm}")
     return lines or ["* not known: the folder has no manifest"]
 
 
@@ -142,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: 0 done, 2 bad input."""
     options = arguments().parse_args(argv)
     with bad_input_exits("export"):
-        export(options, load_params())
+        export(options)
 
 
 if __name__ == "__main__":

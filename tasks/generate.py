@@ -5,8 +5,8 @@
 
 Writes PNGs (`00000/0000.png`: prompt, picture), `scores.json` with the judge's log P(yes) of each, and `sheet.png`: a
 row for each prompt, best picture first. The model is a name (small, grown, pruned-6, finetuned-6), a folder
-(runs/smoke/outputs/grown), or an alias of the registry; autoencoder, text encoder and judge are those beside it. The
-same prompts, model and seed give the same pictures.
+(runs/smoke/outputs/grown), or an alias of the registry; autoencoder, text encoder, judge and params are those of its
+experiment. The same prompts, model and seed give the same pictures.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -23,8 +23,8 @@ from tasks.geneval.best_of_n import ranking
 from tasks.geneval.detector import Pictures
 from tasks.geneval.judges import open_judge
 from tasks.geneval.pictures import Painter, load_painter
-from tasks.params import Params, load_params
-from tasks.registry import resolve_model
+from tasks.params import Params
+from tasks.registry import params_of, resolve_model
 from tasks.seeds import derive
 from tasks.stage import bad_input_exits, configure_torch, parser
 
@@ -45,7 +45,7 @@ def arguments() -> ArgumentParser:
     return options
 
 
-def generate(options: Namespace, params: Params) -> None:
+def generate(options: Namespace) -> None:
     """Draw, judge and write; prints the best picture of each prompt."""
     prompts = read_prompts(options)
     if options.n < 1:
@@ -53,6 +53,7 @@ def generate(options: Namespace, params: Params) -> None:
     if options.out.exists():
         raise UserError(f"--out {options.out} exists: name a new folder")
     model = resolve_model(options.model)
+    params = params_of(model)
     painter = open_painter(model, params)
     folder = model.parent / layout.JUDGE.name
     judge = open_judge(folder, painter.text_encoder, params.compute.dtype, painter.device)
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: 0 done, 2 bad input."""
     options = arguments().parse_args(argv)
     with bad_input_exits("generate"):
-        generate(options, load_params())
+        generate(options)
 
 
 if __name__ == "__main__":

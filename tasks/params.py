@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from model.numerics import Instruction, Numerics, Precision
+from model.numerics import CheckpointKey, Instruction, Numerics, Precision
 from tasks.errors import UserError
 
 Baseline = Literal["small", "grown"]
@@ -221,6 +221,7 @@ class Pretrain(Training):
     """The small model: trained from random weights or on from those of `path`; 0 steps take these over as they are."""
 
     path: str | None
+    checkpoint_key: CheckpointKey
     depth: int
 
     def __post_init__(self) -> None:
@@ -325,6 +326,7 @@ class GenEval:
     images_per_pruned_prompt: int
     best_of: tuple[int, ...]
     keep: Literal[1, 4]
+    shuffled_control: bool
     adaptive_means: tuple[float, ...]
     bootstrap_samples: int
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 
 from model.network import NetworkConfig, Sana
+from model.numerics import CheckpointKey
 from model.surgery import with_qk_norm
 from model.weights.fitting import load_weights
 from tasks import layout
 from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
-from tasks.external import own_path
+from tasks.files import write_json
 from tasks.params import Network, Params
+from tasks.published import content_digest, published_path
 from tasks.seeds import derive
 from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_main
 from tasks.training.loop import Trainer
@@ -39,44 +41,46 @@ def network_config(shape: Network, depth: int, in_channels: int, caption_channel
 
 
 def pretrain(context: Context) -> Metrics:
-    """Train the network of `pretrain.depth` blocks from its random or published weights; 0 steps leave them."""
-    return Trainer(context, starting_network(context.params), layout.ENCODED, context.params.pretrain).run()
+    """Train the network of `pretrain.depth` blocks from its random or published weights; 0 steps leave them.
 
-
-def starting_network(params: Params) -> Sana:
-    """The network that training starts from: that of `pretrain.path`, or one with weights drawn from the seed.
-
-    Raises UserError naming what of the published network does not fit the experiment.
+    Published ones are put on record beside the checkpoint: `start.json` has their path, digest, and whether QK norm was
+    added.
     """
-    chosen = params.pretrain
+    params, path = context.params, context.params.pretrain.path
     encoded = EncodedDataset(layout.ENCODED, "train")
     channels = encoded.latent_shape[0], encoded.null_text.shape[1]
-    config = network_config(params.network, chosen.depth, *channels)
-    if chosen.path is not None:
-        return published_network(own_path(chosen.path), config)
-    torch.manual_seed(derive(params.compute.seed, "initial weights"))
-    return Sana(config)
+    config = network_config(params.network, params.pretrain.depth, *channels)
+    if path is None:
+        torch.manual_seed(derive(params.compute.seed, "initial weights"))
+        network = Sana(config)
+    else:
+        place = published_path(path)
+        network, added = published_network(place, config, params.pretrain.checkpoint_key)
+        start = {"path": path, "sha256": content_digest(place), "qk_norm_added": added}
+        write_json(context.out / layout.START.name, start)
+    return Trainer(context, network, layout.ENCODED, params.pretrain).run()
 
 
-def published_network(path: Path, config: NetworkConfig) -> Sana:
-    """Published weights as a network of `config`, with QK norm added where they have none (SANA-1.0's have not).
+def published_network(path: Path, config: NetworkConfig, which: CheckpointKey) -> tuple[Sana, bool]:
+    """Published weights as a network of `config`, and whether QK norm was added: SANA-1.0's have none.
 
     The norm changes what the network computes: its weights are ones until it is trained on. Raises UserError listing
     every difference from `config`.
     """
     try:
         heads = config.linear_head_dim, config.cross_heads
-        network = load_weights(path, config.numerics, heads=heads)
+        network = load_weights(path, config.numerics, which, heads)
     except ValueError as error:
         raise UserError(f"params.yaml: pretrain.path: {' '.join(str(error).split())}") from None
-    if config.qk_norm and not network.config.qk_norm:
+    added = config.qk_norm and not network.config.qk_norm
+    if added:
         print(f"pretrain: {path} has no QK norm: added to all {network.config.depth} blocks, weights 1", flush=True)
         network = with_qk_norm(network)
     if wrong := differences(network.config, config):
         raise UserError(
             f"{path} has {'; '.join(wrong)}: set these in params.yaml, or choose the encoders it was trained with"
         )
-    return network
+    return network, added
 
 
 SETTINGS = {"in_channels": "latent channels", "caption_channels": "caption channels", "depth": "pretrain.depth"}

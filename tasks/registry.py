@@ -17,6 +17,7 @@ from tasks import layout
 from tasks.errors import UserError
 from tasks.files import read_json, verify_manifest
 from tasks.mlflow_store import connect, main_project
+from tasks.params import PARAMS_FILE, Params, load_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,6 +79,12 @@ def resolve_model(name: str | Path) -> Path:
     if verify_manifest(folder) != version.tags[DIGEST_TAG]:
         raise UserError(f"model {name!r}: {folder} holds other weights than were registered: give the folder instead")
     return folder
+
+
+def params_of(model: Path) -> Params:
+    """The params of the experiment that a checkpoint folder is an output of; of a folder elsewhere, the workspace's."""
+    own = model.resolve().parent.parent / PARAMS_FILE
+    return load_params(own if model.resolve().parent.name == layout.OUTPUTS.name and own.is_file() else PARAMS_FILE)
 
 
 def _aliased(alias: str) -> "ModelVersion | None":

@@ -31,10 +31,9 @@ from tasks import layout
 from tasks.data.order import batch_indices
 from tasks.data.pictures import PictureDataset
 from tasks.errors import UserError
-from tasks.external import own_path
 from tasks.params import Params
 from tasks.precision import autocast
-from tasks.published import copy_files
+from tasks.published import copy_files, published_path
 from tasks.seeds import derive
 from tasks.stage import COMPUTE_SECTIONS, Context, Metrics, Stage, run_main
 from tasks.training.fit import fit
@@ -52,8 +51,9 @@ def run(context: Context) -> Metrics:
         encoder, metrics = train(context, captions)
         encoder.save(context.out)
     else:
-        encoder, metrics = load(own_path(chosen.path), reading(context.params), context.device), {}
-        copy_files(own_path(chosen.path), context.out, FILES)
+        folder = published_path(chosen.path)
+        encoder, metrics = load(folder, reading(context.params), context.device), {}
+        copy_files(folder, context.out, FILES)
         save_reading(encoder.reading, context.out)
     return {**metrics, "heldout_perplexity": perplexity(encoder, captions, chosen.batch_size)}
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from model.network import NetworkConfig, Sana
-from model.numerics import Numerics
+from model.numerics import CheckpointKey, Numerics
 from model.weights.names import BLOCKS
-from model.weights.reading import Which, read_heads, read_weights
+from model.weights.reading import read_heads, read_weights
 
 PUBLISHED_HEADS = {1152: (32, 16), 2240: (32, 20)}
 """Channels of a linear head and number of cross-attention heads by hidden size: no tensor's shape tells them."""
@@ -19,7 +19,7 @@ PUBLISHED_HEADS = {1152: (32, 16), 2240: (32, 20)}
 def load_weights(
     path: Path,
     numerics: Numerics,
-    which: Which = "state_dict",
+    which: CheckpointKey = "state_dict",
     heads: tuple[int, int] | None = None,
 ) -> Sana:
     """The network of published weights in any format, float32.

@@ -4,22 +4,21 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from model.numerics import CheckpointKey
 from model.weights.names import LEFT_OUT, from_diffusers, is_diffusers
 
-Which = Literal["state_dict", "state_dict_ema"]
 FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 TRANSFORMER = "transformer"  # of a pipeline's folder
 
 
-def read_weights(path: Path, which: Which = "state_dict") -> dict[str, Tensor]:
+def read_weights(path: Path, which: CheckpointKey = "state_dict") -> dict[str, Tensor]:
     """The network's tensors by our names, on the CPU, in their own precision.
 
     `which` chooses between a published checkpoint's weights and their average. Raises ValueError naming the file that
@@ -85,7 +84,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}): download it again") from None
 
 
-def _read_pickle(path: Path, which: Which) -> dict[str, Tensor]:
+def _read_pickle(path: Path, which: CheckpointKey) -> dict[str, Tensor]:
     """A published checkpoint, read by torch's weights-only loader: nothing in the file is run."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -40,7 +40,7 @@ def evaluate(context: Context, model: str) -> Metrics:
     seconds = time.monotonic() - started
     verdicts = score_prompts(prompts, pictures_PNHW3, detector)
     judge = open_judge(layout.JUDGE, painter.text_encoder, params.compute.dtype, context.device)
-    pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, seed)
+    pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, seed, params.geneval.shuffled_control)
     pool.save(context.out)
     record_speed(context, model, pictures_PNHW3, seconds)
     write_samples(context.out, pool, verdicts)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from tasks.data.vocabulary import Line
 from tasks.errors import UserError
-from tasks.external import own_path
 from tasks.geneval.detector import NOTES, Detector
 from tasks.geneval.lines import named_classes
 from tasks.geneval.scene_detector import SceneDetector
 from tasks.params import GenEval
+from tasks.published import published_path
 
 
 def load_detector(name: str, mask2former: Path | None, clip: Path | None, device: str) -> Detector:
@@ -30,7 +30,7 @@ def load_detector(name: str, mask2former: Path | None, clip: Path | None, device
 
 def build_detector(geneval: GenEval, device: str) -> Detector:
     """The detector that params.yaml chooses. Raises UserError naming a folder that does not hold its model."""
-    folders = (own_path(path) if path else None for path in (geneval.mask2former_path, geneval.clip_path))
+    folders = (published_path(path) if path else None for path in (geneval.mask2former_path, geneval.clip_path))
     return load_detector(geneval.detector, *folders, device)
 
 

@@ -42,11 +42,15 @@ def judge_pool(
     verdicts: Sequence[Sequence[Verdict]],
     judge: Judge,
     seed: int,
+    shuffled_control: bool,
 ) -> Pool:
-    """The pool with the judge's scores, for each picture's own prompt and for another one as a control."""
+    """The pool with the judge's scores for each picture's own prompt and, as a control, for another one."""
     texts = [prompt.text for prompt in prompts]
-    others = other_prompts(len(prompts), numpy_generator(seed, "shuffled prompts"))
-    judged_PN, shuffled_PN = (judge.log_yes(pictures_PNHW3, asked) for asked in (texts, [texts[i] for i in others]))
+    judged_PN = judge.log_yes(pictures_PNHW3, texts)
+    shuffled_PN = np.full_like(judged_PN, np.nan)
+    if shuffled_control:
+        others = other_prompts(len(prompts), numpy_generator(seed, "shuffled prompts"))
+        shuffled_PN = judge.log_yes(pictures_PNHW3, [texts[i] for i in others])
     return Pool(prompts, pictures_PNHW3, correctness(verdicts), judged_PN, shuffled_PN)
 
 

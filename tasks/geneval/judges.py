@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from model.text_encoder import TextEncoder
 from tasks import layout
 from tasks.errors import UserError
-from tasks.external import own_path
 from tasks.files import read_json, write_json
 from tasks.geneval.judge import JudgeNetwork, load_judge, log_yes
 from tasks.geneval.score_cache import ScoreCache
-from tasks.geneval.vision_language_judge import load_vision_language_judge, model_digest
+from tasks.geneval.vision_language_judge import load_vision_language_judge
 from tasks.mlflow_store import main_project
 from tasks.params import Judge as JudgeParams
+from tasks.published import content_digest, published_path
 
 RECORD = "vision_language.json"
 
@@ -61,7 +61,7 @@ class Record:
 def write_record(chosen: JudgeParams, folder: Path) -> None:
     """Write the record of the model at `judge.path` into an existing folder. Raises UserError if it is not there."""
     assert chosen.path is not None  # params check that it is there for this kind
-    digest = model_digest(own_path(chosen.path))
+    digest = content_digest(published_path(chosen.path))
     record = Record(chosen.path, digest, chosen.remote_code, chosen.batch_size, chosen.time_limit)
     write_json(folder / RECORD, asdict(record))
 
@@ -74,8 +74,8 @@ def open_judge(folder: Path, text_encoder: TextEncoder, dtype: str, device: str)
     if not (folder / RECORD).exists():
         return TrainedJudge(load_judge(folder, device), text_encoder)
     record = Record(**read_json(folder / RECORD))
-    model = own_path(record.path)
-    if model_digest(model) != record.digest:
+    model = published_path(record.path)
+    if content_digest(model) != record.digest:
         raise UserError(f"{model} is not the judge that {folder / RECORD} names: run python -m tasks.judge")
     return load_vision_language_judge(
         model,

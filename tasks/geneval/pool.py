@@ -26,7 +26,8 @@ PROMPTS = "prompts.json"
 class Pool:
     """Pictures and verdicts of one model.
 
-    `judged_PN` is the judge's log P(yes), `shuffled_PN` the same where the judge is asked about another prompt.
+    `judged_PN` is the judge's log P(yes), `shuffled_PN` the same where it is asked about another prompt; NaN where it
+    was not asked.
     """
 
     prompts: list[Prompt]

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from tasks.geneval.best_of_n import best_of, best_of_chance
 from tasks.geneval.pool import Pool
 from tasks.geneval.statistics import Array, Score, score, score_by_seen
@@ -23,7 +25,8 @@ def summarize(pool: Pool, numbers: Sequence[int], samples: int, seed: int, keep:
     """GenEval at one picture, over all prompts and apart for seen and unseen, and each chooser's curve over `numbers`.
 
     A chooser keeps the `keep` best pictures and is scored by their mean; where there are fewer to choose from, by all.
-    Every score has its 95 % bootstrap interval over prompts. Numbers above the pool's size are left out. Judge and
+    Every score has its 95 % bootstrap interval over prompts. Numbers above the pool's size are left out, and
+    the curve of a control that was not asked for. Judge and
     metric share labels: the judge was trained on verdicts of the scorer that counts here (on other prompts).
     """
 
@@ -31,9 +34,10 @@ def summarize(pool: Pool, numbers: Sequence[int], samples: int, seed: int, keep:
         return score(correct_PN, pool.tasks, samples, numpy_generator(seed, "geneval bootstrap"))
 
     reachable = [n for n in numbers if n <= pool.correct_PN.shape[1]]
+    asked = {"shuffled": reachable if np.isfinite(pool.shuffled_PN).any() else []}
     split = score_by_seen(pool.correct_PN, pool.tasks, pool.seen, samples, numpy_generator(seed, "geneval bootstrap"))
     curves = {
-        name: {str(n): as_record(scored(choose(pool, n, keep)[:, None])) for n in reachable}
+        name: {str(n): as_record(scored(choose(pool, n, keep)[:, None])) for n in asked.get(name, reachable)}
         for name, choose in CHOOSERS.items()
     }
     counts = {"prompts": pool.correct_PN.shape[0], "pictures_per_prompt": pool.correct_PN.shape[1]}

@@ -29,9 +29,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from tasks.errors import UserError
-from tasks.files import sha256_file, sha256_json
+from tasks.files import sha256_json
 from tasks.geneval.score_cache import Answer, Key, ScoreCache
 from tasks.progress import progress
+from tasks.published import content_digest
 
 QUESTION = (
     "You are an AI assistant specializing in image analysis and ranking. You are shown an image that was made for a "
@@ -146,18 +147,6 @@ def picture_digest(picture_HW3: NDArray[np.uint8]) -> str:
     return hashlib.sha256(repr(picture_HW3.shape).encode() + np.ascontiguousarray(picture_HW3).tobytes()).hexdigest()
 
 
-def model_digest(folder: Path) -> str:
-    """Hex sha256 of the names and contents of all files below a folder, hidden ones (of download tools) left out.
-
-    Raises UserError if there is no such folder.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: set judge.path in params.yaml to one with a vision-language model")
-    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    seen = {name: path for name, path in files.items() if not any(part.startswith(".") for part in name.parts)}
-    return sha256_json({name.as_posix(): sha256_file(path) for name, path in seen.items()})
-
-
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
     """Raise TimeoutError when a module of any network is called, or the block ends, after so many seconds."""
@@ -190,7 +179,7 @@ def load_vision_language_judge(
     Raises UserError naming the folder if it holds no such model, if the model cannot be asked, or if it brings Python
     code of its own and `remote_code` is false.
     """
-    digest = sha256_json({"model": model_digest(folder), "dtype": dtype})
+    digest = sha256_json({"model": content_digest(folder), "dtype": dtype})
     processor = _load(lambda **options: AutoProcessor.from_pretrained(folder, **options), folder, remote_code)
     check_processor(processor, folder)
     yes, no = (answer_tokens(processor, word, folder) for word in ("yes", "no"))

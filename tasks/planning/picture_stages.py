@@ -52,10 +52,11 @@ def judge(experiment: Experiment) -> Cost:
 
 
 def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
-    """Drawing a model's pool, judging it for its own prompts and for others', and keeping it."""
+    """Drawing a model's pool, judging it for its own prompts and, if asked for, others', and keeping it."""
     scale, runs, images = experiment.scale, experiment.encoder_runs, pool_size(experiment.params, model)
     prompts, size = scale.evaluation_prompts, experiment.params.shard.image_size
-    flops = experiment.drawing_flops(depth, prompts, images) + 2 * experiment.judging_flops(prompts, images)
+    judgements = 2 if experiment.params.geneval.shuffled_control else 1
+    flops = experiment.drawing_flops(depth, prompts, images) + judgements * experiment.judging_flops(prompts, images)
     activations, weights = experiment.drawing_peak(depth, prompts, images), _painter(experiment, depth)
     if experiment.params.judge.kind == "trained":
         activations = max(activations, runs.judge_peak(images))

@@ -139,7 +139,8 @@ def choosers(models: Sequence[Record]) -> Figure:
     row = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
     for axes, model in zip(row, chosen, strict=True):
         for chooser, style in CHOOSER_STYLES.items():
-            _draw_against_n(axes, model[chooser], style)
+            if model[chooser]:  # the control costs judgements and may be left out
+                _draw_against_n(axes, model[chooser], style)
         axes.set(title=model["name"], xlabel="N")
         axes.set_ylim(bottom=0)
     row[0].set_ylabel("GenEval")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from drawing_workspace import all_bytes, write_workspace
 from PIL import Image
 
@@ -15,7 +16,7 @@ from tasks import layout
 from tasks.errors import UserError
 from tasks.generate import main, open_painter
 from tasks.geneval.judge import load_judge, log_yes
-from tasks.params import load_params
+from tasks.params import PARAMS_FILE, apply_overrides, load_params, read_yaml
 
 PROMPT = "a photo of a red circle"
 
@@ -50,6 +51,15 @@ def test_pictures_are_written_with_the_judges_scores_best_first(capsys: pytest.C
     again = log_yes(load_judge(layout.JUDGE), load_text_encoder(layout.TEXT_ENCODER), pictures[None], [PROMPT])[0]
     np.testing.assert_allclose([scores[name] for name in sorted(scores)], again, atol=1e-6)
     assert f"best is made/{row['pictures'][0]['file']}" in capsys.readouterr().out
+
+
+def test_a_model_of_a_copy_draws_with_the_params_of_its_copy() -> None:
+    copy = Path("runs/other")
+    shutil.copytree(layout.OUTPUTS, copy / layout.OUTPUTS)
+    values = apply_overrides(read_yaml(PARAMS_FILE), {"shard.image_size": 24}, "test")
+    (copy / PARAMS_FILE).write_text(yaml.safe_dump(values), encoding="utf-8")
+    main([PROMPT, "--model", "runs/other/outputs/small", "--n", "1", "--out", "made"])
+    assert Image.open("made/00000/0000.png").size == (24, 24)
 
 
 def test_contact_sheet_has_a_row_for_each_prompt_and_its_best_picture_first() -> None:

@@ -20,6 +20,7 @@ from tasks.files import sha256_file
 from tasks.geneval.__main__ import run as geneval_command
 from tasks.geneval.__main__ import stage
 from tasks.geneval.evaluation import correctness, score_prompts
+from tasks.geneval.judges import TrainedJudge
 from tasks.geneval.layout import read_prompts, read_results
 from tasks.geneval.pictures import load_painter
 from tasks.geneval.pool import Pool, load_pool
@@ -127,6 +128,17 @@ def test_the_stage_keeps_the_best_four_where_params_say_so(params: Params) -> No
     assert summary["best_of"]["6"]["overall"] == pytest.approx(kept.mean())  # as many prompts in each task
     assert summary["oracle"]["6"]["overall"] == pytest.approx((np.minimum(pool.correct_PN.sum(1), 4) / 4).mean())
     assert summary["best_of"]["3"]["overall"] == pytest.approx(pool.correct_PN.mean())
+
+
+def test_without_the_shuffled_control_a_picture_is_judged_once(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    judge = TrainedJudge.log_yes
+    monkeypatch.setattr(TrainedJudge, "log_yes", lambda self, *given: asked.append(given) or judge(self, *given))
+    chosen = replace(params, geneval=replace(params.geneval, shuffled_control=False))
+    metrics, out = run(stage(chosen, "grown"), chosen)
+    assert len(asked) == 1 and not any(name.startswith("shuffled") for name in metrics)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["shuffled"] == {} and list(summary["best_of"]) == list(summary["oracle"]) == ["1", "2", "4"]
 
 
 def test_pool_comes_back_as_it_was_saved(tmp_path: Path) -> None:

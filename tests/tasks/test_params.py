@@ -47,8 +47,8 @@ def test_the_default_loads() -> None:
     assert load_params(ROOT / PARAMS_FILE) == build()
 
 
-def test_the_profiles_are_smoke_gpu_and_paper() -> None:
-    assert ALL_PROFILES == ["gpu", "paper", "smoke"]
+def test_the_profiles_are_these() -> None:
+    assert ALL_PROFILES == ["gpu", "grow-published", "paper", "prune-published", "smoke"]
 
 
 @pytest.mark.parametrize("name", ALL_PROFILES)
@@ -194,7 +194,7 @@ def test_a_profile_that_extends_itself_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"'smok' is unknown.*gpu, paper, smoke"):
+    with pytest.raises(UserError, match=r"'smok' is unknown.*gpu, grow-published, paper, prune-published, smoke"):
         apply_profile(DEFAULT, "smok", ROOT / PROFILES)
 
 

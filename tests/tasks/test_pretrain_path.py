@@ -1,5 +1,6 @@
 """Claims about stage `pretrain` with published weights in place of training."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from tasks import layout, pretrain
 from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
 from tasks.params import Params, load_params
+from tasks.published import content_digest
 from tasks.training.evaluation import heldout_loss
 
 CHANGES = {
@@ -93,6 +95,18 @@ def test_qk_norm_is_added_to_weights_that_have_none(workspace: Path) -> None:
     added = {name: tensor for name, tensor in taken.state_dict().items() if name not in state}
     assert len(added) == 4 * 3 and all((tensor == 1).all() for tensor in added.values())
     assert all(torch.equal(tensor, taken.state_dict()[name]) for name, tensor in state.items())
+
+
+def test_the_average_of_a_published_checkpoint_is_taken_where_params_say_so(workspace: Path) -> None:
+    last, average = small_network(3, seed=1), small_network(3, seed=2)
+    torch.save({"state_dict": last.state_dict(), "state_dict_ema": average.state_dict()}, "both.pth")
+    chosen = params(pretrain__path="both.pth", pretrain__checkpoint_key="state_dict_ema")
+    _, out = run(pretrain.stage(chosen), chosen)
+    assert all(
+        torch.equal(tensor, average.state_dict()[name]) for name, tensor in load_network(out).state_dict().items()
+    )
+    start = json.loads((out / "start.json").read_text())
+    assert start == {"path": "both.pth", "sha256": content_digest(Path("both.pth")), "qk_norm_added": False}
 
 
 def test_a_folder_without_weights_is_named(workspace: Path) -> None:

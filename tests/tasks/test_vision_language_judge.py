@@ -268,7 +268,7 @@ class Payload:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no folder: set judge\.path"):
+    with pytest.raises(UserError, match=r"nothing is no model.s file or folder"):
         load(tmp_path / "nothing", tmp_path / "cache")
 
 

@@ -1,4 +1,4 @@
-"""Claims about published models, in and out: the profiles that start from them run whole on small ones of their classes."""
+"""Claims about published models, in and out: profiles that start from them run whole on small ones of their classes."""
 
 import importlib
 from collections.abc import Sequence
