@@ -113,7 +113,7 @@ def lineage(model: Path) -> list[str]:
         kept = ", ".join(map(str, read_json(pruning)["kept"]))
         lines.append(f"* cut from `grown` by block importance, blocks {kept} kept{_tuned(kind)}")
     growth = model.parent / layout.GROWN_INIT.name / "growth.json"
-    if kind != "small" and growth.exists():
+    if kind != "small" and growth.exists() and has_grown(model.parent):
         chosen = read_json(growth)["chosen"]
         lines.append(f"* grown by {chosen['strategy'].replace('_', ' ')}, {chosen['drop']} last blocks dropped")
     start = model.parent / layout.SMALL.name / layout.START.name
@@ -122,6 +122,12 @@ def lineage(model: Path) -> list[str]:
         norm = ", QK norm added" if facts["qk_norm_added"] else ""
         lines.append(f"* started from the weights `{facts['path']}`, sha256 of their files `{facts['sha256']}`{norm}")
     return lines or ["* not known: the folder has no manifest"]
+
+
+def has_grown(outputs: Path) -> bool:
+    """Whether the grown model of an experiment has new blocks, and is not the small one passed on."""
+    small, grown = (outputs / folder.name / "config.json" for folder in (layout.SMALL, layout.GROWN))
+    return read_json(grown)["depth"] != read_json(small)["depth"]
 
 
 def _tuned(kind: str) -> str:

@@ -1,4 +1,7 @@
-"""Stage `grow`: initialises the deep model from the small one, and reports where each way of growing would start."""
+"""Stage `grow`: initialises the deep model from the small one, and reports where each way of growing would start.
+
+With `grow.depth` at `pretrain.depth` and nothing dropped the small model passes as it is.
+"""
 
 from dataclasses import asdict, dataclass
 
@@ -12,7 +15,7 @@ from model.network import Sana, parameter_count
 from tasks import layout
 from tasks.data.encoded import EncodedDataset
 from tasks.files import write_json
-from tasks.params import Params
+from tasks.params import Grow, Params
 from tasks.precision import autocast
 from tasks.seeds import generator
 from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_main
@@ -59,6 +62,14 @@ def read_probe(heldout: EncodedDataset, seed: int, device: str) -> Probe:
     return Probe(*(tensor.to(device) for tensor in tensors))
 
 
+def ways_to_grow(depth: int, chosen: Grow) -> list[tuple[Strategy, int]]:
+    """Strategies and numbers of dropped blocks that are compared; the chosen one alone where no block is new."""
+    drop = drop_count(depth, chosen.drop_share)
+    if chosen.depth == depth and drop == 0:
+        return [(chosen.strategy, 0)]
+    return [(strategy, n) for strategy in STRATEGIES for n in sorted({0, min(1, depth - 1), drop})]
+
+
 def run(context: Context) -> Metrics:
     """Write the grown network and `growth.json`: every strategy's start, with 0, 1 and the chosen number dropped."""
     params, compute = context.params, context.params.compute
@@ -80,8 +91,8 @@ def run(context: Context) -> Metrics:
         return Start(strategy, drop, distance, loss(network))
 
     drop = drop_count(small.config.depth, params.grow.drop_share)
-    drops = sorted({0, min(1, small.config.depth - 1), drop})
-    starts = {(strategy, n): start(strategy, n) for strategy in STRATEGIES for n in drops}
+    ways = ways_to_grow(small.config.depth, params.grow)
+    starts = {way: start(*way) for way in ways}
     chosen = starts[params.grow.strategy, drop]
     write_json(
         context.out / "growth.json", {"chosen": asdict(chosen), "starts": [asdict(each) for each in starts.values()]}

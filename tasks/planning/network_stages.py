@@ -1,7 +1,7 @@
 """Costs of the stages that train, grow, measure and cut the network."""
 
-from model.growth import STRATEGIES, drop_count
-from tasks.grow import PROBES
+from model.growth import drop_count
+from tasks.grow import PROBES, ways_to_grow
 from tasks.params import Training
 from tasks.planning import disk, flops
 from tasks.planning.cost import Cost, Memory
@@ -47,7 +47,7 @@ def grow(experiment: Experiment) -> Cost:
     params, scale = experiment.params, experiment.scale
     small, grown = experiment.config(params.pretrain.depth), experiment.config(params.grow.depth)
     dropped = drop_count(small.depth, params.grow.drop_share)
-    starts = len(STRATEGIES) * len({0, min(1, small.depth - 1), dropped})
+    starts = len(ways_to_grow(small.depth, params.grow))
     probes, probe = min(PROBES, scale.heldout_samples), (experiment.tokens, experiment.text_tokens)
     total = experiment.heldout_flops(small.depth) + starts * experiment.heldout_flops(grown.depth)
     total += probes * (flops.forward_flops(small, *probe) + starts * flops.forward_flops(grown, *probe))

@@ -115,6 +115,14 @@ def test_the_grown_checkpoint_is_the_chosen_start(workspace: Path, strategy: str
     assert (metrics["drop"], metrics["depth"], len(network.blocks)) == (drop, GROWN_DEPTH, GROWN_DEPTH)
 
 
+def test_growing_by_no_block_passes_the_model_on_byte_for_byte(workspace: Path) -> None:
+    save_network(load_network(layout.SMALL), layout.SMALL)  # as a stage has written it
+    chosen = params(pretrain__depth=2, grow__depth=2, grow__drop_share=0.0, prune__depths=[1])
+    metrics, out = run(grow.stage(chosen), chosen)
+    assert (out / "model.safetensors").read_bytes() == (layout.SMALL / "model.safetensors").read_bytes()
+    assert metrics["function_distance"] == 0 and len(read(out / "growth.json")["starts"]) == 1
+
+
 def test_importance_is_the_mean_over_single_samples(workspace: Path) -> None:
     _, out = run(importance.stage(params()), params())
     heldout, network = EncodedDataset(layout.ENCODED, "heldout"), load_network(layout.GROWN)
