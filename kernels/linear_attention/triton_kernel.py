@@ -226,7 +226,6 @@ def norm_gradient_kernel(
     tl.store(dweights + (part * tl.num_programs(0) + tl.program_id(0)) * width + channel, dweight, mask=inside)
 
 
-NORM_ARGUMENTS = ("inverse_rms", "query_weight", "key_weight")
 NORM_KERNELS = (inverse_rms_kernel, norm_gradient_kernel)
 HEAD_KERNELS = (key_value_kernel, output_kernel, query_gradient_kernel, key_value_gradient_kernel)
 
@@ -334,22 +333,17 @@ def norm_gradients(
 
 
 def ahead_of_time() -> list[Build]:
-    """The kernels at the 1.6B's 2240 channels in heads of 32 and any number of tokens; float16 without QK norm."""
-    builds = []
-    for kernel in (*NORM_KERNELS, *HEAD_KERNELS):
-        for dtype in ("bf16", "fp32", "fp16"):
-            pointers = dict.fromkeys(("qkv", "dqkv", "out", "gradient"), f"*{dtype}") | {"saturated": "*i64"}
-            pointers |= dict.fromkeys(("sums", "dsums", "dweights", *NORM_ARGUMENTS), "*fp32")
-            constants = {"d": 32, "RUN": RUN, "TILE": TILE, "BLOCK": 4096, "EXACT": dtype != "fp32"}
-            if dtype == "fp16":
-                constants |= dict.fromkeys(NORM_ARGUMENTS)
-                pointers["dqkv"] = "*fp32"
-            own = {name: value for name, value in constants.items() if name in kernel.arg_names}
-            types = {name: pointers.get(name, "i32") for name in kernel.arg_names if name not in own}
-            types |= {"eps": "fp32"} if "eps" in types else {}
-            divisible = frozenset(name for name in types if name in pointers or name in ("width", "tokens"))
-            if kernel not in NORM_KERNELS:
-                builds.append(Build(kernel, types, own, divisible))
-            elif dtype != "fp16":
-                builds.append(Build(kernel, types, own, divisible, {"num_warps": ROW_WARPS}))
-    return builds
+    """The kernels at the 1.6B's 2240 channels, heads of 32 and any number of tokens; the output's also without norm."""
+    builds = [_build(kernel, dtype, {}) for kernel in (*NORM_KERNELS, *HEAD_KERNELS) for dtype in ("bf16", "fp32")]
+    return [*builds, _build(output_kernel, "fp16", {"inverse_rms": None, "query_weight": None})]
+
+
+def _build(kernel: triton.JITFunction, dtype: str, absent: dict[str, None]) -> Build:
+    constants = {"d": 32, "RUN": RUN, "TILE": TILE, "BLOCK": 4096, "EXACT": dtype != "fp32", **absent}
+    own = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    wide = ("inverse_rms", "query_weight", "key_weight", "sums", "dsums", "dweights")
+    pointers = dict.fromkeys(("qkv", "dqkv", "out", "gradient"), f"*{dtype}") | dict.fromkeys(wide, "*fp32")
+    known = pointers | {"saturated": "*i64", "eps": "fp32"}
+    types = {name: known.get(name, "i32") for name in kernel.arg_names if name not in own}
+    divisible = frozenset(name for name in types if name in pointers or name in ("width", "tokens"))
+    return Build(kernel, types, own, divisible, {"num_warps": ROW_WARPS} if kernel in NORM_KERNELS else {})

@@ -17,13 +17,14 @@ _counters: dict[torch.device, Tensor] = {}
 def counter(device: torch.device) -> Tensor:
     """The running count of a device: int64 (1,), to be added to by whatever saturates there."""
     if device not in _counters:
-        _counters[device] = torch.zeros(1, dtype=torch.int64, device=device)
+        with torch.inference_mode(False):  # a tensor made in inference mode could not be added to outside it
+            _counters[device] = torch.zeros(1, dtype=torch.int64, device=device)
     return _counters[device]
 
 
-def saturated_values(device: torch.device) -> int:
-    """How many float16 results on `device` have saturated since the process began. Waits for the device."""
-    return int(counter(device).item())
+def saturated_values() -> int:
+    """How many float16 results have saturated in this process, on all its devices. Waits for them."""
+    return sum(int(count.item()) for count in _counters.values())
 
 
 def narrow(wide: Tensor, dtype: torch.dtype) -> Tensor:
