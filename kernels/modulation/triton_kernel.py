@@ -70,8 +70,7 @@ def modulate_gradient_kernel(
         row = picture * tokens + token
         inverse_deviation = tl.load(inverse_deviations + row)
         normed = (load(x, row * width + channel, inside) - tl.load(means + row)) * inverse_deviation
-        normed = tl.where(inside, normed, 0.0)
-        g = load(gradient, row * width + channel, inside)
+        g = load(gradient, row * width + channel, inside)  # 0 beyond the width, where `normed` is not
         dshift += g
         dscale += g * normed
         dnormed = g * factor

@@ -136,6 +136,14 @@ def test_activations_of_the_sizes_that_users_report_overflow_nothing(
     assert saturated_values() == before
 
 
+def test_gradients_that_only_fit_float16_behind_the_norm_arrive() -> None:
+    case = Case((1, 70, 3, 32), torch.float16, norm=True)
+    case.qkv = (case.qkv.float() * 20000).clamp(-65504.0, 65504.0).half()
+    case.gradient *= 1000
+    case.assert_right("triton")
+    assert not case.computed("reference")[1].isfinite().all()  # plain PyTorch's are cut off before it
+
+
 @pytest.mark.parametrize("choice", ["triton", "reference"])
 def test_a_mean_of_float16s_largest_number_is_that_number(choice: Choice) -> None:
     qkv = torch.full((1, 300, 3 * 32), 65504.0, dtype=torch.float16, device=DEVICE)
