@@ -45,7 +45,7 @@ def inverse_rms_kernel(qkv, inverse_rms, width, eps, BLOCK: tl.constexpr):
     channel = tl.arange(0, BLOCK)
     x = tl.load(qkv + (3 * row + part) * width + channel, mask=channel < width, other=0.0).to(tl.float32)
     mean = tl.sum(x * x) / width
-    tl.store(inverse_rms + part * tl.num_programs(0).to(tl.int64) + row, 1.0 / tl.sqrt(mean + eps))
+    tl.store(inverse_rms + part.to(tl.int64) * tl.num_programs(0) + row, 1.0 / tl.sqrt(mean + eps))
 
 
 @triton.jit
@@ -216,7 +216,7 @@ def norm_gradient_kernel(
     first = tl.program_id(0).to(tl.int64) * share
     for row in range(first, min(first + share, rows)):
         place = (3 * row + part) * width + channel
-        inverse = tl.load(inverse_rms + part * rows.to(tl.int64) + row)
+        inverse = tl.load(inverse_rms + part.to(tl.int64) * rows + row)
         normed = tl.load(qkv + place, mask=inside, other=0.0).to(tl.float32) * inverse
         g = tl.load(dqkv + place, mask=inside, other=0.0).to(tl.float32)
         dweight += g * normed
