@@ -155,12 +155,12 @@ def test_a_mean_of_float16s_largest_number_is_that_number(choice: Choice) -> Non
 
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "bare"])
 def test_a_second_run_gives_the_same_bits(norm: bool) -> None:
-    case = Case((2, 70, 3, 16), torch.float32, norm)
+    case = Case((1, 70, 3, 16), torch.float32, norm)
     assert all(torch.equal(a, b) for a, b in zip(case.computed("triton"), case.computed("triton"), strict=True))
 
 
 def test_a_picture_has_the_bits_that_it_has_alone() -> None:
-    case = Case((2, 70, 3, 16), torch.float32, norm=True)
+    case = Case((2, 19, 3, 16), torch.float32, norm=True)
     out, dqkv = case.computed("triton")[:2]
     case.qkv, case.gradient = case.qkv[1:], case.gradient[1:]
     alone = case.computed("triton")
