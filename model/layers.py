@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-QK_NORM_EPS_LINEAR = 1e-5
-LAYER_NORM_EPS = 1e-6
+from kernels.linear_attention import NORM_EPS, linear_attention, split_heads
+from kernels.modulation import modulate
+
 TIME_FREQUENCIES = 256
 MAX_PERIOD = 10000.0
 # on the CPU the fused kernel's backward takes several times longer than plain products where the text is short
@@ -31,17 +32,6 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
 
 
-def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """LayerNorm without its own scale and shift, then the time's: LN(x) * (1 + scale) + shift."""
-    normed = F.layer_norm(x_BND, (x_BND.shape[-1],), eps=LAYER_NORM_EPS)
-    return torch.addcmul(shift_B1D, normed, 1 + scale_B1D)
-
-
-def split_heads(x_BND: Tensor, head_dim: int) -> Tensor:
-    """(B, N, D) as (B, h, N, d)."""
-    return x_BND.unflatten(2, (-1, head_dim)).transpose(1, 2)
-
-
 class LinearAttention(nn.Module):
     """ReLU linear attention (SANA section 2.2).
 
@@ -54,26 +44,14 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.head_dim, self.eps = head_dim, eps
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.q_norm = RMSNorm(hidden_size, QK_NORM_EPS_LINEAR) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(hidden_size, QK_NORM_EPS_LINEAR) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(hidden_size, NORM_EPS) if qk_norm else None
+        self.k_norm = RMSNorm(hidden_size, NORM_EPS) if qk_norm else None
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Self-attention over N tokens in time linear in N."""
-        q, k, v = self.qkv(x_BND).chunk(3, dim=-1)
-        q = F.relu(split_heads(self.q_norm(q), self.head_dim))
-        k = F.relu(split_heads(self.k_norm(k), self.head_dim))
-        out_BhNd = linear_attention(q, k, split_heads(v, self.head_dim), self.eps)
-        return self.proj(out_BhNd.transpose(1, 2).flatten(2).to(x_BND.dtype))
-
-
-def linear_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, eps: float) -> Tensor:
-    """Attention of non-negative queries and keys with a product feature map, in float32; (B, h, N, d)."""
-    with torch.autocast(q_BhNd.device.type, enabled=False):
-        q, k, v = q_BhNd.float(), k_BhNd.float(), v_BhNd.float()
-        numerator = q @ (k.transpose(-1, -2) @ v)
-        denominator = q @ k.sum(dim=-2).unsqueeze(-1)
-        return numerator / (denominator + eps)
+        norms = None if self.q_norm is None else (self.q_norm.weight, self.k_norm.weight)
+        return self.proj(linear_attention(self.qkv(x_BND), norms, self.head_dim, self.eps))
 
 
 class CrossAttention(nn.Module):

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.modulation import gated_residual, modulate
 from model.layers import (
     CaptionEmbedder,
     CrossAttention,
@@ -28,7 +29,6 @@ from model.layers import (
     PatchEmbed,
     RMSNorm,
     TimestepEmbedder,
-    modulate,
 )
 from model.numerics import CONVENTIONS, Convention, Numerics
 
@@ -110,9 +110,9 @@ class SanaBlock(nn.Module):
         """One block. `time_B6D` is the shared modulation; `text` this block's keys and values; `size` is (H, W)."""
         modulation_B6D = self.scale_shift_table + time_B6D
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation_B6D.to(x_BND.dtype).chunk(6, dim=1)
-        x_BND = x_BND + gate1 * self.attn(modulate(x_BND, shift1, scale1))
+        x_BND = gated_residual(x_BND, gate1, self.attn(modulate(x_BND, shift1, scale1)))
         x_BND = x_BND + self.cross_attn(x_BND, text, mask_BT)
-        return x_BND + gate2 * self.mlp(modulate(x_BND, shift2, scale2), size)
+        return gated_residual(x_BND, gate2, self.mlp(modulate(x_BND, shift2, scale2), size))
 
 
 class Sana(nn.Module):

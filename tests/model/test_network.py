@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import SanaTransformer2DModel
 
-from model.layers import linear_attention
+from kernels.linear_attention.reference import attend
 from model.network import NetworkConfig, Sana, concatenate, parameter_count
 from model.numerics import Numerics
 
@@ -268,7 +268,7 @@ def test_linear_attention_equals_the_quadratic_sum() -> None:
     v = torch.randn(2, 3, 10, 4)
     weights = q.double() @ k.double().transpose(-1, -2)
     expected = (weights @ v.double()) / (weights.sum(-1, keepdim=True) + 1e-8)
-    torch.testing.assert_close(linear_attention(q, k, v, 1e-8).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(attend(q, k, v, 1e-8).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_padding_of_text_changes_nothing() -> None:

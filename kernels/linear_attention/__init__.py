@@ -1,0 +1,40 @@
+"""ReLU linear attention with QK norm: the Triton kernels on CUDA, else plain PyTorch."""
+
+import torch
+from torch import Tensor
+
+from kernels.choice import Choice, use_triton
+from kernels.linear_attention import reference
+from kernels.linear_attention.reference import NORM_EPS, NormWeights, split_heads
+
+__all__ = ["NORM_EPS", "NormWeights", "linear_attention", "split_heads"]
+
+HEAD_DIMS = (16, 32)  # that the kernels take; more would not fit the shared memory of small GPUs
+WIDEST = 16384  # channels that one program holds
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def linear_attention(
+    qkv_BNE: Tensor, norms: NormWeights | None, head_dim: int, eps: float, choice: Choice = "auto"
+) -> Tensor:
+    """Attention (B, N, D) of queries, keys and values side by side (B, N, 3D); see the reference for the equation.
+
+    `norms` are the weights of the RMSNorm of queries and of keys, over all heads, or None for no norm. Raises
+    ValueError if `choice` is "triton" and the kernels cannot serve these tensors.
+    """
+    if not use_triton(choice, qkv_BNE.device, obstacle(qkv_BNE, head_dim)):
+        return reference.linear_attention(qkv_BNE, norms, head_dim, eps)
+    from kernels.linear_attention import triton_kernel
+
+    return triton_kernel.linear_attention(qkv_BNE, norms, head_dim, eps)
+
+
+def obstacle(qkv_BNE: Tensor, head_dim: int) -> str | None:
+    """Why the kernels cannot take these tensors; None if they can."""
+    if qkv_BNE.dtype not in DTYPES:
+        return f"linear attention has no kernel for {qkv_BNE.dtype}"
+    if head_dim not in HEAD_DIMS:
+        return f"heads of {head_dim} channels are none of {HEAD_DIMS}"
+    if qkv_BNE.shape[2] > 3 * WIDEST:
+        return f"{qkv_BNE.shape[2] // 3} channels are more than {WIDEST}"
+    return None

@@ -1,0 +1,208 @@
+"""AdaLN modulation and the gated residual as Triton kernels, forward and backward; equations and shapes in `reference`.
+
+With g the gradient of the output, n = LN(x) = (x - mean) * r, and sums and means over the channels unless said:
+
+    modulate:          e = g * (1 + scale),    dx = r * (e - mean(e) - n * mean(e * n)),
+                       dscale = sum over tokens of g * n,    dshift = sum over tokens of g
+    gated residual:    dx = g,    dy = g * gate,    dgate = sum over tokens of g * y
+
+A program holds whole rows. Sums over tokens are partial sums of runs of rows, added up in a second pass: no atomics,
+the same bits every time. All arithmetic is in float32, rounded once.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from kernels.ahead_of_time import Build
+from kernels.modulation.reference import LAYER_NORM_EPS
+from kernels.saturation import counter
+from kernels.saturation.triton_kernel import store
+
+PROGRAMS = 512  # that share the tokens of a sum, where there are enough of them
+LEAST_ROWS = 8  # of each of those
+WARPS = 8  # of every program
+
+
+@triton.jit
+def load(pointer, offset, inside):
+    """One row in float32."""
+    return tl.load(pointer + offset, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def modulate_kernel(
+    x, shift, scale, out, means, inverse_deviations, saturated, width, stride, eps, BLOCK: tl.constexpr
+):
+    """Token `program_id(0)` of picture `program_id(1)`; `stride` is from one picture's shift to the next's."""
+    picture = tl.program_id(1).to(tl.int64)
+    row = picture * tl.num_programs(0) + tl.program_id(0)
+    channel = tl.arange(0, BLOCK)
+    inside = channel < width
+    values = load(x, row * width + channel, inside)
+    mean = tl.sum(values) / width
+    centred = tl.where(inside, values - mean, 0.0)
+    inverse_deviation = 1.0 / tl.sqrt(tl.sum(centred * centred) / width + eps)
+    tl.store(means + row, mean)
+    tl.store(inverse_deviations + row, inverse_deviation)
+    time = picture * stride + channel
+    modulated = centred * inverse_deviation * (1.0 + load(scale, time, inside)) + load(shift, time, inside)
+    store(out + row * width + channel, modulated, inside, saturated)
+
+
+@triton.jit
+def modulate_gradient_kernel(
+    x, scale, means, inverse_deviations, gradient, dx, dtime, tokens, share, width, stride, BLOCK: tl.constexpr
+):
+    """Run `program_id(0)` of `share` tokens of picture `program_id(1)`: dx, and its part of dshift and dscale.
+
+    Those go into `dtime` (2, B, runs, D).
+    """
+    run, picture, pictures = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    channel = tl.arange(0, BLOCK)
+    inside = channel < width
+    factor = 1.0 + load(scale, picture * stride + channel, inside)
+    dshift = tl.zeros((BLOCK,), tl.float32)
+    dscale = tl.zeros((BLOCK,), tl.float32)
+    for token in range(run * share, min((run + 1) * share, tokens)):
+        row = picture * tokens + token
+        inverse_deviation = tl.load(inverse_deviations + row)
+        normed = (load(x, row * width + channel, inside) - tl.load(means + row)) * inverse_deviation
+        g = load(gradient, row * width + channel, inside)  # 0 beyond the width, where `normed` is not
+        dshift += g
+        dscale += g * normed
+        dnormed = g * factor
+        along = tl.sum(dnormed * normed) / width
+        values = inverse_deviation * (dnormed - tl.sum(dnormed) / width - normed * along)
+        tl.store(dx + row * width + channel, values.to(dx.dtype.element_ty), mask=inside)
+    place = (picture * tl.num_programs(0) + run) * width + channel
+    tl.store(dtime + place, dshift, mask=inside)
+    tl.store(dtime + place + pictures * tl.num_programs(0) * width, dscale, mask=inside)
+
+
+@triton.jit
+def gated_residual_kernel(x, gate, y, out, saturated, width, stride, BLOCK: tl.constexpr):
+    """Token `program_id(0)` of picture `program_id(1)`; `stride` leads from a picture's gate to the next's."""
+    picture = tl.program_id(1).to(tl.int64)
+    channel = tl.arange(0, BLOCK)
+    inside = channel < width
+    place = (picture * tl.num_programs(0) + tl.program_id(0)) * width + channel
+    total = load(x, place, inside) + load(gate, picture * stride + channel, inside) * load(y, place, inside)
+    store(out + place, total, inside, saturated)
+
+
+@triton.jit
+def gated_residual_gradient_kernel(gate, y, gradient, dy, dgate, tokens, share, width, stride, BLOCK: tl.constexpr):
+    """Run `program_id(0)` of `share` tokens of picture `program_id(1)`: dy, and its part of dgate (B, runs, D)."""
+    run, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    channel = tl.arange(0, BLOCK)
+    inside = channel < width
+    factor = load(gate, picture * stride + channel, inside)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for token in range(run * share, min((run + 1) * share, tokens)):
+        place = (picture * tokens + token) * width + channel
+        g = load(gradient, place, inside)
+        total += g * load(y, place, inside)
+        tl.store(dy + place, (g * factor).to(dy.dtype.element_ty), mask=inside)
+    tl.store(dgate + (picture * tl.num_programs(0) + run) * width + channel, total, mask=inside)
+
+
+def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    """As `reference.modulate`. It can be differentiated once."""
+    return ModulateFunction.apply(x_BND, shift_B1D, scale_B1D)
+
+
+def gated_residual(x_BND: Tensor, gate_B1D: Tensor, y_BND: Tensor) -> Tensor:
+    """As `reference.gated_residual`. It can be differentiated once."""
+    return GatedResidualFunction.apply(x_BND, gate_B1D, y_BND)
+
+
+class ModulateFunction(torch.autograd.Function):
+    """Keeps x, scale, and each token's mean and deviation."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+        x_BND = x_BND.contiguous()
+        shift_B1D, scale_B1D = _alike(shift_B1D, scale_B1D)
+        batch, tokens, width = x_BND.shape
+        means = x_BND.new_empty(batch, tokens, dtype=torch.float32)
+        inverse_deviations = torch.empty_like(means)
+        out_BND = torch.empty_like(x_BND)
+        outputs = (out_BND, means, inverse_deviations, counter(x_BND.device))
+        arguments = (x_BND, shift_B1D, scale_B1D, *outputs, width, scale_B1D.stride(0), LAYER_NORM_EPS)
+        modulate_kernel[(tokens, batch)](*arguments, BLOCK=triton.next_power_of_2(width), num_warps=WARPS)
+        ctx.save_for_backward(x_BND, scale_B1D, means, inverse_deviations)
+        return out_BND
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_BND, scale_B1D, means, inverse_deviations = ctx.saved_tensors
+        batch, tokens, width = x_BND.shape
+        share, runs = _runs(batch, tokens)
+        dx_BND = torch.empty_like(x_BND)
+        dtime = means.new_empty(2, batch, runs, width)
+        inputs = (x_BND, scale_B1D, means, inverse_deviations, gradient_BND.contiguous())
+        arguments = (*inputs, dx_BND, dtime, tokens, share, width, scale_B1D.stride(0))
+        modulate_gradient_kernel[(runs, batch)](*arguments, BLOCK=triton.next_power_of_2(width), num_warps=WARPS)
+        dshift_B1D, dscale_B1D = dtime.sum(2, keepdim=True).to(scale_B1D.dtype)
+        return dx_BND, dshift_B1D, dscale_B1D
+
+
+class GatedResidualFunction(torch.autograd.Function):
+    """Keeps gate and y."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_BND: Tensor, gate_B1D: Tensor, y_BND: Tensor) -> Tensor:
+        x_BND, y_BND = x_BND.contiguous(), y_BND.contiguous()
+        (gate_B1D,) = _alike(gate_B1D)
+        batch, tokens, width = x_BND.shape
+        out_BND = torch.empty_like(x_BND)
+        arguments = (x_BND, gate_B1D, y_BND, out_BND, counter(x_BND.device), width, gate_B1D.stride(0))
+        gated_residual_kernel[(tokens, batch)](*arguments, BLOCK=triton.next_power_of_2(width), num_warps=WARPS)
+        ctx.save_for_backward(gate_B1D, y_BND)
+        return out_BND
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate_B1D, y_BND = ctx.saved_tensors
+        batch, tokens, width = y_BND.shape
+        share, runs = _runs(batch, tokens)
+        dy_BND = torch.empty_like(y_BND)
+        dgate = y_BND.new_empty(batch, runs, width, dtype=torch.float32)
+        inputs = (gate_B1D, y_BND, gradient_BND.contiguous())
+        arguments = (*inputs, dy_BND, dgate, tokens, share, width, gate_B1D.stride(0))
+        gated_residual_gradient_kernel[(runs, batch)](*arguments, BLOCK=triton.next_power_of_2(width), num_warps=WARPS)
+        return gradient_BND, dgate.sum(1, keepdim=True).to(gate_B1D.dtype), dy_BND
+
+
+def _alike(*tensors_B1D: Tensor) -> tuple[Tensor, ...]:
+    """Rows that one stride from picture to picture serves: as they are (a block's chunks of one tensor), or copied."""
+    strides = {(tensor.stride(0), tensor.stride(2)) for tensor in tensors_B1D}
+    if len(strides) == 1 and strides.pop()[1] == 1:
+        return tensors_B1D
+    return tuple(tensor.contiguous() for tensor in tensors_B1D)
+
+
+def _runs(batch: int, tokens: int) -> tuple[int, int]:
+    """How many tokens a program sums over, and how many such runs a picture has."""
+    share = max(LEAST_ROWS, triton.cdiv(batch * tokens, PROGRAMS))
+    return share, triton.cdiv(tokens, share)
+
+
+def ahead_of_time() -> list[Build]:
+    """The kernels at the 1.6B's 2240 channels and any number of tokens."""
+    statistics = dict.fromkeys(("means", "inverse_deviations", "dtime", "dgate"), "*fp32") | {"saturated": "*i64"}
+    builds = []
+    for kernel in (modulate_kernel, modulate_gradient_kernel, gated_residual_kernel, gated_residual_gradient_kernel):
+        for dtype in ("bf16", "fp32", "fp16"):
+            tokens = ("x", "y", "shift", "scale", "gate", "out", "gradient", "dx", "dy")
+            pointers = dict.fromkeys(tokens, f"*{dtype}") | statistics
+            others = {"eps": "fp32"}
+            types = {name: (pointers | others).get(name, "i32") for name in kernel.arg_names if name != "BLOCK"}
+            divisible = frozenset(name for name in types if name in pointers or name in ("width", "stride"))
+            builds.append(Build(kernel, types, {"BLOCK": 4096}, divisible, {"num_warps": WARPS}))
+    return builds
