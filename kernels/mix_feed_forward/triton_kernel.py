@@ -53,54 +53,53 @@ def strip_of(index, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def load_row(
-    cells, row, column, height, width, channels, channel, inside, COLUMNS: tl.constexpr, ACTIVATE: tl.constexpr
-):
+def load_row(cells, row, column, grid, channel, inside, COLUMNS: tl.constexpr, SILU: tl.constexpr):
     """The `COLUMNS + 2` cells of an image's row from `column - 1` on, in float32; zeros beside the grid."""
+    height, width, channels = grid
     loaded = ()
     for offset in tl.static_range(COLUMNS + 2):
         place = column + offset - 1
         on_grid = (row >= 0) & (row < height) & (place >= 0) & (place < width)
         address = cells + (row * width + place).to(tl.int64) * channels + channel
         x = tl.load(address, mask=inside & on_grid, other=0.0).to(tl.float32)
-        if ACTIVATE:
-            x = silu(x)
-        loaded = loaded + (x,)
+        loaded += (silu(x) if SILU else x,)
     return loaded
 
 
 @triton.jit
-def load_taps(weight, channel, inside, FLIP: tl.constexpr):
-    """The nine weights of each channel in float32, row by row; from the last to the first if flipped."""
+def load_two_rows(cells, row, column, grid, channel, inside, COLUMNS: tl.constexpr, SILU: tl.constexpr):
+    """The row above and this one: what a window of three rows begins with."""
+    above = load_row(cells, row - 1, column, grid, channel, inside, COLUMNS, SILU)
+    return above + load_row(cells, row, column, grid, channel, inside, COLUMNS, SILU)
+
+
+@triton.jit
+def load_taps(weight, channel, inside, MIRRORED: tl.constexpr):
+    """The nine weights of each channel in float32, row by row."""
     taps = ()
     for tap in tl.static_range(9):
-        source = 8 - tap if FLIP else tap
-        taps = taps + (tl.load(weight + channel * 9 + source, mask=inside, other=0.0).to(tl.float32),)
+        source = 8 - tap if MIRRORED else tap
+        taps += (tl.load(weight + channel * 9 + source, mask=inside, other=0.0).to(tl.float32),)
     return taps
 
 
 @triton.jit
-def stencil(top, middle, bottom, taps, start, COLUMN: tl.constexpr):
-    """`start` plus the nine products around cell `COLUMN` of the middle row."""
+def convolve(window, taps, start, STEP: tl.constexpr, COLUMNS: tl.constexpr):
+    """`start` plus the nine products around the cell that is `STEP` columns into a window of three rows."""
     total = start
-    for offset in tl.static_range(3):
-        total += top[COLUMN + offset] * taps[offset]
-        total += middle[COLUMN + offset] * taps[3 + offset]
-        total += bottom[COLUMN + offset] * taps[6 + offset]
+    for tap in tl.static_range(9):
+        total += window[tap // 3 * (COLUMNS + 2) + tap % 3 + STEP] * taps[tap]
     return total
 
 
 @triton.jit
-def add_products(sums, top, middle, bottom, gradient, COLUMN: tl.constexpr):
-    """`sums` plus one cell's gradients of the nine weights and the bias."""
+def add_products(sums, window, gradient, STEP: tl.constexpr, COLUMNS: tl.constexpr):
+    """`sums` plus the gradients of the nine weights and of the bias that arise at the same cell."""
     added = ()
-    for offset in tl.static_range(3):
-        added = added + (sums[offset] + gradient * top[COLUMN + offset],)
-    for offset in tl.static_range(3):
-        added = added + (sums[3 + offset] + gradient * middle[COLUMN + offset],)
-    for offset in tl.static_range(3):
-        added = added + (sums[6 + offset] + gradient * bottom[COLUMN + offset],)
-    return added + (sums[9] + gradient,)
+    for tap in tl.static_range(9):
+        added += (sums[tap] + gradient * window[tap // 3 * (COLUMNS + 2) + tap % 3 + STEP],)
+    added += (sums[9] + gradient,)
+    return added
 
 
 @triton.jit
@@ -108,29 +107,26 @@ def forward_kernel(
     x, weight, bias, out, height, width, inner, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """Write one strip of `BLOCK` channels of the output."""
-    blocks = tl.cdiv(inner, BLOCK)
+    blocks, grid = tl.cdiv(inner, BLOCK), (height, width, 2 * inner)
     value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    inside, gate = value < inner, value + inner
+    gate, inside = value + inner, value < inner
     image, first, column = strip_of(tl.program_id(0) // blocks, height, width, ROWS, COLUMNS)
-    cells, channels = x + image * height * width * 2 * inner, 2 * inner
+    cells = x + image * height * width * 2 * inner
     value_taps, gate_taps = load_taps(weight, value, inside, False), load_taps(weight, gate, inside, False)
     value_bias = tl.load(bias + value, mask=inside, other=0.0).to(tl.float32)
     gate_bias = tl.load(bias + gate, mask=inside, other=0.0).to(tl.float32)
-    value_top = load_row(cells, first - 1, column, height, width, channels, value, inside, COLUMNS, True)
-    gate_top = load_row(cells, first - 1, column, height, width, channels, gate, inside, COLUMNS, True)
-    value_middle = load_row(cells, first, column, height, width, channels, value, inside, COLUMNS, True)
-    gate_middle = load_row(cells, first, column, height, width, channels, gate, inside, COLUMNS, True)
+    values = load_two_rows(cells, first, column, grid, value, inside, COLUMNS, True)
+    gates = load_two_rows(cells, first, column, grid, gate, inside, COLUMNS, True)
     for row in range(first, min(first + ROWS, height)):
-        value_bottom = load_row(cells, row + 1, column, height, width, channels, value, inside, COLUMNS, True)
-        gate_bottom = load_row(cells, row + 1, column, height, width, channels, gate, inside, COLUMNS, True)
+        values = values + load_row(cells, row + 1, column, grid, value, inside, COLUMNS, True)
+        gates = gates + load_row(cells, row + 1, column, grid, gate, inside, COLUMNS, True)
         for step in tl.static_range(COLUMNS):
-            mixed_value = stencil(value_top, value_middle, value_bottom, value_taps, value_bias, step)
-            mixed_gate = stencil(gate_top, gate_middle, gate_bottom, gate_taps, gate_bias, step)
+            mixed_value = convolve(values, value_taps, value_bias, step, COLUMNS)
+            mixed_gate = convolve(gates, gate_taps, gate_bias, step, COLUMNS)
             token = (image * height + row) * width + column + step
             mask = inside & (column + step < width)
             tl.store(out + token * inner + value, mixed_value * silu(mixed_gate), mask=mask)
-        value_top, value_middle = value_middle, value_bottom
-        gate_top, gate_middle = gate_middle, gate_bottom
+        values, gates = values[COLUMNS + 2 :], gates[COLUMNS + 2 :]
 
 
 @triton.jit
@@ -151,41 +147,38 @@ def mixed_gradient_kernel(
     COLUMNS: tl.constexpr,
 ):
     """Of every `parts`-th strip: the gradient of the convolution's output, and this program's sums for its weights."""
-    blocks = tl.cdiv(inner, BLOCK)
+    blocks, grid = tl.cdiv(inner, BLOCK), (height, width, 2 * inner)
     value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    part = tl.program_id(0) // blocks
-    inside, gate, channels = value < inner, value + inner, 2 * inner
+    gate, inside = value + inner, value < inner
     value_taps, gate_taps = load_taps(weight, value, inside, False), load_taps(weight, gate, inside, False)
     value_bias = tl.load(bias + value, mask=inside, other=0.0).to(tl.float32)
     gate_bias = tl.load(bias + gate, mask=inside, other=0.0).to(tl.float32)
     value_sums = (tl.zeros([BLOCK], tl.float32),) * SUMS
     gate_sums = (tl.zeros([BLOCK], tl.float32),) * SUMS
+    part = tl.program_id(0) // blocks
     for strip in range(part, strips, parts):
         image, first, column = strip_of(strip, height, width, ROWS, COLUMNS)
-        cells = x + image * height * width * channels
-        value_top = load_row(cells, first - 1, column, height, width, channels, value, inside, COLUMNS, True)
-        gate_top = load_row(cells, first - 1, column, height, width, channels, gate, inside, COLUMNS, True)
-        value_middle = load_row(cells, first, column, height, width, channels, value, inside, COLUMNS, True)
-        gate_middle = load_row(cells, first, column, height, width, channels, gate, inside, COLUMNS, True)
+        cells = x + image * height * width * 2 * inner
+        values = load_two_rows(cells, first, column, grid, value, inside, COLUMNS, True)
+        gates = load_two_rows(cells, first, column, grid, gate, inside, COLUMNS, True)
         for row in range(first, min(first + ROWS, height)):
-            value_bottom = load_row(cells, row + 1, column, height, width, channels, value, inside, COLUMNS, True)
-            gate_bottom = load_row(cells, row + 1, column, height, width, channels, gate, inside, COLUMNS, True)
+            values = values + load_row(cells, row + 1, column, grid, value, inside, COLUMNS, True)
+            gates = gates + load_row(cells, row + 1, column, grid, gate, inside, COLUMNS, True)
             for step in tl.static_range(COLUMNS):
-                mixed_value = stencil(value_top, value_middle, value_bottom, value_taps, value_bias, step)
-                mixed_gate = stencil(gate_top, gate_middle, gate_bottom, gate_taps, gate_bias, step)
+                mixed_value = convolve(values, value_taps, value_bias, step, COLUMNS)
+                mixed_gate = convolve(gates, gate_taps, gate_bias, step, COLUMNS)
                 token = (image * height + row) * width + column + step
                 mask = inside & (column + step < width)
                 arriving = tl.load(out_gradient + token * inner + value, mask=mask, other=0.0).to(tl.float32)
                 value_gradient = arriving * silu(mixed_gate)
                 gate_gradient = arriving * mixed_value * silu_slope(mixed_gate)
-                tl.store(mixed_gradient + token * channels + value, value_gradient, mask=mask)
-                tl.store(mixed_gradient + token * channels + gate, gate_gradient, mask=mask)
-                value_sums = add_products(value_sums, value_top, value_middle, value_bottom, value_gradient, step)
-                gate_sums = add_products(gate_sums, gate_top, gate_middle, gate_bottom, gate_gradient, step)
-            value_top, value_middle = value_middle, value_bottom
-            gate_top, gate_middle = gate_middle, gate_bottom
+                tl.store(mixed_gradient + token * 2 * inner + value, value_gradient, mask=mask)
+                tl.store(mixed_gradient + token * 2 * inner + gate, gate_gradient, mask=mask)
+                value_sums = add_products(value_sums, values, value_gradient, step, COLUMNS)
+                gate_sums = add_products(gate_sums, gates, gate_gradient, step, COLUMNS)
+            values, gates = values[COLUMNS + 2 :], gates[COLUMNS + 2 :]
     for index in tl.static_range(SUMS):
-        place = partial_sums + (part * SUMS + index).to(tl.int64) * channels
+        place = partial_sums + (part * SUMS + index).to(tl.int64) * 2 * inner
         tl.store(place + value, value_sums[index], mask=inside)
         tl.store(place + gate, gate_sums[index], mask=inside)
 
@@ -204,22 +197,21 @@ def x_gradient_kernel(
     COLUMNS: tl.constexpr,
 ):
     """Write one strip of `BLOCK` channels of the gradient of x: the mirrored convolution, times the SiLU's slope."""
-    blocks = tl.cdiv(channels, BLOCK)
+    blocks, grid = tl.cdiv(channels, BLOCK), (height, width, channels)
     channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = channel < channels
     image, first, column = strip_of(tl.program_id(0) // blocks, height, width, ROWS, COLUMNS)
     cells = mixed_gradient + image * height * width * channels
     taps = load_taps(weight, channel, inside, True)
-    top = load_row(cells, first - 1, column, height, width, channels, channel, inside, COLUMNS, False)
-    middle = load_row(cells, first, column, height, width, channels, channel, inside, COLUMNS, False)
+    window = load_two_rows(cells, first, column, grid, channel, inside, COLUMNS, False)
     for row in range(first, min(first + ROWS, height)):
-        bottom = load_row(cells, row + 1, column, height, width, channels, channel, inside, COLUMNS, False)
+        window = window + load_row(cells, row + 1, column, grid, channel, inside, COLUMNS, False)
         for step in tl.static_range(COLUMNS):
             place = ((image * height + row) * width + column + step) * channels + channel
             mask = inside & (column + step < width)
             slope = silu_slope(tl.load(x + place, mask=mask, other=0.0).to(tl.float32))
-            tl.store(x_gradient + place, stencil(top, middle, bottom, taps, 0.0, step) * slope, mask=mask)
-        top, middle = middle, bottom
+            tl.store(x_gradient + place, convolve(window, taps, 0.0, step, COLUMNS) * slope, mask=mask)
+        window = window[COLUMNS + 2 :]
 
 
 def strips_of(images: int, size: tuple[int, int]) -> int:

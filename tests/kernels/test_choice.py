@@ -1,0 +1,31 @@
+"""Choice between a kernel and its reference."""
+
+import pytest
+import torch
+
+from kernels import choice
+from kernels.choice import use_triton
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_auto_takes_triton_on_cuda_alone_and_only_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "INSTALLED", True)
+    assert (use_triton("auto", CUDA), use_triton("auto", CPU)) == (True, False)
+    monkeypatch.setattr(choice, "INSTALLED", False)
+    assert not use_triton("auto", CUDA)
+
+
+def test_triton_on_the_cpu_is_refused_in_one_line_unless_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "INSTALLED", True)
+    monkeypatch.setattr(choice, "INTERPRETED", True)
+    assert use_triton("triton", CPU)
+    monkeypatch.setattr(choice, "INTERPRETED", False)
+    with pytest.raises(ValueError, match="triton was asked for, but cannot run on cpu") as caught:
+        use_triton("triton", CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_reference_is_taken_anywhere_when_it_is_asked_for() -> None:
+    assert not use_triton("reference", CPU)
+    assert not use_triton("reference", CUDA)
