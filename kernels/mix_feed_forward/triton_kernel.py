@@ -67,13 +67,6 @@ def load_row(cells, row, column, grid, channel, inside, COLUMNS: tl.constexpr, S
 
 
 @triton.jit
-def load_two_rows(cells, row, column, grid, channel, inside, COLUMNS: tl.constexpr, SILU: tl.constexpr):
-    """The row above and this one: what a window of three rows begins with."""
-    above = load_row(cells, row - 1, column, grid, channel, inside, COLUMNS, SILU)
-    return above + load_row(cells, row, column, grid, channel, inside, COLUMNS, SILU)
-
-
-@triton.jit
 def load_taps(weight, channel, inside, MIRRORED: tl.constexpr):
     """The nine weights of each channel in float32, row by row."""
     taps = ()
@@ -115,17 +108,18 @@ def forward_kernel(
     value_taps, gate_taps = load_taps(weight, value, inside, False), load_taps(weight, gate, inside, False)
     value_bias = tl.load(bias + value, mask=inside, other=0.0).to(tl.float32)
     gate_bias = tl.load(bias + gate, mask=inside, other=0.0).to(tl.float32)
-    values = load_two_rows(cells, first, column, grid, value, inside, COLUMNS, True)
-    gates = load_two_rows(cells, first, column, grid, gate, inside, COLUMNS, True)
-    for row in range(first, min(first + ROWS, height)):
-        values = values + load_row(cells, row + 1, column, grid, value, inside, COLUMNS, True)
-        gates = gates + load_row(cells, row + 1, column, grid, gate, inside, COLUMNS, True)
-        for step in tl.static_range(COLUMNS):
-            mixed_value = convolve(values, value_taps, value_bias, step, COLUMNS)
-            mixed_gate = convolve(gates, gate_taps, gate_bias, step, COLUMNS)
-            token = (image * height + row) * width + column + step
-            mask = inside & (column + step < width)
-            tl.store(out + token * inner + value, mixed_value * silu(mixed_gate), mask=mask)
+    values = (tl.zeros([BLOCK], tl.float32),) * (2 * (COLUMNS + 2))
+    gates = values
+    for below in range(first - 1, min(first + ROWS, height) + 1):
+        values += load_row(cells, below, column, grid, value, inside, COLUMNS, True)
+        gates += load_row(cells, below, column, grid, gate, inside, COLUMNS, True)
+        if below > first:
+            for step in tl.static_range(COLUMNS):
+                mixed_value = convolve(values, value_taps, value_bias, step, COLUMNS)
+                mixed_gate = convolve(gates, gate_taps, gate_bias, step, COLUMNS)
+                token = (image * height + below - 1) * width + column + step
+                mask = inside & (column + step < width)
+                tl.store(out + token * inner + value, mixed_value * silu(mixed_gate), mask=mask)
         values, gates = values[COLUMNS + 2 :], gates[COLUMNS + 2 :]
 
 
@@ -159,23 +153,24 @@ def mixed_gradient_kernel(
     for strip in range(part, strips, parts):
         image, first, column = strip_of(strip, height, width, ROWS, COLUMNS)
         cells = x + image * height * width * 2 * inner
-        values = load_two_rows(cells, first, column, grid, value, inside, COLUMNS, True)
-        gates = load_two_rows(cells, first, column, grid, gate, inside, COLUMNS, True)
-        for row in range(first, min(first + ROWS, height)):
-            values = values + load_row(cells, row + 1, column, grid, value, inside, COLUMNS, True)
-            gates = gates + load_row(cells, row + 1, column, grid, gate, inside, COLUMNS, True)
-            for step in tl.static_range(COLUMNS):
-                mixed_value = convolve(values, value_taps, value_bias, step, COLUMNS)
-                mixed_gate = convolve(gates, gate_taps, gate_bias, step, COLUMNS)
-                token = (image * height + row) * width + column + step
-                mask = inside & (column + step < width)
-                arriving = tl.load(out_gradient + token * inner + value, mask=mask, other=0.0).to(tl.float32)
-                value_gradient = arriving * silu(mixed_gate)
-                gate_gradient = arriving * mixed_value * silu_slope(mixed_gate)
-                tl.store(mixed_gradient + token * 2 * inner + value, value_gradient, mask=mask)
-                tl.store(mixed_gradient + token * 2 * inner + gate, gate_gradient, mask=mask)
-                value_sums = add_products(value_sums, values, value_gradient, step, COLUMNS)
-                gate_sums = add_products(gate_sums, gates, gate_gradient, step, COLUMNS)
+        values = (tl.zeros([BLOCK], tl.float32),) * (2 * (COLUMNS + 2))
+        gates = values
+        for below in range(first - 1, min(first + ROWS, height) + 1):
+            values += load_row(cells, below, column, grid, value, inside, COLUMNS, True)
+            gates += load_row(cells, below, column, grid, gate, inside, COLUMNS, True)
+            if below > first:
+                for step in tl.static_range(COLUMNS):
+                    mixed_value = convolve(values, value_taps, value_bias, step, COLUMNS)
+                    mixed_gate = convolve(gates, gate_taps, gate_bias, step, COLUMNS)
+                    token = (image * height + below - 1) * width + column + step
+                    mask = inside & (column + step < width)
+                    arriving = tl.load(out_gradient + token * inner + value, mask=mask, other=0.0).to(tl.float32)
+                    value_gradient = arriving * silu(mixed_gate)
+                    gate_gradient = arriving * mixed_value * silu_slope(mixed_gate)
+                    tl.store(mixed_gradient + token * 2 * inner + value, value_gradient, mask=mask)
+                    tl.store(mixed_gradient + token * 2 * inner + gate, gate_gradient, mask=mask)
+                    value_sums = add_products(value_sums, values, value_gradient, step, COLUMNS)
+                    gate_sums = add_products(gate_sums, gates, gate_gradient, step, COLUMNS)
             values, gates = values[COLUMNS + 2 :], gates[COLUMNS + 2 :]
     for index in tl.static_range(SUMS):
         place = partial_sums + (part * SUMS + index).to(tl.int64) * 2 * inner
@@ -203,14 +198,15 @@ def x_gradient_kernel(
     image, first, column = strip_of(tl.program_id(0) // blocks, height, width, ROWS, COLUMNS)
     cells = mixed_gradient + image * height * width * channels
     taps = load_taps(weight, channel, inside, True)
-    window = load_two_rows(cells, first, column, grid, channel, inside, COLUMNS, False)
-    for row in range(first, min(first + ROWS, height)):
-        window = window + load_row(cells, row + 1, column, grid, channel, inside, COLUMNS, False)
-        for step in tl.static_range(COLUMNS):
-            place = ((image * height + row) * width + column + step) * channels + channel
-            mask = inside & (column + step < width)
-            slope = silu_slope(tl.load(x + place, mask=mask, other=0.0).to(tl.float32))
-            tl.store(x_gradient + place, convolve(window, taps, 0.0, step, COLUMNS) * slope, mask=mask)
+    window = (tl.zeros([BLOCK], tl.float32),) * (2 * (COLUMNS + 2))
+    for below in range(first - 1, min(first + ROWS, height) + 1):
+        window += load_row(cells, below, column, grid, channel, inside, COLUMNS, False)
+        if below > first:
+            for step in tl.static_range(COLUMNS):
+                place = ((image * height + below - 1) * width + column + step) * channels + channel
+                mask = inside & (column + step < width)
+                slope = silu_slope(tl.load(x + place, mask=mask, other=0.0).to(tl.float32))
+                tl.store(x_gradient + place, convolve(window, taps, 0.0, step, COLUMNS) * slope, mask=mask)
         window = window[COLUMNS + 2 :]
 
 

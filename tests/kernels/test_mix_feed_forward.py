@@ -19,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODULE = "kernels.mix_feed_forward.triton_kernel"
 # images, grid, inner channels: below, at and above the width and height of a strip; channels beyond a block of 128
-CASES = [(1, (1, 1), 1), (1, (1, 7), 3), (3, (5, 3), 5), (1, (8, 8), 130), (1, (17, 5), 2), (2, (4, 4), 16)]
+CASES = [(1, (1, 1), 1), (1, (1, 7), 3), (3, (5, 3), 5), (2, (4, 4), 16), (1, (2, 5), 130)]
+LARGE_CASES = [(1, (8, 8), 130), (1, (17, 3), 2)]
 # of a rounding to the dtype; the interpreter cuts a bfloat16 off where a GPU rounds it
 ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-7}
 
@@ -88,8 +89,10 @@ def assert_close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype:
         )
 
 
-@pytest.mark.parametrize("dtype", list(ROUNDING))
-@pytest.mark.parametrize(("images", "size", "inner"), CASES)
+@pytest.mark.parametrize(
+    ("images", "size", "inner", "dtype"),
+    [*((*case, dtype) for case in CASES for dtype in ROUNDING), *((*case, torch.float32) for case in LARGE_CASES)],
+)
 def test_the_result_and_all_gradients_are_the_statements(
     images: int, size: tuple[int, int], inner: int, dtype: torch.dtype
 ) -> None:
@@ -111,19 +114,18 @@ def test_weights_may_be_of_another_dtype_than_tokens_and_get_gradients_of_their_
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
-def test_gradients_do_not_depend_on_how_many_programs_share_the_strips(
-    parts: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_number_of_programs_may_share_the_strips(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_kernel, "PARTS", parts)
-    inputs = make_inputs(2, (18, 6), 2)
-    assert_close(ours(*inputs, (18, 6)), exact(*inputs, (18, 6)), torch.float32)
+    monkeypatch.setattr(triton_kernel, "TILE", {"BLOCK": 16, "ROWS": 2, "COLUMNS": 2})
+    inputs = make_inputs(2, (3, 3), 2)
+    assert_close(ours(*inputs, (3, 3)), exact(*inputs, (3, 3)), torch.float32)
 
 
-@pytest.mark.parametrize("tile", [(16, 2, 1), (32, 1, 2), (16, 3, 8)])
+@pytest.mark.parametrize("tile", [(16, 3, 1), (32, 1, 8)])
 def test_every_tile_computes_the_same(tile: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_kernel, "TILE", dict(zip(("BLOCK", "ROWS", "COLUMNS"), tile, strict=True)))
-    inputs = make_inputs(1, (4, 5), 17)
-    assert_close(ours(*inputs, (4, 5)), exact(*inputs, (4, 5)), torch.float32)
+    inputs = make_inputs(1, (4, 3), 17)
+    assert_close(ours(*inputs, (4, 3)), exact(*inputs, (4, 3)), torch.float32)
 
 
 def test_tensors_of_any_strides_are_taken() -> None:
@@ -141,7 +143,7 @@ def test_tensors_of_any_strides_are_taken() -> None:
 
 
 def test_nothing_beside_the_tensors_reaches_a_result() -> None:
-    inputs = make_inputs(2, (3, 5), 5)
+    inputs = make_inputs(1, (3, 5), 5)
 
     def among_nans(tensor: Tensor) -> Tensor:
         padded = torch.full((tensor.numel() + 2000,), math.nan, dtype=tensor.dtype, device=DEVICE)
@@ -153,18 +155,18 @@ def test_nothing_beside_the_tensors_reaches_a_result() -> None:
 
 
 def test_twice_gives_the_same_bits() -> None:
-    inputs = make_inputs(3, (5, 6), 7)
-    first, second = ours(*inputs, (5, 6)), ours(*inputs, (5, 6))
+    inputs = make_inputs(2, (3, 5), 3)
+    first, second = ours(*inputs, (3, 5)), ours(*inputs, (3, 5))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("large", [65504.0, 3e4])
 def test_float16_up_to_its_largest_number_gives_no_nan_and_only_true_infinities(large: float) -> None:
-    x, weight, bias, gradient = make_inputs(1, (5, 6), 8, torch.float16)
+    x, weight, bias, gradient = make_inputs(1, (3, 5), 8, torch.float16)
     x = torch.where(x.abs() < 0.5, x, x.sign() * large)
     weight[:8] *= 1e-3  # some values of the result are in range, some are not
     gradient = torch.where(gradient < 1.0, gradient, large)
-    found, expected = ours(x, weight, bias, gradient, (5, 6)), exact(x, weight, bias, gradient, (5, 6))
+    found, expected = ours(x, weight, bias, gradient, (3, 5)), exact(x, weight, bias, gradient, (3, 5))
     for one, other in zip(found[:2], expected[:2], strict=True):
         inside = other.abs() < 65504
         assert inside.any()
