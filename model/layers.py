@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kernels.mix_feed_forward import mix_feed_forward
+
 QK_NORM_EPS_LINEAR = 1e-5
 LAYER_NORM_EPS = 1e-6
 TIME_FREQUENCIES = 256
@@ -128,11 +130,9 @@ class MixFeedForward(nn.Module):
 
         The 1x1 convolutions run as matrix products on tokens, so the grid is channels-last throughout.
         """
-        x = F.silu(F.linear(x_BND, self.inverted_conv.conv.weight.flatten(1), self.inverted_conv.conv.bias))
-        x_BCHW = x.unflatten(1, size).permute(0, 3, 1, 2)
-        x = self.depth_conv(x_BCHW).permute(0, 2, 3, 1).flatten(1, 2)
-        value, gate = x.chunk(2, dim=-1)
-        return F.linear(value * F.silu(gate), self.point_conv.conv.weight.flatten(1))
+        x = F.linear(x_BND, self.inverted_conv.conv.weight.flatten(1), self.inverted_conv.conv.bias)
+        x = mix_feed_forward(x, self.depth_conv.conv.weight, self.depth_conv.conv.bias, size, "auto")
+        return F.linear(x, self.point_conv.conv.weight.flatten(1))
 
 
 class PatchEmbed(nn.Module):
