@@ -14,11 +14,16 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def use_triton(choice: Choice, device: torch.device) -> bool:
-    """Whether the Triton kernel serves tensors on `device`. Raises ValueError if it was asked for and cannot."""
+def use_triton(choice: Choice, device: torch.device, obstacle: str | None = None) -> bool:
+    """Whether the Triton kernel serves tensors on `device`; `obstacle` is what the kernel cannot do about them, if any.
+
+    Raises ValueError if Triton was asked for and cannot.
+    """
     if choice == "reference":
         return False
     able = INSTALLED and (device.type == "cuda" or (INTERPRETED and choice == "triton"))
     if choice == "triton" and not able:
         raise ValueError(f"kernels: triton was asked for, but cannot run on {device} here: take auto or reference")
-    return able
+    if choice == "triton" and obstacle is not None:
+        raise ValueError(f"kernels: triton was asked for, but {obstacle}: take auto or reference")
+    return able and obstacle is None

@@ -22,10 +22,8 @@ def mix_feed_forward(
     asked for and cannot run.
     """
     check_shapes(x_BNC, weight, bias, size)
-    triton = use_triton(kernels, x_BNC.device)
-    if triton and kernels == "triton" and x_BNC.dtype not in DTYPES:
-        raise ValueError(f"kernels: triton was asked for, but the Mix-FFN has no kernel for {x_BNC.dtype}")
-    if not triton or x_BNC.dtype not in DTYPES:
+    obstacle = None if x_BNC.dtype in DTYPES else f"the Mix-FFN has no kernel for {x_BNC.dtype}"
+    if not use_triton(kernels, x_BNC.device, obstacle):
         return reference.mix_feed_forward(x_BNC, weight, bias, size)
     from kernels.mix_feed_forward import triton_kernel
 

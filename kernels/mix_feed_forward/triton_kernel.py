@@ -1,10 +1,11 @@
 """The inside of the Mix-FFN as Triton kernels, forward and backward; mathematics and shapes as in the reference.
 
 A program walks down a strip of `COLUMNS` columns and at most `ROWS` rows with three rows of activated cells in
-registers, so that every cell is read and activated about once; `BLOCK` channels of values go with the same `BLOCK` of
-gates. All arithmetic is in float32, whatever the tensors hold. Nothing but x is kept for the backward pass, which runs
-in two kernels: through the gate to the convolution's output (and to weight and bias, as one partial sum for each
-program, added up afterwards in a fixed order), then from there through the convolution and the first SiLU to x.
+registers, so that with its borders a cell is read and activated 1.7 times instead of nine; `BLOCK` channels of values
+go with the same `BLOCK` of gates. All arithmetic is in float32, whatever the tensors hold. The backward pass keeps
+nothing but what went in and runs in two kernels: through the gate to the convolution's output (and to weight and bias,
+as one partial sum for each program, added up afterwards in a fixed order), then from there through the convolution and
+the first SiLU to x.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """The Mix-FFN's inside: the Triton kernels' results and gradients against one statement in float64."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -56,7 +56,9 @@ def statement(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) ->
     return (value * gate * gate.sigmoid()).flatten(2).transpose(1, 2)
 
 
-def with_gradients(function, x: Tensor, weight: Tensor, bias: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+def with_gradients(
+    function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor, gradient: Tensor
+) -> tuple[Tensor, ...]:
     """The function's value and the gradients of x, weight and bias."""
     leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
     out = function(*leaves)
@@ -235,6 +237,18 @@ def test_autocast_changes_nothing_within_the_kernels() -> None:
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         found = ours(*inputs, (3, 3))
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="torch.compile knows Triton kernels on a GPU only")
+def test_a_compiled_caller_has_no_graph_break_and_gives_the_same() -> None:
+    inputs = make_inputs(2, (5, 6), 64, torch.bfloat16)
+
+    @torch.compile(fullgraph=True)
+    def compiled(*leaves: Tensor) -> Tensor:
+        return mix_feed_forward(*leaves, (5, 6))
+
+    found = with_gradients(compiled, *inputs)
+    assert_close(found, exact(*inputs, (5, 6)), torch.bfloat16)
 
 
 def test_on_the_cpu_auto_takes_the_reference() -> None:
