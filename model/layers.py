@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels.linear_attention import NORM_EPS, linear_attention, split_heads
+from kernels.mix_feed_forward import mix_feed_forward
 from kernels.modulation import modulate
 
 TIME_FREQUENCIES = 256
@@ -106,11 +107,9 @@ class MixFeedForward(nn.Module):
 
         The 1x1 convolutions run as matrix products on tokens, so the grid is channels-last throughout.
         """
-        x = F.silu(F.linear(x_BND, self.inverted_conv.conv.weight.flatten(1), self.inverted_conv.conv.bias))
-        x_BCHW = x.unflatten(1, size).permute(0, 3, 1, 2)
-        x = self.depth_conv(x_BCHW).permute(0, 2, 3, 1).flatten(1, 2)
-        value, gate = x.chunk(2, dim=-1)
-        return F.linear(value * F.silu(gate), self.point_conv.conv.weight.flatten(1))
+        x = F.linear(x_BND, self.inverted_conv.conv.weight.flatten(1), self.inverted_conv.conv.bias)
+        x = mix_feed_forward(x, self.depth_conv.conv.weight, self.depth_conv.conv.bias, size, "auto")
+        return F.linear(x, self.point_conv.conv.weight.flatten(1))
 
 
 class PatchEmbed(nn.Module):

@@ -1,0 +1,19 @@
+"""The inside of the Mix-FFN in plain PyTorch (SANA section 2.2, GLUMBConv): SiLU, depth-wise 3x3 convolution, GLU.
+
+    y = DWConv3x3(SiLU(x)) + b,      out = y[:I] * SiLU(y[I:])
+
+Tokens stay channels-last throughout: the convolution reads them as a strided image.
+
+Shapes: B images of N = H * W tokens, 2I channels inside, of which the first I are values and the last I are gates.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mix_feed_forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, N, I) of tokens (B, N, 2I), depth-wise weights (2I, 1, 3, 3) and bias (2I) on a grid (H, W)."""
+    image_BCHW = F.silu(x_BNC).unflatten(1, size).permute(0, 3, 1, 2)
+    mixed_BCHW = F.conv2d(image_BCHW, weight, bias, padding=1, groups=weight.shape[0])
+    value, gate = mixed_BCHW.permute(0, 2, 3, 1).flatten(1, 2).chunk(2, dim=-1)
+    return value * F.silu(gate)

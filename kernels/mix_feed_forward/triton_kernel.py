@@ -1,0 +1,299 @@
+"""The inside of the Mix-FFN as Triton kernels, forward and backward; mathematics and shapes as in the reference.
+
+A program walks down a strip of `COLUMNS` columns and at most `ROWS` rows with three rows of activated cells in
+registers, so that with its borders a cell is read and activated 1.7 times instead of nine; `BLOCK` channels of values
+go with the same `BLOCK` of gates. All arithmetic is in float32, whatever the tensors hold. The backward pass keeps
+nothing but what went in and runs in two kernels: through the gate to the convolution's output (and to weight and bias,
+as one partial sum for each program, added up afterwards in a fixed order), then from there through the convolution and
+the first SiLU to x.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from kernels.ahead_of_time import Build
+
+TILE = {"BLOCK": 128, "ROWS": 16, "COLUMNS": 4}
+# by the compiler's count: two channels a thread spill nothing, but the kernel with the sums has registers for one only
+FORWARD_WARPS, MIXED_GRADIENT_WARPS, X_GRADIENT_WARPS = 2, 4, 2
+PARTS = 32
+"""Programs that share the strips of a block of channels in the backward pass: the partial sums of each weight."""
+MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
+SUMS = tl.constexpr(10)
+"""Numbers that are summed for each channel: nine weights and the bias."""
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) without a division, which would take half of a SiLU's instructions."""
+    root = tl.rsqrt(1.0 + tl.exp2(x * MINUS_LOG2_E))
+    return root * root
+
+
+@triton.jit
+def silu(x):
+    """x * sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+@triton.jit
+def silu_slope(x):
+    """The derivative of SiLU."""
+    s = sigmoid(x)
+    return s * (1.0 + x * (1.0 - s))
+
+
+@triton.jit
+def strip_of(index, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The image, first row and first column of a strip."""
+    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
+    return (index // (across * down)).to(tl.int64), index // across % down * ROWS, index % across * COLUMNS
+
+
+@triton.jit
+def load_row(cells, row, column, grid, channel, inside, COLUMNS: tl.constexpr, SILU: tl.constexpr):
+    """The `COLUMNS + 2` cells of an image's row from `column - 1` on, in float32; zeros beside the grid."""
+    height, width, channels = grid
+    loaded = ()
+    for offset in tl.static_range(COLUMNS + 2):
+        place = column + offset - 1
+        on_grid = (row >= 0) & (row < height) & (place >= 0) & (place < width)
+        address = cells + (row * width + place).to(tl.int64) * channels + channel
+        x = tl.load(address, mask=inside & on_grid, other=0.0).to(tl.float32)
+        loaded += (silu(x) if SILU else x,)
+    return loaded
+
+
+@triton.jit
+def load_taps(weight, channel, inside, MIRRORED: tl.constexpr):
+    """The nine weights of each channel in float32, row by row."""
+    taps = ()
+    for tap in tl.static_range(9):
+        source = 8 - tap if MIRRORED else tap
+        taps += (tl.load(weight + channel * 9 + source, mask=inside, other=0.0).to(tl.float32),)
+    return taps
+
+
+@triton.jit
+def convolve(window, taps, start, STEP: tl.constexpr, COLUMNS: tl.constexpr):
+    """`start` plus the nine products around the cell that is `STEP` columns into a window of three rows."""
+    total = start
+    for tap in tl.static_range(9):
+        total += window[tap // 3 * (COLUMNS + 2) + tap % 3 + STEP] * taps[tap]
+    return total
+
+
+@triton.jit
+def add_products(sums, window, gradient, STEP: tl.constexpr, COLUMNS: tl.constexpr):
+    """`sums` plus the gradients of the nine weights and of the bias that arise at the same cell."""
+    added = ()
+    for tap in tl.static_range(9):
+        added += (sums[tap] + gradient * window[tap // 3 * (COLUMNS + 2) + tap % 3 + STEP],)
+    added += (sums[9] + gradient,)
+    return added
+
+
+@triton.jit
+def forward_kernel(
+    x, weight, bias, out, height, width, inner, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Write one strip of `BLOCK` channels of the output."""
+    blocks, grid = tl.cdiv(inner, BLOCK), (height, width, 2 * inner)
+    value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    gate, inside = value + inner, value < inner
+    image, first, column = strip_of(tl.program_id(0) // blocks, height, width, ROWS, COLUMNS)
+    cells = x + image * height * width * 2 * inner
+    value_taps, gate_taps = load_taps(weight, value, inside, False), load_taps(weight, gate, inside, False)
+    value_bias = tl.load(bias + value, mask=inside, other=0.0).to(tl.float32)
+    gate_bias = tl.load(bias + gate, mask=inside, other=0.0).to(tl.float32)
+    values = (tl.zeros([BLOCK], tl.float32),) * (2 * (COLUMNS + 2))
+    gates = values
+    for below in range(first - 1, min(first + ROWS, height) + 1):
+        values += load_row(cells, below, column, grid, value, inside, COLUMNS, True)
+        gates += load_row(cells, below, column, grid, gate, inside, COLUMNS, True)
+        if below > first:
+            for step in tl.static_range(COLUMNS):
+                mixed_value = convolve(values, value_taps, value_bias, step, COLUMNS)
+                mixed_gate = convolve(gates, gate_taps, gate_bias, step, COLUMNS)
+                token = (image * height + below - 1) * width + column + step
+                mask = inside & (column + step < width)
+                tl.store(out + token * inner + value, mixed_value * silu(mixed_gate), mask=mask)
+        values, gates = values[COLUMNS + 2 :], gates[COLUMNS + 2 :]
+
+
+@triton.jit
+def mixed_gradient_kernel(
+    x,
+    weight,
+    bias,
+    out_gradient,
+    mixed_gradient,
+    partial_sums,
+    height,
+    width,
+    inner,
+    strips,
+    parts,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Of every `parts`-th strip: the gradient of the convolution's output, and this program's sums for its weights."""
+    blocks, grid = tl.cdiv(inner, BLOCK), (height, width, 2 * inner)
+    value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    gate, inside = value + inner, value < inner
+    value_taps, gate_taps = load_taps(weight, value, inside, False), load_taps(weight, gate, inside, False)
+    value_bias = tl.load(bias + value, mask=inside, other=0.0).to(tl.float32)
+    gate_bias = tl.load(bias + gate, mask=inside, other=0.0).to(tl.float32)
+    value_sums = (tl.zeros([BLOCK], tl.float32),) * SUMS
+    gate_sums = (tl.zeros([BLOCK], tl.float32),) * SUMS
+    part = tl.program_id(0) // blocks
+    for strip in range(part, strips, parts):
+        image, first, column = strip_of(strip, height, width, ROWS, COLUMNS)
+        cells = x + image * height * width * 2 * inner
+        values = (tl.zeros([BLOCK], tl.float32),) * (2 * (COLUMNS + 2))
+        gates = values
+        for below in range(first - 1, min(first + ROWS, height) + 1):
+            values += load_row(cells, below, column, grid, value, inside, COLUMNS, True)
+            gates += load_row(cells, below, column, grid, gate, inside, COLUMNS, True)
+            if below > first:
+                for step in tl.static_range(COLUMNS):
+                    mixed_value = convolve(values, value_taps, value_bias, step, COLUMNS)
+                    mixed_gate = convolve(gates, gate_taps, gate_bias, step, COLUMNS)
+                    token = (image * height + below - 1) * width + column + step
+                    mask = inside & (column + step < width)
+                    arriving = tl.load(out_gradient + token * inner + value, mask=mask, other=0.0).to(tl.float32)
+                    value_gradient = arriving * silu(mixed_gate)
+                    gate_gradient = arriving * mixed_value * silu_slope(mixed_gate)
+                    tl.store(mixed_gradient + token * 2 * inner + value, value_gradient, mask=mask)
+                    tl.store(mixed_gradient + token * 2 * inner + gate, gate_gradient, mask=mask)
+                    value_sums = add_products(value_sums, values, value_gradient, step, COLUMNS)
+                    gate_sums = add_products(gate_sums, gates, gate_gradient, step, COLUMNS)
+            values, gates = values[COLUMNS + 2 :], gates[COLUMNS + 2 :]
+    for index in tl.static_range(SUMS):
+        place = partial_sums + (part * SUMS + index).to(tl.int64) * 2 * inner
+        tl.store(place + value, value_sums[index], mask=inside)
+        tl.store(place + gate, gate_sums[index], mask=inside)
+
+
+@triton.jit
+def x_gradient_kernel(
+    x,
+    weight,
+    mixed_gradient,
+    x_gradient,
+    height,
+    width,
+    channels,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Write one strip of `BLOCK` channels of the gradient of x: the mirrored convolution, times the SiLU's slope."""
+    blocks, grid = tl.cdiv(channels, BLOCK), (height, width, channels)
+    channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < channels
+    image, first, column = strip_of(tl.program_id(0) // blocks, height, width, ROWS, COLUMNS)
+    cells = mixed_gradient + image * height * width * channels
+    taps = load_taps(weight, channel, inside, True)
+    window = (tl.zeros([BLOCK], tl.float32),) * (2 * (COLUMNS + 2))
+    for below in range(first - 1, min(first + ROWS, height) + 1):
+        window += load_row(cells, below, column, grid, channel, inside, COLUMNS, False)
+        if below > first:
+            for step in tl.static_range(COLUMNS):
+                place = ((image * height + below - 1) * width + column + step) * channels + channel
+                mask = inside & (column + step < width)
+                slope = silu_slope(tl.load(x + place, mask=mask, other=0.0).to(tl.float32))
+                tl.store(x_gradient + place, convolve(window, taps, 0.0, step, COLUMNS) * slope, mask=mask)
+        window = window[COLUMNS + 2 :]
+
+
+def strips_of(images: int, size: tuple[int, int]) -> int:
+    """Number of strips in a batch of grids (H, W)."""
+    return images * triton.cdiv(size[0], TILE["ROWS"]) * triton.cdiv(size[1], TILE["COLUMNS"])
+
+
+def blocks_of(channels: int) -> int:
+    """Number of blocks of channels."""
+    return triton.cdiv(channels, TILE["BLOCK"])
+
+
+def forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, N, I) in the dtype of contiguous tokens (B, N, 2I), with contiguous weights (2I, 1, 3, 3) and bias (2I)."""
+    images, tokens, channels = x_BNC.shape
+    out_BNI = x_BNC.new_empty(images, tokens, channels // 2)
+    grid = (strips_of(images, size) * blocks_of(channels // 2),)
+    forward_kernel[grid](x_BNC, weight, bias, out_BNI, *size, channels // 2, **TILE, num_warps=FORWARD_WARPS)
+    return out_BNI
+
+
+def backward(
+    x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int], out_gradient_BNI: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (in its dtype), weight and bias (both in float32), given that of the output, contiguous too."""
+    images, _, channels = x_BNC.shape
+    strips = strips_of(images, size)
+    parts = min(strips, PARTS)
+    # float16 would cut off a gradient here that the convolution brings back into its range
+    between = torch.float32 if x_BNC.dtype == torch.float16 else x_BNC.dtype
+    mixed_gradient_BNC = torch.empty_like(x_BNC, dtype=between)
+    sums_PSC = x_BNC.new_empty(parts, SUMS.value, channels, dtype=torch.float32)
+    mixed_gradient_kernel[(parts * blocks_of(channels // 2),)](
+        *(x_BNC, weight, bias, out_gradient_BNI, mixed_gradient_BNC, sums_PSC),
+        *(*size, channels // 2, strips, parts),
+        **TILE,
+        num_warps=MIXED_GRADIENT_WARPS,
+    )
+    x_gradient_BNC = torch.empty_like(x_BNC)
+    x_gradient_kernel[(strips * blocks_of(channels),)](
+        *(x_BNC, weight, mixed_gradient_BNC, x_gradient_BNC), *size, channels, **TILE, num_warps=X_GRADIENT_WARPS
+    )
+    sums_SC = sums_PSC.sum(0)
+    return x_gradient_BNC, sums_SC[:9].T.reshape(weight.shape), sums_SC[9]
+
+
+class MixFeedForwardFunction(torch.autograd.Function):
+    """The forward kernel with its backward ones. A second derivative is an error."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
+        """As `forward` beside, of tensors of any strides."""
+        x_BNC, weight, bias = x_BNC.contiguous(), weight.contiguous(), bias.contiguous()
+        ctx.save_for_backward(x_BNC, weight, bias)
+        ctx.size = size
+        return forward(x_BNC, weight, bias, size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, out_gradient_BNI: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """As `backward` beside, in the dtypes of what went in."""
+        x_BNC, weight, bias = ctx.saved_tensors
+        gradients = backward(x_BNC, weight, bias, ctx.size, out_gradient_BNI.contiguous())
+        x_gradient_BNC, weight_gradient, bias_gradient = gradients
+        return x_gradient_BNC, weight_gradient.to(weight.dtype), bias_gradient.to(bias.dtype), None
+
+
+def mix_feed_forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
+    """As `reference.mix_feed_forward`, in float32 inside; float32, bfloat16 or float16 in the dtype of `x_BNC`."""
+    return MixFeedForwardFunction.apply(x_BNC, weight, bias, size)
+
+
+def ahead_of_time() -> list[Build]:
+    """The kernels at any grid with 1.6B's 5600 inner channels, for tensors of either dtype and float32 weights."""
+    builds = []
+    for kernel, warps in (
+        (forward_kernel, FORWARD_WARPS),
+        (mixed_gradient_kernel, MIXED_GRADIENT_WARPS),
+        (x_gradient_kernel, X_GRADIENT_WARPS),
+    ):
+        for dtype in ("bf16", "fp32"):
+            tokens = dict.fromkeys(("x", "out", "out_gradient", "mixed_gradient", "x_gradient"), f"*{dtype}")
+            pointers = tokens | dict.fromkeys(("weight", "bias", "partial_sums"), "*fp32")
+            names = [name for name in kernel.arg_names if name not in TILE]
+            types = {name: pointers.get(name, "i32") for name in names}
+            divisible = frozenset(name for name in names if name in pointers or name in ("inner", "channels"))
+            builds.append(Build(kernel, types, TILE, divisible, {"num_warps": warps}))
+    return builds
