@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Choice = Literal["auto", "triton", "reference"]
 """`auto` takes the Triton kernel on CUDA devices where Triton is installed, and the reference elsewhere."""
@@ -14,7 +15,21 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def use_triton(choice: Choice, device: torch.device, obstacle: str | None = None) -> bool:
+_chosen: Choice = "auto"
+
+
+def choose_kernels(choice: Choice) -> None:
+    """Set what this process's networks run on, as torch's own backend flags do; before it they run on `auto`."""
+    global _chosen
+    _chosen = choice
+
+
+def chosen_kernels() -> Choice:
+    """What this process's networks run on."""
+    return _chosen
+
+
+def use_triton(choice: Choice, device: "torch.device", obstacle: str | None = None) -> bool:
     """Whether the Triton kernel serves tensors on `device`; `obstacle` is what the kernel cannot do about them, if any.
 
     Raises ValueError if Triton was asked for and cannot.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kernels.choice import chosen_kernels
 from kernels.linear_attention import NORM_EPS, linear_attention, split_heads
 from kernels.mix_feed_forward import mix_feed_forward
 from kernels.modulation import modulate
@@ -52,7 +53,7 @@ class LinearAttention(nn.Module):
     def forward(self, x_BND: Tensor) -> Tensor:
         """Self-attention over N tokens in time linear in N."""
         norms = None if self.q_norm is None else (self.q_norm.weight, self.k_norm.weight)
-        return self.proj(linear_attention(self.qkv(x_BND), norms, self.head_dim, self.eps))
+        return self.proj(linear_attention(self.qkv(x_BND), norms, self.head_dim, self.eps, chosen_kernels()))
 
 
 class CrossAttention(nn.Module):
@@ -108,7 +109,7 @@ class MixFeedForward(nn.Module):
         The 1x1 convolutions run as matrix products on tokens, so the grid is channels-last throughout.
         """
         x = F.linear(x_BND, self.inverted_conv.conv.weight.flatten(1), self.inverted_conv.conv.bias)
-        x = mix_feed_forward(x, self.depth_conv.conv.weight, self.depth_conv.conv.bias, size, "auto")
+        x = mix_feed_forward(x, self.depth_conv.conv.weight, self.depth_conv.conv.bias, size, chosen_kernels())
         return F.linear(x, self.point_conv.conv.weight.flatten(1))
 
 
@@ -178,7 +179,7 @@ class FinalLayer(nn.Module):
     def forward(self, x_BND: Tensor, time_BD: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, C, H, W). `time_BD` is the embedded time itself, not the blocks' modulation."""
         shift_B1D, scale_B1D = (self.scale_shift_table + time_BD[:, None]).to(x_BND.dtype).chunk(2, dim=1)
-        x = self.linear(modulate(x_BND, shift_B1D, scale_B1D))
+        x = self.linear(modulate(x_BND, shift_B1D, scale_B1D, chosen_kernels()))
         height, width, p = *size, self.patch_size
         x = x.reshape(-1, height, width, p, p, self.channels)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, height * p, width * p)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.choice import chosen_kernels
 from kernels.modulation import gated_residual, modulate
 from model.layers import (
     CaptionEmbedder,
@@ -110,9 +111,12 @@ class SanaBlock(nn.Module):
         """One block. `time_B6D` is the shared modulation; `text` this block's keys and values; `size` is (H, W)."""
         modulation_B6D = self.scale_shift_table + time_B6D
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation_B6D.to(x_BND.dtype).chunk(6, dim=1)
-        x_BND = gated_residual(x_BND, gate1, self.attn(modulate(x_BND, shift1, scale1)))
+        kernels = chosen_kernels()
+        attended = self.attn(modulate(x_BND, shift1, scale1, kernels))
+        x_BND = gated_residual(x_BND, gate1, attended, kernels)
         x_BND = x_BND + self.cross_attn(x_BND, text, mask_BT)
-        return gated_residual(x_BND, gate2, self.mlp(modulate(x_BND, shift2, scale2), size))
+        fed_forward = self.mlp(modulate(x_BND, shift2, scale2, kernels), size)
+        return gated_residual(x_BND, gate2, fed_forward, kernels)
 
 
 class Sana(nn.Module):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from kernels.choice import Choice
 from model.numerics import CheckpointKey, Instruction, Numerics, Precision
 from tasks.errors import UserError
 
@@ -48,6 +49,7 @@ class Compute:
     seed: int
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
+    kernels: Choice
     threads: int
     branch_threads: int
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from kernels.choice import choose_kernels, chosen_kernels, use_triton
 from tasks import layout
 from tasks.errors import UserError
 from tasks.external import external_inputs, note_made
@@ -36,7 +37,7 @@ from tasks.tracking import Tracker, open_tracker
 
 Metrics = dict[str, float]
 PARENT_VARIABLE = "SANA15_PARENT_PID"
-COMPUTE_SECTIONS = ("compute.seed", "compute.device", "compute.dtype")
+COMPUTE_SECTIONS = ("compute.seed", "compute.device", "compute.dtype", "compute.kernels")
 TRAINING_SECTIONS = (*COMPUTE_SECTIONS, "diffusion")
 
 
@@ -112,7 +113,7 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
     out.mkdir(parents=True)
     started = time.monotonic()
     with open_tracker(stage.name) as tracker:
-        tracker.log_params(section_values(params, stage.sections))
+        tracker.log_params(section_values(params, stage.sections) | {"kernels_in_use": kernels_in_use(device)})
         tracker.log_inputs(stage.inputs)
         context = Context(stage.name, params, out, state, tracker, device, threads)
         metrics = stage.run(context)
@@ -144,18 +145,34 @@ def record_cost(stage: Stage, digest: str, seconds: float, device: str) -> None:
     record = {"name": stage.name, "seconds": round(seconds, 3), "peak_memory_bytes": peak, "device": device}
     record["output"] = sha256_file(stage.out / "manifest.json")
     record["inputs_digest"] = digest
+    record["kernels"] = kernels_in_use(device)
     write_json(layout.STAGE_RECORDS / f"{stage.name}.json", record)
 
 
 def configure_torch(params: Params, threads: int) -> str:
-    """Pin threads and determinism before the first tensor; returns the device name."""
+    """Pin threads, determinism and kernels before the first tensor; returns the device name.
+
+    Raises UserError for a device or kernels that are not there.
+    """
     import torch
 
     torch.set_num_threads(threads)
     device = choose_device(params.compute.device, "params.yaml: compute.device")
+    try:
+        use_triton(params.compute.kernels, torch.device(device))
+    except ValueError as error:
+        raise UserError(f"params.yaml: compute.{error}") from None
+    choose_kernels(params.compute.kernels)
     # as use_deterministic_algorithms, which would import the compiler for a second; some CUDA kernels have no such form
     torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
     return device
+
+
+def kernels_in_use(device: str) -> str:
+    """What the network runs on here: `triton` or `reference`."""
+    import torch
+
+    return "triton" if use_triton(chosen_kernels(), torch.device(device)) else "reference"
 
 
 def choose_device(wanted: str, where: str) -> str:

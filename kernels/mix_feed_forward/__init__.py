@@ -12,7 +12,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def mix_feed_forward(
-    x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int], kernels: Choice = "auto"
+    x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int], choice: Choice = "auto"
 ) -> Tensor:
     """SiLU, depth-wise 3x3 convolution with bias, then value * SiLU(gate): tokens (B, H*W, 2I) as (B, H*W, I).
 
@@ -23,7 +23,7 @@ def mix_feed_forward(
     """
     check_shapes(x_BNC, weight, bias, size)
     obstacle = None if x_BNC.dtype in DTYPES else f"the Mix-FFN has no kernel for {x_BNC.dtype}"
-    if not use_triton(kernels, x_BNC.device, obstacle):
+    if not use_triton(choice, x_BNC.device, obstacle):
         return reference.mix_feed_forward(x_BNC, weight, bias, size)
     from kernels.mix_feed_forward import triton_kernel
 

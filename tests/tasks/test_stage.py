@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from small_workspace import PROJECT, write_params
 
+from kernels import choice
 from tasks import sources
 from tasks.errors import UserError
 from tasks.locks import hold
-from tasks.params import load_params
-from tasks.stage import run_stage
+from tasks.params import PARAMS_FILE, apply_overrides, build_params, load_params, read_yaml
+from tasks.stage import configure_torch, run_stage
 from tasks.train import stage
 
 
@@ -36,6 +37,16 @@ def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
     holder.wait()
     with hold(Path(".sana15/locks/train"), "train is held"):
         pass  # the system let go of it with the process
+
+
+def test_triton_where_it_cannot_run_stops_a_stage_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = apply_overrides(read_yaml(PROJECT / PARAMS_FILE), {"compute.device": "cpu"}, "test")
+    params = build_params(apply_overrides(values, {"compute.kernels": "triton"}, "test"), "test")
+    monkeypatch.setattr(choice, "INTERPRETED", False)
+    with pytest.raises(UserError) as error:
+        configure_torch(params, threads=1)
+    asked = "params.yaml: compute.kernels: triton was asked for, but cannot run on cpu here"
+    assert str(error.value) == f"{asked}: take auto or reference"
 
 
 def test_a_stages_code_is_all_it_imports_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,57 @@
+"""Claims about the network on Triton's kernels: it is the function that it is in plain PyTorch."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.choice import Choice, choose_kernels, chosen_kernels
+from kernels.linear_attention import triton_kernel as attention
+from kernels.mix_feed_forward import triton_kernel as feed_forward
+from kernels.modulation import triton_kernel as modulation
+from model.network import NetworkConfig, Sana
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def kernels_of_its_own() -> Iterator[None]:
+    """The choice holds for the process: it goes back to what it was."""
+    before = chosen_kernels()
+    yield
+    choose_kernels(before)
+
+
+def value_and_gradients(network: Sana, choice: Choice) -> tuple[Tensor, list[Tensor]]:
+    """The output for a fixed batch of a grid that is not square, and the gradient of every parameter."""
+    choose_kernels(choice)
+    random = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, 3, 3, 5, generator=random).to(DEVICE)
+    text = torch.randn(2, 4, 6, generator=random).to(DEVICE)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool, device=DEVICE)
+    network.zero_grad()
+    out = network(latents, torch.tensor([20.0, 900.0], device=DEVICE), network.encode_text(text, mask))
+    out.square().sum().backward()
+    return out.detach(), [parameter.grad.clone() for parameter in network.parameters()]
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_kernels_give_the_network_s_output_and_gradients(qk_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = NetworkConfig(3, 32, 2, 16, 2, 2.5, 1, 6, qk_norm, "diffusers")
+    torch.manual_seed(0)
+    network = Sana(config).to(DEVICE)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.2)
+    used = []
+    for module, name in ((attention, "linear_attention"), (feed_forward, "mix_feed_forward"), (modulation, "modulate")):
+        kernel = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, _run=kernel, _name=name: used.append(_name) or _run(*given))
+    plain, plain_gradients = value_and_gradients(network, "reference")
+    assert not used
+    fused, fused_gradients = value_and_gradients(network, "triton")
+    assert sorted(used) == ["linear_attention"] * 2 + ["mix_feed_forward"] * 2 + ["modulate"] * 5
+    assert (fused - plain).norm() <= 1e-5 * plain.norm()
+    for ours, expected in zip(fused_gradients, plain_gradients, strict=True):
+        assert (ours - expected).norm() <= 1e-4 * expected.norm() + 1e-6
