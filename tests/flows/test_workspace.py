@@ -130,7 +130,7 @@ def test_a_copy_shares_the_cache_and_the_remote_of_the_project(project: Path) ->
     ("profile", "overrides", "said"),
     [
         (None, {"finetune.step": 1}, "finetune.steps"),
-        (None, {"finetune.steps": 0}, "above 0"),
+        (None, {"finetune.batch_size": 0}, "above 0"),
         ("smok", {}, "smoke"),
     ],
 )
