@@ -51,9 +51,12 @@ def _tar(members: float) -> int:
     return TAR_RECORD * ceil((members + TAR_END) / TAR_RECORD)
 
 
-def state_bytes(optimizer: str, config: NetworkConfig) -> int:
-    """State to resume training from: weights, EMA and optimizer, of every generation and the one being written."""
-    return (KEPT + 1) * (2 * weight_bytes(config) + optimizer_bytes(optimizer, config))
+def state_bytes(optimizer: str, config: NetworkConfig, averaged: int) -> int:
+    """State to resume training from, of every generation and the one being written.
+
+    Weights, their average of `averaged` bytes, and the optimizer's state.
+    """
+    return (KEPT + 1) * (weight_bytes(config) + averaged + optimizer_bytes(optimizer, config))
 
 
 def pool_bytes(prompts: int, images: int, image_size: int) -> int:

@@ -17,16 +17,16 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
     """A run of the training loop, with its held-out losses; of 0 steps, one such loss of the weights as they are."""
     config = experiment.config(depth)
     weights, tokens, text = weight_bytes(config), experiment.tokens, experiment.text_tokens
-    evaluated = _loss_peak(experiment, depth)
+    averaged, evaluated = weights if chosen.ema_decay else 0, _loss_peak(experiment, depth)
     flops_of_evaluations = evaluations(chosen) * experiment.heldout_flops(depth)
     if not chosen.steps:
-        memory = Memory(weights, ema=weights, activations=evaluated)
+        memory = Memory(weights, ema=averaged, activations=evaluated)
         return Cost(stage, parameters(config), memory, flops_of_evaluations, outputs=weights)
     samples = Batch(micro_batch(chosen, experiment.gpus), tokens, text)
     saved = activation_bytes(config, samples, experiment.precision) + autocast_bytes(config, experiment.precision.dtype)
     memory = Memory(
         weights,
-        ema=weights,
+        ema=averaged,
         gradients=weights,
         optimizer=optimizer_bytes(chosen.optimizer, config),
         activations=max(saved, evaluated - weights),  # there are no gradients while a held-out loss is taken
@@ -38,7 +38,7 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
         memory,
         trained + flops_of_evaluations,
         outputs=weights,
-        state=disk.state_bytes(chosen.optimizer, config),
+        state=disk.state_bytes(chosen.optimizer, config, averaged),
     )
 
 

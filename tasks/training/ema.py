@@ -9,16 +9,20 @@ class Ema:
 
     The decay warms up with the number of updates n, so that a short run is not averaged with its initial weights. The
     published training code updates before the optimizer's step and so lags one update; here it follows the step.
+
+    With a decay of 0 the average is the parameters themselves, and no copy of them is kept.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.parameters = [parameter for parameter in network.parameters()]
+        self.parameters = [parameter for parameter in network.parameters()] if decay else []
         self.average = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
         """Take in the parameters after their update number `updates` (from 1)."""
+        if not self.parameters:
+            return
         decay = min(self.decay, (1 + updates) / (10 + updates))
         torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
 

@@ -173,7 +173,8 @@ def test_importance_and_pruning_cost_what_the_stages_do(trained: Experiment) -> 
     assert done == network_stages.prune(trained, 3).flops
 
 
-def test_state_on_disk_is_what_training_saves(trained: Experiment) -> None:
+@pytest.mark.parametrize("decay", [0.9, 0.0])
+def test_state_on_disk_is_what_training_saves(trained: Experiment, decay: float) -> None:
     chosen = trained.params.pretrain
     config = replace(trained.config(chosen.depth), hidden_size=160, linear_head_dim=16)
     network = Sana(config)
@@ -182,9 +183,12 @@ def test_state_on_disk_is_what_training_saves(trained: Experiment) -> None:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     folder = Path("state")
-    save_state(folder, 1, network, Ema(network, 0.9), optimizer, History())
+    average = Ema(network, decay)
+    save_state(folder, 1, network, average, optimizer, History())
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    expected = disk.state_bytes("came8bit", config) / 3  # of three generations
+    averaged = sum(tensor.nbytes for tensor in average.average)
+    assert (averaged > 0) == (decay > 0)
+    expected = disk.state_bytes("came8bit", config, averaged) / 3  # of three generations
     entries = 3 * sum(1 for _ in network.parameters())
     assert expected <= written <= expected + 1500 * entries  # names, shapes and padding of each tensor
 

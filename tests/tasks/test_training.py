@@ -181,3 +181,14 @@ def test_training_lowers_the_held_out_loss(uninterrupted: dict[str, bytes]) -> N
     rows = uninterrupted["heldout.csv"].decode().splitlines()
     first, last = (float(row.split(",")[2]) for row in (rows[1], rows[-1]))
     assert last < first
+
+
+def test_without_averaging_the_last_weights_are_saved(tmp_path: Path) -> None:
+    saved = []
+    for number, decay in enumerate((0.0, 1e-30)):  # so small a decay leaves nothing of what was before
+        folder = workspace(tmp_path / str(number), pretrain__steps=8, pretrain__ema_decay=decay)
+        finish(stage_process(folder, "tasks.pretrain"))
+        saved.append(outputs(folder)["model.safetensors"])
+        average = load_file(states(folder)[0] / "ema.safetensors") if states(folder) else {}
+        assert decay or not average
+    assert saved[0] == saved[1]
