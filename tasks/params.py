@@ -20,6 +20,8 @@ from model.numerics import CheckpointKey, Instruction, Numerics, Precision
 from tasks.errors import UserError
 
 Baseline = Literal["small", "grown"]
+CAMES = ("came8bit", "came")
+"""The project's own optimizers, which round bfloat16 weights stochastically and can step within the backward pass."""
 
 PARAMS_FILE = Path("params.yaml")
 PROFILES = Path("profiles")
@@ -35,6 +37,10 @@ def _positive(section: Any, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
         _check(value > 0, f"{name} is {value}: it must be above 0")
+
+
+def _or(names: tuple[str, ...]) -> str:
+    return " or ".join(names)
 
 
 def _divides(section: Any, whole: str, divisor: str) -> None:
@@ -200,13 +206,17 @@ class Training:
     weight_decay: float
     warmup_steps: int
     schedule: Literal["constant", "cosine"]
-    clip_norm: float
+    weights: Literal["float32", "bfloat16"]
+    step_in_backward: bool
+    clip_norm: float | None
     ema_decay: float
     evaluate_every: int
     checkpoint_every: int
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_size", "grad_accumulation", "learning_rate", "clip_norm")
+        _positive(self, "batch_size", "grad_accumulation", "learning_rate")
+        if self.clip_norm is not None:
+            _positive(self, "clip_norm")
         _positive(self, "evaluate_every", "checkpoint_every")
         _check(self.steps >= 0, f"steps is {self.steps}: it must be 0 (weights stay as they are) or above")
         _check(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must be 0 or above")
@@ -216,6 +226,29 @@ class Training:
             self.batch_size % self.grad_accumulation == 0,
             f"batch_size {self.batch_size} is no multiple of grad_accumulation {self.grad_accumulation}",
         )
+        self._check_bfloat16_weights()
+        self._check_step_in_backward()
+
+    def _check_bfloat16_weights(self) -> None:
+        if self.weights == "float32":
+            return
+        _check(
+            self.optimizer in CAMES,
+            f"weights is bfloat16 with optimizer {self.optimizer}: it would round small updates away; {_or(CAMES)} "
+            "round them stochastically",
+        )
+        _check(
+            self.ema_decay == 0,
+            f"ema_decay is {self.ema_decay} with weights bfloat16: such an average would stand still; set it to 0",
+        )
+
+    def _check_step_in_backward(self) -> None:
+        if not self.step_in_backward:
+            return
+        why = "with step_in_backward, which keeps no gradients"
+        _check(self.optimizer in CAMES, f"optimizer is {self.optimizer} with step_in_backward: choose {_or(CAMES)}")
+        _check(self.clip_norm is None, f"clip_norm is {self.clip_norm} {why}: set it to null")
+        _check(self.grad_accumulation == 1, f"grad_accumulation is {self.grad_accumulation} {why}: set it to 1")
 
 
 @dataclass(frozen=True)
@@ -389,6 +422,11 @@ class Params:
     report: Report
 
     def __post_init__(self) -> None:
+        for name in ("pretrain", "train", "finetune"):
+            _check(
+                getattr(self, name).weights == "float32" or self.compute.dtype == "bfloat16",
+                f"{name}.weights is bfloat16 with compute.dtype {self.compute.dtype}: set compute.dtype to bfloat16",
+            )
         _check(
             self.grow.depth >= self.pretrain.depth,
             f"grow.depth {self.grow.depth} is below pretrain.depth {self.pretrain.depth}",

@@ -7,7 +7,7 @@ from math import ceil, prod
 
 from model.network import NetworkConfig
 from tasks.data.shards import describe
-from tasks.planning.memory import optimizer_bytes, weight_bytes
+from tasks.planning.memory import optimizer_bytes
 from tasks.training.state import KEPT
 
 TAR_BLOCK = 512  # a member is a header of one block and its bytes in whole blocks
@@ -51,12 +51,12 @@ def _tar(members: float) -> int:
     return TAR_RECORD * ceil((members + TAR_END) / TAR_RECORD)
 
 
-def state_bytes(optimizer: str, config: NetworkConfig, averaged: int) -> int:
+def state_bytes(optimizer: str, config: NetworkConfig, weights: int) -> int:
     """State to resume training from, of every generation and the one being written.
 
-    Weights, their average of `averaged` bytes, and the optimizer's state.
+    `weights` are the bytes of the weights and their average; to them comes the optimizer's state.
     """
-    return (KEPT + 1) * (weight_bytes(config) + averaged + optimizer_bytes(optimizer, config))
+    return (KEPT + 1) * (weights + optimizer_bytes(optimizer, config))
 
 
 def pool_bytes(prompts: int, images: int, image_size: int) -> int:

@@ -1,9 +1,10 @@
 """Memory of training, in bytes: weights, gradients, optimizer state, and the activations that a backward pass needs.
 
-Weights, gradients, EMA and optimizer state are float32 but for what the optimizer packs; autocast multiplies bfloat16
-copies. Activations are the tensors that autograd saves for a micro-batch. The training loop has no activation
-checkpointing, so they are saved for all blocks. Left out is what comes and goes within one operation, such as casts,
-gradients of activations and the optimizer's work on one matrix, and what the allocator holds in reserve.
+Weights and gradients are float32 or bfloat16, EMA and optimizer state float32 but for what the optimizer packs;
+autocast multiplies bfloat16 copies of float32 weights. Activations are the tensors that autograd saves for a
+micro-batch. The training loop has no activation checkpointing, so they are saved for all blocks. Left out is what comes
+and goes within one operation, such as casts, gradients of activations and the optimizer's work on one matrix, and what
+the allocator holds in reserve.
 
 Shapes: N latent tokens, T text tokens (padding included), D hidden size, I inner channels, C latent channels, E caption
 channels.
@@ -94,9 +95,16 @@ def _is_matrix(shape: Shape) -> bool:
     return len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
 
 
-def weight_bytes(config: NetworkConfig) -> int:
-    """The network in float32: also the size of its gradients, of its EMA, and of its checkpoint but for the header."""
-    return FLOAT * parameters(config)
+def weight_bytes(config: NetworkConfig, dtype: str = "float32") -> int:
+    """The network: also the size of its gradients, of its EMA, and of its checkpoint but for the header."""
+    return WIDTH[dtype] * parameters(config)
+
+
+def gradient_bytes(config: NetworkConfig, dtype: str, step_in_backward: bool) -> int:
+    """All gradients, or with steps in the backward pass the largest parameter's, which is freed before the next."""
+    if not step_in_backward:
+        return weight_bytes(config, dtype)
+    return WIDTH[dtype] * max(map(prod, parameter_shapes(config)))
 
 
 def autocast_bytes(config: NetworkConfig, dtype: str) -> int:

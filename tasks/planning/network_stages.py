@@ -6,7 +6,14 @@ from tasks.params import Training
 from tasks.planning import disk, flops
 from tasks.planning.cost import Cost, Memory
 from tasks.planning.experiment import Experiment, evaluations, micro_batch
-from tasks.planning.memory import Batch, activation_bytes, autocast_bytes, optimizer_bytes, weight_bytes
+from tasks.planning.memory import (
+    Batch,
+    activation_bytes,
+    autocast_bytes,
+    gradient_bytes,
+    optimizer_bytes,
+    weight_bytes,
+)
 from tasks.planning.parameters import parameters
 from tasks.training.evaluation import BATCH
 
@@ -16,20 +23,22 @@ RANKED_CUTS = 3  # by importance, without the first and without the last blocks
 def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -> Cost:
     """A run of the training loop, with its held-out losses; of 0 steps, one such loss of the weights as they are."""
     config = experiment.config(depth)
-    weights, tokens, text = weight_bytes(config), experiment.tokens, experiment.text_tokens
+    weights, tokens, text = weight_bytes(config, chosen.weights), experiment.tokens, experiment.text_tokens
+    gradients = gradient_bytes(config, chosen.weights, chosen.step_in_backward)
     averaged, evaluated = weights if chosen.ema_decay else 0, _loss_peak(experiment, depth)
     flops_of_evaluations = evaluations(chosen) * experiment.heldout_flops(depth)
     if not chosen.steps:
         memory = Memory(weights, ema=averaged, activations=evaluated)
         return Cost(stage, parameters(config), memory, flops_of_evaluations, outputs=weights)
     samples = Batch(micro_batch(chosen, experiment.gpus), tokens, text)
-    saved = activation_bytes(config, samples, experiment.precision) + autocast_bytes(config, experiment.precision.dtype)
+    copies = autocast_bytes(config, experiment.precision.dtype) if chosen.weights == "float32" else 0
+    saved = activation_bytes(config, samples, experiment.precision) + copies
     memory = Memory(
         weights,
         ema=averaged,
-        gradients=weights,
+        gradients=gradients,
         optimizer=optimizer_bytes(chosen.optimizer, config),
-        activations=max(saved, evaluated - weights),  # there are no gradients while a held-out loss is taken
+        activations=max(saved, evaluated - gradients),  # there are no gradients while a held-out loss is taken
     )
     trained = chosen.steps * chosen.batch_size * flops.training_flops(config, tokens, text)
     return Cost(
@@ -38,7 +47,7 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
         memory,
         trained + flops_of_evaluations,
         outputs=weights,
-        state=disk.state_bytes(chosen.optimizer, config, averaged),
+        state=disk.state_bytes(chosen.optimizer, config, weights + averaged),
     )
 
 

@@ -4,6 +4,7 @@ Runs on accelerate (autocast, gradient accumulation, clipping). A non-finite los
 update; the state is saved before the final evaluation, so that a failure there loses nothing.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ class Trainer:
 
     def __init__(self, context: Context, network: Sana, encoded: Path, training: Training) -> None:
         self.context, self.training = context, training
-        self.network = network.to(context.device)
+        self.network = network.to(context.device, getattr(torch, training.weights))
         self.dataset = EncodedDataset(encoded, "train")
         self.heldout = EncodedDataset(encoded, "heldout")
         precision = "bf16" if context.params.compute.dtype == "bfloat16" else "no"
@@ -86,7 +87,9 @@ class Trainer:
                 self.accelerator.backward(loss)
                 total += loss.item() / parts
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.network.parameters(), training.clip_norm).item()
+                    # without a limit the norm is measured, and nothing is clipped
+                    limit = math.inf if training.clip_norm is None else training.clip_norm
+                    norm = self.accelerator.clip_grad_norm_(self.network.parameters(), limit).item()
                     self._refuse_non_finite(total, norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()

@@ -143,6 +143,22 @@ def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(key: str, value
         ({"grow__depth": 9, "prune__depths": [9]}, "prune.depths"),
         ({"grow__depth": 3, "pretrain__depth": 4, "prune__depths": [2]}, "grow.depth 3 is below pretrain.depth 4"),
         ({"train__steps": -1}, "train.steps is -1"),
+        ({"train__clip_norm": 0}, "train.clip_norm is 0.0"),
+        ({"train__weights": "bfloat16"}, "train.ema_decay is 0.995 with weights bfloat16"),
+        ({"train__weights": "bfloat16", "train__optimizer": "adamw"}, "train.weights is bfloat16 with optimizer adamw"),
+        (
+            {"train__weights": "bfloat16", "train__ema_decay": 0, "compute__dtype": "float32"},
+            "train.weights is bfloat16 with compute.dtype float32",
+        ),
+        ({"train__step_in_backward": True}, "train.clip_norm is 1.0 with step_in_backward"),
+        (
+            {"train__step_in_backward": True, "train__clip_norm": None, "train__grad_accumulation": 2},
+            "train.grad_accumulation is 2 with step_in_backward",
+        ),
+        (
+            {"train__step_in_backward": True, "train__optimizer": "adamw8bit"},
+            "train.optimizer is adamw8bit with step_in_backward",
+        ),
         ({"pretrain__steps": 0, "pretrain__warmup_steps": 0}, "pretrain.steps is 0 and path is None"),
         ({"workflow__baselines": ["small"]}, "workflow.baselines is ['small']"),
         ({"workflow__baselines": ["grown", "grown"]}, "workflow.baselines is ['grown', 'grown']"),

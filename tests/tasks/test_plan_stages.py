@@ -186,9 +186,9 @@ def test_state_on_disk_is_what_training_saves(trained: Experiment, decay: float)
     average = Ema(network, decay)
     save_state(folder, 1, network, average, optimizer, History())
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    averaged = sum(tensor.nbytes for tensor in average.average)
-    assert (averaged > 0) == (decay > 0)
-    expected = disk.state_bytes("came8bit", config, averaged) / 3  # of three generations
+    weights = sum(tensor.nbytes for tensor in (*network.parameters(), *average.average))
+    assert len(average.average) == (len(list(network.parameters())) if decay else 0)
+    expected = disk.state_bytes("came8bit", config, weights) / 3  # of three generations
     entries = 3 * sum(1 for _ in network.parameters())
     assert expected <= written <= expected + 1500 * entries  # names, shapes and padding of each tensor
 

@@ -192,3 +192,20 @@ def test_without_averaging_the_last_weights_are_saved(tmp_path: Path) -> None:
         average = load_file(states(folder)[0] / "ema.safetensors") if states(folder) else {}
         assert decay or not average
     assert saved[0] == saved[1]
+
+
+def test_bfloat16_weights_are_trained_and_resumed_to_the_bit(tmp_path: Path) -> None:
+    changes = {"pretrain__weights": "bfloat16", "pretrain__ema_decay": 0.0, "pretrain__clip_norm": None}
+    whole, cut = (workspace(tmp_path / name, pretrain__steps=30, **changes) for name in ("whole", "cut"))
+    finish(stage_process(whole, "tasks.pretrain"))
+    process = stage_process(cut, "tasks.pretrain")
+    wait_for_state(cut, process)
+    process.kill()
+    process.communicate()
+    assert states(cut), "it was done before it could be killed"
+    assert "resuming after step" in finish(stage_process(cut, "tasks.pretrain"))
+    assert outputs(cut) == outputs(whole)
+    tensors = load_file(whole / layout.SMALL / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    first, *_, last = outputs(whole)["heldout.csv"].decode().splitlines()[1:]
+    assert float(last.split(",")[2]) < float(first.split(",")[2])
