@@ -2,38 +2,46 @@
 
 import difflib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from kernels.came8bit import Came, Came8bit
+from kernels.came8bit.state import is_matrix
+from kernels.choice import chosen_kernels
 
 # The betas and epsilons that SANA-1.5 trains with; they are also those of the CAME paper.
 CAME_BETAS = (0.9, 0.999, 0.9999)
 CAME_EPSILONS = (1e-30, 1e-16)
 
 
-def _came(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
-    return Came(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay)
+def _came(parameters: list[Parameter], lr: float, weight_decay: float, seed: int) -> Optimizer:
+    return Came(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay, **_rounding(seed))
 
 
-def _came8bit(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
-    return Came8bit(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay)
+def _came8bit(parameters: list[Parameter], lr: float, weight_decay: float, seed: int) -> Optimizer:
+    return Came8bit(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay, **_rounding(seed))
 
 
-def _adamw(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
+def _rounding(seed: int) -> dict[str, Any]:
+    return {"stochastic_rounding": True, "seed": seed, "kernels": chosen_kernels()}
+
+
+def _adamw(parameters: list[Parameter], lr: float, weight_decay: float, _seed: int) -> Optimizer:
     return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
 
 
-def _adamw8bit(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
+def _adamw8bit(parameters: list[Parameter], lr: float, weight_decay: float, _seed: int) -> Optimizer:
     # imported here: it takes seconds, and only this optimizer needs it
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters, lr, weight_decay=weight_decay)
 
 
-OPTIMIZERS: dict[str, Callable[[list[Parameter], float, float], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[list[Parameter], float, float, int], Optimizer]] = {
     "came8bit": _came8bit,
     "came": _came,
     "adamw8bit": _adamw8bit,
@@ -41,25 +49,50 @@ OPTIMIZERS: dict[str, Callable[[list[Parameter], float, float], Optimizer]] = {
 }
 
 
-def build_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
+def build_optimizer(
+    name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float, seed: int = 0
+) -> Optimizer:
     """The optimizer `name` over `parameters`; weight decay is decoupled in each of them.
 
-    `came8bit` and `came` with SANA-1.5's betas (0.9, 0.999, 0.9999) and epsilons (1e-30, 1e-16); `adamw8bit` is
-    bitsandbytes', `adamw` torch's fused one, both with betas (0.9, 0.999) and epsilon 1e-8. An unknown name raises
-    ValueError.
+    `came8bit` and `came` with SANA-1.5's betas (0.9, 0.999, 0.9999) and epsilons (1e-30, 1e-16), on this process's
+    kernels; they round bfloat16 parameters stochastically, by bits of `seed`. `adamw8bit` is bitsandbytes', `adamw`
+    torch's fused one, both with betas (0.9, 0.999) and epsilon 1e-8. An unknown name raises ValueError.
     """
     if name not in OPTIMIZERS:
         nearest = difflib.get_close_matches(name, OPTIMIZERS, n=1, cutoff=0.0)[0]
         raise ValueError(f"optimizer is {name!r}: it must be one of {list(OPTIMIZERS)}; did you mean {nearest!r}?")
-    return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay)
+    return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay, seed)
 
 
 def state_bytes_per_parameter(optimizer: Optimizer) -> float:
     """Bytes of state for each trained number; tensors that parameters share (bitsandbytes' maps) count once."""
+    return _bytes_per_parameter(optimizer, list(optimizer.state))
+
+
+def state_bytes_by_kind(optimizer: Optimizer) -> dict[str, float]:
+    """As `state_bytes_per_parameter`, for each kind of layer that the optimizer trains (see `kind_of`)."""
+    kinds: dict[str, list[Tensor]] = {}
+    for parameter in optimizer.state:
+        kinds.setdefault(kind_of(parameter), []).append(parameter)
+    return {kind: _bytes_per_parameter(optimizer, parameters) for kind, parameters in sorted(kinds.items())}
+
+
+def kind_of(parameter: Tensor) -> str:
+    """What optimizers treat differently: matrix, 1x1 convolution, depth-wise convolution, vector, or other."""
+    if parameter.dim() <= 1:
+        return "vector"
+    if parameter.dim() == 2:
+        return "matrix"
+    if is_matrix(parameter):
+        return "1x1 convolution"
+    return "depth-wise convolution" if parameter.dim() == 4 and parameter.shape[1] == 1 else "other"
+
+
+def _bytes_per_parameter(optimizer: Optimizer, parameters: list[Tensor]) -> float:
     tensors = {
-        value.data_ptr(): value.nbytes
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
+        (value.data_ptr() or id(value)): value.nbytes  # tensors without data have no address
+        for parameter in parameters
+        for value in optimizer.state[parameter].values()
+        if isinstance(value, Tensor)
     }
-    return sum(tensors.values()) / sum(parameter.numel() for parameter in optimizer.state)
+    return sum(tensors.values()) / sum(parameter.numel() for parameter in parameters)

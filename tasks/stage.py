@@ -249,7 +249,9 @@ def die_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == int(parent):
             time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while True:  # an exit that falls into one of the interpreter's own callbacks is lost
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
 
     threading.Thread(target=watch, daemon=True, name="parent watch").start()
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
+from kernels.came8bit.in_backward import NonFiniteGradient, StepInBackward
 from kernels.optimizers import build_optimizer
 from model.checkpoint import save_network
 from model.network import Sana, parameter_count
@@ -18,6 +20,7 @@ from tasks.errors import UserError
 from tasks.files import write_csv
 from tasks.params import Training
 from tasks.progress import progress
+from tasks.seeds import derive
 from tasks.stage import Context, Interrupted, Metrics
 from tasks.training.ema import Ema
 from tasks.training.evaluation import heldout_loss
@@ -45,10 +48,12 @@ class Trainer:
             mixed_precision=precision,
             gradient_accumulation_steps=training.grad_accumulation,
         )
+        rounding = derive(context.params.compute.seed, context.name, "rounding")
         optimizer = build_optimizer(
-            training.optimizer, self.network.parameters(), training.learning_rate, training.weight_decay
+            training.optimizer, self.network.parameters(), training.learning_rate, training.weight_decay, rounding
         )
         self.loss, self.optimizer = self.accelerator.prepare(FlowMatchingLoss(self.network), optimizer)
+        self.in_backward = StepInBackward(optimizer, self.network) if training.step_in_backward else None
         self.ema = Ema(self.network, training.ema_decay)
         self.step, self.history = load_state(context.state, self.network, self.ema, self.optimizer.optimizer)
 
@@ -80,12 +85,15 @@ class Trainer:
         rate = learning_rate(training, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total = 0.0
+        total, norm = 0.0, None
         for i in range(parts):
             with self.accelerator.accumulate(self.loss):
                 loss = self.loss(batch.part(i, parts, self.context.device)).mean()
-                self.accelerator.backward(loss)
                 total += loss.item() / parts
+                if self.in_backward is not None:
+                    self._step_in_backward(loss)
+                    continue
+                self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     # without a limit the norm is measured, and nothing is clipped
                     limit = math.inf if training.clip_norm is None else training.clip_norm
@@ -141,12 +149,28 @@ class Trainer:
             "parameters": parameter_count(self.network),
         }
 
-    def _log(self, loss: float, norm: float, rate: float) -> None:
+    def _step_in_backward(self, loss: Tensor) -> None:
+        """Backward pass and step in one. After a gradient that is not finite the last checkpoint is what there is."""
+        assert self.in_backward is not None
+        self._refuse_non_finite(loss.item(), 0.0)
+        self.accelerator.backward(loss)
+        try:
+            self.in_backward.finish()
+        except NonFiniteGradient as error:
+            raise UserError(
+                f"step {self.step}: the gradient of {error.parameter} is not finite, and other parameters have moved: "
+                f"run again to go on from the last checkpoint in {self.context.state}, with a lower learning rate or "
+                "without step_in_backward"
+            ) from None
+
+    def _log(self, loss: float, norm: float | None, rate: float) -> None:
         recent = self.history.recent
         recent.append(loss)
         if self.step % LOG_EVERY and self.step != self.training.steps:
             return
-        row = {"loss": sum(recent) / len(recent), "learning_rate": rate, "grad_norm": norm}
+        row = {"loss": sum(recent) / len(recent), "learning_rate": rate}
+        if norm is not None:  # steps in the backward pass never have all gradients to measure
+            row["grad_norm"] = norm
         recent.clear()
         samples = self.step * self.training.batch_size
         self.history.training.append({"step": self.step, "samples": samples, **row})

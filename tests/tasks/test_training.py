@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,16 @@ from safetensors.torch import load_file
 from small_workspace import PROJECT, stage_process, write_encoded, write_params
 
 from model.checkpoint import load_network
+from model.network import Sana
 from tasks import layout
+from tasks.errors import UserError
 from tasks.files import read_json
-from tasks.spool import SPOOLS
+from tasks.params import load_params
+from tasks.pretrain import network_config
+from tasks.spool import SPOOLS, open_spool
+from tasks.stage import Context
+from tasks.tracking import Tracker
+from tasks.training.loop import Trainer
 from tasks.training.state import _generations
 
 CHANGES = {
@@ -209,3 +217,46 @@ def test_bfloat16_weights_are_trained_and_resumed_to_the_bit(tmp_path: Path) -> 
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     first, *_, last = outputs(whole)["heldout.csv"].decode().splitlines()[1:]
     assert float(last.split(",")[2]) < float(first.split(",")[2])
+
+
+def test_steps_in_the_backward_pass_end_where_ordinary_ones_do(tmp_path: Path) -> None:
+    saved = []
+    for chosen in (False, True):
+        changes = {"pretrain__grad_accumulation": 1, "pretrain__clip_norm": None, "pretrain__steps": 12}
+        folder = workspace(tmp_path / str(chosen), pretrain__step_in_backward=chosen, **changes)
+        finish(stage_process(folder, "tasks.pretrain"))
+        saved.append(load_network(folder / layout.SMALL).state_dict())
+        rows = outputs(folder)["history.csv"].decode().splitlines()
+        assert rows[1].endswith(",") == chosen  # the gradient's norm is not known
+    for name, tensor in saved[0].items():
+        torch.testing.assert_close(saved[1][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_in_a_step_in_backward_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"pretrain__grad_accumulation": 1, "pretrain__clip_norm": None, "pretrain__checkpoint_every": 2}
+    folder = workspace(tmp_path / "w", pretrain__step_in_backward=True, pretrain__steps=6, **changes)
+    monkeypatch.chdir(folder)
+    params = load_params()
+    (folder / "out").mkdir()
+    with closing(open_spool(SPOOLS, "pretrain", tags={})) as spool:
+        context = Context("pretrain", params, folder / "out", folder / "state", Tracker(spool), "cpu", 1)
+        torch.manual_seed(0)
+        network = Sana(network_config(params.network, 2, 3, 6))
+        trainer = Trainer(context, network, layout.ENCODED, params.pretrain)
+        update = trainer.update
+
+        def update_that_breaks() -> float:
+            if trainer.step == 3:
+                network.blocks[1].attn.qkv.weight.register_hook(lambda gradient: gradient * float("nan"))
+            return update()
+
+        trainer.update = update_that_breaks
+        with pytest.raises(UserError) as error:
+            trainer.run()
+        said = "step 3: the gradient of blocks.1.attn.qkv.weight is not finite"
+        assert str(error.value).startswith(said) and "\n" not in str(error.value)
+        again = Trainer(context, Sana(network.config), layout.ENCODED, params.pretrain)
+        assert again.step == 2
+        assert all(parameter.isfinite().all() for parameter in again.network.parameters())
