@@ -4,10 +4,12 @@ import difflib
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from kernels.came8bit import Came, Came8bit
+from kernels.came8bit.state import is_matrix
 
 # The betas and epsilons that SANA-1.5 trains with; they are also those of the CAME paper.
 CAME_BETAS = (0.9, 0.999, 0.9999)
@@ -56,10 +58,33 @@ def build_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: f
 
 def state_bytes_per_parameter(optimizer: Optimizer) -> float:
     """Bytes of state for each trained number; tensors that parameters share (bitsandbytes' maps) count once."""
+    return _bytes_per_parameter(optimizer, list(optimizer.state))
+
+
+def state_bytes_by_kind(optimizer: Optimizer) -> dict[str, float]:
+    """As `state_bytes_per_parameter`, for each kind of layer that the optimizer trains (see `kind_of`)."""
+    kinds: dict[str, list[Tensor]] = {}
+    for parameter in optimizer.state:
+        kinds.setdefault(kind_of(parameter), []).append(parameter)
+    return {kind: _bytes_per_parameter(optimizer, parameters) for kind, parameters in sorted(kinds.items())}
+
+
+def kind_of(parameter: Tensor) -> str:
+    """What optimizers treat differently: matrix, 1x1 convolution, depth-wise convolution, vector, or other."""
+    if parameter.dim() <= 1:
+        return "vector"
+    if parameter.dim() == 2:
+        return "matrix"
+    if is_matrix(parameter):
+        return "1x1 convolution"
+    return "depth-wise convolution" if parameter.dim() == 4 and parameter.shape[1] == 1 else "other"
+
+
+def _bytes_per_parameter(optimizer: Optimizer, parameters: list[Tensor]) -> float:
     tensors = {
-        value.data_ptr(): value.nbytes
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
+        (value.data_ptr() or id(value)): value.nbytes  # tensors without data have no address
+        for parameter in parameters
+        for value in optimizer.state[parameter].values()
+        if isinstance(value, Tensor)
     }
-    return sum(tensors.values()) / sum(parameter.numel() for parameter in optimizer.state)
+    return sum(tensors.values()) / sum(parameter.numel() for parameter in parameters)

@@ -1,51 +1,46 @@
-"""Blockwise 8-bit min-max quantisation in plain PyTorch (SANA-1.5 section 2.3).
+"""Blockwise 8-bit quantisation in plain PyTorch (SANA-1.5 section 2.3).
 
-A tensor is flattened and cut into blocks of 2048 elements; the last block may be shorter. Each block is stored as
-
-    q = round((x - min) / (max - min) * 255),      and read as x' = q * scale + min,  scale = (max - min) / 255
-
-so an entry is off by half of `scale` at most, and a block of one repeated value (all zeros, say) is exact. Rounding is
-to nearest, halves to even. A block that holds a NaN or an infinity comes back as NaN: nothing is masked.
+A tensor is flattened and cut into blocks of 2048 elements; the last block may be shorter. Each block is mapped to
+8 bits by itself: `linear` is the paper's min-max map, `dynamic` that of bitsandbytes.
 
 The published training code splits an unflattened matrix, which makes blocks of 2048 rows rather than elements, and
 divides 0 by 0 on a constant block. Here both follow the paper.
 
-Shapes: K tensors of one shape, each flattened to its N entries; they share no block.
+Shapes: K tensors of one shape, each flattened to its N entries; they share no block. E = 2048 entries in a block.
 """
 
-from typing import NamedTuple
+from types import ModuleType
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.blockwise import dynamic, linear
+from kernels.blockwise.linear import LEVELS
+
+__all__ = ["BLOCK", "LEVELS", "MAPS", "Map", "Quantized", "blocks_of", "dequantize", "quantize"]
+
 BLOCK = 2048
-LEVELS = 255
+
+Map = Literal["linear", "dynamic"]
+MAPS: dict[Map, ModuleType] = {"linear": linear, "dynamic": dynamic}
 
 
 class Quantized(NamedTuple):
-    """Tensors in 8 bits: `codes` uint8 (K, N); `scale` and `minimum` float32 (K, blocks)."""
+    """Tensors in 8 bits: `codes` uint8 (K, N); `scale` and `minimum` float32 (K, blocks), no minimum if dynamic."""
 
     codes: Tensor
     scale: Tensor
-    minimum: Tensor
+    minimum: Tensor | None = None
 
 
-def quantize(values_KN: Tensor) -> Quantized:
+def quantize(values_KN: Tensor, map: Map = "linear") -> Quantized:
     """K flattened tensors (float32, N > 0) in 8 bits."""
-    entries = values_KN.shape[1]
-    missing = -entries % BLOCK
-    if missing:
-        # Filling up with an entry of the block leaves its extremes alone.
-        values_KN = torch.cat([values_KN, values_KN[:, -1:].expand(-1, missing)], dim=1)
-    blocks = values_KN.unflatten(1, (-1, BLOCK))
-    minimum, maximum = blocks.amin(2), blocks.amax(2)
-    span = maximum - minimum
-    divisor = torch.where(span == 0, 1.0, span)
-    codes = (blocks - minimum[..., None]).div_(divisor[..., None]).mul_(LEVELS).round_()
-    # torch vectorises float32 to int16 to uint8 on the CPU, but not float32 to uint8.
-    codes = codes.to(torch.int16).to(torch.uint8).flatten(1)
-    return Quantized(codes[:, :entries].contiguous(), span / LEVELS, minimum)
+    blocks_KBE = blocks_of(values_KN)
+    bounds = MAPS[map].bounds(blocks_KBE)
+    codes = MAPS[map].encode(blocks_KBE, bounds).flatten(1)
+    return Quantized(codes[:, : values_KN.shape[1]].contiguous(), *MAPS[map].scales(bounds))
 
 
 def dequantize(quantized: Quantized) -> Tensor:
@@ -53,7 +48,16 @@ def dequantize(quantized: Quantized) -> Tensor:
     codes, scale, minimum = quantized
     entries = codes.shape[1]
     missing = -entries % BLOCK
-    if missing:
-        codes = F.pad(codes, (0, missing))
-    blocks = codes.unflatten(1, (-1, BLOCK)).float().mul_(scale[..., None]).add_(minimum[..., None])
-    return blocks.flatten(1)[:, :entries].contiguous()
+    blocks_KBE = (F.pad(codes, (0, missing)) if missing else codes).unflatten(1, (-1, BLOCK))
+    values = dynamic.decode(blocks_KBE, scale) if minimum is None else linear.decode(blocks_KBE, scale, minimum)
+    return values.flatten(1)[:, :entries].contiguous()
+
+
+def blocks_of(values_KN: Tensor, before: int = 0) -> Tensor:
+    """(K, B, E): the blocks of tensors of which `before` entries (fewer than a block's) come before the first."""
+    after = -(before + values_KN.shape[1]) % BLOCK
+    if before or after:
+        # Filling up with an entry of the block leaves its extremes alone.
+        first, last = values_KN[:, :1].expand(-1, before), values_KN[:, -1:].expand(-1, after)
+        values_KN = torch.cat([first, values_KN, last], dim=1)
+    return values_KN.unflatten(1, (-1, BLOCK))

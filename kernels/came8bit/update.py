@@ -34,10 +34,15 @@ class FactoredMean(NamedTuple):
         self.row_KO.lerp_(squares_KOI.mean(2).add_(floor), 1 - beta)
         self.column_KI.lerp_(squares_KOI.mean(1).add_(floor), 1 - beta)
 
-    def normalize(self, values_KOI: Tensor) -> Tensor:
-        """A new tensor: `values_KOI` over the root of the rank-one estimate row * column / mean(row)."""
-        row_KO = (self.row_KO / self.row_KO.mean(1, keepdim=True)).rsqrt_()
-        return (values_KOI * row_KO[:, :, None]).mul_(self.column_KI.rsqrt()[:, None, :])
+    def normalize(self, values_KOI: Tensor, row_mean_K1: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """`values_KOI` over the root of the rank-one estimate row * column / mean(row), in `out` or a new tensor.
+
+        `row_mean_K1` is the mean over all rows, where these are not all.
+        """
+        if row_mean_K1 is None:
+            row_mean_K1 = self.row_KO.mean(1, keepdim=True)
+        row_KO = (self.row_KO / row_mean_K1).rsqrt_()
+        return torch.mul(values_KOI, row_KO[:, :, None], out=out).mul_(self.column_KI.rsqrt()[:, None, :])
 
 
 def update_matrices(
@@ -47,18 +52,20 @@ def update_matrices(
     instability: FactoredMean,
     betas: Betas,
     epsilons: Epsilons,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The steps (K, O, I) of matrices, to be scaled by the learning rate and subtracted.
 
-    `momentum_KOI`, `square` and `instability` move in place.
+    They are in `out`, which may be the gradient itself, or in a new tensor. `momentum_KOI`, `square` and `instability`
+    move in place.
     """
     square.follow(gradient_KOI * gradient_KOI, epsilons[0], betas[1])
-    update_KOI = square.normalize(gradient_KOI)
+    update_KOI = square.normalize(gradient_KOI, out=out)
     _clip(update_KOI.flatten(1))
     momentum_KOI.lerp_(update_KOI, 1 - betas[0])
     surprise_KOI = update_KOI.sub_(momentum_KOI)
     instability.follow(surprise_KOI.mul_(surprise_KOI), epsilons[1], betas[2])
-    return instability.normalize(momentum_KOI)
+    return instability.normalize(momentum_KOI, out=surprise_KOI)
 
 
 def update_others(

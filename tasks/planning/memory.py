@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from kernels.blockwise import BLOCK
-from kernels.came8bit.optimizer import QUANTIZED_ABOVE
+from kernels.came8bit.state import QUANTIZED_ABOVE
 from model.layers import TIME_FREQUENCIES
 from model.network import NetworkConfig
 from tasks.planning.parameters import Shape, block_shapes, inner_channels, outer_shapes, parameter_shapes, parameters

@@ -1,0 +1,58 @@
+"""bitsandbytes' dynamic map of a block to 8 bits (Dettmers et al. 2022, section 2.2): the nearest of 256 values.
+
+    q = the place of the value nearest to x / max|x|,      and read as x' = values[q] * scale,  scale = max|x|
+
+The values are 0, 1 and, with both signs, seven decades from 1e-7 to 1 of which each is cut into twice as many equal
+intervals as the one below it: their middles. So zero is exact, and small entries keep their sign and size where the
+min-max map gives them half a quantum; the largest entries are coarser than there. A block that holds a NaN or an
+infinity comes back with NaN: nothing is masked.
+
+Shapes: E entries in each block, and any dimensions before them.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+DECADES = 7
+
+
+@cache
+def values(device: torch.device) -> Tensor:
+    """The 256 values that codes stand for, in a block whose largest entry is 1, ascending (float32)."""
+    middles = []
+    for decade in range(DECADES):
+        edges = torch.linspace(0.1, 1.0, 2**decade + 1)
+        middles += ((edges[:-1] + edges[1:]) / 2 * 10.0 ** (decade - DECADES + 1)).tolist()
+    return torch.tensor(sorted([-middle for middle in middles] + [0.0, 1.0] + middles)).to(device)
+
+
+@cache
+def thresholds(device: torch.device) -> Tensor:
+    """The 255 middles between neighbouring values: a number's code is how many of them lie below it."""
+    ascending = values(torch.device("cpu"))
+    return ((ascending[:-1] + ascending[1:]) / 2).to(device)
+
+
+def bounds(blocks_E: Tensor) -> Tensor:
+    """(1, ...): the largest magnitude of each block. A block's bound is the greatest of its parts' bounds."""
+    # amax of the magnitudes without a copy of them
+    return torch.maximum(blocks_E.amin(-1).neg_(), blocks_E.amax(-1))[None]
+
+
+def encode(blocks_E: Tensor, bounds_1: Tensor) -> Tensor:
+    """The codes (uint8) of blocks, given their bounds."""
+    divisor = torch.where(bounds_1[0] == 0, 1.0, bounds_1[0])
+    codes = torch.bucketize(blocks_E / divisor[..., None], thresholds(blocks_E.device), out_int32=True)
+    return codes.to(torch.uint8)
+
+
+def scales(bounds_1: Tensor) -> tuple[Tensor]:
+    """What is kept to read codes: the largest magnitude of each block."""
+    return (bounds_1[0],)
+
+
+def decode(codes_E: Tensor, scale: Tensor) -> Tensor:
+    """The float32 values that codes stand for."""
+    return values(codes_E.device)[codes_E.int()].mul_(scale[..., None])

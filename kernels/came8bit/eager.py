@@ -1,0 +1,84 @@
+"""The step of whole parameters in plain PyTorch: the reference of the Triton kernels, and what runs on the CPU.
+
+Parameters of one shape are stacked, up to what a core's cache holds, so that many small ones take few calls. The result
+has the bits that each would get alone. One large parameter is worked on in place: beside its gradient, that takes three
+float32 copies of it.
+"""
+
+from collections.abc import Hashable, Iterator
+
+import torch
+from torch import Tensor
+
+from kernels.blockwise import Map
+from kernels.came8bit.rounding import descend
+from kernels.came8bit.state import State, Work, is_matrix, pack, unpack
+from kernels.came8bit.update import FactoredMean, update_matrices, update_others
+
+# Parameters are updated together up to this many entries: few enough to stay in a core's cache.
+BATCH_ENTRIES = 2**18
+
+
+def step(works: list[Work], map: Map | None) -> None:
+    """Update parameters and states in place."""
+    for batch in _batches(works):
+        _step_batch(batch, map)
+
+
+def _step_batch(works: list[Work], map: Map | None) -> None:
+    """Update parameters of one shape."""
+    states = [work.state for work in works]
+    state = {name: _stacked([single[name] for single in states]) for name in states[0]}
+    momentum = unpack(state)
+    _descend(works, _movement(works, state, momentum))
+    state |= pack(momentum, map)
+    for index, single in enumerate(states):
+        single.update((name, stacked[index]) for name, stacked in state.items())
+
+
+def _movement(works: list[Work], state: State, momentum: Tensor) -> Tensor:
+    """The steps (K, *shape) of parameters of one shape; statistics and momentum move in place."""
+    settings, given = works[0].settings, _stacked([work.gradient for work in works])
+    gradient = given.float()
+    if not is_matrix(works[0].parameter):
+        tensors = (gradient.flatten(1), momentum.flatten(1), state["square"].flatten(1))
+        update_others(*tensors, settings.betas, settings.eps)
+        return momentum
+    square = FactoredMean(state["square_row"], state["square_column"])
+    instability = FactoredMean(state["instability_row"], state["instability_column"])
+    tensors = (gradient.flatten(2), momentum.flatten(2), square, instability)
+    copied = len(works) > 1 or gradient is not given
+    out = tensors[0] if copied else None
+    return update_matrices(*tensors, settings.betas, settings.eps, out).view(gradient.shape)
+
+
+def _descend(works: list[Work], movement: Tensor) -> None:
+    """p <- p - lr * (weight_decay * p + movement) for parameters of one shape."""
+    lr, weight_decay = works[0].settings.lr, works[0].settings.weight_decay
+    parameters = [work.parameter for work in works]
+    if works[0].key is None:
+        if weight_decay:
+            torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_add_(parameters, list(movement.unbind()), alpha=-lr)
+        return
+    for work, one in zip(works, movement.unbind(), strict=True):
+        descend(work.parameter, one, lr, weight_decay, work.key)
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """The tensors along a new first dimension; a single one is not copied."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _batches(works: list[Work]) -> Iterator[list[Work]]:
+    """`works` by shape, in runs of at most BATCH_ENTRIES entries; a larger parameter is alone."""
+    alike: dict[Hashable, list[Work]] = {}
+    for work in works:
+        parameter = work.parameter
+        dtypes = (parameter.dtype, work.gradient.dtype)
+        kind = (parameter.shape, dtypes, parameter.device, work.settings, work.key is None)
+        alike.setdefault(kind, []).append(work)
+    for same in alike.values():
+        length = max(1, BATCH_ENTRIES // same[0].parameter.numel())
+        for start in range(0, len(same), length):
+            yield same[start : start + length]

@@ -1,0 +1,110 @@
+"""What CAME keeps of a parameter from step to step, and the work of one step over one parameter.
+
+Of a matrix (O, I) or a 1x1 convolution (O, I, 1, 1): the momentum, and row and column means of squares and of
+instabilities, `square_row` (O), `square_column` (I), `instability_row` (O), `instability_column` (I). Of anything else:
+the momentum and the mean of squares `square`, both of the parameter's shape. The momentum is `momentum` in float32, or
+`momentum_codes` (uint8, the parameter's shape) with `momentum_scale` and, under the linear map, `momentum_minimum`
+(float32, one number for each block of 2048 entries of the whole flattened parameter). All else is float32.
+
+Of a parameter that is sharded by rows (a DTensor), what has rows is sharded alike; columns and blocks are on all ranks.
+"""
+
+from math import ceil
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.blockwise import BLOCK, Map, Quantized, dequantize, quantize
+from kernels.came8bit.rounding import Key
+from kernels.came8bit.update import Betas, Epsilons
+
+QUANTIZED_ABOVE = 16_384
+
+State = dict[str, Tensor]
+
+
+class Settings(NamedTuple):
+    """What one step depends on beside the parameter, its gradient and its state."""
+
+    lr: float
+    betas: Betas
+    eps: Epsilons
+    weight_decay: float
+
+
+class Work(NamedTuple):
+    """One parameter's step. `key` draws the bits of stochastic rounding; None rounds to nearest."""
+
+    parameter: Tensor
+    gradient: Tensor
+    state: State
+    settings: Settings
+    key: Key | None
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix or a 1x1 convolution's weight (O, I, 1, 1)."""
+    return parameter.dim() == 2 or (parameter.dim() == 4 and parameter.shape[2:] == (1, 1))
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether a parameter is a DTensor, of which this process may hold some rows only."""
+    return hasattr(parameter, "device_mesh")
+
+
+def is_packed(parameter: Tensor, map: Map | None) -> bool:
+    """Whether a parameter's momentum is kept in 8 bits: a matrix of more than 16,384 entries, if there is a map."""
+    return map is not None and is_matrix(parameter) and parameter.numel() > QUANTIZED_ABOVE
+
+
+def initial_state(parameter: Tensor, map: Map | None) -> State:
+    """The state of a parameter before its first step: zeros."""
+    state: State = {}
+    if is_packed(parameter, map):
+        state["momentum_codes"] = _zeros(parameter, parameter.shape, torch.uint8)
+        for name in ("scale", "minimum") if map == "linear" else ("scale",):
+            state[f"momentum_{name}"] = torch.zeros(ceil(parameter.numel() / BLOCK), device=parameter.device)
+    else:
+        state["momentum"] = _zeros(parameter, parameter.shape)
+    if not is_matrix(parameter):
+        return {**state, "square": _zeros(parameter, parameter.shape)}
+    for statistic in ("square", "instability"):
+        state[f"{statistic}_row"] = _zeros(parameter, parameter.shape[:1])
+        state[f"{statistic}_column"] = torch.zeros(parameter.shape[1], device=parameter.device)
+    return state
+
+
+def pack(momentum: Tensor, map: Map | None) -> State:
+    """The entries of the state that hold `momentum` (K, *shape) of K parameters of one shape."""
+    if not is_packed(momentum[0], map):
+        return {"momentum": momentum}
+    codes, scale, minimum = quantize(momentum.flatten(1), map)
+    state = {"momentum_codes": codes.view(momentum.shape), "momentum_scale": scale}
+    return state if minimum is None else {**state, "momentum_minimum": minimum}
+
+
+def unpack(state: State) -> Tensor:
+    """The momentum (K, *shape) that `pack` stored; the stored tensor itself where it is not packed."""
+    if "momentum" in state:
+        return state["momentum"]
+    codes = state["momentum_codes"]
+    quantized = Quantized(codes.flatten(1), state["momentum_scale"], state.get("momentum_minimum"))
+    return dequantize(quantized).view(codes.shape)
+
+
+def layout(state: State) -> dict[str, Any]:
+    """The dtype, shape and placement of each tensor of a state."""
+    return {
+        name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), *getattr(tensor, "placements", ()))
+        for name, tensor in sorted(state.items())
+    }
+
+
+def _zeros(parameter: Tensor, shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros of the parameter's device, sharded as it is."""
+    if is_sharded(parameter):
+        from torch.distributed.tensor import zeros  # half a second that only shards need
+
+        return zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
+    return torch.zeros(shape, dtype=dtype, device=parameter.device)
