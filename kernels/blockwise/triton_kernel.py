@@ -16,22 +16,43 @@ ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
+def encode_linear(x, inside, LEVELS: tl.constexpr):
+    """Codes, scale and minimum of one block."""
+    # tl.min and tl.max skip NaN, which would hide it.
+    bad = tl.max((inside & (x != x)).to(tl.int32), axis=0) > 0
+    minimum = tl.where(bad, float("nan"), tl.min(tl.where(inside, x, float("inf")), axis=0))
+    maximum = tl.where(bad, float("nan"), tl.max(tl.where(inside, x, float("-inf")), axis=0))
+    span = maximum - minimum
+    divisor = tl.where(span == 0.0, 1.0, span)
+    rounded = tl.div_rn(x - minimum, divisor) * LEVELS + ROUNDER - ROUNDER
+    return rounded.to(tl.uint8), tl.div_rn(span, LEVELS * 1.0), minimum
+
+
+@triton.jit
+def encode_dynamic(x, inside, thresholds):
+    """Codes and scale of one block; `thresholds` are the 255 ascending ones of the dynamic map."""
+    bad = tl.max((inside & (x != x)).to(tl.int32), axis=0) > 0
+    scale = tl.where(bad, float("nan"), tl.max(tl.where(inside, tl.abs(x), 0.0), axis=0))
+    y = tl.div_rn(x, tl.where(scale == 0.0, 1.0, scale))
+    code = tl.zeros(x.shape, tl.int32)
+    for power in tl.static_range(8):
+        # the code is the number of thresholds below y, found bit by bit
+        larger = code + (128 >> power)
+        code = tl.where(tl.load(thresholds + larger - 1) < y, larger, code)
+    return code.to(tl.uint8), scale
+
+
+@triton.jit
 def quantize_kernel(values, codes, scales, minima, entries, BLOCK: tl.constexpr, LEVELS: tl.constexpr):
     """Quantise block `program_id(0)` of tensor `program_id(1)`."""
     block, tensor = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside = column < entries
     x = tl.load(values + tensor * entries + column, mask=inside, other=0.0)
-    # tl.min and tl.max skip NaN, which would hide it.
-    bad = tl.max((x != x).to(tl.int32), axis=0) > 0
-    minimum = tl.where(bad, float("nan"), tl.min(tl.where(inside, x, float("inf")), axis=0))
-    maximum = tl.where(bad, float("nan"), tl.max(tl.where(inside, x, float("-inf")), axis=0))
-    span = maximum - minimum
-    divisor = tl.where(span == 0.0, 1.0, span)
-    rounded = tl.div_rn(x - minimum, divisor) * LEVELS + ROUNDER - ROUNDER
-    tl.store(codes + tensor * entries + column, rounded.to(tl.uint8), mask=inside)
+    code, scale, minimum = encode_linear(x, inside, LEVELS)
+    tl.store(codes + tensor * entries + column, code, mask=inside)
     place = tensor * tl.num_programs(0) + block
-    tl.store(scales + place, tl.div_rn(span, LEVELS * 1.0))
+    tl.store(scales + place, scale)
     tl.store(minima + place, minimum)
 
 

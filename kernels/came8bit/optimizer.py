@@ -29,8 +29,9 @@ from kernels.blockwise import Map
 from kernels.blockwise.reference import MAPS
 from kernels.came8bit import eager
 from kernels.came8bit.rounding import Key, key_of
-from kernels.came8bit.state import Settings, State, Work, initial_state, layout
+from kernels.came8bit.state import Settings, State, Work, initial_state, is_matrix, layout
 from kernels.came8bit.update import Betas, Epsilons
+from kernels.choice import Choice, use_triton
 
 
 class Came(torch.optim.Optimizer):
@@ -39,8 +40,8 @@ class Came(torch.optim.Optimizer):
     Betas are those of (momentum, square, instability), epsilons those of (square, instability). Weight decay is
     decoupled: p <- p - lr * (weight_decay * p + step). With `stochastic_rounding`, bfloat16 parameters are rounded once
     a step, up or down at random and right in the mean, by bits that depend on `seed`, the step, the parameter's place
-    in the optimizer and the entry's in it alone; else to nearest. A gradient that is not finite makes its parameter not
-    finite: the caller checks gradients.
+    in the optimizer and the entry's in it alone; else to nearest. `kernels` is as in `kernels.choice`. A gradient
+    that is not finite makes its parameter not finite: the caller checks gradients.
     """
 
     map: Map | None = None
@@ -55,8 +56,9 @@ class Came(torch.optim.Optimizer):
         *,
         stochastic_rounding: bool = False,
         seed: int = 0,
+        kernels: Choice = "auto",
     ) -> None:
-        self.stochastic_rounding, self.seed = stochastic_rounding, seed
+        self.stochastic_rounding, self.seed, self.kernels = stochastic_rounding, seed, kernels
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "steps": 0})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -72,10 +74,21 @@ class Came(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        eager.step(self._works(), self.map)
+        self._update(self._works())
         for group in self.param_groups:
             group["steps"] += 1
         return loss
+
+    def _update(self, works: list[Work]) -> None:
+        """Update parameters and states in place, each by what serves it."""
+        fused, rest = [], []
+        for work in works:
+            (fused if use_triton(self.kernels, work.parameter.device) and _fits_kernels(work) else rest).append(work)
+        if fused:
+            from kernels.came8bit import triton_kernel
+
+            triton_kernel.step(fused, self.map)
+        eager.step(rest, self.map)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, bit for bit.
@@ -134,3 +147,11 @@ class Came8bit(Came):
             raise ValueError(f"map is {map!r}: it must be one of {list(MAPS)}")
         self.map = map
         super().__init__(params, lr, *arguments, **options)
+
+
+def _fits_kernels(work: Work) -> bool:
+    """Whether the Triton kernels can take a parameter: see their module."""
+    parameter, tensors = work.parameter, (work.parameter, work.gradient, *work.state.values())
+    floats = all(tensor.dtype in (torch.float32, torch.bfloat16) for tensor in tensors[:2])
+    small = parameter.numel() < 2**31 and (not is_matrix(parameter) or parameter.shape[1] < 2**20)
+    return floats and small and parameter.numel() > 0 and all(tensor.is_contiguous() for tensor in tensors)

@@ -110,7 +110,7 @@ def test_came_equals_came_pytorch_on_matrices_and_vectors() -> None:
     ours, theirs = make_parameters(shapes), make_parameters(shapes)
     first = Came(ours, lr=1e-3, weight_decay=0.01)
     second = came_pytorch.CAME(theirs, lr=1e-3, weight_decay=0.01)
-    for step in range(60):
+    for step in range(100):
         train(first, ours, range(step, step + 1))
         train(second, theirs, range(step, step + 1))
     for one, two in zip(ours, theirs, strict=True):

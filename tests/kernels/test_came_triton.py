@@ -1,0 +1,210 @@
+"""The Triton step of CAME and CAME-8bit against the eager one, from equal states, and what it compiles to."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kernels.came8bit import Came, Came8bit, triton_kernel
+from tests.kernels.ahead_of_time import CAPABILITIES, compile_ahead_of_time
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MODULE = "kernels.came8bit.triton_kernel"
+# packed with odd sizes and a tail; packed without; a 1x1 convolution; small ones; single rows and columns; others
+SHAPES = [
+    (131, 127),
+    (128, 160),
+    (150, 113, 1, 1),
+    (24, 48),
+    (24, 40),
+    (1, 7),
+    (9, 1),
+    (2500,),
+    (1,),
+    (6, 1, 3, 3),
+    (2, 3, 4),
+]
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Fresh memory holds NaN, and tiles are so small that matrices of tests have many."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Matrices of a test's size have several strips, tiles and chunks."""
+    monkeypatch.setattr(triton_kernel, "TILE", {"STRIP": 64, "ROWS": 32, "COLUMNS": 64})
+    monkeypatch.setattr(triton_kernel, "CHUNK", 64)
+    triton_kernel.plan_of.cache_clear()
+    yield
+    triton_kernel.plan_of.cache_clear()
+
+
+def make(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[nn.Parameter]:
+    """Parameters that depend on their place only."""
+    generator = torch.Generator().manual_seed(1)
+    return [nn.Parameter(torch.randn(shape, generator=generator).to(DEVICE, dtype)) for shape in shapes]
+
+
+def set_gradients(parameters: list[nn.Parameter], step: int, scale: float = 1.0) -> None:
+    """Gradients whose scale differs by rows and steps, so that clipping happens at some."""
+    generator = torch.Generator().manual_seed(100 + step)
+    for parameter in parameters:
+        noise = torch.randn(parameter.shape, generator=generator)
+        rows = torch.rand((parameter.shape[0],) + (1,) * (parameter.dim() - 1), generator=generator)
+        scaled = noise * rows * scale * (10.0 if step % 4 == 3 else 0.01)
+        parameter.grad = scaled.to(DEVICE, parameter.dtype)
+
+
+def compared(
+    optimizer: type[Came], shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32, steps: int = 3, **options
+) -> None:
+    """Step both paths; after each step the Triton path's state is compared and then taken over from the eager one."""
+    ours, theirs = make(shapes, dtype), make(shapes, dtype)
+    first = optimizer(ours, lr=1e-3, weight_decay=0.1, kernels="triton", **options)
+    second = optimizer(theirs, lr=1e-3, weight_decay=0.1, kernels="reference", **options)
+    for step in range(steps):
+        before = [parameter.detach().clone() for parameter in ours]
+        for parameters, built in ((ours, first), (theirs, second)):
+            set_gradients(parameters, step)
+            built.step()
+        for one, two, old in zip(ours, theirs, before, strict=True):
+            assert_parameters(one.detach(), two.detach(), old)
+            assert_states(first.state[one], second.state[two])
+            one.data.copy_(two.data)
+        first.load_state_dict(second.state_dict())
+
+
+def assert_parameters(ours: Tensor, theirs: Tensor, before: Tensor) -> None:
+    """Equal to 1e-6 of the parameter and of the step; in bfloat16 one rounding apart in 1 of 200 places."""
+    if ours.dtype == torch.bfloat16:
+        assert (ours != theirs).sum() <= max(1, ours.numel() // 200)
+        torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=0)
+        return
+    largest = (theirs - before).abs().max().item()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=2e-6 * largest)
+
+
+def assert_states(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Codes at most one level apart in 0.1 % of places, all else to float32's rounding."""
+    assert ours.keys() == theirs.keys()
+    for name, one in ours.items():
+        if one.dtype == torch.uint8:
+            difference = (one.int() - theirs[name].int()).abs()
+            assert difference.max() <= 1 and (difference > 0).sum() <= one.numel() / 1000
+        else:
+            largest = theirs[name].abs().max().item()
+            torch.testing.assert_close(one, theirs[name], rtol=3e-6, atol=1e-6 * largest, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(("optimizer", "options"), [(Came, {}), (Came8bit, {}), (Came8bit, {"map": "dynamic"})])
+def test_the_step_is_the_eager_one_at_odd_sizes(optimizer: type[Came], options: dict) -> None:
+    compared(optimizer, SHAPES, **options)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_bfloat16_parameters_round_as_the_eager_ones_do(stochastic: bool) -> None:
+    compared(Came8bit, SHAPES[:6] + SHAPES[7:], torch.bfloat16, steps=2, stochastic_rounding=stochastic)
+
+
+def test_the_tiles_of_real_runs_compute_the_same() -> None:
+    compared(Came8bit, [(530, 300), (40,)], steps=2)
+
+
+@pytest.mark.parametrize("shapes", [[(131, 127)], [(40,), (3, 1, 3, 3)]])
+def test_matrices_alone_and_others_alone_are_served(shapes: list[tuple[int, ...]]) -> None:
+    compared(Came8bit, shapes, steps=1)
+
+
+def test_groups_have_rates_of_their_own() -> None:
+    parameters = make([(24, 40), (24, 40)], torch.float32)
+    parameters[1].data.copy_(parameters[0])
+    start = parameters[0].detach().clone()
+    groups = [{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.02}]
+    optimizer = Came8bit(groups, lr=0.01, kernels="triton")
+    for parameter in parameters:
+        parameter.grad = torch.randn(24, 40, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    optimizer.step()
+    torch.testing.assert_close(parameters[1] - start, 2 * (parameters[0] - start), rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_resumed_on_the_other_path_goes_on() -> None:
+    parameters = make([(131, 127)], torch.float32)
+    first = Came8bit(parameters, lr=1e-3, kernels="triton")
+    set_gradients(parameters, 0)
+    first.step()
+    second = Came8bit(parameters, lr=1e-3, kernels="reference")
+    second.load_state_dict(first.state_dict())
+    set_gradients(parameters, 1)
+    second.step()
+    assert parameters[0].isfinite().all()
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_twice_gives_the_same_bits() -> None:
+    ends = []
+    for _ in range(2):
+        parameters = make(SHAPES[:4], torch.float32)
+        optimizer = Came8bit(parameters, lr=1e-3, kernels="triton")
+        set_gradients(parameters, 0)
+        optimizer.step()
+        ends.append(parameters)
+    assert all(torch.equal(one, two) for one, two in zip(*ends, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("map", ["linear", "dynamic"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_not_hidden(bad: float, map: str) -> None:
+    parameters = make([(131, 127), (40,)], torch.float32)
+    optimizer = Came8bit(parameters, lr=0.01, map=map, kernels="triton")
+    set_gradients(parameters, 0)
+    for parameter in parameters:
+        parameter.grad.view(-1)[3] = bad
+    optimizer.step()
+    assert all(parameter.isnan().any() for parameter in parameters)
+
+
+def test_large_and_small_gradients_stay_in_range() -> None:
+    for scale in (1e-12, 1e12):
+        ours, theirs = make([(131, 127), (50,)], torch.float32), make([(131, 127), (50,)], torch.float32)
+        for parameters, kernels in ((ours, "triton"), (theirs, "reference")):
+            set_gradients(parameters, 0, scale)
+            Came8bit(parameters, lr=1e-3, kernels=kernels).step()
+        for one, two in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_kernels_do_not_serve_goes_the_eager_way() -> None:
+    turned = nn.Parameter(torch.randn(40, 24, device=DEVICE).t())
+    plain = nn.Parameter(turned.detach().clone(memory_format=torch.contiguous_format))
+    gradient = torch.randn(24, 40, device=DEVICE)
+    for parameter, kernels in ((turned, "triton"), (plain, "reference")):
+        parameter.grad = gradient.clone()
+        Came8bit([parameter], lr=1e-3, kernels=kernels).step()
+    torch.testing.assert_close(turned, plain)
+
+
+def test_plan_and_scratch_of_the_4_8b_are_small() -> None:
+    block = [(6720, 2240), (2240, 2240), (2240, 2240), (4480, 2240), (2240, 2240), (11200, 2240), (2240, 5600)]
+    entries = 60 * sum(rows * columns for rows, columns in block)
+    plan = triton_kernel.plan_of(tuple(block * 60), (2240,) * 600, torch.device("cpu"))
+    room = triton_kernel.scratch(plan, torch.device("meta"))
+    kept = [tensor for tensor in plan if isinstance(tensor, Tensor)]
+    assert sum(tensor.nbytes for tensor in [*kept, *room.values()]) / entries < 0.04
+
+
+def test_the_kernels_compile_for_three_generations_of_gpus() -> None:
+    compiled = compile_ahead_of_time(MODULE)
+    kernels = {"tiles_kernel", "statistics_kernel", "totals_kernel", "apply_kernel", "others_kernel"}
+    assert {one.kernel for one in compiled} == kernels
+    assert {one.capability for one in compiled} == set(CAPABILITIES)
