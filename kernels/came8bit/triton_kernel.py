@@ -58,10 +58,10 @@ def field(table, index, FIELD: tl.constexpr):
 @triton.jit
 def pointer(table, index, FIELD: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """An address of a parameter's row, a multiple of 16 if ALIGNED: then a thread moves 16 bytes at once."""
-    address = tl.load(table + index * FIELDS + FIELD)
+    address = tl.load(table + index * FIELDS + FIELD).to(tl.pointer_type(TYPE))
     if ALIGNED:
         address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(TYPE))
+    return address
 
 
 @triton.jit
@@ -80,16 +80,15 @@ def clip_of(norms, index, entries):
 
 
 @triton.jit
-def load_momentum(table, index, place, inside, values, MAP: tl.constexpr, ALIGNED: tl.constexpr):
-    """The momentum at these places of the flattened matrix."""
+def load_momentum(table, index, place, inside, block, values, MAP: tl.constexpr, ALIGNED: tl.constexpr):
+    """The momentum at these places of the flattened matrix, which lie in block or blocks `block`."""
     if field(table, index, PACKED) != 0:
         code = tl.load(pointer(table, index, MOMENTUM, tl.uint8, ALIGNED) + place, mask=inside, other=0)
-        block = place // BLOCK_ENTRIES
-        scale = tl.load(pointer(table, index, SCALE, tl.float32, ALIGNED) + block, mask=inside, other=0.0)
+        scale = tl.load(pointer(table, index, SCALE, tl.float32, ALIGNED) + block)
         if MAP == "dynamic":
             momentum = tl.load(values + code.to(tl.int32)) * scale
         else:
-            minimum = tl.load(pointer(table, index, MINIMUM, tl.float32, ALIGNED) + block, mask=inside, other=0.0)
+            minimum = tl.load(pointer(table, index, MINIMUM, tl.float32, ALIGNED) + block)
             momentum = code.to(tl.float32) * scale + minimum
     else:
         momentum = tl.load(pointer(table, index, MOMENTUM, tl.float32, ALIGNED) + place, mask=inside, other=0.0)
@@ -139,7 +138,8 @@ def tiles_kernel(
             row_factor = tl.load(factor + row, mask=row < rows, other=0.0) * root
             x = x * row_factor[:, None] * column_factor[None, :]
         if PASS == SURPRISE:
-            old = load_momentum(table, index, place, inside, values, MAP, ALIGNED)
+            block = tl.where(inside, place // BLOCK_ENTRIES, 0)
+            old = load_momentum(table, index, place, inside, block, values, MAP, ALIGNED)
             update = x * clip
             x = tl.where(inside, update - (old + (update - old) * weight), 0.0)
         square = x * x
@@ -307,7 +307,7 @@ def apply_kernel(
     square_column = tl.load(factors + first + rows + column, mask=inside, other=0.0)
     g = tl.load(pointer(table, index, GRADIENT, GRADIENT_TYPE, ALIGNED) + place, mask=inside, other=0.0).to(tl.float32)
     update = g * square_row * square_column * clip_of(norm_totals, index, rows * columns)
-    old = load_momentum(table, index, place, inside, values, MAP, ALIGNED)
+    old = load_momentum(table, index, place, inside, block, values, MAP, ALIGNED)
     momentum = old + (update - old) * weight
     root = tl.sqrt(tl.load(instability_totals + index) / rows.to(tl.float32))
     row_factor = tl.load(next_factors + first + row, mask=inside, other=0.0) * root
@@ -348,6 +348,8 @@ def others_kernel(
     """One block of a parameter that is no matrix: its mean of squares and the norm of its update, or its move."""
     index = tl.load(owners + tl.program_id(0))
     entries = field(table, index, ROWS).to(tl.int32)
+    if ALIGNED:
+        entries = tl.multiple_of(entries, 16)
     place = (tl.program_id(0) - field(table, index, FIRST_BLOCK).to(tl.int32)) * BLOCK + tl.arange(0, BLOCK)
     inside = place < entries
     g = tl.load(pointer(table, index, GRADIENT, GRADIENT_TYPE, ALIGNED) + place, mask=inside, other=0.0).to(tl.float32)
@@ -469,8 +471,8 @@ def step(works: list[Work], map: Map | None) -> None:
 def _is_aligned(work: Work) -> bool:
     """Whether a thread can move 16 bytes of each tensor, row by row too."""
     tensors = (work.parameter, work.gradient, *work.state.values())
-    narrow = is_matrix(work.parameter) and work.parameter.shape[1] % 16 != 0
-    return not narrow and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+    width = work.parameter.shape[1] if is_matrix(work.parameter) else work.parameter.numel()
+    return width % 16 == 0 and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
 def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
