@@ -29,13 +29,13 @@ from kernels.blockwise import Map
 from kernels.blockwise.reference import MAPS
 from kernels.came8bit import eager
 from kernels.came8bit.rounding import Key, key_of
-from kernels.came8bit.state import Settings, State, Work, initial_state, is_matrix, layout
+from kernels.came8bit.state import Settings, State, Work, initial_state, is_matrix, is_sharded, layout
 from kernels.came8bit.update import Betas, Epsilons
 from kernels.choice import Choice, use_triton
 
 
 class Came(torch.optim.Optimizer):
-    """CAME with float32 state. Parameters are float32 or bfloat16.
+    """CAME with float32 state. Parameters are float32 or bfloat16, whole or sharded by rows (see `sharded`).
 
     Betas are those of (momentum, square, instability), epsilons those of (square, instability). Weight decay is
     decoupled: p <- p - lr * (weight_decay * p + step). With `stochastic_rounding`, bfloat16 parameters are rounded once
@@ -81,9 +81,18 @@ class Came(torch.optim.Optimizer):
 
     def _update(self, works: list[Work]) -> None:
         """Update parameters and states in place, each by what serves it."""
-        fused, rest = [], []
+        sharded, fused, rest = [], [], []
         for work in works:
-            (fused if use_triton(self.kernels, work.parameter.device) and _fits_kernels(work) else rest).append(work)
+            if is_sharded(work.parameter):
+                sharded.append(work)
+            elif use_triton(self.kernels, work.parameter.device) and _fits_kernels(work):
+                fused.append(work)
+            else:
+                rest.append(work)
+        if sharded:
+            from kernels.came8bit import sharded as by_rows
+
+            by_rows.step(sharded, self.map)
         if fused:
             from kernels.came8bit import triton_kernel
 

@@ -53,6 +53,18 @@ def is_sharded(parameter: Tensor) -> bool:
     return hasattr(parameter, "device_mesh")
 
 
+def sharded_dimension(parameter: Tensor) -> int:
+    """The mesh dimension over which a DTensor's rows are sharded; it must be replicated over all others.
+
+    Raises ValueError for any other sharding.
+    """
+    rows = [dimension for dimension, place in enumerate(parameter.placements) if place.is_shard(0)]
+    copies = [place for place in parameter.placements if place.is_replicate()]
+    if len(rows) != 1 or len(copies) != len(parameter.placements) - 1:
+        raise ValueError(f"CAME steps parameters that are sharded by rows, once, not by {parameter.placements}")
+    return rows[0]
+
+
 def is_packed(parameter: Tensor, map: Map | None) -> bool:
     """Whether a parameter's momentum is kept in 8 bits: a matrix of more than 16,384 entries, if there is a map."""
     return map is not None and is_matrix(parameter) and parameter.numel() > QUANTIZED_ABOVE
@@ -104,6 +116,7 @@ def layout(state: State) -> dict[str, Any]:
 def _zeros(parameter: Tensor, shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
     """Zeros of the parameter's device, sharded as it is."""
     if is_sharded(parameter):
+        sharded_dimension(parameter)
         from torch.distributed.tensor import zeros  # half a second that only shards need
 
         return zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)

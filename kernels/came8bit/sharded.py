@@ -1,0 +1,239 @@
+"""The CAME step of parameters that are sharded by rows over processes (FSDP2's `fully_shard`: DTensors, Shard(0)).
+
+Row, column and norm statistics and the blocks of 8-bit momentum are those of the whole parameter, so that the result is
+that of one process but for the order of sums. Four passes over all parameters, each recomputing from gradient and state
+what the one before it knew, need four collectives a step, however many parameters there are:
+
+    squares    sum    column sums of g^2, sum of the row means
+    norm       sum    sum of u^2
+    surprise   sum    column sums of (u - m)^2, sum of the row means
+               max    extremes of the momentum's blocks (8 bytes for 2048 entries), as blocks may straddle shards
+    apply
+
+So no process holds rows of another, and beside its state each holds a few copies of one parameter's rows at a time.
+Every process must have gradients of the same parameters.
+
+Shapes: o rows of the O here, I inputs; K = 1, as in `update`; B blocks of the whole parameter.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from kernels.blockwise import BLOCK, Map
+from kernels.blockwise.reference import MAPS, blocks_of
+from kernels.came8bit.rounding import descend
+from kernels.came8bit.state import State, Work, is_matrix, sharded_dimension
+from kernels.came8bit.update import FactoredMean
+
+
+def step(works: list[Work], map: Map | None) -> None:
+    """Update the rows of parameters and states that this process has. Raises ValueError for any other sharding."""
+    by_group: dict[dist.ProcessGroup, list[Rows]] = {}
+    for work in works:
+        group = _group_of(work)
+        rows = MatrixRows(work, map) if is_matrix(work.parameter) else OtherRows(work)
+        by_group.setdefault(group, []).append(rows)
+    for group, alike in by_group.items():
+        squares = _reduced([rows.squares() for rows in alike], dist.ReduceOp.SUM, group)
+        norms = [rows.norm(total) for rows, total in zip(alike, squares, strict=True)]
+        norms = _reduced(norms, dist.ReduceOp.SUM, group)
+        surprises, bounds = zip(*(rows.surprise(norm) for rows, norm in zip(alike, norms, strict=True)), strict=True)
+        surprises = _reduced(list(surprises), dist.ReduceOp.SUM, group)
+        bounds = _reduced(list(bounds), dist.ReduceOp.MAX, group)
+        for rows, surprise, bound in zip(alike, surprises, bounds, strict=True):
+            rows.apply(surprise, bound)
+
+
+def _group_of(work: Work) -> dist.ProcessGroup:
+    """The processes that share the rows of a parameter."""
+    dimension = sharded_dimension(work.parameter)
+    if work.gradient.placements != work.parameter.placements:
+        raise ValueError(f"a gradient's placements {work.gradient.placements} are not its parameter's")
+    return work.parameter.device_mesh.get_group(dimension)
+
+
+def _reduced(parts: list[Tensor], operation: dist.ReduceOp, group: dist.ProcessGroup) -> list[Tensor]:
+    """Flat tensors, each reduced over the group, in one collective."""
+    flat = torch.cat(parts)
+    if len(flat):
+        dist.all_reduce(flat, operation, group=group)
+    return list(flat.split([len(part) for part in parts]))
+
+
+class Rows:
+    """The rows of one parameter that are here, and its step in four passes."""
+
+    def __init__(self, work: Work) -> None:
+        parameter = work.parameter
+        _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+        self.work, self.settings, self.whole = work, work.settings, parameter.shape
+        self.first = offset[0] * parameter.shape[1:].numel()  # the index of the first entry here in the whole
+        self.parameter = parameter.to_local()
+        self.state: State = {
+            name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in work.state.items()
+        }
+
+    def gradient(self) -> Tensor:
+        """The gradient's rows in float32."""
+        return self.work.gradient.to_local().float()
+
+    def nothing(self) -> Tensor:
+        """What a pass sends that has nothing to send."""
+        return self.parameter.new_empty(0, dtype=torch.float32)
+
+    def clip(self, norm: Tensor) -> Tensor:
+        """What scales an update of squared norm `norm` (1) down to a root mean square of 1."""
+        return (math.sqrt(self.whole.numel()) / norm.sqrt()).clamp(max=1.0)
+
+    def descend(self, movement: Tensor) -> None:
+        """p <- p - lr * (weight_decay * p + movement)."""
+        lr, weight_decay, key = self.settings.lr, self.settings.weight_decay, self.work.key
+        movement = movement.view(self.parameter.shape)
+        if key is not None:
+            descend(self.parameter, movement, lr, weight_decay, key, self.first)
+            return
+        if weight_decay:
+            self.parameter.mul_(1 - lr * weight_decay)
+        self.parameter.add_(movement, alpha=-lr)
+
+
+class OtherRows(Rows):
+    """Of a parameter that is no matrix: all but the norm is entry by entry."""
+
+    def squares(self) -> Tensor:
+        """Nothing to send."""
+        return self.nothing()
+
+    def norm(self, _: Tensor) -> Tensor:
+        """Send the sum of u^2 (1)."""
+        squares = self.gradient().square().add_(self.settings.eps[0])
+        self.state["square"].lerp_(squares, 1 - self.settings.betas[1])
+        return self.update().square().sum()[None]
+
+    def update(self) -> Tensor:
+        """u, before it is clipped."""
+        return self.state["square"].rsqrt().mul_(self.gradient())
+
+    def surprise(self, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing to send."""
+        self.scale = self.clip(norm)
+        return self.nothing(), self.nothing()
+
+    def apply(self, *_: Tensor) -> None:
+        """Move momentum and parameter."""
+        self.state["momentum"].lerp_(self.update().mul_(self.scale), 1 - self.settings.betas[0])
+        self.descend(self.state["momentum"])
+
+
+class MatrixRows(Rows):
+    """Of a matrix or a 1x1 convolution."""
+
+    def __init__(self, work: Work, map: Map | None) -> None:
+        super().__init__(work)
+        self.map = map
+        self.square = self.statistic("square")
+        self.instability = self.statistic("instability")
+
+    def statistic(self, name: str) -> FactoredMean:
+        """Row means (1, o) and column means (1, I)."""
+        return FactoredMean(self.state[f"{name}_row"][None], self.state[f"{name}_column"][None])
+
+    def squares(self) -> Tensor:
+        """Send column sums of g^2 and the sum of the row means (I + 1)."""
+        squares_KoI = self.gradient().flatten(1)[None].square()
+        return self.follow_rows(self.square, squares_KoI, self.settings.eps[0], self.settings.betas[1])
+
+    def norm(self, total: Tensor) -> Tensor:
+        """Send the sum of u^2 (1)."""
+        self.row_mean = self.follow_columns(self.square, total, self.settings.eps[0], self.settings.betas[1])
+        return self.update().square_().sum()[None]
+
+    def update(self) -> Tensor:
+        """u (1, o, I), before it is clipped."""
+        return self.square.normalize(self.gradient().flatten(1)[None], self.row_mean)
+
+    def surprise(self, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Send column sums of (u - m)^2 and the sum of the row means (I + 1), and the bounds of the blocks of m."""
+        self.scale = self.clip(norm)
+        update_KoI = self.update().mul_(self.scale)
+        momentum_KoI = self.momentum().lerp_(update_KoI, 1 - self.settings.betas[0])
+        squares_KoI = update_KoI.sub_(momentum_KoI).square_()
+        sums = self.follow_rows(self.instability, squares_KoI, self.settings.eps[1], self.settings.betas[2])
+        return sums, self.bounds(momentum_KoI)
+
+    def apply(self, total: Tensor, bounds: Tensor) -> None:
+        """Move momentum and parameter."""
+        row_mean = self.follow_columns(self.instability, total, self.settings.eps[1], self.settings.betas[2])
+        update_KoI = self.update().mul_(self.scale)
+        momentum_KoI = self.momentum().lerp_(update_KoI, 1 - self.settings.betas[0])
+        self.descend(self.instability.normalize(momentum_KoI, row_mean, out=update_KoI))
+        self.store(momentum_KoI, bounds)
+
+    def follow_rows(self, mean: FactoredMean, squares_KoI: Tensor, floor: float, beta: float) -> Tensor:
+        """Move the row means towards those of `squares + floor`; the column sums and the new row means' sum (I + 1)."""
+        mean.row_KO.lerp_(squares_KoI.mean(2).add_(floor), 1 - beta)
+        return torch.cat([squares_KoI.sum((0, 1)), mean.row_KO.sum()[None]])
+
+    def follow_columns(self, mean: FactoredMean, total: Tensor, floor: float, beta: float) -> Tensor:
+        """Move the column means, given what `follow_rows` sent, in total; returns the mean over all rows (1, 1)."""
+        mean.column_KI.lerp_((total[None, :-1] / self.whole[0]).add_(floor), 1 - beta)
+        return total[None, -1:] / self.whole[0]
+
+    @property
+    def packed(self) -> bool:
+        """Whether the momentum is in 8 bits."""
+        return "momentum_codes" in self.state
+
+    @property
+    def scales(self) -> list[Tensor]:
+        """What reads the codes of all blocks of the whole: as many tensors (B) as a block has bounds."""
+        return [self.state[name] for name in ("momentum_scale", "momentum_minimum") if name in self.state]
+
+    def momentum(self) -> Tensor:
+        """A new tensor (1, o, I): the stored momentum."""
+        if not self.packed:
+            return self.state["momentum"].flatten(1)[None].clone()
+        codes = self.state["momentum_codes"]
+        if not codes.numel():
+            return codes.flatten(1)[None].float()
+        blocks = blocks_of(codes.view(1, -1), self.first % BLOCK)
+        values = MAPS[self.map].decode(blocks, *(scale[None, self.blocks(blocks)] for scale in self.scales))
+        return self.entries(values).view(1, *codes.flatten(1).shape)
+
+    def store(self, momentum_KoI: Tensor, bounds: Tensor) -> None:
+        """Keep the momentum, given the bounds of all blocks of the whole."""
+        if not self.packed:
+            self.state["momentum"].copy_(momentum_KoI.view(self.parameter.shape))
+            return
+        bounds_P1B = bounds.view(len(self.scales), 1, -1)
+        for scale, values in zip(self.scales, MAPS[self.map].scales(bounds_P1B), strict=True):
+            scale.copy_(values[0])
+        if momentum_KoI.numel():
+            blocks = blocks_of(momentum_KoI.view(1, -1), self.first % BLOCK)
+            codes = MAPS[self.map].encode(blocks, bounds_P1B[..., self.blocks(blocks)])
+            self.state["momentum_codes"].copy_(self.entries(codes).view(self.parameter.shape))
+
+    def bounds(self, momentum_KoI: Tensor) -> Tensor:
+        """The bounds of the blocks of the whole, flat; -inf where a block has no entry here."""
+        if not self.packed:
+            return self.nothing()
+        bounds = momentum_KoI.new_full((len(self.scales), 1, self.state["momentum_scale"].numel()), -math.inf)
+        if momentum_KoI.numel():
+            blocks = blocks_of(momentum_KoI.view(1, -1), self.first % BLOCK)
+            bounds[..., self.blocks(blocks)] = MAPS[self.map].bounds(blocks)
+        return bounds.flatten()
+
+    def blocks(self, blocks_KBE: Tensor) -> slice:
+        """Which blocks of the whole these are, that begin with the first entry here."""
+        first = self.first // BLOCK
+        return slice(first, first + blocks_KBE.shape[1])
+
+    def entries(self, blocks_KBE: Tensor) -> Tensor:
+        """The entries of the rows here, of the blocks that hold them."""
+        before = self.first % BLOCK
+        return blocks_KBE.flatten()[before : before + self.parameter.numel()]
