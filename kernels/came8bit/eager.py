@@ -58,7 +58,8 @@ def _descend(works: list[Work], movement: Tensor) -> None:
     parameters = [work.parameter for work in works]
     if works[0].key is None:
         if weight_decay:
-            torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+            # not times 1 - lr * weight_decay, whose rounding would add up over steps
+            torch._foreach_add_(parameters, parameters, alpha=-lr * weight_decay)
         torch._foreach_add_(parameters, list(movement.unbind()), alpha=-lr)
         return
     for work, one in zip(works, movement.unbind(), strict=True):

@@ -62,7 +62,8 @@ def descend(parameter: Tensor, movement: Tensor, lr: float, weight_decay: float,
     flat_N = parameter.contiguous().view(-1)
     for start in range(0, len(flat_N), PIECE):
         piece = flat_N[start : start + PIECE]
-        values = piece.float().mul_(1 - lr * weight_decay).sub_(movement.view(-1)[start : start + PIECE], alpha=lr)
+        values = piece.float()
+        values.sub_(values, alpha=lr * weight_decay).sub_(movement.view(-1)[start : start + PIECE], alpha=lr)
         place = first + start
         entries = torch.arange(place, place + len(piece), dtype=torch.int32, device=piece.device)
         piece.copy_(to_bfloat16(values, random_bits(key, entries)))

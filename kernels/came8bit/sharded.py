@@ -98,7 +98,7 @@ class Rows:
             descend(self.parameter, movement, lr, weight_decay, key, self.first)
             return
         if weight_decay:
-            self.parameter.mul_(1 - lr * weight_decay)
+            self.parameter.sub_(self.parameter, alpha=lr * weight_decay)
         self.parameter.add_(movement, alpha=-lr)
 
 

@@ -256,9 +256,10 @@ def descend(
     STOCHASTIC: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """p <- p * decay - lr * movement at these places; `decay` is 1 - lr * weight_decay."""
+    """p <- p - decay * p - lr * movement at these places; `decay` is lr * weight_decay."""
     parameter = pointer(table, index, PARAMETER, TYPE, ALIGNED) + place
-    p = tl.load(parameter, mask=inside, other=0.0).to(tl.float32) * decay
+    p = tl.load(parameter, mask=inside, other=0.0).to(tl.float32)
+    p = p - decay * p
     if TYPE == tl.bfloat16:
         if not STOCHASTIC:
             # as the reference, which decays a bfloat16 before it steps
@@ -485,7 +486,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
     table, room = _table(plan, matrices + others).to(device, non_blocking=True), scratch(plan, device)
     weights = [1 - beta for beta in settings.betas]
     types = {"PARAMETER_TYPE": TYPES[works[0].parameter.dtype], "GRADIENT_TYPE": TYPES[works[0].gradient.dtype]}
-    move = (settings.lr, 1 - settings.lr * settings.weight_decay)
+    move = (settings.lr, settings.lr * settings.weight_decay)
     how = {"STOCHASTIC": works[0].key is not None, "ALIGNED": aligned}
     values, thresholds = dynamic.values(device), dynamic.thresholds(device)
     sizes = {"STRIP": TILE["STRIP"], "TILE_ROWS": TILE["ROWS"], "TILE_COLUMNS": TILE["COLUMNS"]}
