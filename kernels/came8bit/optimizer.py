@@ -74,13 +74,19 @@ class Came(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._update(self._works())
+        self.update(self._works())
         for group in self.param_groups:
             group["steps"] += 1
         return loss
 
-    def _update(self, works: list[Work]) -> None:
-        """Update parameters and states in place, each by what serves it."""
+    def work_of(self, parameter: Tensor, group: dict[str, Any], place: int) -> Work:
+        """The work of a parameter that has a gradient, is in `group` and the optimizer's `place`-th."""
+        settings = Settings(group["lr"], tuple(group["betas"]), tuple(group["eps"]), group["weight_decay"])
+        key = self._key(parameter, group["steps"], place)
+        return Work(parameter, parameter.grad, self._state_of(parameter), settings, key)
+
+    def update(self, works: list[Work]) -> None:
+        """Update parameters and states in place, each by what serves it. Steps are not counted here."""
         sharded, fused, rest = [], [], []
         for work in works:
             if is_sharded(work.parameter):
@@ -124,15 +130,12 @@ class Came(torch.optim.Optimizer):
 
     def _works(self) -> list[Work]:
         """The work of this step: every parameter that has a gradient."""
-        works, place = [], 0
-        for group in self.param_groups:
-            settings = Settings(group["lr"], tuple(group["betas"]), tuple(group["eps"]), group["weight_decay"])
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    key = self._key(parameter, group["steps"], place)
-                    works.append(Work(parameter, parameter.grad, self._state_of(parameter), settings, key))
-                place += 1
-        return works
+        parameters = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        return [
+            self.work_of(parameter, group, place)
+            for place, (parameter, group) in enumerate(parameters)
+            if parameter.grad is not None
+        ]
 
     def _state_of(self, parameter: Tensor) -> State:
         if not self.state[parameter]:
