@@ -90,7 +90,8 @@ def kind_of(parameter: Tensor) -> str:
 
 def _bytes_per_parameter(optimizer: Optimizer, parameters: list[Tensor]) -> float:
     tensors = {
-        (value.data_ptr() or id(value)): value.nbytes  # tensors without data have no address
+        # not the address, which tensors without data do not have
+        (value.untyped_storage()._cdata, value.storage_offset()): value.nbytes
         for parameter in parameters
         for value in optimizer.state[parameter].values()
         if isinstance(value, Tensor)

@@ -19,9 +19,11 @@ from torch import Tensor
 from kernels.blockwise import dynamic, linear
 from kernels.blockwise.linear import LEVELS
 
-__all__ = ["BLOCK", "LEVELS", "MAPS", "Map", "Quantized", "blocks_of", "dequantize", "quantize"]
+__all__ = ["BLOCK", "LEVELS", "MAPS", "Map", "Quantized", "blocks_of", "dequantize", "encode", "quantize"]
 
 BLOCK = 2048
+# Blocks encoded at once: their temporaries stay in a core's cache, and are no copies of a large tensor.
+PIECE = 128
 
 Map = Literal["linear", "dynamic"]
 MAPS: dict[Map, ModuleType] = {"linear": linear, "dynamic": dynamic}
@@ -39,7 +41,7 @@ def quantize(values_KN: Tensor, map: Map = "linear") -> Quantized:
     """K flattened tensors (float32, N > 0) in 8 bits."""
     blocks_KBE = blocks_of(values_KN)
     bounds = MAPS[map].bounds(blocks_KBE)
-    codes = MAPS[map].encode(blocks_KBE, bounds).flatten(1)
+    codes = encode(blocks_KBE, bounds, map).flatten(1)
     return Quantized(codes[:, : values_KN.shape[1]].contiguous(), *MAPS[map].scales(bounds))
 
 
@@ -51,6 +53,12 @@ def dequantize(quantized: Quantized) -> Tensor:
     blocks_KBE = (F.pad(codes, (0, missing)) if missing else codes).unflatten(1, (-1, BLOCK))
     values = dynamic.decode(blocks_KBE, scale) if minimum is None else linear.decode(blocks_KBE, scale, minimum)
     return values.flatten(1)[:, :entries].contiguous()
+
+
+def encode(blocks_KBE: Tensor, bounds_PKB: Tensor, map: Map) -> Tensor:
+    """The codes (uint8) of blocks, given their bounds."""
+    pieces = zip(blocks_KBE.split(PIECE, dim=1), bounds_PKB.split(PIECE, dim=2), strict=True)
+    return torch.cat([MAPS[map].encode(blocks, bounds) for blocks, bounds in pieces], dim=1)
 
 
 def blocks_of(values_KN: Tensor, before: int = 0) -> Tensor:

@@ -38,8 +38,8 @@ def _step_batch(works: list[Work], map: Map | None) -> None:
 
 def _movement(works: list[Work], state: State, momentum: Tensor) -> Tensor:
     """The steps (K, *shape) of parameters of one shape; statistics and momentum move in place."""
-    settings, given = works[0].settings, _stacked([work.gradient for work in works])
-    gradient = given.float()
+    settings = works[0].settings
+    gradient = _stacked([work.gradient for work in works]).float()
     if not is_matrix(works[0].parameter):
         tensors = (gradient.flatten(1), momentum.flatten(1), state["square"].flatten(1))
         update_others(*tensors, settings.betas, settings.eps)
@@ -47,9 +47,7 @@ def _movement(works: list[Work], state: State, momentum: Tensor) -> Tensor:
     square = FactoredMean(state["square_row"], state["square_column"])
     instability = FactoredMean(state["instability_row"], state["instability_column"])
     tensors = (gradient.flatten(2), momentum.flatten(2), square, instability)
-    copied = len(works) > 1 or gradient is not given
-    out = tensors[0] if copied else None
-    return update_matrices(*tensors, settings.betas, settings.eps, out).view(gradient.shape)
+    return update_matrices(*tensors, settings.betas, settings.eps).view(gradient.shape)
 
 
 def _descend(works: list[Work], movement: Tensor) -> None:

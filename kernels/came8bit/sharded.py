@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from kernels.blockwise import BLOCK, Map
-from kernels.blockwise.reference import MAPS, blocks_of
+from kernels.blockwise.reference import MAPS, blocks_of, encode
 from kernels.came8bit.rounding import descend
 from kernels.came8bit.state import State, Work, is_matrix, sharded_dimension
 from kernels.came8bit.update import FactoredMean
@@ -215,7 +215,7 @@ class MatrixRows(Rows):
             scale.copy_(values[0])
         if momentum_KoI.numel():
             blocks = blocks_of(momentum_KoI.view(1, -1), self.first % BLOCK)
-            codes = MAPS[self.map].encode(blocks, bounds_P1B[..., self.blocks(blocks)])
+            codes = encode(blocks, bounds_P1B[..., self.blocks(blocks)], self.map)
             self.state["momentum_codes"].copy_(self.entries(codes).view(self.parameter.shape))
 
     def bounds(self, momentum_KoI: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ def compared(
     ours, theirs = make(shapes, dtype), make(shapes, dtype)
     first = optimizer(ours, lr=1e-3, weight_decay=0.1, kernels="triton", **options)
     second = optimizer(theirs, lr=1e-3, weight_decay=0.1, kernels="reference", **options)
-    for step in range(steps):
+    # small gradients, large ones, and small ones again, whose update no longer needs clipping
+    for step in range(2, 2 + steps):
         before = [parameter.detach().clone() for parameter in ours]
         for parameters, built in ((ours, first), (theirs, second)):
             set_gradients(parameters, step)
@@ -114,6 +115,24 @@ def test_the_step_is_the_eager_one_at_odd_sizes(optimizer: type[Came], options: 
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_bfloat16_parameters_round_as_the_eager_ones_do(stochastic: bool) -> None:
     compared(Came8bit, SHAPES[:6] + SHAPES[7:], torch.bfloat16, steps=2, stochastic_rounding=stochastic)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_ties_of_bfloat16_go_to_the_even_neighbour() -> None:
+    ends = []
+    for kernels in ("triton", "reference"):
+        # 192 less a 128th of it is 190.5, half-way between neighbours; 224 and 128 give others
+        parameter = nn.Parameter(torch.tensor([192.0, 224.0, 128.0, 160.0], device=DEVICE).bfloat16().repeat(8))
+        parameter.grad = torch.zeros_like(parameter)
+        Came([parameter], lr=2**-7, weight_decay=1.0, kernels=kernels).step()
+        ends.append(parameter.detach())
+    assert torch.equal(*ends)
+    assert ends[0][0] == 190
+
+
+@pytest.mark.parametrize("columns", [41, 47, 55, 61, 82, 83])
+def test_rows_and_columns_of_flat_entries_are_exact(columns: int) -> None:
+    compared(Came8bit, [(16_500 // columns, columns)], steps=1)
 
 
 def test_the_tiles_of_real_runs_compute_the_same() -> None:
