@@ -52,15 +52,13 @@ def update_matrices(
     instability: FactoredMean,
     betas: Betas,
     epsilons: Epsilons,
-    out: Tensor | None = None,
 ) -> Tensor:
     """The steps (K, O, I) of matrices, to be scaled by the learning rate and subtracted.
 
-    They are in `out`, which may be the gradient itself, or in a new tensor. `momentum_KOI`, `square` and `instability`
-    move in place.
+    `momentum_KOI`, `square` and `instability` move in place.
     """
     square.follow(gradient_KOI * gradient_KOI, epsilons[0], betas[1])
-    update_KOI = square.normalize(gradient_KOI, out=out)
+    update_KOI = square.normalize(gradient_KOI)
     _clip(update_KOI.flatten(1))
     momentum_KOI.lerp_(update_KOI, 1 - betas[0])
     surprise_KOI = update_KOI.sub_(momentum_KOI)
