@@ -10,32 +10,33 @@ from torch.optim import Optimizer
 
 from kernels.came8bit import Came, Came8bit
 from kernels.came8bit.state import is_matrix
+from kernels.choice import Choice
 
 # The betas and epsilons that SANA-1.5 trains with; they are also those of the CAME paper.
 CAME_BETAS = (0.9, 0.999, 0.9999)
 CAME_EPSILONS = (1e-30, 1e-16)
 
 
-def _came(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
-    return Came(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay)
+def _came(parameters: list[Parameter], lr: float, weight_decay: float, kernels: Choice) -> Optimizer:
+    return Came(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay, kernels=kernels)
 
 
-def _came8bit(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
-    return Came8bit(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay)
+def _came8bit(parameters: list[Parameter], lr: float, weight_decay: float, kernels: Choice) -> Optimizer:
+    return Came8bit(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay, kernels=kernels)
 
 
-def _adamw(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
+def _adamw(parameters: list[Parameter], lr: float, weight_decay: float, _: Choice) -> Optimizer:
     return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
 
 
-def _adamw8bit(parameters: list[Parameter], lr: float, weight_decay: float) -> Optimizer:
+def _adamw8bit(parameters: list[Parameter], lr: float, weight_decay: float, _: Choice) -> Optimizer:
     # imported here: it takes seconds, and only this optimizer needs it
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters, lr, weight_decay=weight_decay)
 
 
-OPTIMIZERS: dict[str, Callable[[list[Parameter], float, float], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[list[Parameter], float, float, Choice], Optimizer]] = {
     "came8bit": _came8bit,
     "came": _came,
     "adamw8bit": _adamw8bit,
@@ -43,17 +44,19 @@ OPTIMIZERS: dict[str, Callable[[list[Parameter], float, float], Optimizer]] = {
 }
 
 
-def build_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
+def build_optimizer(
+    name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float, kernels: Choice = "auto"
+) -> Optimizer:
     """The optimizer `name` over `parameters`; weight decay is decoupled in each of them.
 
-    `came8bit` and `came` with SANA-1.5's betas (0.9, 0.999, 0.9999) and epsilons (1e-30, 1e-16); `adamw8bit` is
-    bitsandbytes', `adamw` torch's fused one, both with betas (0.9, 0.999) and epsilon 1e-8. An unknown name raises
-    ValueError.
+    `came8bit` and `came` run on `kernels`, with SANA-1.5's betas (0.9, 0.999, 0.9999) and epsilons (1e-30, 1e-16);
+    `adamw8bit` is bitsandbytes', `adamw` torch's fused one, both with betas (0.9, 0.999) and epsilon 1e-8. An unknown
+    name raises ValueError.
     """
     if name not in OPTIMIZERS:
         nearest = difflib.get_close_matches(name, OPTIMIZERS, n=1, cutoff=0.0)[0]
         raise ValueError(f"optimizer is {name!r}: it must be one of {list(OPTIMIZERS)}; did you mean {nearest!r}?")
-    return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay)
+    return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay, kernels)
 
 
 def state_bytes_per_parameter(optimizer: Optimizer) -> float:
