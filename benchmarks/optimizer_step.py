@@ -2,11 +2,13 @@
 
     python benchmarks/optimizer_step.py [--rounds 20] [--width 224] [--depth 12] [--dtype float32]
 
-The default is 10 million parameters: SANA-1.5's kinds of layers at a tenth of its width. Peers: came-pytorch (32 bits),
+The default on the CPU is 10 million parameters, SANA-1.5's kinds of layers at a tenth of its width; on a GPU two blocks
+of its own width, 0.2 billion. Peers: came-pytorch (32 bits),
 bitsandbytes' AdamW8bit, torch's fused AdamW, and a plain statement of the published CAME-8bit, whose chunks are rows.
 Before its time is printed each side steps beside its own reference, and a side that disagrees with it has no time.
 Bandwidth is 14 bytes a parameter (8 in bfloat16: read gradient, code and parameter, write code and parameter) over the
-time, beside that of a measured copy.
+time, beside that of a measured copy. On a GPU the share of the copy's bandwidth is also given by the 27 (15) bytes that
+the passes of the Triton kernels move.
 """
 
 import argparse
@@ -139,7 +141,8 @@ def measure(width: int, depth: int, dtype: torch.dtype, rounds: int) -> list[dic
     agreeing = {side: one for side, one in optimizers.items() if deviations[side] <= REFERENCES[side][1]}
     seconds = timed_in_turns({side: optimizer.step for side, optimizer in agreeing.items()}, rounds)
     count = sum(parameter.numel() for group in optimizers["came"].param_groups for parameter in group["params"])
-    least = 14 if dtype == torch.float32 else 8
+    least, passes = (14, 27) if dtype == torch.float32 else (8, 15)
+    copied = copy_bandwidth()
     rows = []
     for side, optimizer in optimizers.items():
         taken = seconds.get(side)
@@ -151,9 +154,11 @@ def measure(width: int, depth: int, dtype: torch.dtype, rounds: int) -> list[dic
             NOTES.get(side, "") if taken else f"disagrees with its reference by {deviations[side]:.3f}: no time"
         )
         row["GB_per_s_of_least_bytes"] = least * count / taken / 1e9 if taken and side.startswith("came8bit") else None
+        fused = DEVICE == "cuda" and row["GB_per_s_of_least_bytes"] is not None
+        row["of_copy_by_passes"] = passes * count / taken / copied if fused else None
         row["by_kind"] = state_bytes_by_kind(optimizer) if side in ("came8bit", "came8bit, dynamic map") else None
         rows.append(row)
-    return [{"parameters": count, "dtype": str(dtype), "copy_GB_per_s": copy_bandwidth() / 1e9}, *rows]
+    return [{"parameters": count, "dtype": str(dtype), "copy_GB_per_s": copied / 1e9}, *rows]
 
 
 def shown(value: float | None, form: str) -> str:
@@ -165,21 +170,24 @@ def main() -> None:
     """Print a table, and keep it with hardware and versions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--width", type=int, default=224)
-    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--width", type=int, default=2240 if DEVICE == "cuda" else 224)
+    parser.add_argument("--depth", type=int, default=2 if DEVICE == "cuda" else 12)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     case, *rows = measure(arguments.width, arguments.depth, getattr(torch, arguments.dtype), arguments.rounds)
     print(hardware(), versions(), case, sep="\n")
-    print("\n| optimizer | ms | of came-pytorch | of adamw8bit | GB/s by the least bytes | state bytes | note |")
-    print("|---|---|---|---|---|---|---|")
+    columns = ("optimizer", "ms", "of came-pytorch", "of adamw8bit", "GB/s by the least bytes", "of copy by passes")
+    print(f"\n| {' | '.join(columns)} | state bytes | note |")
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         times = [shown(row["seconds"] and 1e3 * row["seconds"], ".1f"), shown(row["of_came_pytorch"], ".2f")]
         times += [shown(row["of_adamw8bit"], ".2f"), shown(row["GB_per_s_of_least_bytes"], ".1f")]
+        times.append(shown(row["of_copy_by_passes"], ".2f"))
         print(f"| {row['optimizer']} | {' | '.join(times)} | {row['state_bytes_per_parameter']:.2f} | {row['note']} |")
-    print(write_result(f"optimizer_step-{arguments.dtype}-{arguments.width}", [case, *rows]))
+    name = "optimizer_step" if arguments.dtype == "float32" else f"optimizer_step-{arguments.dtype}"
+    print(write_result(name, [case, *rows]))
 
 
 if __name__ == "__main__":
