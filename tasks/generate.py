@@ -18,7 +18,7 @@ from PIL import Image
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.files import write_json
+from tasks.files import MANIFEST, verify_manifest, write_json
 from tasks.geneval.best_of_n import ranking
 from tasks.geneval.detector import Pictures
 from tasks.geneval.judges import open_judge
@@ -91,11 +91,17 @@ def read_prompts(options: Namespace) -> list[str]:
 
 
 def open_painter(model: Path, params: Params) -> Painter:
-    """The painter of a model's folder. Raises UserError saying what is missing beside it and how to make it."""
+    """The painter of a model's folder. Raises UserError saying what is missing beside it and how to make it.
+
+    What a stage wrote is held to its manifest, as it is when a stage reads it.
+    """
     device = configure_torch(params, params.compute.threads)
     for name in (layout.AUTOENCODER.name, layout.TEXT_ENCODER.name, layout.JUDGE.name):
         if not (model.parent / name).is_dir():
             raise UserError(f"{model} has no {name} beside it: run python -m tasks.{name} there, or make run for all")
+    for name in (model.name, layout.AUTOENCODER.name, layout.TEXT_ENCODER.name, layout.JUDGE.name):
+        if (model.parent / name / MANIFEST).is_file():
+            verify_manifest(model.parent / name)
     try:
         return load_painter(model, params, device)
     except ValueError as error:

@@ -14,6 +14,7 @@ from PIL import Image
 from model.text_encoder import load_text_encoder
 from tasks import layout
 from tasks.errors import UserError
+from tasks.files import write_manifest
 from tasks.generate import main, open_painter
 from tasks.geneval.judge import load_judge, log_yes
 from tasks.params import PARAMS_FILE, apply_overrides, load_params, read_yaml
@@ -60,6 +61,20 @@ def test_a_model_of_a_copy_draws_with_the_params_of_its_copy() -> None:
     (copy / PARAMS_FILE).write_text(yaml.safe_dump(values), encoding="utf-8")
     main([PROMPT, "--model", "runs/other/outputs/small", "--n", "1", "--out", "made"])
     assert Image.open("made/00000/0000.png").size == (24, 24)
+
+
+@pytest.mark.parametrize("name", ["small", "autoencoder", "text_encoder", "judge"])
+def test_a_flipped_bit_in_what_a_stage_wrote_is_found_before_anything_is_drawn(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = layout.OUTPUTS / name
+    write_manifest(folder)
+    weights = next(folder.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    assert f"{weights} does not match {folder / 'manifest.json'}" in refusal([PROMPT, "--model", "small"], capsys)
+    assert not Path("generated").exists()
 
 
 def test_contact_sheet_has_a_row_for_each_prompt_and_its_best_picture_first() -> None:
