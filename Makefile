@@ -9,11 +9,11 @@ PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
 export PREFECT_PORT MLFLOW_PORT
 
-.PHONY: help setup run plan test lint up status down
+.PHONY: help setup run plan test test-slurm lint up status down
 .DEFAULT_GOAL := help
 
 help: ## show this help
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/\1\t\2/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/' | expand -t 12
 
 setup: $(READY) ## make .venv with the pinned versions, if pyproject.toml or constraints.txt changed
 
@@ -30,6 +30,10 @@ plan: setup ## show memory, FLOPs, GPU-hours and disk of every stage before it i
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slurm: setup ## pass the tests that need Slurm, on one of their own (says what to install where there is none)
+	$(BIN)/python tests/slurm/cluster.py
+	$(BIN)/python -m pytest --timeout 1200 tests/slurm/sweeps_on_slurm.py
 
 lint: setup ## check style
 	$(BIN)/ruff check .

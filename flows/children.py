@@ -14,6 +14,8 @@ from tasks.stage import PARENT_VARIABLE
 
 BAD_INPUT = 2
 GRACE_SECONDS = 30.0
+LEASE_VARIABLE = "SANA15_GPU_LEASE"
+"""Names the open file whose lock keeps a GPU for this flow; its children hold it too, for as long as they compute."""
 
 
 class ChildFailed(Exception):
@@ -74,6 +76,7 @@ class Children:
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=[int(lease)] if (lease := os.environ.get(LEASE_VARIABLE)) else [],
         )
 
     def stop(self) -> None:

@@ -41,12 +41,15 @@ class PipelineFailed(Exception):
 
 
 @flow(name="sana15", task_runner=ThreadPoolTaskRunner(), persist_result=True, result_serializer="json")
-def full_pipeline(profile: str | None = None, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+def full_pipeline(
+    profile: str | None = None, overrides: dict[str, Any] | None = None, only: list[str] | None = None
+) -> dict[str, Any]:
     """From pictures to a family of scored models; see the module's docstring.
 
     Args:
         profile: a file of `profiles/` merged over `params.yaml`.
         overrides: values by dotted key, such as `{"finetune.steps": 50}`, merged over that.
+        only: the stages to run, such as `["shard"]`, in place of all; what they read must be among them or built.
 
     Returns the workspace and, for each stage, its outputs with their digests, whether it was cached, and its seconds.
     """
@@ -55,22 +58,23 @@ def full_pipeline(profile: str | None = None, overrides: dict[str, Any] | None =
     log = get_run_logger().getChild(LOGGER).info
     log(f"working in {root}")
     with open_build(root, str(flow_run.id), given) as build:
-        progress = Progress(len(build.pins.stages))
+        progress = Progress(len(build.pins.stages if only is None else only))
 
         def submit(name: str, upstream: Sequence[PrefectFuture]) -> PrefectFuture:
             return stage_task(build, name, progress).submit(wait_for=upstream)
 
-        futures = submit_stages(submit, build.params)
+        futures = submit_stages(submit, build.params, only)
         wait(list(futures.values()))
         stages = [BuiltStage(**f.result()) for f in futures.values() if f.state.is_completed()]
         with best_effort(log):
             publish_stages(stages)
         raise_failures({name: future.state for name, future in futures.items()})
-        models = read_json(root / RESULTS / "summary.json")["models"]
-        with best_effort(log):
-            publish_models(models)
-            publish_report(root.resolve() / RESULTS / "report.html")
-        build.lineage.record_models(models)
+        if "report" in futures:
+            models = read_json(root / RESULTS / "summary.json")["models"]
+            with best_effort(log):
+                publish_models(models)
+                publish_report(root.resolve() / RESULTS / "report.html")
+            build.lineage.record_models(models)
     return {"workspace": str(root), "stages": [asdict(stage) for stage in stages]}
 
 
@@ -133,15 +137,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = dict(parse_override(text) for text in arguments.param)
         merged_params(Path.cwd(), arguments.profile, overrides)
         speak_plainly()
-        # Prefect hands TERM on when the flow has ended its children; the default action would leave its server behind
-        signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
+        exit_on_term()
         full_pipeline(profile=arguments.profile, overrides=overrides)
     except UserError as error:
-        return _complain(error, 2)
+        return complain(error, 2)
     except PipelineFailed as error:
-        return _complain(error, 1)
+        return complain(error, 1)
     except KeyboardInterrupt:
-        return _complain("stopped; run the same command to go on", 130)
+        return complain("stopped; run the same command to go on", 130)
     return 0
 
 
@@ -165,7 +168,13 @@ def speak_plainly() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
 
 
-def _complain(message: object, code: int) -> int:
+def exit_on_term() -> None:
+    """Prefect hands TERM on when the flow has ended its children; the default action would leave its server behind."""
+    signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
+
+
+def complain(message: object, code: int) -> int:
+    """Print one line, and return the exit code."""
     print(f"sana15: {message}", file=sys.stderr)
     return code
 

@@ -38,12 +38,17 @@ def open_workspace(project: Path, profile: str | None, overrides: Mapping[str, A
     if profile is None and not overrides:
         return project
     copy = project / COPIES / copy_name(profile, overrides)
+    write_copy(project, copy, values)
+    return copy
+
+
+def write_copy(project: Path, copy: Path, values: Mapping[str, Any]) -> None:
+    """Make `copy` a workspace with the project's code and these params, or bring its code and params up to date."""
     refresh_code(project, copy)
-    write_bytes(copy / PARAMS_FILE, yaml.safe_dump(values, sort_keys=False).encode())
+    write_bytes(copy / PARAMS_FILE, yaml.safe_dump(dict(values), sort_keys=False).encode())
     share_cache(project, copy)
     if not (copy / LOCK_FILE).exists() and (project / LOCK_FILE).exists():
         shutil.copyfile(project / LOCK_FILE, copy / LOCK_FILE)
-    return copy
 
 
 def merged_params(project: Path, profile: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,83 +5,21 @@ cache.
 """
 
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from mlflow import MlflowClient
-from mlflow.entities import Run
+from clones import BIN, PROJECT, Clone, free_port, new_clone, new_origin
 
-from flows.workspace import code_files, merged_params
-
-PROJECT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-
-
-@dataclass(frozen=True)
-class Clone:
-    """A clone of the project whose own params are the smoke profile's, and the environment to run it in."""
-
-    root: Path
-    environment: dict[str, str]
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the clone."""
-        return subprocess.run(
-            command, cwd=self.root, env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-
-    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, *arguments)
-
-    def deploy(self, **parameters: Any) -> subprocess.CompletedProcess[str]:
-        """`prefect deployment run sana15/full-pipeline --watch` with parameters."""
-        given = [text for name, value in parameters.items() for text in ("-p", f"{name}={json.dumps(value)}")]
-        return self.run(str(BIN / "prefect"), "deployment", "run", "sana15/full-pipeline", "--watch", *given)
-
-    def lock(self) -> dict[str, Any]:
-        """The entries of dvc.lock."""
-        return yaml.safe_load((self.root / "dvc.lock").read_text())["stages"]
-
-    def mlflow_runs(self, query: str = "") -> list[Run]:
-        client = MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
-        return client.search_runs([client.get_experiment_by_name("sana15").experiment_id], query, max_results=1000)
+from flows.workspace import merged_params
 
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A git repository of the project's code as it is now, with the smoke profile's params as its default."""
-    root = tmp_path_factory.mktemp("origin")
-    for name in code_files(PROJECT):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(PROJECT / name, root / name)
-    (root / "params.yaml").write_text(yaml.safe_dump(merged_params(PROJECT, "smoke", {}), sort_keys=False))
-    for command in ("init -q", "add -A", "-c user.name=test -c user.email=test@localhost commit -q -m code"):
-        subprocess.run(["git", *command.split()], cwd=root, check=True)
-    return root
-
-
-def new_clone(origin: Path, root: Path, **environment: str) -> Clone:
-    """A clone of `origin`, to be run without this process's own settings of Prefect, MLflow and Triton."""
-    subprocess.run(["git", "clone", "-q", str(origin), str(root)], check=True)
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "TRITON"))}
-    ours = {"PREFECT_HOME": str(root / ".prefect"), "PATH": f"{BIN}:{plain['PATH']}"}
-    return Clone(root, {**plain, **ours, **environment})
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+    return new_origin(tmp_path_factory.mktemp("origin"), merged_params(PROJECT, "smoke", {}))
 
 
 @pytest.fixture(scope="module")

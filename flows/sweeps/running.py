@@ -1,0 +1,133 @@
+"""One point in its folder: written by the sweep, run as `python -m flows.sweeps.running`, and what it left.
+
+All that is known of a point lies in its folder, so that a sweep that was killed finds it again, on any host that sees
+the folder. An outcome is written when the pipeline has ended by itself; a point that was stopped has none.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect import get_client
+
+from flows.full_pipeline import PipelineFailed, complain, exit_on_term, full_pipeline, speak_plainly
+from flows.servers import API_VARIABLE
+from flows.sweeps.points import Point
+from flows.workspace import write_copy
+from tasks.errors import UserError
+from tasks.files import read_json, write_json
+from tasks.layout import RESULTS, STATE
+from tasks.locks import hold
+from tasks.mlflow_store import LOCAL_HOSTS
+from tasks.stage import PARENT_VARIABLE, die_with_parent
+
+RECORDS = STATE / "point"
+ORDER, OUTCOME, LOCK, LOG = (RECORDS / name for name in ("order.json", "outcome.json", "lock", "log"))
+MODULE = "flows.sweeps.running"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a point ended: without a `reason` it is done, and has the records of its models that the report made."""
+
+    reason: str
+    seconds: float
+    models: list[dict[str, Any]]
+
+    @property
+    def done(self) -> bool:
+        """Whether the pipeline went through."""
+        return not self.reason
+
+
+def prepare(project: Path, point: Point) -> None:
+    """Write the point's folder: code, params and what to run, without an earlier outcome."""
+    write_copy(project, point.folder, point.values)
+    (point.folder / OUTCOME).unlink(missing_ok=True)
+    write_json(point.folder / ORDER, {"key": point.key, "label": point.label, "only": point.only})
+
+
+def outcome(folder: Path) -> Outcome | None:
+    """How the point in `folder` ended; None if it has not, was stopped, or its folder is gone."""
+    path = folder / OUTCOME
+    return Outcome(**read_json(path)) if path.exists() else None
+
+
+def last_lines(folder: Path, count: int = 1) -> str:
+    """The last lines of the point's log that are not blank, on one line."""
+    path = folder / LOG
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return " / ".join([line.strip() for line in lines if line.strip()][-count:])
+
+
+def environment(folder: Path, elsewhere: bool) -> dict[str, str]:
+    """The environment of a point's process: this one's, without what belongs to this flow run.
+
+    A point here talks to the Prefect server that the sweep talks to. One that runs `elsewhere` cannot reach a server
+    that listens on this machine only, and may outlive it: it has one of its own. Prefect's files are in its folder.
+    """
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
+    own.pop(PARENT_VARIABLE, None)
+    if elsewhere and urlsplit(own.get(API_VARIABLE, "")).hostname in LOCAL_HOSTS:
+        del own[API_VARIABLE]
+    elif not elsewhere and API_VARIABLE not in own:
+        own[API_VARIABLE] = str(get_client(sync_client=True).api_url)  # the temporary one of this flow run
+    return own | {"PREFECT_HOME": str(folder / ".prefect"), "PYTHONUNBUFFERED": "1"}
+
+
+class Requeue:
+    """On USR1, which Slurm sends before a job's time limit: end as on TERM, then put the job back into the queue."""
+
+    def __init__(self) -> None:
+        self._wanted = False
+        signal.signal(signal.SIGUSR1, self._note)
+
+    def _note(self, _signum: int, _frame: FrameType | None) -> None:
+        self._wanted = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def act(self) -> None:
+        """Put the job back, if it is to be."""
+        if self._wanted and (job := os.environ.get("SLURM_JOB_ID")):
+            subprocess.run(["scontrol", "requeue", job], check=False)
+
+
+def main() -> int:
+    """Run the point in the working directory; returns the exit code: 0 done, 1 failed, 2 bad input."""
+    die_with_parent()
+    exit_on_term()
+    requeue = Requeue()
+    speak_plainly()
+    try:
+        with hold(LOCK, f"{Path.cwd()} is in use"):
+            OUTCOME.unlink(missing_ok=True)
+            return _run(read_json(ORDER)["only"])
+    except UserError as error:
+        return complain(error, 2)
+    finally:
+        requeue.act()
+
+
+def _run(only: Sequence[str] | None) -> int:
+    started, code, reason = time.monotonic(), 0, ""
+    try:
+        full_pipeline(only=only)
+    except (UserError, PipelineFailed) as error:
+        code, reason = 2 if isinstance(error, UserError) else 1, str(error)
+    except Exception as error:
+        code, reason = 1, f"{type(error).__name__}: {error}"
+    models = read_json(RESULTS / "summary.json")["models"] if code == 0 and only is None else []
+    write_json(OUTCOME, asdict(Outcome(" ".join(reason.split()), round(time.monotonic() - started, 1), models)))
+    return complain(reason, code) if code else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

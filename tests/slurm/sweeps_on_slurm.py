@@ -1,0 +1,256 @@
+"""Sweeps on a real Slurm: `make test-slurm`. `make test` does not look for this file, since few machines have Slurm."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from clones import PROJECT, Clone, new_clone, new_origin
+from cluster import SlurmCluster, missing_programs, wait_for
+
+from flows.sweeps.definition import Cluster
+from flows.sweeps.place import State
+from flows.sweeps.points import Point
+from flows.sweeps.running import LOG, OUTCOME
+from flows.sweeps.slurm import Slurm
+from tasks.errors import UserError
+from tasks.files import write_json
+from tasks.params import PARAMS_FILE, PROFILES, read_yaml
+
+FINETUNE_STEPS = 600
+"""So long that a fine-tune can be caught in the middle, with a checkpoint after every eighth step."""
+TWO = "prune.depths=[2]"
+TAG = "sana15 sweep test of nothing"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """Two nodes with one fake GPU each."""
+    assert not missing_programs()
+    started = SlurmCluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        started.up()
+        yield started
+    finally:
+        started.down()
+
+
+# --- jobs
+
+
+@pytest.fixture
+def slurm(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    """The cluster as the sweep sees it; its jobs run a module `pretended` of the point's folder."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    monkeypatch.setattr("flows.sweeps.slurm.MODULE", "pretended")
+    return Slurm(Cluster(gpus=1, cpus=1, minutes=5), TAG)
+
+
+def point_of(folder: Path, key: str, code: str) -> Point:
+    """A point that runs this code."""
+    (folder / OUTCOME).parent.mkdir(parents=True)
+    (folder / "pretended.py").write_text(code)
+    return Point(key, key, folder, {}, {}, 0)
+
+
+def phase_is(slurm: Slurm, point: Point, job: str, phase: str) -> None:
+    wait_for(lambda: slurm.state(point, job).phase == phase, f"job {job} to be {phase}")
+
+
+SLEEPS = "import time\ntime.sleep(120)"
+LONG = """
+import os, time
+from flows.full_pipeline import exit_on_term
+from flows.sweeps.running import Requeue
+exit_on_term()
+requeue = Requeue()
+print("begun", os.environ.get("SLURM_RESTART_COUNT", 0), flush=True)
+try:
+    time.sleep(120)
+finally:
+    print("saved", flush=True)
+    requeue.act()
+"""
+
+
+def test_a_job_that_fails_is_told_with_its_state_exit_code_and_last_lines(slurm: Slurm, tmp_path: Path) -> None:
+    point = point_of(tmp_path, "fails", "import sys\nprint('one')\nprint('no memory', file=sys.stderr)\nsys.exit(3)")
+    job = slurm.submit(point)
+    phase_is(slurm, point, job, "failed")
+    reason = slurm.state(point, job).reason
+    assert reason == f"Slurm job {job} ended FAILED (reason NonZeroExitCode, exit 3:0): one / no memory"
+    write_json(tmp_path / OUTCOME, {"reason": "what the point itself says", "seconds": 1.0, "models": []})
+    assert slurm.state(point, job) == State("failed", "what the point itself says")
+    assert slurm.find(point) is None
+
+
+def test_a_job_is_found_by_its_points_key_and_cancelled_by_its_sweeps_tag(
+    slurm: Slurm, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    one, two = (point_of(tmp_path / name, name, SLEEPS) for name in ("one", "two"))
+    other = Slurm(Cluster(gpus=0, cpus=1), "another sweep")
+    jobs = [slurm.submit(one), other.submit(two)]
+    assert [slurm.find(one), slurm.find(two)] == jobs
+    phase_is(slurm, one, jobs[0], "running")
+    slurm.cancel_all()
+    phase_is(slurm, one, jobs[0], "failed")
+    assert "CANCELLED" in slurm.state(one, jobs[0]).reason and slurm.find(one) is None
+    assert other.state(two, jobs[1]).phase == "running"
+    other.cancel([jobs[1]])
+    phase_is(other, two, jobs[1], "failed")
+    assert other.state(two, "999999").phase == "lost"
+
+
+def test_a_job_whose_time_is_up_ends_and_goes_back_into_the_queue(
+    slurm: Slurm, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    code = "import os, time\nfrom flows.full_pipeline import exit_on_term\nfrom flows.sweeps.running import Requeue\n"
+    code += (
+        "exit_on_term()\nrequeue = Requeue()\nprint('begun', os.environ.get('SLURM_RESTART_COUNT', 0), flush=True)\n"
+    )
+    code += "try:\n    time.sleep(120)\nfinally:\n    print('saved', flush=True)\n    requeue.act()\n"
+    point = point_of(tmp_path, "long", code)
+    job = slurm.submit(point)
+    log = tmp_path / LOG
+    wait_for(lambda: log.exists() and "begun 0" in log.read_text(), "the job to begin")
+    # as Slurm does some time before the limit, by its coarse clock
+    cluster.ask("scancel", "--signal=USR1", "--batch", job)
+    phase_is(slurm, point, job, "queued")
+    assert slurm.find(point) == job
+    cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_for(lambda: "begun 1" in log.read_text(), "the job to begin again")
+    assert log.read_text().index("saved") < log.read_text().index("begun 1")
+    slurm.cancel([job])
+    phase_is(slurm, point, job, "failed")
+
+
+def test_what_slurm_refuses_is_said_in_its_own_words(slurm: Slurm, tmp_path: Path) -> None:
+    greedy = Slurm(Cluster(gpus=1, partition="nowhere"), TAG)
+    with pytest.raises(UserError, match=r"sbatch failed: .*partition"):
+        greedy.submit(point_of(tmp_path, "greedy", SLEEPS))
+
+
+# --- a whole sweep
+
+
+@pytest.fixture(scope="module")
+def clone(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone whose smoke profile has a long fine-tune, and whose environment has the cluster."""
+    origin = new_origin(tmp_path_factory.mktemp("origin"), read_yaml(PROJECT / PARAMS_FILE))
+    clone = new_clone(origin, tmp_path_factory.mktemp("clone"))
+    set_finetune(clone, FINETUNE_STEPS)
+    clone.environment.update(cluster.environment)
+    return clone
+
+
+def set_finetune(clone: Clone, steps: int) -> None:
+    """Change the smoke profile in the clone."""
+    path = clone.root / PROFILES / "smoke.yaml"
+    values = read_yaml(path)
+    values["finetune"] |= {"steps": steps, "evaluate_every": steps}
+    values["workflow"] = {"baselines": ["grown"]}
+    path.write_text(yaml.safe_dump(values))
+
+
+class Flow:
+    """The sweep's flow in a process of its own, with its output in a file."""
+
+    def __init__(self, clone: Clone, log: Path) -> None:
+        self.log = log
+        with open(log, "w") as file:
+            self.process = psutil.Popen(
+                [sys.executable, "-m", "flows.sweep", "prune-depth", "--profile", "smoke", "--where", "slurm"],
+                cwd=clone.root,
+                env=clone.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def says(self, words: str) -> bool:
+        """Whether it has printed this; fails if it has ended before."""
+        text = self.log.read_text()
+        assert words in text or self.process.poll() is None, text
+        return words in text
+
+    def kill(self) -> None:
+        """KILL it and its temporary Prefect server, so that no one of them can tell anybody anything."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def folders(clone: Clone) -> dict[str, Path]:
+    """The folders of the points by their labels."""
+    found = (clone.root / "runs/points").glob("*/.sana15/point/order.json")
+    return {json.loads(path.read_text())["label"]: path.parents[2] for path in found}
+
+
+def seconds_of(record: str) -> tuple[str, float, float]:
+    """Key, start and end of a run, from a line of Slurm's own record of completed jobs."""
+    facts = dict(re.findall(r"(\w+)=(\S+)", record))
+    start, end = (datetime.fromisoformat(facts[name]).timestamp() for name in ("StartTime", "EndTime"))
+    return facts["Name"], start, end
+
+
+def test_a_sweep_survives_a_requeued_job_and_a_killed_flow_and_runs_no_point_twice(
+    cluster: SlurmCluster, clone: Clone, tmp_path: Path
+) -> None:
+    first = Flow(clone, tmp_path / "first.log")
+    wait_for(lambda: first.says("shared stages, seed 0") and len(folders(clone)) == 4, "all points to be queued", 300)
+    points = {label: folder for label, folder in folders(clone).items() if label.startswith("prune.depths")}
+    keys = {folder.name for folder in points.values()}
+    wait_for(lambda: keys <= {name for name, _ in cluster.jobs().values()}, "the jobs")
+    jobs = {name: job for job, (name, _) in cluster.jobs().items() if name in keys}
+    states = [state for name, state in cluster.jobs().values() if name in keys]
+    assert sorted(states) == ["PENDING", "RUNNING", "RUNNING"]  # two GPUs for three points
+
+    stopped = points["prune.depths=[3]"]
+    log = stopped / LOG
+    wait_for(lambda: log.exists() and re.search(r"finetune@3: [1-9]\d+/", log.read_text()), "a fine-tune's middle", 180)
+    cluster.ask("scontrol", "requeue", jobs[stopped.name])
+    first.kill()
+    wait_for(lambda: cluster.jobs()[jobs[stopped.name]][1] == "PENDING", "the job to be back in the queue")
+
+    second = Flow(clone, tmp_path / "second.log")
+    wait_for(lambda: second.says("0 of 3 points are done, 3 are to run"), "the flow to begin again", 120)
+    wait_for(lambda: second.says(f"({points[TWO].name}): "), "the flow to find its jobs")
+    cluster.ask("scontrol", "update", f"JobId={jobs[stopped.name]}", "StartTime=now")
+    assert second.process.wait(400) == 0, second.log.read_text()
+
+    assert {name: job for job, (name, _) in cluster.jobs().items() if name in keys} == jobs  # the very same jobs
+    assert "finetune@3: resuming after step" in log.read_text()
+    runs = [seconds_of(line) for line in (cluster.folder / "log/jobcomp.txt").read_text().splitlines()]
+    for key in keys:
+        times = sorted((start, end) for name, start, end in runs if name == key)
+        assert len(times) == (2 if key == stopped.name else 1), runs
+        assert all(before[1] <= after[0] for before, after in pairwise(times)), runs
+
+    table = list(csv.DictReader((clone.root / "results/sweeps/prune-depth/table.csv").read_text().splitlines()))
+    assert [(line["model"], line["state"]) for line in table] == [(f"finetuned-{depth}", "done") for depth in (3, 2, 1)]
+    assert all(line["score"] and line["heldout_loss"] and line["parameters"] for line in table)
+
+
+def test_cancelling_the_flow_cancels_its_jobs(cluster: SlurmCluster, clone: Clone, tmp_path: Path) -> None:
+    set_finetune(clone, 2 * FINETUNE_STEPS)
+    before = set(cluster.jobs())
+    flow = Flow(clone, tmp_path / "cancelled.log")
+    wait_for(lambda: flow.says("1 of 3") or flow.says(": running"), "a job to run", 240)
+    flow.process.send_signal(signal.SIGINT)
+    assert flow.process.wait(60) == 130, flow.log.read_text()
+    time.sleep(1)
+    wait_for(lambda: all(s in ("CANCELLED",) for j, (_, s) in cluster.jobs().items() if j not in before), "no job")
+    assert set(cluster.jobs()) - before
