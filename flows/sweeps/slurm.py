@@ -31,7 +31,7 @@ class Slurm:
             raise UserError("where is slurm but there is no sbatch: start the sweep on a host that submits to Slurm")
         self._cluster, self._tag = cluster, tag
         self._states: dict[str, str] = {}
-        self._looked = 0.0
+        self._looked, self._silent = 0.0, False
 
     def find(self, point: Point) -> str | None:
         """The job of this name that waits or runs."""
@@ -81,9 +81,11 @@ class Slurm:
         if time.monotonic() - self._looked > LOOK_EVERY_SECONDS:
             try:
                 lines = _ask("squeue", "-h", "--me", "-t", "all", "-o", "%i %T").splitlines()
-                self._states = dict(line.split() for line in lines)
+                self._states, self._silent = dict(line.split() for line in lines), False
             except UserError as error:
-                print(f"{error}: asked again", file=sys.stderr, flush=True)
+                if not self._silent:
+                    print(f"{error}: it is asked until it answers", file=sys.stderr, flush=True)
+                self._silent = True
             self._looked = time.monotonic()
         return self._states
 

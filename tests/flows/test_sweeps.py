@@ -15,7 +15,7 @@ import pytest
 import yaml
 from clones import PROJECT, Clone, new_clone, new_origin
 
-from flows.sweep import raise_failures, run_points
+from flows.sweep import SweepFailed, raise_failures, run_points, sweep
 from flows.sweeps import follow as following
 from flows.sweeps.definition import SWEEPS, Sweep, read_sweep
 from flows.sweeps.follow import follow
@@ -67,6 +67,15 @@ def test_every_shipped_sweep_is_sound_at_every_scale_and_shares_what_it_can(name
     assert len(points) == len(sweep.settings) * max(1, len(sweep.seeds)) > 1
     assert len({point.key for point in points}) == len(points)
     assert "encode" in points[0].shared.only and "report" not in points[0].shared.only
+
+
+def test_every_shipped_sweep_has_a_deployment() -> None:
+    assert {path.stem for path in (PROJECT / SWEEPS).glob("*.yaml")} == set(SHIPPED)
+    listed = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
+    deployed = {one["name"]: one["parameters"] for one in listed if one["entrypoint"] == "flows/sweep.py:sweep"}
+    assert deployed.keys() == set(SHIPPED)
+    for name, parameters in deployed.items():
+        assert sweep.validate_parameters(parameters) == parameters and parameters["name"] == name
 
 
 def test_a_grid_is_every_combination_once_and_each_with_every_seed(project: Path) -> None:
@@ -164,6 +173,13 @@ def test_a_key_follows_the_users_own_files(project: Path) -> None:
     assert not set(before) & {point.key for point in expand(project, sweep)}
 
 
+def test_the_run_of_shared_stages_is_no_point_of_the_same_params(project: Path) -> None:
+    steps = merged_params(project, "smoke", {})["finetune"]["steps"]
+    sweep = {"from": "finetune", "profile": "smoke", "grid": {"finetune.steps": [steps]}}
+    (point,) = expand(project, written(project, sweep))
+    assert point.values == point.shared.values and point.key != point.shared.key
+
+
 # --- following points
 
 
@@ -244,7 +260,7 @@ def test_a_failing_point_stops_no_other_and_the_sweep_fails_with_its_reason(proj
     place = Pretended(failing=points[1].label)
     states = run_points(project, points, place, untold)
     assert [states[point.key].phase for point in points] == ["done", "failed", "done", "done"]
-    with pytest.raises(Exception, match=r"learning_rate=0.0002: no memory \(1 of 4 points failed\)"):
+    with pytest.raises(SweepFailed, match=r"learning_rate=0.0002: no memory \(1 of 4 points failed\)"):
         raise_failures(points, states)
 
 
