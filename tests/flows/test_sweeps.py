@@ -135,13 +135,11 @@ def test_an_unknown_sweep_is_answered_with_those_that_there_are() -> None:
 def test_shared_stages_are_those_that_no_point_changes_directly_or_through_others(project: Path) -> None:
     shared = set(shared_stages(project, written(project, DEPTHS)))
     assert {"shard", "train", "importance", "judge", "geneval@grown"} <= shared
-    assert not shared & {
-        "prune@3",
-        "finetune@3",
-        "geneval@pruned-3",
-        "controls",
-        "report",
-    }  # controls read prune.depths
+    # the controls are cut to prune.depths as well
+    assert not shared & {"prune@3", "finetune@3", "geneval@pruned-3", "controls", "report"}
+    beside = {"from": "finetune", "profile": "smoke", "grid": {"judge.steps": [4, 8]}}
+    shared = set(shared_stages(project, written(project, beside)))
+    assert "prune@3" in shared and not shared & {"judge", "geneval@grown", "finetune@3"}
 
 
 # --- a point's key
