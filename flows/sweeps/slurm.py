@@ -21,6 +21,8 @@ WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT",
 AT_WORK = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING"}
 LOG_LINES = 3
 LOOK_EVERY_SECONDS = 1.0
+SETTLE_SECONDS = 60.0
+"""How long a shared folder may take to show here what a job that is completed has written there."""
 
 
 class Slurm:
@@ -31,6 +33,7 @@ class Slurm:
             raise UserError("where is slurm but there is no sbatch: start the sweep on a host that submits to Slurm")
         self._cluster, self._tag = cluster, tag
         self._states: dict[str, str] = {}
+        self._completed: dict[str, float] = {}
         self._looked, self._silent = 0.0, False
 
     def find(self, point: Point) -> str | None:
@@ -62,12 +65,16 @@ class Slurm:
             return State("running")
         if (ended := outcome(point.folder)) is not None:
             return State("done") if ended.done else State("failed", ended.reason)
+        if state == "COMPLETED":
+            since = self._completed.setdefault(handle, time.monotonic())
+            if time.monotonic() - since < SETTLE_SECONDS:
+                return State("running")
         if state is None:
             return State("lost", f"Slurm knows no job {handle} any more, and it left no outcome")
         return State("failed", self._ending(handle, state, point.folder))
 
     def cancel(self, handles: list[str]) -> None:
-        """Cancel these jobs, and have them saved what they are at."""
+        """Cancel these jobs; Slurm sends them TERM, on which they save what they are at."""
         if handles:
             subprocess.run(["scancel", *handles], check=False, capture_output=True)
 

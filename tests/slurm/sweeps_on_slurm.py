@@ -135,6 +135,20 @@ def test_a_job_whose_time_is_up_ends_and_goes_back_into_the_queue(
     phase_is(slurm, point, job, "failed")
 
 
+def test_what_a_completed_job_wrote_may_come_late(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = point_of(tmp_path, "silent", "")
+    job = slurm.submit(point)
+    wait_for(lambda: slurm._look().get(job) == "COMPLETED", "the job to end")
+    assert slurm.state(point, job) == State("running")
+    write_json(tmp_path / OUTCOME, {"reason": "", "seconds": 1.0, "models": []})
+    assert slurm.state(point, job) == State("done")
+    (tmp_path / OUTCOME).unlink()
+    monkeypatch.setattr("flows.sweeps.slurm.SETTLE_SECONDS", 0)
+    assert slurm.state(point, job).phase == "failed"
+
+
 def test_what_slurm_refuses_is_said_in_its_own_words(slurm: Slurm, tmp_path: Path) -> None:
     greedy = Slurm(Cluster(gpus=1, partition="nowhere"), TAG)
     with pytest.raises(UserError, match=r"sbatch failed: .*partition"):
