@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,17 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "diffusers", "bitsandbytes", "came-pytorch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def start(doc: str | None, rounds: int) -> Namespace:
+    """The command line that benchmarks share, `--rounds` and `--threads`; prints what they run on and with."""
+    parser = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each side (default: {rounds})")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(hardware(), versions(), sep="\n", flush=True)
+    return arguments
 
 
 def hardware() -> dict[str, Any]:

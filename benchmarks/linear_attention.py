@@ -7,12 +7,11 @@ queries and keys alike; softmax attention (torch's SDPA) computes another functi
 attention replaces. Sizes: on a GPU those of the published 1.6B at 1024 and 2048 pixels, on the CPU small ones.
 """
 
-import argparse
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import DEVICE, hardware, versions, write_result
+from common import DEVICE, start, write_result
 from sides import OURS, Side, compare, print_table
 from torch import Tensor
 
@@ -88,11 +87,7 @@ def measure(batch: int, tokens: int, width: int, dtype: torch.dtype, rounds: int
 
 def main() -> None:
     """Print a table for each size, and keep all rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    print(hardware(), versions())
+    arguments = start(__doc__, rounds=20)
     rows = []
     for batch, tokens, width, dtype in SIZES[DEVICE]:
         rows += (found := measure(batch, tokens, width, dtype, arguments.rounds))

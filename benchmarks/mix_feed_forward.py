@@ -13,13 +13,12 @@ more than its dtype allows gets no time. Ratios are to eager PyTorch: above 1 is
 On a GPU the sizes are those of SANA-1.5's 1.6B (5600 inner channels), on the CPU those of the embedded default (640).
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import DEVICE, hardware, timed_in_turns, versions, write_result
+from common import DEVICE, start, timed_in_turns, write_result
 from torch import Tensor
 
 from kernels.mix_feed_forward import mix_feed_forward
@@ -143,14 +142,9 @@ def line_of(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Print the table and keep it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = start(__doc__, rounds=50)
     torch.backends.cudnn.allow_tf32 = False
-    print(hardware(), versions(), sep="\n", end="\n\n")
-    print("| images x grid x inner | dtype | pass | side | ms | times as fast as eager | error |")
+    print("\n| images x grid x inner | dtype | pass | side | ms | times as fast as eager | error |")
     print("|---|---|---|---|---|---|---|")
     rows: list[dict[str, Any]] = []
     for problem in SIZES[DEVICE]:

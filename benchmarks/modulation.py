@@ -6,12 +6,11 @@ Ours is what the network calls: on a GPU the Triton kernels, on the CPU plain Py
 GPU those of the published 1.6B at 1024 pixels, on the CPU small ones.
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import DEVICE, hardware, versions, write_result
+from common import DEVICE, start, write_result
 from sides import OURS, Side, compare, print_table
 from torch import Tensor
 
@@ -51,11 +50,7 @@ def measure(name: str, batch: int, tokens: int, width: int, dtype: torch.dtype, 
 
 def main() -> None:
     """Print a table for each operation and size, and keep all rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    print(hardware(), versions())
+    arguments = start(__doc__, rounds=20)
     rows = []
     for name in OPERATIONS:
         for batch, tokens, width, dtype in SIZES[DEVICE]:

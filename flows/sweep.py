@@ -30,7 +30,7 @@ from flows.sweeps.place import Place, State
 from flows.sweeps.plot import draw
 from flows.sweeps.points import Point, expand
 from flows.sweeps.slurm import Slurm
-from flows.sweeps.table import Row, rows_of, settings_of, table_csv
+from flows.sweeps.table import Row, rows_of, settings_of, write_table
 from tasks.errors import UserError
 from tasks.files import write_bytes
 from tasks.layout import RESULTS, STATE
@@ -149,7 +149,7 @@ class Telling:
 def write_results(project: Path, plan: Sweep, rows: Sequence[Row]) -> Path:
     """Write `table.csv` and `plot.png`; returns their folder, `results/sweeps/<name>`."""
     folder = project / RESULTS / "sweeps" / plan.name
-    write_bytes(folder / "table.csv", table_csv(plan, rows))
+    write_table(folder / "table.csv", plan, rows)
     write_bytes(folder / "plot.png", draw(plan.name, settings_of(rows)))
     return folder
 

@@ -23,6 +23,9 @@ from tasks.seeds import derive
 from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_main
 from tasks.training.loop import Trainer
 
+SETTINGS = {"in_channels": "latent channels", "caption_channels": "caption channels", "depth": "pretrain.depth"}
+"""What a difference of configurations is called where it is not a key of section `network`."""
+
 
 def network_config(shape: Network, depth: int, in_channels: int, caption_channels: int) -> NetworkConfig:
     """The network of params.yaml at a depth, between encoders of these channels."""
@@ -81,10 +84,6 @@ def published_network(path: Path, config: NetworkConfig, which: CheckpointKey) -
             f"{path} has {'; '.join(wrong)}: set these in params.yaml, or choose the encoders it was trained with"
         )
     return network, added
-
-
-SETTINGS = {"in_channels": "latent channels", "caption_channels": "caption channels", "depth": "pretrain.depth"}
-"""What a difference of configurations is called where it is not a key of section `network`."""
 
 
 def differences(found: NetworkConfig, wanted: NetworkConfig) -> list[str]:

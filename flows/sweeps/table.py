@@ -1,11 +1,10 @@
 """What a sweep found: a row for each point and model, and for each setting the mean over its seeds with an interval."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from flows.sweeps.definition import Sweep
 from flows.sweeps.place import State
 from flows.sweeps.points import Point
 from flows.sweeps.running import outcome
+from tasks.files import write_csv
 
 LEVEL = 0.95
 
@@ -142,8 +142,8 @@ def _setting(label: str, model: str, pictures: int, rows: Sequence[Row]) -> Sett
     )
 
 
-def table_csv(sweep: Sweep, rows: Sequence[Row]) -> bytes:
-    """The rows as CSV, with a column for each key of the sweep, and the best and the Pareto settings marked."""
+def write_table(path: Path, sweep: Sweep, rows: Sequence[Row]) -> None:
+    """Write the rows as CSV, with a column for each key of the sweep, and the best and the Pareto settings marked."""
     marks = {(one.label, one.model, one.pictures): one for one in settings_of(rows)}
     keys = list(dict.fromkeys(key for setting in sweep.settings for key in setting))
     written = []
@@ -153,11 +153,7 @@ def table_csv(sweep: Sweep, rows: Sequence[Row]) -> bytes:
         given = {key: json.dumps(row.setting[key]) for key in row.setting}
         written.append(given | own | {"best": bool(mark and mark.best), "pareto": bool(mark and mark.pareto)})
     columns = [*keys, *(name for name in Row.__dataclass_fields__ if name != "setting"), "best", "pareto"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(written)
-    return text.getvalue().encode()
+    write_csv(path, columns, written)
 
 
 def _label(setting: Mapping[str, Any]) -> str:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 
 def mix_feed_forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, N, I) of tokens (B, N, 2I), depth-wise weights (2I, 1, 3, 3) and bias (2I) on a grid (H, W)."""
+    """(B, N, I) of tokens (B, N, 2I), depth-wise weights (2I, 1, 3, 3) and bias (2I) on a grid (H, W).
+
+    Weights of another dtype are taken in the tokens', as autocast does.
+    """
     image_BCHW = F.silu(x_BNC).unflatten(1, size).permute(0, 3, 1, 2)
-    mixed_BCHW = F.conv2d(image_BCHW, weight, bias, padding=1, groups=weight.shape[0])
+    mixed_BCHW = F.conv2d(image_BCHW, weight.to(x_BNC.dtype), bias.to(x_BNC.dtype), padding=1, groups=len(weight))
     value, gate = mixed_BCHW.permute(0, 2, 3, 1).flatten(1, 2).chunk(2, dim=-1)
     return value * F.silu(gate)

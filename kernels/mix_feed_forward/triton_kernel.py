@@ -97,6 +97,12 @@ def add_products(sums, window, gradient, STEP: tl.constexpr, COLUMNS: tl.constex
 
 
 @triton.jit
+def load_filters(weight, bias, channel, inside):
+    """The nine taps and the bias of channels, float32."""
+    return load_taps(weight, channel, inside, False), tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def forward_kernel(
     x, weight, bias, out, height, width, inner, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -106,9 +112,8 @@ def forward_kernel(
     gate, inside = value + inner, value < inner
     image, first, column = strip_of(tl.program_id(0) // blocks, height, width, ROWS, COLUMNS)
     cells = x + image * height * width * 2 * inner
-    value_taps, gate_taps = load_taps(weight, value, inside, False), load_taps(weight, gate, inside, False)
-    value_bias = tl.load(bias + value, mask=inside, other=0.0).to(tl.float32)
-    gate_bias = tl.load(bias + gate, mask=inside, other=0.0).to(tl.float32)
+    value_taps, value_bias = load_filters(weight, bias, value, inside)
+    gate_taps, gate_bias = load_filters(weight, bias, gate, inside)
     values = (tl.zeros([BLOCK], tl.float32),) * (2 * (COLUMNS + 2))
     gates = values
     for below in range(first - 1, min(first + ROWS, height) + 1):
@@ -145,9 +150,8 @@ def mixed_gradient_kernel(
     blocks, grid = tl.cdiv(inner, BLOCK), (height, width, 2 * inner)
     value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     gate, inside = value + inner, value < inner
-    value_taps, gate_taps = load_taps(weight, value, inside, False), load_taps(weight, gate, inside, False)
-    value_bias = tl.load(bias + value, mask=inside, other=0.0).to(tl.float32)
-    gate_bias = tl.load(bias + gate, mask=inside, other=0.0).to(tl.float32)
+    value_taps, value_bias = load_filters(weight, bias, value, inside)
+    gate_taps, gate_bias = load_filters(weight, bias, gate, inside)
     value_sums = (tl.zeros([BLOCK], tl.float32),) * SUMS
     gate_sums = (tl.zeros([BLOCK], tl.float32),) * SUMS
     part = tl.program_id(0) // blocks

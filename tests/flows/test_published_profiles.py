@@ -19,6 +19,7 @@ from flows.graph import submit_stages
 from model.checkpoint import load_network
 from model.weights.reading import read_weights
 from tasks import export, layout
+from tasks.data.encoded import EncodedDataset
 from tasks.files import read_json
 from tasks.params import PARAMS_FILE, PROFILES, Params, apply_overrides, apply_profile, build_params, read_yaml
 from tasks.spool import SPOOLS, open_spool
@@ -144,8 +145,6 @@ def test_the_papers_own_experiment_runs_on_published_encoders_scorer_and_judge()
 
 def read_shapes() -> list[tuple[int, ...]]:
     """Shapes of the cached latents."""
-    from tasks.data.encoded import EncodedDataset
-
     dataset = EncodedDataset(layout.ENCODED, "train")
     return [tuple(dataset.batch(group[:1]).latents_BCHW.shape[1:]) for group in dataset.shape_groups]
 

@@ -24,7 +24,7 @@ from flows.sweeps.local import Local
 from flows.sweeps.place import State
 from flows.sweeps.points import Point, expand, shared_stages
 from flows.sweeps.running import ORDER, OUTCOME, environment, outcome
-from flows.sweeps.table import Row, rows_of, settings_of, table_csv
+from flows.sweeps.table import Row, rows_of, settings_of, write_table
 from flows.workspace import merged_params
 from tasks.errors import UserError
 from tasks.files import write_json
@@ -435,7 +435,9 @@ def test_intervals_are_over_seeds_and_of_one_seed_over_prompts() -> None:
     assert (single.low, single.high) == (pytest.approx(0.4), pytest.approx(0.6))
 
 
-def test_the_table_has_the_models_that_the_sweep_asks_for_and_a_line_for_what_failed(points: list[Point]) -> None:
+def test_the_table_has_the_models_that_the_sweep_asks_for_and_a_line_for_what_failed(
+    points: list[Point], tmp_path: Path
+) -> None:
     sweep = Sweep("mine", None, "finetune", tuple(point.setting for point in points), (), ("finetuned-*",), "best_of")
     scored = {"overall": 0.5, "low": 0.4, "high": 0.6}
     best = {"1": scored, "4": scored | {"overall": 0.7}}
@@ -443,7 +445,8 @@ def test_the_table_has_the_models_that_the_sweep_asks_for_and_a_line_for_what_fa
     models = [{"name": name, **common, "seconds_per_picture": 0.25} for name in ("grown", "finetuned-2")]
     write_json(points[0].folder / OUTCOME, {"reason": "", "seconds": 1.0, "models": models})
     rows = rows_of(sweep, points[0], State("done")) + rows_of(sweep, points[1], State("failed", "no memory"))
-    lines = list(csv.DictReader(table_csv(sweep, rows).decode().splitlines()))
+    write_table(tmp_path / "table.csv", sweep, rows)
+    lines = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [line["finetune.learning_rate"] for line in lines] == ["0.0001", "0.0001", "0.0002"]
     told = [(line["model"], line["pictures"], line["score"], line["seconds"], line["best"]) for line in lines[:2]]
     assert told == [("finetuned-2", "1", "0.5", "0.25", "False"), ("finetuned-2", "4", "0.7", "1.0", "True")]
