@@ -96,4 +96,6 @@ def _bytes_per_parameter(optimizer: Optimizer, parameters: list[Tensor]) -> floa
         for value in optimizer.state[parameter].values()
         if isinstance(value, Tensor)
     }
+    if not parameters:
+        raise ValueError("the optimizer has no state before its first step")
     return sum(tensors.values()) / sum(parameter.numel() for parameter in parameters)

@@ -3,7 +3,8 @@
     q = round((x - min) / (max - min) * 255),      and read as x' = q * scale + min,  scale = (max - min) / 255
 
 so an entry is off by half of `scale` at most, and a block of one repeated value (all zeros, say) is exact. Rounding is
-to nearest, halves to even. A block that holds a NaN or an infinity comes back as NaN: nothing is masked.
+to nearest, halves to even. A block that holds a NaN or an infinity, or whose max - min is beyond float32, comes back
+as NaN: nothing is masked. (Half of `scale` holds for normal numbers, not for subnormal ones.)
 
 Shapes: E entries in each block, and any dimensions before them.
 """

@@ -41,8 +41,9 @@ def _movement(works: list[Work], state: State, momentum: Tensor) -> Tensor:
     settings = works[0].settings
     gradient = _stacked([work.gradient for work in works]).float()
     if not is_matrix(works[0].parameter):
-        tensors = (gradient.flatten(1), momentum.flatten(1), state["square"].flatten(1))
-        update_others(*tensors, settings.betas, settings.eps)
+        # views of what moves in place: another stride is an error here, and no lost step
+        moved = (tensor.view(len(works), -1) for tensor in (momentum, state["square"]))
+        update_others(gradient.reshape(len(works), -1), *moved, settings.betas, settings.eps)
         return momentum
     square = FactoredMean(state["square_row"], state["square_column"])
     instability = FactoredMean(state["instability_row"], state["instability_column"])

@@ -31,8 +31,8 @@ class StepInBackward:
     """Steps an optimizer's parameters during `backward()`. Instead of `step` and `zero_grad`, call `finish` after it.
 
     Raises ValueError where `clip_norm` is given (the global norm is known only at the end), `grad_accumulation` is not
-    1, or `network` is under DDP or FSDP. Nothing moves but in one `backward()` followed by one `finish()`: a second
-    `backward()` raises RuntimeError.
+    1, `network` is under DDP or FSDP, or the optimizer has parameters that are not the network's. Nothing moves but in
+    one `backward()` followed by one `finish()`: a second `backward()` raises RuntimeError.
     """
 
     def __init__(
@@ -41,10 +41,14 @@ class StepInBackward:
         _refuse(network, clip_norm, grad_accumulation)
         self.optimizer = optimizer
         self.names = {parameter: name for name, parameter in network.named_parameters()}
+        groups = enumerate(optimizer.param_groups)
+        parameters = [(parameter, index) for index, group in groups for parameter in group["params"]]
+        if any(parameter not in self.names for parameter, _ in parameters):
+            raise ValueError("step in backward cannot be had with parameters that the network has not")
+        # a group by its number: loading a state puts other groups into the optimizer
+        self.places = {parameter: (index, place) for place, (parameter, index) in enumerate(parameters)}
         self.works: list[Work] = []  # of small parameters that wait for `finish`
         self.finite: dict[Tensor, Tensor] = {}  # of every parameter that had a gradient since the last `finish`
-        parameters = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
-        self.places = {parameter: (group, place) for place, (parameter, group) in enumerate(parameters)}
         self.hooks = [
             parameter.register_post_accumulate_grad_hook(self._arrived)
             for parameter in self.places
@@ -75,7 +79,8 @@ class StepInBackward:
             )
         # not looked at before `finish`: the device need not be waited for
         self.finite[parameter] = parameter.grad.isfinite().all()
-        work = self.optimizer.work_of(parameter, *self.places[parameter])
+        index, place = self.places[parameter]
+        work = self.optimizer.work_of(parameter, self.optimizer.param_groups[index], place)
         parameter.grad = None
         if parameter.numel() <= SMALL:
             self.works.append(work)

@@ -19,7 +19,7 @@ bitsandbytes' dynamic map represents zero.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ from kernels.came8bit.state import Settings, State, Work, initial_state, is_matr
 from kernels.came8bit.update import Betas, Epsilons
 from kernels.choice import Choice, use_triton
 
+DTYPES = (torch.float32, torch.bfloat16)  # of parameters and gradients
+
 
 class Came(torch.optim.Optimizer):
     """CAME with float32 state. Parameters are float32 or bfloat16, whole or sharded by rows (see `sharded`).
@@ -41,7 +43,8 @@ class Came(torch.optim.Optimizer):
     decoupled: p <- p - lr * (weight_decay * p + step). With `stochastic_rounding`, bfloat16 parameters are rounded once
     a step, up or down at random and right in the mean, by bits that depend on `seed`, the step, the parameter's place
     in the optimizer and the entry's in it alone; else to nearest. `kernels` is as in `kernels.choice`. A gradient
-    that is not finite makes its parameter not finite: the caller checks gradients.
+    that is not finite, or beyond 1.8e19, whose square is not, makes its parameter not finite: the caller checks
+    gradients. Raises ValueError for settings out of range.
     """
 
     map: Map | None = None
@@ -58,8 +61,14 @@ class Came(torch.optim.Optimizer):
         seed: int = 0,
         kernels: Choice = "auto",
     ) -> None:
+        check_settings(lr, betas, eps, weight_decay, seed, kernels)
         self.stochastic_rounding, self.seed, self.kernels = stochastic_rounding, seed, kernels
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "steps": 0})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: torch's own forgets attributes."""
+        own = {name: getattr(self, name) for name in ("stochastic_rounding", "seed", "kernels", "map")}
+        return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore, also what was saved before steps were counted."""
@@ -80,8 +89,16 @@ class Came(torch.optim.Optimizer):
         return loss
 
     def work_of(self, parameter: Tensor, group: dict[str, Any], place: int) -> Work:
-        """The work of a parameter that has a gradient, is in `group` and the optimizer's `place`-th."""
-        settings = Settings(group["lr"], tuple(group["betas"]), tuple(group["eps"]), group["weight_decay"])
+        """The work of a parameter that has a gradient, is in `group` and the optimizer's `place`-th.
+
+        Raises ValueError for a parameter or gradient of another kind than CAME steps.
+        """
+        for name, tensor in (("parameter", parameter), ("gradient", parameter.grad)):
+            if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
+                kind = f"{str(tensor.dtype).removeprefix('torch.')}, {str(tensor.layout).removeprefix('torch.')}"
+                raise ValueError(f"CAME steps dense float32 and bfloat16; {name} {place} is {kind}")
+        # a rate may be a tensor, as schedulers allow
+        settings = Settings(float(group["lr"]), tuple(group["betas"]), tuple(group["eps"]), group["weight_decay"])
         key = self._key(parameter, group["steps"], place)
         return Work(parameter, parameter.grad, self._state_of(parameter), settings, key)
 
@@ -89,6 +106,8 @@ class Came(torch.optim.Optimizer):
         """Update parameters and states in place, each by what serves it. Steps are not counted here."""
         sharded, fused, rest = [], [], []
         for work in works:
+            if work.parameter.numel() == 0:
+                continue
             if is_sharded(work.parameter):
                 sharded.append(work)
             elif use_triton(self.kernels, work.parameter.device) and _fits_kernels(work):
@@ -108,15 +127,18 @@ class Came(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, bit for bit.
 
-        Raises ValueError if the state is of another optimizer or of other parameters.
+        Raises ValueError, and leaves all as it was, if the state is of another optimizer or of other parameters.
         """
-        # torch would cast all state to the parameter's dtype, codes included, so it gets the groups alone
-        super().load_state_dict({**state_dict, "state": {}})
         identifiers = [identifier for group in state_dict["param_groups"] for identifier in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for identifier, parameter in zip(identifiers, parameters, strict=True):
-            if identifier in state_dict["state"]:
-                self.state[parameter] = self._checked(identifier, parameter, state_dict["state"][identifier])
+        states = {
+            parameter: self._checked(identifier, parameter, state_dict["state"][identifier])
+            for identifier, parameter in zip(identifiers, parameters, strict=False)  # torch compares the groups below
+            if identifier in state_dict["state"]
+        }
+        # torch would cast all state to the parameter's dtype, codes included, so it gets the groups alone
+        super().load_state_dict({**state_dict, "state": {}})
+        self.state.update(states)
 
     def _checked(self, identifier: int, parameter: Tensor, saved: State) -> State:
         expected, found = layout(initial_state(parameter, self.map)), layout(saved)
@@ -125,8 +147,8 @@ class Came(torch.optim.Optimizer):
                 f"optimizer state of parameter {identifier} is {found}, not {expected}: "
                 "load it into the optimizer and the network that saved it"
             )
-        # copies, as steps work in place
-        return {name: saved[name].to(parameter.device).clone() for name in expected}
+        # copies, as steps work in place, and of the strides that they need
+        return {name: _copied(saved[name].to(parameter.device)) for name in expected}
 
     def _works(self) -> list[Work]:
         """The work of this step: every parameter that has a gradient."""
@@ -161,9 +183,30 @@ class Came8bit(Came):
         super().__init__(params, lr, *arguments, **options)
 
 
+def check_settings(
+    lr: float | Tensor, betas: Betas, eps: Epsilons, weight_decay: float, seed: int, kernels: Choice
+) -> None:
+    """Raise ValueError, by name, for a setting that CAME cannot have."""
+    right = {
+        f"lr {lr}: it must not be negative": lr >= 0,
+        f"betas {betas}: they must be three in [0, 1)": len(betas) == 3 and all(0 <= beta < 1 for beta in betas),
+        f"eps {eps}: they must be two that are not negative": len(eps) == 2 and min(eps) >= 0,
+        f"weight_decay {weight_decay}: it must not be negative": weight_decay >= 0,
+        f"seed {seed}: it must be of 63 bits": 0 <= seed < 2**63,
+        f"kernels {kernels!r}: it must be one of {get_args(Choice)}": kernels in get_args(Choice),
+    }
+    for message, holds in right.items():
+        if not holds:
+            raise ValueError(f"CAME has no {message}")
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A contiguous copy; a DTensor is what its shards are."""
+    return tensor.clone() if is_sharded(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+
+
 def _fits_kernels(work: Work) -> bool:
     """Whether the Triton kernels can take a parameter: see their module."""
     parameter, tensors = work.parameter, (work.parameter, work.gradient, *work.state.values())
-    floats = all(tensor.dtype in (torch.float32, torch.bfloat16) for tensor in tensors[:2])
     small = parameter.numel() < 2**31 and (not is_matrix(parameter) or parameter.shape[1] < 2**20)
-    return floats and small and parameter.numel() > 0 and all(tensor.is_contiguous() for tensor in tensors)
+    return small and all(tensor.is_contiguous() for tensor in tensors)

@@ -1,5 +1,6 @@
-"""The CAME step of all parameters in twelve launches, however many there are. Mathematics and state as in `update`.
+"""The CAME step of parameters that are alike in eleven launches, however many. Mathematics and state as in `update`.
 
+Alike are those of one device, of the same dtypes and settings, that both can or both cannot be read 16 bytes at a time.
 The kernels find their work in a table with a row for each parameter: addresses, sizes and places in scratch memory. The
 statistics of a matrix are needed whole before its entries can move, so it is gone over four times, first in tiles, last
 in blocks of 2048 entries of the flattened matrix, as it is quantised:
@@ -389,7 +390,7 @@ class Plan(NamedTuple):
     factors: int
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)  # in the backward pass every shape of large matrices has one of its own
 def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], device: torch.device) -> Plan:
     """The plan for matrices of these rows and columns, and others of these sizes."""
     rows, columns = (

@@ -20,13 +20,24 @@ def linear_attention(
     """Attention (B, N, D) of queries, keys and values side by side (B, N, 3D); see the reference for the equation.
 
     `norms` are the weights of the RMSNorm of queries and of keys, over all heads, or None for no norm. Raises
-    ValueError if `choice` is "triton" and the kernels cannot serve these tensors.
+    ValueError for shapes that do not fit, and if `choice` is "triton" and the kernels cannot serve these tensors.
     """
+    check_shapes(qkv_BNE, norms, head_dim)
     if not use_triton(choice, qkv_BNE.device, obstacle(qkv_BNE, head_dim)):
         return reference.linear_attention(qkv_BNE, norms, head_dim, eps)
     from kernels.linear_attention import triton_kernel
 
     return triton_kernel.linear_attention(qkv_BNE, norms, head_dim, eps)
+
+
+def check_shapes(qkv_BNE: Tensor, norms: NormWeights | None, head_dim: int) -> None:
+    """Raise ValueError unless there are whole heads of queries, keys and values, and a scale for each channel."""
+    width, rest = divmod(qkv_BNE.shape[2], 3)
+    if rest or width % head_dim:
+        raise ValueError(f"{qkv_BNE.shape[2]} channels are no queries, keys and values of heads of {head_dim}")
+    for weight in norms or ():
+        if weight.shape != (width,):
+            raise ValueError(f"a norm of {tuple(weight.shape)} does not fit {width} channels")
 
 
 def obstacle(qkv_BNE: Tensor, head_dim: int) -> str | None:

@@ -249,6 +249,8 @@ class LinearAttentionFunction(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         qkv_BNE = qkv_BNE.contiguous()
+        if query_weight_D is not None:
+            query_weight_D, key_weight_D = query_weight_D.contiguous(), key_weight_D.contiguous()
         inverse_rms = None if query_weight_D is None else inverse_root_mean_squares(qkv_BNE)
         sums = key_value_sums(qkv_BNE, inverse_rms, key_weight_D, head_dim)
         ctx.save_for_backward(qkv_BNE, query_weight_D, key_weight_D, inverse_rms, sums)

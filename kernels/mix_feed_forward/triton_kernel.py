@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.ahead_of_time import Build
+from kernels.saturation import counter
+from kernels.saturation.triton_kernel import store
 
 TILE = {"BLOCK": 128, "ROWS": 16, "COLUMNS": 4}
 # by the compiler's count: two channels a thread spill nothing, but the kernel with the sums has registers for one only
@@ -104,7 +106,17 @@ def load_filters(weight, bias, channel, inside):
 
 @triton.jit
 def forward_kernel(
-    x, weight, bias, out, height, width, inner, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x,
+    weight,
+    bias,
+    out,
+    saturated,
+    height,
+    width,
+    inner,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Write one strip of `BLOCK` channels of the output."""
     blocks, grid = tl.cdiv(inner, BLOCK), (height, width, 2 * inner)
@@ -125,7 +137,7 @@ def forward_kernel(
                 mixed_gate = convolve(gates, gate_taps, gate_bias, step, COLUMNS)
                 token = (image * height + below - 1) * width + column + step
                 mask = inside & (column + step < width)
-                tl.store(out + token * inner + value, mixed_value * silu(mixed_gate), mask=mask)
+                store(out + token * inner + value, mixed_value * silu(mixed_gate), mask, saturated)
         values, gates = values[COLUMNS + 2 :], gates[COLUMNS + 2 :]
 
 
@@ -230,7 +242,8 @@ def forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) 
     images, tokens, channels = x_BNC.shape
     out_BNI = x_BNC.new_empty(images, tokens, channels // 2)
     grid = (strips_of(images, size) * blocks_of(channels // 2),)
-    forward_kernel[grid](x_BNC, weight, bias, out_BNI, *size, channels // 2, **TILE, num_warps=FORWARD_WARPS)
+    tensors = (x_BNC, weight, bias, out_BNI, counter(x_BNC.device))
+    forward_kernel[grid](*tensors, *size, channels // 2, **TILE, num_warps=FORWARD_WARPS)
     return out_BNI
 
 
@@ -295,7 +308,7 @@ def ahead_of_time() -> list[Build]:
     ):
         for dtype in ("bf16", "fp32"):
             tokens = dict.fromkeys(("x", "out", "out_gradient", "mixed_gradient", "x_gradient"), f"*{dtype}")
-            pointers = tokens | dict.fromkeys(("weight", "bias", "partial_sums"), "*fp32")
+            pointers = tokens | dict.fromkeys(("weight", "bias", "partial_sums"), "*fp32") | {"saturated": "*i64"}
             names = [name for name in kernel.arg_names if name not in TILE]
             types = {name: pointers.get(name, "i32") for name in names}
             divisible = frozenset(name for name in names if name in pointers or name in ("inner", "channels"))

@@ -3,6 +3,9 @@
 import copy
 import io
 import math
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import came_pytorch
 import pytest
@@ -224,6 +227,104 @@ def test_state_of_another_optimizer_or_shape_is_refused_in_one_line() -> None:
         with pytest.raises(ValueError, match="optimizer state of parameter 0 is") as caught:
             other.load_state_dict(came.state_dict())
         assert "\n" not in str(caught.value)
+
+
+def test_a_refused_load_leaves_all_as_it_was() -> None:
+    parameters = make_parameters([(160, 128), (40,)])
+    optimizer, other = Came8bit(parameters, lr=0.01), Came8bit(make_parameters([(160, 128), (41,)]), lr=0.5)
+    train(optimizer, parameters, range(2))
+    train(other, other.param_groups[0]["params"], range(1))
+    before = saved_and_loaded(optimizer)
+    with pytest.raises(ValueError, match="optimizer state of parameter 1 is"):
+        optimizer.load_state_dict(other.state_dict())
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    untouched = Came8bit(make_parameters([(160, 128), (40,)]), lr=0.01)
+    untouched.load_state_dict(before)
+    assert same_state(optimizer, untouched)
+
+
+def test_loaded_state_of_other_strides_moves_on() -> None:
+    straight, loaded = make_parameters([(6, 5, 3, 3)]), make_parameters([(6, 5, 3, 3)])
+    whole, resumed = Came(straight, lr=0.01), Came(loaded, lr=0.01)
+    train(whole, straight, range(2))
+    train(resumed, loaded, range(2))
+    state = saved_and_loaded(resumed)
+    for name, tensor in state["state"][0].items():
+        state["state"][0][name] = tensor.to(memory_format=torch.channels_last)
+    resumed.load_state_dict(state)
+    train(whole, straight, range(2, 4))
+    train(resumed, loaded, range(2, 4))
+    assert torch.equal(straight[0], loaded[0])
+    assert same_state(whole, resumed)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_a_copy_of_an_optimizer_goes_on_as_the_original(copied: Callable[[Came], Came]) -> None:
+    parameters = make_parameters([(160, 128), (40,)], torch.bfloat16)
+    optimizer = Came8bit(parameters, lr=0.01, map="dynamic", stochastic_rounding=True, seed=5)
+    train(optimizer, parameters, range(2))
+    for parameter in parameters:
+        parameter.grad = None
+    other = copied(optimizer)
+    others = other.param_groups[0]["params"]
+    train(optimizer, parameters, range(2, 4))
+    train(other, others, range(2, 4))
+    assert all(torch.equal(a, b) and a is not b for a, b in zip(parameters, others, strict=True))
+    assert same_state(optimizer, other)
+
+
+@pytest.mark.parametrize("optimizer", [Came, Came8bit])
+def test_a_scalar_steps_as_a_vector_of_one_and_an_empty_parameter_stays(optimizer: type[Came]) -> None:
+    vector, scalars = nn.Parameter(torch.ones(1)), [nn.Parameter(torch.ones(())) for _ in range(2)]
+    empty = [nn.Parameter(torch.ones(shape)) for shape in ((0,), (0, 5), (5, 0))]
+    parameters = [vector, *empty, *scalars]
+    built = optimizer(parameters, lr=0.01)
+    for gradient in (0.5, -2.0, 0.1):
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, gradient)
+        built.step()
+    assert vector.item() != 1.0
+    assert scalars[0].item() == scalars[1].item() == vector.item()
+
+
+def test_a_rate_may_be_a_tensor() -> None:
+    one, two = make_parameters([(24, 40), (40,)]), make_parameters([(24, 40), (40,)])
+    train(Came(one, lr=0.25), one, range(2))
+    train(Came(two, lr=torch.tensor(0.25)), two, range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lr": -1.0}, "lr -1.0"),
+        ({"betas": (0.9, 0.999)}, "three in"),
+        ({"betas": (0.9, 1.9, 0.999)}, "three in"),
+        ({"eps": (1e-30,)}, "must be two"),
+        ({"weight_decay": -0.1}, "weight_decay -0.1"),
+        ({"seed": 2**63}, "63 bits"),
+        ({"kernels": "tritn"}, "kernels 'tritn'"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        Came8bit(make_parameters([(2, 2)]), **{"lr": 0.01, **options})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.complex64])
+def test_parameters_of_other_dtypes_and_sparse_gradients_are_refused_and_nothing_moves(dtype: torch.dtype) -> None:
+    parameters = [nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4, dtype=dtype))]
+    optimizer = Came(parameters, lr=0.1)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(ValueError, match=f"parameter 1 is {str(dtype).removeprefix('torch.')}"):
+        optimizer.step()
+    assert (parameters[0] == 1).all()
+    sparse = Came([table := nn.Parameter(torch.ones(4, 4))], lr=0.1)
+    table.grad = torch.ones(4, 4).to_sparse()
+    with pytest.raises(ValueError, match="gradient 0 is float32, sparse_coo"):
+        sparse.step()
 
 
 @pytest.mark.parametrize("optimizer", [Came, Came8bit])

@@ -1,5 +1,6 @@
 """CAME's step within the backward pass: the ordinary step's bits, one large gradient at a time, and what it refuses."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -62,6 +63,23 @@ def test_parameters_and_state_have_the_bits_of_the_ordinary_step(optimizer: type
         assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
+def test_a_loaded_state_goes_on_with_its_own_rate_and_count_of_steps() -> None:
+    ends = []
+    for loads in (False, True):
+        network = Network(torch.bfloat16)
+        optimizer = Came8bit(network.parameters(), lr=1e-3, stochastic_rounding=True)
+        stepper = StepInBackward(optimizer, network)
+        for step in range(4):
+            if loads and step == 2:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            optimizer.param_groups[0]["lr"] = 1e-3 / (step + 1)
+            loss_of(network, step, torch.bfloat16).backward()
+            stepper.finish()
+        assert optimizer.param_groups[0]["steps"] == 4
+        ends.append([parameter.detach().clone() for parameter in network.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*ends, strict=True))
+
+
 def test_no_more_than_one_large_gradient_is_alive_at_once() -> None:
     network = Network()
     most = []
@@ -118,6 +136,13 @@ def test_clipping_and_accumulation_are_refused_by_name_in_one_line() -> None:
         with pytest.raises(ValueError, match=name) as caught:
             StepInBackward(optimizer, network, **options)
         assert "\n" not in str(caught.value)
+
+
+def test_parameters_that_the_network_has_not_are_refused() -> None:
+    network = Network()
+    optimizer = Came8bit([*network.parameters(), nn.Parameter(torch.ones(3))], lr=1e-3)
+    with pytest.raises(ValueError, match="parameters that the network has not"):
+        StepInBackward(optimizer, network)
 
 
 def test_a_second_backward_before_finish_is_refused() -> None:

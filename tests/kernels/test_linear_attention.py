@@ -177,6 +177,27 @@ def test_strides_of_arguments_and_of_the_gradient_change_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(case.computed("triton"), expected, strict=True))
 
 
+def test_strided_weights_of_the_norm_are_read_as_what_they_are() -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(1, 5, 96, device=DEVICE)
+    strided, expanded = torch.rand(64, device=DEVICE)[::2], torch.rand(1, device=DEVICE).expand(32)
+    expected = linear_attention(qkv, (strided, expanded), 16, EPS, "reference")
+    torch.testing.assert_close(linear_attention(qkv, (strided, expanded), 16, EPS, "triton"), expected)
+
+
+@pytest.mark.parametrize("choice", ["triton", "reference"])
+@pytest.mark.parametrize(
+    ("channels", "head_dim", "norm", "says"),
+    [(96, 16, 31, r"a norm of \(31,\)"), (120, 32, 40, "heads of 32"), (194, 16, 64, "194 channels")],
+)
+def test_shapes_that_do_not_fit_are_refused_in_words(
+    channels: int, head_dim: int, norm: int, says: str, choice: Choice
+) -> None:
+    weights = torch.ones(norm, device=DEVICE), torch.ones(norm, device=DEVICE)
+    with pytest.raises(ValueError, match=says):
+        linear_attention(torch.randn(1, 5, channels, device=DEVICE), weights, head_dim, EPS, choice)
+
+
 @pytest.mark.parametrize("choice", ["triton", "reference"])
 def test_autocast_changes_nothing(choice: Choice) -> None:
     case = Case((2, 19, 3, 16), torch.float32, norm=True)

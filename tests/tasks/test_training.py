@@ -202,8 +202,11 @@ def test_without_averaging_the_last_weights_are_saved(tmp_path: Path) -> None:
     assert saved[0] == saved[1]
 
 
-def test_bfloat16_weights_are_trained_and_resumed_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_backward", [False, True], ids=["ordinary", "in_backward"])
+def test_bfloat16_weights_are_trained_and_resumed_to_the_bit(tmp_path: Path, in_backward: bool) -> None:
     changes = {"pretrain__weights": "bfloat16", "pretrain__ema_decay": 0.0, "pretrain__clip_norm": None}
+    if in_backward:
+        changes |= {"pretrain__step_in_backward": True, "pretrain__grad_accumulation": 1}
     whole, cut = (workspace(tmp_path / name, pretrain__steps=30, **changes) for name in ("whole", "cut"))
     finish(stage_process(whole, "tasks.pretrain"))
     process = stage_process(cut, "tasks.pretrain")
