@@ -119,9 +119,9 @@ class Came(torch.optim.Optimizer):
 
             by_rows.step(sharded, self.map)
         if fused:
-            from kernels.came8bit import triton_kernel
+            from kernels.came8bit import fused as by_kernels
 
-            triton_kernel.step(fused, self.map)
+            by_kernels.step(fused, self.map)
         eager.step(rest, self.map)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,0 +1,294 @@
+"""The CAME step of parameters that are alike in eleven launches, however many. Mathematics and state as in `update`.
+
+Alike are those of one device, of the same dtypes and settings, that both can or both cannot be read 16 bytes at a time.
+The kernels find their work in a table with a row for each parameter: addresses, sizes and places in scratch memory. The
+statistics of a matrix are needed whole before its entries can move, so it is gone over four times, first in tiles, last
+in blocks of 2048 entries of the flattened matrix, as it is quantised:
+
+    squares    read g               row and column sums of g^2
+    norms      read g               sum of u^2
+    surprise   read g, codes        row and column sums of (u - m)^2
+    apply      read g, codes, p     write codes, p
+
+In bytes for each entry of an 8-bit matrix, with float32 parameters and gradients: 4 + 4 + 5 + 14 = 27, of which the
+last pass's 14 are the least that any CAME-8bit must move; with bfloat16: 2 + 2 + 3 + 8 = 15, of which 8. Between
+the passes small kernels add up what tiles left, in a fixed order, so that runs repeat to the bit. u is computed anew in
+each pass: scratch memory holds sums only, less than 0.04 bytes for each entry of large matrices.
+
+Parameters, gradients and states are contiguous and whole; a matrix has fewer than 2^31 entries and 2^20 columns.
+"""
+
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from kernels.ahead_of_time import Build
+from kernels.blockwise import BLOCK, Map, dynamic
+from kernels.blockwise.linear import LEVELS
+from kernels.came8bit.state import Work, is_matrix
+from kernels.came8bit.triton_kernel import (
+    COLUMN_SUMS,
+    COLUMNS,
+    FACTORS,
+    FIELDS,
+    FIRST_BLOCK,
+    FIRST_CHUNK,
+    FIRST_TILE,
+    INSTABILITY_COLUMN,
+    INSTABILITY_ROW,
+    KEY,
+    NORMS,
+    PACKED,
+    ROW_SUMS,
+    ROWS,
+    SQUARE_COLUMN,
+    SQUARE_ROW,
+    SQUARES,
+    SURPRISE,
+    apply_kernel,
+    others_kernel,
+    statistics_kernel,
+    tiles_kernel,
+    totals_kernel,
+)
+
+TILE = {"STRIP": 512, "ROWS": 16, "COLUMNS": 256}
+"""A program of a pass in tiles walks down STRIP rows of COLUMNS columns, ROWS at a time."""
+CHUNK = 1024
+"""Entries of a row or column statistic that one program updates."""
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
+
+
+class Plan(NamedTuple):
+    """How the programs of the kernels share parameters of certain shapes: matrices first, then all others.
+
+    `table` is without addresses and keys. `tiles`, `chunks`, `blocks`, `other_blocks` name each program's
+    parameter; `chunk_starts` and `norm_starts` say where each parameter's numbers begin in `row_sums` and `norms`. The
+    last two are the floats that the scratch tensors `parts` and `factors` hold.
+    """
+
+    table: Tensor
+    tiles: Tensor
+    chunks: Tensor
+    blocks: Tensor
+    other_blocks: Tensor
+    chunk_starts: Tensor
+    norm_starts: Tensor
+    parts: int
+    factors: int
+
+
+@lru_cache(maxsize=64)  # in the backward pass every shape of large matrices has one of its own
+def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], device: torch.device) -> Plan:
+    """The plan for matrices of these rows and columns, and others of these sizes."""
+    rows, columns = (
+        torch.tensor(sizes, dtype=torch.int64) for sizes in (zip(*matrices, strict=True) if matrices else ((), ()))
+    )
+    sizes = torch.tensor(others, dtype=torch.int64)
+    strips, across = _cdiv(rows, TILE["STRIP"]), _cdiv(columns, TILE["COLUMNS"])
+    chunks, blocks = _cdiv(rows, CHUNK) + _cdiv(columns, CHUNK), _cdiv(rows * columns, BLOCK)
+    other_blocks = _cdiv(sizes, BLOCK)
+    table = torch.zeros(len(matrices) + len(others), FIELDS.value, dtype=torch.int64)
+    of_matrices, of_others = table[: len(matrices)], table[len(matrices) :]
+    row_sums, column_sums = across * rows, strips * columns
+    for name, numbers in (
+        (ROWS, rows),
+        (COLUMNS, columns),
+        (FIRST_TILE, _starts(strips * across)[:-1]),
+        (FIRST_CHUNK, _starts(chunks)[:-1]),
+        (FIRST_BLOCK, _starts(blocks)[:-1]),
+        (ROW_SUMS, _starts(row_sums)[:-1]),
+        (COLUMN_SUMS, _starts(column_sums)[:-1] + row_sums.sum()),
+        (FACTORS, _starts(rows + columns)[:-1]),
+    ):
+        of_matrices[:, name.value] = numbers
+    of_others[:, ROWS.value], of_others[:, FIRST_BLOCK.value] = sizes, _starts(other_blocks)[:-1]
+
+    def owners(counts: Tensor, first: int = 0) -> Tensor:
+        return torch.repeat_interleave(torch.arange(first, first + len(counts)), counts).int().to(device)
+
+    return Plan(
+        table,
+        owners(strips * across),
+        owners(chunks),
+        owners(blocks),
+        owners(other_blocks, len(matrices)),
+        _starts(chunks).int().to(device),
+        _starts(torch.cat([strips * across, other_blocks])).int().to(device),
+        int((row_sums + column_sums).sum()),
+        int((rows + columns).sum()),
+    )
+
+
+def _cdiv(sizes: Tensor, size: int) -> Tensor:
+    return (sizes + size - 1) // size
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+
+
+def scratch(plan: Plan, device: torch.device) -> dict[str, Tensor]:
+    """The memory that a step needs beside parameters, gradients and states, but for the plan: sums, and no entries."""
+
+    def floats(count: int) -> Tensor:
+        return torch.empty(count, dtype=torch.float32, device=device)
+
+    matrices, parameters = len(plan.chunk_starts) - 1, len(plan.norm_starts) - 1
+    return {
+        "parts": floats(plan.parts),  # row and column sums of tiles
+        "factors": floats(plan.factors),  # inverse roots of the rows' and columns' means of squares
+        "next_factors": floats(plan.factors),  # the same of instabilities
+        "row_sums": floats(len(plan.chunks)),
+        "square_totals": floats(matrices),
+        "instability_totals": floats(matrices),
+        "norms": floats(len(plan.tiles) + len(plan.other_blocks)),
+        "norm_totals": floats(parameters),
+    }
+
+
+def step(works: list[Work], map: Map | None) -> None:
+    """Update parameters and states in place: one set of launches for those of like dtypes."""
+    alike: dict[Hashable, list[Work]] = {}
+    for work in works:
+        dtypes = (work.parameter.dtype, work.gradient.dtype, work.key is None)
+        kind = (work.parameter.device, dtypes, work.settings, _is_aligned(work))
+        alike.setdefault(kind, []).append(work)
+    for same in alike.values():
+        _step_alike(same, map, _is_aligned(same[0]))
+
+
+def _is_aligned(work: Work) -> bool:
+    """Whether a thread can move 16 bytes of each tensor, row by row too."""
+    tensors = (work.parameter, work.gradient, *work.state.values())
+    width = work.parameter.shape[1] if is_matrix(work.parameter) else work.parameter.numel()
+    return width % 16 == 0 and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+
+
+def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
+    """Update parameters of one device, dtype, settings and alignment."""
+    matrices = [work for work in works if is_matrix(work.parameter)]
+    others = [work for work in works if not is_matrix(work.parameter)]
+    device, settings = works[0].parameter.device, works[0].settings
+    shapes = tuple((work.parameter.shape[0], work.parameter.shape[1]) for work in matrices)
+    plan = plan_of(shapes, tuple(work.parameter.numel() for work in others), device)
+    table, room = _table(plan, matrices + others).to(device, non_blocking=True), scratch(plan, device)
+    weights = [1 - beta for beta in settings.betas]
+    types = {"PARAMETER_TYPE": TYPES[works[0].parameter.dtype], "GRADIENT_TYPE": TYPES[works[0].gradient.dtype]}
+    move = (settings.lr, settings.lr * settings.weight_decay)
+    how = {"STOCHASTIC": works[0].key is not None, "ALIGNED": aligned}
+    values, thresholds = dynamic.values(device), dynamic.thresholds(device)
+    sizes = {"STRIP": TILE["STRIP"], "TILE_ROWS": TILE["ROWS"], "TILE_COLUMNS": TILE["COLUMNS"]}
+
+    def over_tiles(which: tl.constexpr) -> None:
+        scratches = (room["parts"], room["factors"], room["square_totals"], room["norms"], room["norm_totals"])
+        options = {
+            "GRADIENT_TYPE": types["GRADIENT_TYPE"],
+            "MAP": map or "linear",
+            "PASS": which.value,
+            "ALIGNED": aligned,
+            **sizes,
+        }
+        tiles_kernel[(len(plan.tiles),)](table, plan.tiles, *scratches, values, weights[0], **options)
+
+    def statistics(
+        weight: float, floor: float, row: tl.constexpr, column: tl.constexpr, factors: str, totals: str
+    ) -> None:
+        scratches = (room["parts"], room[factors], room["row_sums"])
+        options = {"CHUNK": CHUNK, "STRIP": TILE["STRIP"], "TILE_COLUMNS": TILE["COLUMNS"]}
+        fields = {"ROW": row.value, "COLUMN": column.value}
+        statistics_kernel[(len(plan.chunks),)](table, plan.chunks, *scratches, weight, floor, **fields, **options)
+        totals_kernel[(len(matrices),)](room["row_sums"], plan.chunk_starts, room[totals], CHUNK=CHUNK)
+
+    def over_others(apply: bool) -> None:
+        own = (table, plan.other_blocks, room["norms"][len(plan.tiles) :], room["norm_totals"])
+        numbers = (*weights[:2], settings.eps[0], *move)
+        others_kernel[(len(plan.other_blocks),)](*own, *numbers, **types, APPLY=apply, **how, BLOCK=BLOCK)
+
+    if matrices:
+        over_tiles(SQUARES)
+        statistics(weights[1], settings.eps[0], SQUARE_ROW, SQUARE_COLUMN, "factors", "square_totals")
+        over_tiles(NORMS)
+    if others:
+        over_others(apply=False)
+    totals_kernel[(len(works),)](room["norms"], plan.norm_starts, room["norm_totals"], CHUNK=CHUNK)
+    if matrices:
+        over_tiles(SURPRISE)
+        statistics(
+            weights[2], settings.eps[1], INSTABILITY_ROW, INSTABILITY_COLUMN, "next_factors", "instability_totals"
+        )
+        scratches = [
+            room[name] for name in ("factors", "next_factors", "square_totals", "norm_totals", "instability_totals")
+        ]
+        options = {"MAP": map or "linear", **how, "BLOCK": BLOCK, "LEVELS": LEVELS}
+        own = (table, plan.blocks, *scratches, values, thresholds)
+        apply_kernel[(len(plan.blocks),)](*own, weights[0], *move, **types, **options)
+    if others:
+        over_others(apply=True)
+
+
+def _table(plan: Plan, works: list[Work]) -> Tensor:
+    """The plan's table with the addresses and keys of a step."""
+    table = plan.table.clone()
+    rows = []
+    for work in works:
+        state = work.state
+        packed = "momentum_codes" in state
+        square = state["square_row"] if "square_row" in state else state["square"]
+        tensors = (
+            work.parameter,
+            work.gradient,
+            state["momentum_codes" if packed else "momentum"],
+            state.get("momentum_scale"),
+            state.get("momentum_minimum"),
+            square,
+            *(state.get(name) for name in ("square_column", "instability_row", "instability_column")),
+        )
+        rows.append([*(0 if one is None else one.data_ptr() for one in tensors), packed, *(work.key or (0, 0))])
+    numbers = torch.tensor(rows, dtype=torch.int64)
+    table[:, :9], table[:, PACKED.value], table[:, KEY.value :] = numbers[:, :9], numbers[:, 9], numbers[:, 10:]
+    return table.pin_memory() if works[0].parameter.is_cuda else table
+
+
+def ahead_of_time() -> list[Build]:
+    """Every kernel with bfloat16 parameters, and the largest with float32 too, at the sizes of real runs."""
+    integers = {"table": "*i64", "owners": "*i32", "starts": "*i32"}
+    numbers = {name: "fp32" for name in ("weight", "square_weight", "floor", "lr", "decay")}
+    sizes = {"STRIP": TILE["STRIP"], "TILE_ROWS": TILE["ROWS"], "TILE_COLUMNS": TILE["COLUMNS"]}
+    statistic = {"CHUNK": CHUNK, "STRIP": TILE["STRIP"], "TILE_COLUMNS": TILE["COLUMNS"]}
+    builds = [
+        (statistics_kernel, {"ROW": SQUARE_ROW.value, "COLUMN": SQUARE_COLUMN.value, **statistic}),
+        (totals_kernel, {"CHUNK": CHUNK}),
+    ]
+    for dtype in (tl.float32, tl.bfloat16):
+        types = {"PARAMETER_TYPE": dtype, "GRADIENT_TYPE": dtype}
+        for chosen in (SQUARES, NORMS, SURPRISE) if dtype == tl.bfloat16 else (SURPRISE,):
+            builds.append(
+                (
+                    tiles_kernel,
+                    {"GRADIENT_TYPE": dtype, "MAP": "linear", "PASS": chosen.value, "ALIGNED": True, **sizes},
+                )
+            )
+        for map in ("linear", "dynamic") if dtype == tl.bfloat16 else ("linear",):
+            options = {
+                "MAP": map,
+                "STOCHASTIC": dtype == tl.bfloat16,
+                "ALIGNED": True,
+                "BLOCK": BLOCK,
+                "LEVELS": LEVELS,
+            }
+            builds.append((apply_kernel, {**types, **options}))
+        for apply in (False, True) if dtype == tl.bfloat16 else (True,):
+            builds.append(
+                (others_kernel, {**types, "APPLY": apply, "STOCHASTIC": False, "ALIGNED": True, "BLOCK": BLOCK})
+            )
+
+    def typed(kernel: Any, constants: dict[str, Any]) -> Build:
+        arguments = [name for name in kernel.arg_names if name not in constants]
+        return Build(kernel, {name: integers.get(name) or numbers.get(name, "*fp32") for name in arguments}, constants)
+
+    return [typed(kernel, constants) for kernel, constants in builds]
