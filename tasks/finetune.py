@@ -21,6 +21,7 @@ def stage(_params: Params, depth: int) -> Stage:
         out=layout.model_folder(f"finetuned-{depth}"),
         sections=(*TRAINING_SECTIONS, "compute.branch_threads", "finetune"),
         branch=True,
+        parallel=True,
     )
 
 

@@ -13,7 +13,7 @@ from model.network import NetworkConfig, Sana
 from model.numerics import CheckpointKey
 from model.surgery import with_qk_norm
 from model.weights.fitting import load_weights
-from tasks import layout
+from tasks import layout, ranks
 from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
 from tasks.files import write_json
@@ -60,7 +60,8 @@ def pretrain(context: Context) -> Metrics:
         place = published_path(path)
         network, added = published_network(place, config, params.pretrain.checkpoint_key)
         start = {"path": path, "sha256": content_digest(place), "qk_norm_added": added}
-        write_json(context.out / layout.START.name, start)
+        if ranks.rank() == 0:
+            write_json(context.out / layout.START.name, start)
     return Trainer(context, network, layout.ENCODED, params.pretrain).run()
 
 
@@ -105,6 +106,7 @@ def stage(_params: Params) -> Stage:
         inputs=(layout.ENCODED,),
         out=layout.SMALL,
         sections=(*TRAINING_SECTIONS, "compute.threads", "network", "pretrain"),
+        parallel=True,
     )
 
 

@@ -22,6 +22,7 @@ def stage(_params: Params) -> Stage:
         out=layout.GROWN,
         sections=(*TRAINING_SECTIONS, "compute.branch_threads", "train"),
         branch=True,
+        parallel=True,
     )
 
 
