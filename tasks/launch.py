@@ -23,6 +23,7 @@ from typing import Any
 from tasks import layout
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
+from tasks.locks import wait_until_free
 from tasks.params import Params, build_params
 from tasks.stage import BAD_INPUT, LEASE_VARIABLE, PARENT_VARIABLE, Context, Interrupted, Metrics
 
@@ -67,6 +68,7 @@ def launch(context: Context) -> tuple[Metrics, int]:
     Raises RankFailed for the rank that failed first, UserError for its bad input, and Interrupted after a signal.
     """
     folder = (layout.STATE / "ranks" / context.name).resolve()
+    wait_until_free(lock_of(folder))  # ranks of a process that was killed save what they are at
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     job = Job(
@@ -83,6 +85,11 @@ def launch(context: Context) -> tuple[Metrics, int]:
         raise failure(folder, compute.world_size)
     shutil.rmtree(folder)
     return next(rank["metrics"] for rank in ended if rank["rank"] == 0), max(rank["peak_memory"] for rank in ended)
+
+
+def lock_of(folder: Path) -> Path:
+    """The lock that the ranks of a folder hold for as long as they live."""
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def run_agent(folder: Path, job: Job, endpoint: str = "") -> None:

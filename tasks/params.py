@@ -450,21 +450,20 @@ class Params:
         training, count = getattr(self, name), self.compute.world_size
         if count == 1 or training.steps == 0:
             return
-        on = f"on {count} processes (compute.nodes {self.compute.nodes} x processes_per_node)"
-        parts = training.grad_accumulation * count
+        on, parts = f"on {count} processes (compute.nodes x processes_per_node)", training.grad_accumulation * count
         _check(
             training.batch_size % parts == 0,
-            f"{name}.batch_size is {training.batch_size} {on} with grad_accumulation {training.grad_accumulation}: "
-            f"it must be a multiple of {parts}",
+            f"{name}.batch_size is {training.batch_size} {on} with {name}.grad_accumulation "
+            f"{training.grad_accumulation}: it must be a multiple of {parts}",
         )
         _check(
             not training.step_in_backward,
-            f"{name}.step_in_backward is true {on}: set it to false, as gradients must be those of all processes",
+            f"{name}.step_in_backward is true {on}: set it to false, as a step needs the gradients of all",
         )
         _check(
             training.optimizer != "adamw8bit" or self.compute.parallelism == "ddp",
-            f"{name}.optimizer is adamw8bit with compute.parallelism fully_shard, whose parameters bitsandbytes cannot "
-            "step: choose came8bit, or ddp",
+            f"{name}.optimizer is adamw8bit with compute.parallelism fully_shard: bitsandbytes steps whole parameters; "
+            "choose came8bit, or ddp",
         )
 
 

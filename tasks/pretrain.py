@@ -20,7 +20,7 @@ from tasks.files import write_json
 from tasks.params import Network, Params
 from tasks.published import content_digest, published_path
 from tasks.seeds import derive
-from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.stage import RANK_SECTIONS, TRAINING_SECTIONS, Context, Metrics, Stage, run_main
 from tasks.training.loop import Trainer
 
 SETTINGS = {"in_channels": "latent channels", "caption_channels": "caption channels", "depth": "pretrain.depth"}
@@ -105,7 +105,7 @@ def stage(_params: Params) -> Stage:
         run=pretrain,
         inputs=(layout.ENCODED,),
         out=layout.SMALL,
-        sections=(*TRAINING_SECTIONS, "compute.threads", "network", "pretrain"),
+        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, "compute.threads", "network", "pretrain"),
         parallel=True,
     )
 

@@ -44,10 +44,10 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(part[:size].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
 
-def collect(values: Sequence[Value], count: int) -> list[Value]:
-    """What came of `count` pieces of work, in their order, from what came of those that were dealt to each rank."""
+def collect(values: Sequence[Value]) -> list[Value]:
+    """What came of all pieces of work, in their order, from what came of those that were dealt to each rank."""
     parts = gather(list(values))
-    return [parts[place % len(parts)][place // len(parts)] for place in range(count)]
+    return [parts[place % len(parts)][place // len(parts)] for place in range(sum(map(len, parts)))]
 
 
 def gather_arrays(array: NDArray[Any]) -> list[NDArray[Any]]:

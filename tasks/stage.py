@@ -43,7 +43,7 @@ LEASE_VARIABLE = "SANA15_GPU_LEASE"
 COMPUTE_SECTIONS = ("compute.seed", "compute.device", "compute.dtype", "compute.kernels")
 RANK_SECTIONS = ("compute.nodes", "compute.processes_per_node", "compute.parallelism")
 """Of training: they order its sums. What it resumes from is the same for all."""
-TRAINING_SECTIONS = (*COMPUTE_SECTIONS, *RANK_SECTIONS, "diffusion")
+TRAINING_SECTIONS = (*COMPUTE_SECTIONS, "diffusion")
 
 
 class Interrupted(Exception):

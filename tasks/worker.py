@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch.distributed as dist
 from tasks import ranks
 from tasks.errors import UserError
 from tasks.files import write_json
-from tasks.launch import Job, read_job
+from tasks.launch import Job, lock_of, read_job
+from tasks.locks import share
 from tasks.sources import module_of
 from tasks.spool import join_spool
 from tasks.stage import BAD_INPUT, Context, Interrupted, Stage, configure_torch, end_when_told, peak_memory
@@ -27,6 +29,8 @@ from tasks.tracking import Tracker
 
 def compute(job: Job, store: str | None) -> dict[str, Any]:
     """Run the stage as one of its ranks; returns its metrics and this process's greatest memory in bytes."""
+    # of depth-wise kernels, where a stride means nothing
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     device = configure_torch(job.params, job.threads)
     join(job, device, store)
     first = ranks.rank() == 0
@@ -65,9 +69,9 @@ def join(job: Job, device: str, store: str | None) -> None:
 
 def stage_of(job: Job) -> Stage:
     """The record of the stage, whose name holds the argument of its branch: `finetune@6`."""
-    _, at, branch = job.name.partition("@")
+    stem, at, branch = job.name.partition("@")
     arguments = [int(branch) if branch.isdigit() else branch] if at else []
-    return importlib.import_module(module_of(job.name)).stage(job.params, *arguments)
+    return importlib.import_module(module_of(stem)).stage(job.params, *arguments)
 
 
 def main() -> None:
@@ -75,6 +79,7 @@ def main() -> None:
     end_when_told()
     folder, store = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
     rank = int(os.environ["RANK"])
+    share(lock_of(folder))
     code, said = 1, {}
     try:
         said = compute(read_job(folder), store)
