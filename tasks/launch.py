@@ -150,10 +150,8 @@ def run_on_nodes(folder: Path, job: Job) -> None:
     """Start an agent on every node of this job of Slurm, and wait for them. Raises UserError where there is none."""
     nodes, allocated = job.params.compute.nodes, int(os.environ.get("SLURM_JOB_NUM_NODES", 0))
     if nodes > allocated:
-        what = f"a job of Slurm with {allocated} nodes" if allocated else "no job of Slurm"
-        raise UserError(
-            f"params.yaml: compute.nodes is {nodes} but this is {what}: submit it with sbatch --nodes={nodes}"
-        )
+        found = f"this job of Slurm has {allocated}" if allocated else "this is no job of Slurm"
+        raise UserError(f"params.yaml: compute.nodes is {nodes} but {found}: submit one with sbatch --nodes={nodes}")
     command = ["srun", "--kill-on-bad-exit=1", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     if (cpus := os.environ.get("SLURM_CPUS_PER_TASK")) is not None:  # which srun does not take over by itself
         command.append(f"--cpus-per-task={cpus}")
