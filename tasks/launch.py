@@ -163,7 +163,7 @@ def run_on_nodes(folder: Path, job: Job) -> None:
 
         def pass_on(signum: int, _frame: FrameType | None) -> None:
             came.append(signum)
-            process.terminate()
+            process.send_signal(signal.SIGUSR1)  # on TERM srun would kill the agents at once; this it hands on
 
         for number in SIGNALS:
             signal.signal(number, pass_on)
@@ -216,6 +216,7 @@ def _ask(*command: str) -> str:
 def main() -> None:
     """The agent of one node; exits 1 if a rank failed, 128 + signal after a signal."""
     folder = Path(sys.argv[1])
+    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         run_agent(folder, read_job(folder), sys.argv[2])
     except Interrupted as error:
