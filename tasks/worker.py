@@ -6,6 +6,7 @@ file STORE, those of several at the address that torchrun names.
 
 import importlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -77,6 +78,7 @@ def stage_of(job: Job) -> Stage:
 def main() -> None:
     """Compute, and leave `rank-N.json`; exits as a stage does. A rank that failed does not wait for the others."""
     end_when_told()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # meant for the agent; Slurm sends it to all processes of a step
     folder, store = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
     rank = int(os.environ["RANK"])
     share(lock_of(folder))
