@@ -24,7 +24,7 @@ from tasks import layout, ranks
 from tasks.geneval.__main__ import stage as geneval
 from tasks.params import PARAMS_FILE, apply_overrides, apply_profile, load_params, read_yaml
 from tasks.spool import SPOOLS, open_spool
-from tasks.stage import Context
+from tasks.stage import LEASE_VARIABLE, Context
 from tasks.tracking import Tracker
 from tasks.training.ema import Ema
 from tasks.training.objective import FlowMatchingLoss
@@ -179,13 +179,27 @@ def test_a_rank_that_is_killed_ends_the_stage_with_its_name_and_the_stage_resume
     assert outputs(folder) == outputs(two["fully_shard"])
 
 
-def test_ranks_die_with_the_process_that_was_asked_for_the_stage(encoded: Path) -> None:
+def test_ranks_die_with_the_process_that_was_asked_for_the_stage_and_keep_its_gpu_until_then(
+    encoded: Path,
+) -> None:
     folder = workspace(encoded, "orphans", TWO | {"pretrain.steps": 100000, "pretrain.checkpoint_every": 10})
-    process = stage_process(folder, "tasks.pretrain")
-    wait_for_state(folder, process)
-    assert len(ranks_of(folder)) == 2
+    lease = folder / "gpu.lock"
+    with open(lease, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.pretrain"],
+            cwd=folder,
+            env=environment() | {LEASE_VARIABLE: str(file.fileno())},
+            pass_fds=[file.fileno()],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    while not state_of(folder):
+        assert process.poll() is None
+        time.sleep(0.02)
+    here = ranks_of(folder)
+    assert len(here) == 2 and all(Path(f"/proc/{pid}/fd/0").resolve() == lease for pid in here)
     process.kill()
-    process.communicate()
+    process.wait()
     deadline = time.monotonic() + 60
     while ranks_of(folder) and time.monotonic() < deadline:
         time.sleep(0.05)
