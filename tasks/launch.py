@@ -6,6 +6,7 @@ a file each. As `python -m tasks.launch FOLDER ENDPOINT` this module is the agen
 """
 
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -29,6 +30,9 @@ from tasks.stage import BAD_INPUT, LEASE_VARIABLE, PARENT_VARIABLE, Context, Int
 
 JOB = "job.json"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+"""Exit codes of ranks that were told to end."""
 
 
 class RankFailed(Exception):
@@ -162,8 +166,9 @@ def run_on_nodes(folder: Path, job: Job) -> None:
         came: list[int] = []
 
         def pass_on(signum: int, _frame: FrameType | None) -> None:
+            if not came:
+                process.send_signal(signal.SIGUSR1)  # on TERM srun would kill the agents at once; this it hands on
             came.append(signum)
-            process.send_signal(signal.SIGUSR1)  # on TERM srun would kill the agents at once; this it hands on
 
         for number in SIGNALS:
             signal.signal(number, pass_on)
@@ -183,8 +188,8 @@ def rendezvous(name: str) -> str:
 def failure(folder: Path, count: int) -> Exception:
     """The first failure of `count` ranks as the exception that it is to the stage.
 
-    First is who ended in the earliest second, killed before failed, as the death of one breaks the others' connections;
-    among the failed, who said so first.
+    First is who ended in the earliest second: killed before failed, as the death of one breaks the others' connections,
+    and failed before told to end; among those, who said so first.
     """
     ended: dict[int, tuple[int, int]] = {}
     for path in folder.glob("failures-*.json"):
@@ -194,11 +199,15 @@ def failure(folder: Path, count: int) -> Exception:
         told |= {(one := read_json(path))["rank"]: one}
     if not ended:
         return RankFailed("the ranks could not be started: see above")
-    first = min(
-        ended, key=lambda rank: (ended[rank][0], ended[rank][1] > 0, told.get(rank, {}).get("time", float("inf")))
-    )
+
+    def place(rank: int) -> tuple[int, int, float]:
+        time, code = ended[rank]
+        kind = 2 if code in STOPPED else 1 if code > 0 else 0
+        return time, kind, told.get(rank, {}).get("time", math.inf)
+
+    first = min(ended, key=place)
     code, error = ended[first][1], told.get(first, {}).get("error")
-    if code in (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+    if code in STOPPED:
         return Interrupted(abs(code) % 128)
     if code == BAD_INPUT and error is not None:
         return UserError(error)

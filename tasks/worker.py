@@ -32,6 +32,8 @@ def compute(job: Job, store: str | None) -> dict[str, Any]:
     """Run the stage as one of its ranks; returns its metrics and this process's greatest memory in bytes."""
     # of depth-wise kernels, where a stride means nothing
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    if job.device == "cuda":
+        take_gpu(job)
     device = configure_torch(job.params, job.threads)
     join(job, device, store)
     first = ranks.rank() == 0
@@ -44,19 +46,24 @@ def compute(job: Job, store: str | None) -> dict[str, Any]:
     return {"metrics": metrics if first else None, "peak_memory": peak_memory(device)}
 
 
+def take_gpu(job: Job) -> None:
+    """Make this rank's own GPU the one that `cuda` means. Raises UserError for more processes than GPUs."""
+    local, found, asked = (
+        int(os.environ["LOCAL_RANK"]),
+        torch.cuda.device_count(),
+        job.params.compute.processes_per_node,
+    )
+    if local >= found:
+        raise UserError(f"params.yaml: compute.processes_per_node is {asked} but torch sees {found} CUDA devices here")
+    torch.cuda.set_device(local)
+
+
 def join(job: Job, device: str, store: str | None) -> None:
     """Form the group of all ranks: gloo for what is on the CPU, NCCL for what is on this rank's own GPU.
 
-    Raises UserError for more processes than GPUs, RuntimeError if the ranks are not as many as params.yaml asks for.
+    Raises RuntimeError if the ranks are not as many as params.yaml asks for.
     """
-    local, asked = int(os.environ["LOCAL_RANK"]), job.params.compute.world_size
-    if device == "cuda":
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"params.yaml: compute.processes_per_node is {job.params.compute.processes_per_node} "
-                f"but torch sees {torch.cuda.device_count()} CUDA devices here: one process computes on one of them"
-            )
-        torch.cuda.set_device(local)
+    asked = job.params.compute.world_size
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
         store=dist.FileStore(store, asked) if store else None,
@@ -88,6 +95,8 @@ def main() -> None:
         code = 0
     except Interrupted as error:
         code, said = 128 + error.signum, {"error": str(error)}
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
     except UserError as error:
         code, said = BAD_INPUT, {"error": str(error)}
     except Exception as error:

@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from small_workspace import PROJECT, stage_process
+from small_workspace import PROJECT, stage_process, write_encoded
 
 from kernels.optimizers import build_optimizer
 from model.checkpoint import load_network
@@ -23,10 +25,12 @@ from model.network import NetworkConfig, Sana
 from tasks import layout, ranks
 from tasks.geneval.__main__ import stage as geneval
 from tasks.params import PARAMS_FILE, apply_overrides, apply_profile, load_params, read_yaml
+from tasks.pretrain import network_config
 from tasks.spool import SPOOLS, open_spool
 from tasks.stage import LEASE_VARIABLE, Context
 from tasks.tracking import Tracker
 from tasks.training.ema import Ema
+from tasks.training.loop import Trainer
 from tasks.training.objective import FlowMatchingLoss
 from tasks.training.sharding import first_row, gathered, is_sharded, local, shard
 from tasks.training.state import History, _generations, load_state, save_state
@@ -143,6 +147,43 @@ def test_two_processes_train_the_smoke_profile_to_the_held_out_loss_of_one(
     torch.testing.assert_close(*losses, rtol=1e-3, atol=0)  # the same samples at the same noise
     network = load_network(two[parallelism] / layout.SMALL)
     assert not any(map(is_sharded, network.parameters()))
+
+
+def train_with_adamw(folder: Path) -> None:
+    """Six steps in two micro-batches, by each parallelism, into a folder of its own."""
+    params = load_params(folder / PARAMS_FILE)
+    if ranks.world_size() > 1:  # which accelerate reads, as torchrun would have it
+        number, count = str(ranks.rank()), str(ranks.world_size())
+        os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    for parallelism in PARALLELISMS:
+        chosen = replace(params, compute=replace(params.compute, parallelism=parallelism))
+        out = folder / f"{parallelism}-{ranks.world_size()}"
+        out.mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        network = Sana(network_config(chosen.network, 2, 3, 6))
+        with closing(open_spool(folder / f"spool-{ranks.rank()}", "pretrain", tags={})) as spool:
+            context = Context("pretrain", chosen, out, out / "state", Tracker(spool), "cpu", 1)
+            Trainer(context, network, folder / layout.ENCODED, chosen.pretrain).run()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_where_no_rounding_is_blown_up_all_weights_are_those_of_one_process(tmp_path: Path) -> None:
+    write_encoded(tmp_path, train=37)
+    short = {"pretrain.steps": 6, "pretrain.grad_accumulation": 2, "pretrain.optimizer": "adamw"}
+    write_smoke(tmp_path, FLOAT32 | short)
+    train_with_adamw(tmp_path)
+    run_processes(2, tmp_path, train_with_adamw)
+    expected = load_file(tmp_path / "ddp-1" / "model.safetensors")
+    for parallelism in PARALLELISMS:
+        found = load_file(tmp_path / f"{parallelism}-2" / "model.safetensors")
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+        losses = [
+            (tmp_path / f"{kind}" / "heldout.csv").read_text().splitlines()[-1]
+            for kind in ("ddp-1", f"{parallelism}-2")
+        ]
+        one, two = (float(line.split(",")[2]) for line in losses)
+        assert abs(one - two) < 1e-6
 
 
 def test_after_a_signal_one_process_goes_on_from_what_two_have_saved(encoded: Path, one: Path) -> None:
