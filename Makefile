@@ -33,7 +33,7 @@ test: setup ## run the tests
 
 test-slurm: setup ## pass the tests that need Slurm, on one of their own (says what to install where there is none)
 	$(BIN)/python tests/slurm/cluster.py
-	$(BIN)/python -m pytest --timeout 1200 tests/slurm/sweeps_on_slurm.py
+	$(BIN)/python -m pytest --timeout 1200 tests/slurm/sweeps_on_slurm.py tests/slurm/ranks_on_slurm.py
 
 lint: setup ## check style
 	$(BIN)/ruff check .

@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import IO
 
 from flows.forks import Fork, Forks
-from tasks.stage import PARENT_VARIABLE
+from tasks.stage import LEASE_VARIABLE, PARENT_VARIABLE
 
-BAD_INPUT = 2
 GRACE_SECONDS = 30.0
-LEASE_VARIABLE = "SANA15_GPU_LEASE"
-"""Names the open file whose lock keeps a GPU for this flow; its children hold it too, for as long as they compute."""
 
 
 class ChildFailed(Exception):

@@ -26,12 +26,13 @@ from prefect.tasks import Task
 
 from flows.artifacts import Progress, best_effort, publish_models, publish_report, publish_stages
 from flows.build import Build, BuiltStage, open_build
-from flows.children import BAD_INPUT, ChildFailed
+from flows.children import ChildFailed
 from flows.graph import submit_stages
 from flows.workspace import merged_params, open_workspace
 from tasks.errors import UserError
 from tasks.files import read_json
 from tasks.layout import RESULTS
+from tasks.stage import BAD_INPUT
 
 LOGGER = "sana15"
 

@@ -3,7 +3,7 @@
 from model.checkpoint import load_network
 from tasks import layout
 from tasks.params import Params
-from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_depth_main
+from tasks.stage import RANK_SECTIONS, TRAINING_SECTIONS, Context, Metrics, Stage, run_depth_main
 from tasks.training.loop import Trainer
 
 
@@ -19,8 +19,9 @@ def stage(_params: Params, depth: int) -> Stage:
         run=finetune,
         inputs=(layout.model_folder(f"pruned-{depth}"), layout.ENCODED),
         out=layout.model_folder(f"finetuned-{depth}"),
-        sections=(*TRAINING_SECTIONS, "compute.branch_threads", "finetune"),
+        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, "compute.branch_threads", "finetune"),
         branch=True,
+        parallel=True,
     )
 
 

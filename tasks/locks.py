@@ -1,4 +1,4 @@
-"""One process at a time: a lock that the system lets go of when its holder dies, however it dies."""
+"""Locks that the system lets go of when their holders die, however they die: of one process at a time, or of many."""
 
 import fcntl
 import os
@@ -23,3 +23,16 @@ def hold(path: Path, what: str) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def share(path: Path) -> None:
+    """Hold the lock file `path` with others until this process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fcntl.flock(os.open(path, os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
+
+
+def wait_until_free(path: Path) -> None:
+    """Return when no process shares the lock file `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)

@@ -58,10 +58,18 @@ class Compute:
     kernels: Choice
     threads: int
     branch_threads: int
+    nodes: int
+    processes_per_node: int
+    parallelism: Literal["ddp", "fully_shard"]
 
     def __post_init__(self) -> None:
-        _positive(self, "threads", "branch_threads")
+        _positive(self, "threads", "branch_threads", "nodes", "processes_per_node")
         _check(self.seed >= 0, f"seed is {self.seed}: it must be 0 or above")
+
+    @property
+    def world_size(self) -> int:
+        """The processes on all nodes together."""
+        return self.nodes * self.processes_per_node
 
 
 @dataclass(frozen=True)
@@ -423,6 +431,7 @@ class Params:
 
     def __post_init__(self) -> None:
         for name in ("pretrain", "train", "finetune"):
+            self._check_ranks(name)
             _check(
                 getattr(self, name).weights == "float32" or self.compute.dtype == "bfloat16",
                 f"{name}.weights is bfloat16 with compute.dtype {self.compute.dtype}: set compute.dtype to bfloat16",
@@ -434,6 +443,27 @@ class Params:
         _check(
             all(depth < self.grow.depth for depth in self.prune.depths),
             f"prune.depths {self.prune.depths} must all be below grow.depth {self.grow.depth}",
+        )
+
+    def _check_ranks(self, name: str) -> None:
+        """Whether a training can be had on as many processes."""
+        training, count = getattr(self, name), self.compute.world_size
+        if count == 1 or training.steps == 0:
+            return
+        on, parts = f"on {count} processes (compute.nodes x processes_per_node)", training.grad_accumulation * count
+        _check(
+            training.batch_size % parts == 0,
+            f"{name}.batch_size is {training.batch_size} {on} with {name}.grad_accumulation "
+            f"{training.grad_accumulation}: it must be a multiple of {parts}",
+        )
+        _check(
+            not training.step_in_backward,
+            f"{name}.step_in_backward is true {on}: set it to false, as a step needs the gradients of all",
+        )
+        _check(
+            training.optimizer != "adamw8bit" or self.compute.parallelism == "ddp",
+            f"{name}.optimizer is adamw8bit with compute.parallelism fully_shard: bitsandbytes steps whole parameters; "
+            "choose came8bit, or ddp",
         )
 
 

@@ -25,7 +25,9 @@ def arguments() -> ArgumentParser:
     default = Settings()
     options = parser("plan", __doc__)
     options.add_argument("--profile", help="a file of profiles/, such as paper (default: params.yaml as it is)")
-    options.add_argument("--gpus", type=int, default=default.gpus, help="that share each batch (default: 1)")
+    options.add_argument(
+        "--gpus", type=int, default=default.gpus, help="that share each batch (default: those of section compute)"
+    )
     options.add_argument(
         "--utilisation", type=float, default=default.utilisation, help="share of the peak rate (default: 0.4)"
     )

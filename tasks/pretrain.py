@@ -13,14 +13,14 @@ from model.network import NetworkConfig, Sana
 from model.numerics import CheckpointKey
 from model.surgery import with_qk_norm
 from model.weights.fitting import load_weights
-from tasks import layout
+from tasks import layout, ranks
 from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
 from tasks.files import write_json
 from tasks.params import Network, Params
 from tasks.published import content_digest, published_path
 from tasks.seeds import derive
-from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.stage import RANK_SECTIONS, TRAINING_SECTIONS, Context, Metrics, Stage, run_main
 from tasks.training.loop import Trainer
 
 SETTINGS = {"in_channels": "latent channels", "caption_channels": "caption channels", "depth": "pretrain.depth"}
@@ -60,7 +60,8 @@ def pretrain(context: Context) -> Metrics:
         place = published_path(path)
         network, added = published_network(place, config, params.pretrain.checkpoint_key)
         start = {"path": path, "sha256": content_digest(place), "qk_norm_added": added}
-        write_json(context.out / layout.START.name, start)
+        if ranks.rank() == 0:
+            write_json(context.out / layout.START.name, start)
     return Trainer(context, network, layout.ENCODED, params.pretrain).run()
 
 
@@ -104,7 +105,8 @@ def stage(_params: Params) -> Stage:
         run=pretrain,
         inputs=(layout.ENCODED,),
         out=layout.SMALL,
-        sections=(*TRAINING_SECTIONS, "compute.threads", "network", "pretrain"),
+        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, "compute.threads", "network", "pretrain"),
+        parallel=True,
     )
 
 

@@ -13,6 +13,7 @@ PLUMBING = {
     "tasks",
     "tasks.errors",
     "tasks.files",
+    "tasks.launch",
     "tasks.layout",
     "tasks.locks",
     "tasks.mlflow_store",
@@ -24,6 +25,7 @@ PLUMBING = {
     "tasks.spool",
     "tasks.stage",
     "tasks.tracking",
+    "tasks.worker",
 }
 
 

@@ -36,8 +36,13 @@ from tasks.sources import code_digest
 from tasks.tracking import Tracker, open_tracker
 
 Metrics = dict[str, float]
+BAD_INPUT = 2
 PARENT_VARIABLE = "SANA15_PARENT_PID"
+LEASE_VARIABLE = "SANA15_GPU_LEASE"
+"""Names the open file whose lock keeps a GPU for a flow; its children hold it too, for as long as they compute."""
 COMPUTE_SECTIONS = ("compute.seed", "compute.device", "compute.dtype", "compute.kernels")
+RANK_SECTIONS = ("compute.nodes", "compute.processes_per_node", "compute.parallelism")
+"""Of training: they order its sums. What it resumes from is the same for all."""
 TRAINING_SECTIONS = (*COMPUTE_SECTIONS, "diffusion")
 
 
@@ -70,7 +75,8 @@ class Stage:
     """A stage: its name (`finetune@8`), its function, what it reads and where its output goes.
 
     `sections` names the sections (`pretrain`) or keys (`compute.seed`) of params.yaml that its result depends on.
-    `branch` stages, all behind the small model, run beside others on `compute.branch_threads` threads.
+    `branch` stages, all behind the small model, run beside others on `compute.branch_threads` threads. `parallel` ones
+    compute on all processes that params ask for, and write as rank 0 alone (`tasks.ranks`).
     `publish` moves the finished folder to `out`.
     """
 
@@ -80,6 +86,7 @@ class Stage:
     out: Path
     sections: tuple[str, ...]
     branch: bool = False
+    parallel: bool = False
     publish: Callable[[Path, Path], None] = replace_folder
 
 
@@ -88,11 +95,16 @@ def stage_threads(stage: Stage, params: Params) -> int:
     return params.compute.branch_threads if stage.branch else params.compute.threads
 
 
-def input_digest(stage: Stage, params: Params, external: dict[str, str]) -> str:
-    """Digest of all that the stage's result depends on: its code, its params, its inputs' manifests (checked here)."""
+def input_digests(stage: Stage, params: Params, external: dict[str, str]) -> tuple[str, str]:
+    """Digest of all that the stage's result depends on: its code, its params, its inputs' manifests (checked here).
+
+    The second is that of its state, which does not depend on how many processes there are: others can go on from it.
+    """
     inputs = external | {path.as_posix(): verify_manifest(path) for path in stage.inputs}
     values = section_values(params, stage.sections)
-    return sha256_json({"code": code_digest(stage.name), "params": values, "inputs": inputs})
+    whole = {"code": code_digest(stage.name), "params": values, "inputs": inputs}
+    kept = {name: value for name, value in values.items() if name not in RANK_SECTIONS}
+    return sha256_json(whole), sha256_json({**whole, "params": kept})
 
 
 def run_stage(stage: Stage, params: Params) -> Metrics:
@@ -103,10 +115,10 @@ def run_stage(stage: Stage, params: Params) -> Metrics:
 
 def _run_locked(stage: Stage, params: Params) -> Metrics:
     external = external_inputs(stage.name, params)
-    digest = input_digest(stage, params, external)
+    digest, state_digest = input_digests(stage, params, external)
     threads = stage_threads(stage, params)
     device = configure_torch(params, threads)
-    state = layout.STATE / "state" / stage.name / digest[:16]
+    state = layout.STATE / "state" / stage.name / state_digest[:16]
     refuse_other_state(stage, state)
     out = layout.STATE / "building" / stage.name
     shutil.rmtree(out, ignore_errors=True)
@@ -116,16 +128,26 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
         tracker.log_params(section_values(params, stage.sections) | {"kernels_in_use": kernels_in_use(device)})
         tracker.log_inputs(stage.inputs)
         context = Context(stage.name, params, out, state, tracker, device, threads)
-        metrics = stage.run(context)
+        metrics, peak = _compute(stage, context)
         write_json(out / "metrics.json", metrics)
         write_manifest(out)
         stage.publish(out, stage.out)
         note_made(external, stage.out)
         tracker.log_metrics(metrics)
         tracker.log_output(stage.out)
-        record_cost(stage, digest, time.monotonic() - started, device)
+        record_cost(stage, digest, time.monotonic() - started, device, peak)
     shutil.rmtree(state.parent, ignore_errors=True)
     return metrics
+
+
+def _compute(stage: Stage, context: Context) -> tuple[Metrics, int]:
+    """The stage's metrics and the greatest memory of a process, bytes."""
+    if stage.parallel and context.params.compute.world_size > 1:
+        from tasks.launch import launch  # which builds on this module
+
+        return launch(context)
+    metrics = stage.run(context)
+    return metrics, peak_memory(context.device)
 
 
 def refuse_other_state(stage: Stage, state: Path) -> None:
@@ -135,13 +157,17 @@ def refuse_other_state(stage: Stage, state: Path) -> None:
         print(f"{stage.name}: code, params or inputs changed since {others[0]}, which is not resumed", flush=True)
 
 
-def record_cost(stage: Stage, digest: str, seconds: float, device: str) -> None:
-    """Note time and peak memory beside the results, outside every pinned output."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def peak_memory(device: str) -> int:
+    """The most memory that this process has had, in bytes: the GPU's, where it computes on one."""
     if device == "cuda":
         import torch
 
-        peak = torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def record_cost(stage: Stage, digest: str, seconds: float, device: str, peak: int) -> None:
+    """Note time and peak memory, bytes, beside the results, outside every pinned output."""
     record = {"name": stage.name, "seconds": round(seconds, 3), "peak_memory_bytes": peak, "device": device}
     record["output"] = sha256_file(stage.out / "manifest.json")
     record["inputs_digest"] = digest
@@ -186,15 +212,19 @@ def choose_device(wanted: str, where: str) -> str:
 
 
 def main(stage: Stage) -> None:
-    """Run `stage` as a command and exit: 0 done, 2 bad input, 128 + signal interrupted."""
-    die_with_parent()
-    signal.signal(signal.SIGTERM, _exit_on_term)
+    """Run `stage` as a command and exit: 0 done, 1 a rank failed, 2 bad input, 128 + signal interrupted."""
+    from tasks.launch import RankFailed
+
+    end_when_told()
     try:
         with bad_input_exits(stage.name):
             metrics = run_stage(stage, load_params())
     except Interrupted as error:
         print(f"{stage.name}: {error}", file=sys.stderr)
         sys.exit(128 + error.signum)
+    except RankFailed as error:
+        print(f"{stage.name}: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     print(f"{stage.name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
@@ -207,7 +237,7 @@ def bad_input_exits(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(BAD_INPUT)
 
 
 def parser(stage_name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -238,6 +268,12 @@ def run_depth_main(
             raise UserError(f"--depth {depth} is not in params.yaml's prune.depths {list(params.prune.depths)}")
         record = build(params, depth)
     main(record)
+
+
+def end_when_told() -> None:
+    """End this process on TERM, with its own exit code, and when the process that started it is gone."""
+    die_with_parent()
+    signal.signal(signal.SIGTERM, _exit_on_term)
 
 
 def die_with_parent() -> None:

@@ -31,6 +31,11 @@ class Tracker:
             (key, row["step"]) for row, _ in spool.rows() if row["kind"] == "metrics" for key in row["values"]
         }
 
+    @property
+    def path(self) -> Path:
+        """The file of its spool, which another process may join."""
+        return self._spool.path
+
     def log_params(self, params: dict[str, Any]) -> None:
         """Log nested parameters under dotted names."""
         self._spool.append("params", values=_flatten(params))

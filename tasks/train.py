@@ -3,7 +3,7 @@
 from model.checkpoint import load_network
 from tasks import layout
 from tasks.params import Params
-from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.stage import RANK_SECTIONS, TRAINING_SECTIONS, Context, Metrics, Stage, run_main
 from tasks.training.loop import Trainer
 
 
@@ -20,8 +20,9 @@ def stage(_params: Params) -> Stage:
         run=train,
         inputs=(layout.GROWN_INIT, layout.ENCODED),
         out=layout.GROWN,
-        sections=(*TRAINING_SECTIONS, "compute.branch_threads", "train"),
+        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, "compute.branch_threads", "train"),
         branch=True,
+        parallel=True,
     )
 
 

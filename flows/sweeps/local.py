@@ -6,14 +6,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from flows.children import GRACE_SECONDS, LEASE_VARIABLE
+from flows.children import GRACE_SECONDS
 from flows.sweeps.leases import VISIBLE, lease
 from flows.sweeps.place import State
 from flows.sweeps.points import Point
 from flows.sweeps.running import LOCK, LOG, MODULE, environment, last_lines, outcome
 from tasks.errors import UserError
 from tasks.locks import hold
-from tasks.stage import PARENT_VARIABLE
+from tasks.stage import LEASE_VARIABLE, PARENT_VARIABLE
 
 
 class Local:

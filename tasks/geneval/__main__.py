@@ -7,7 +7,7 @@ be run on them; the whole pool in `pictures.npy`, with all verdicts in `pool.saf
 import time
 from collections.abc import Sequence
 
-from tasks import layout
+from tasks import layout, ranks
 from tasks.errors import UserError
 from tasks.files import sha256_file, write_json
 from tasks.geneval.detector import Pictures
@@ -41,13 +41,14 @@ def evaluate(context: Context, model: str) -> Metrics:
     verdicts = score_prompts(prompts, pictures_PNHW3, detector)
     judge = open_judge(layout.JUDGE, painter.text_encoder, params.compute.dtype, context.device)
     pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, seed, params.geneval.shuffled_control)
-    pool.save(context.out)
-    record_speed(context, model, pictures_PNHW3, seconds)
     write_samples(context.out, pool, verdicts)
     chosen = params.geneval
     summary = summarize(pool, chosen.best_of, chosen.bootstrap_samples, seed, chosen.keep)
     summary |= {"detector": detector.name, "detector_note": detector.note}
-    write_json(context.out / "summary.json", summary)
+    if ranks.rank() == 0:
+        pool.save(context.out)
+        record_speed(context, model, pictures_PNHW3, seconds)
+        write_json(context.out / "summary.json", summary)
     return headline(summary)
 
 
@@ -78,6 +79,7 @@ def stage(params: Params, model: str) -> Stage:
         out=layout.GENEVAL / model,
         sections=(*DRAWING_SECTIONS, "compute.branch_threads", "geneval"),
         branch=True,
+        parallel=True,
     )
 
 

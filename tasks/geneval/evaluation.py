@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks import ranks
 from tasks.geneval.best_of_n import other_prompts
 from tasks.geneval.detector import Detector, Pictures
 from tasks.geneval.judges import Judge
@@ -22,18 +23,18 @@ SAMPLES = 4
 
 
 def score_prompts(prompts: Sequence[Prompt], pictures_PNHW3: Pictures, detector: Detector) -> list[list[Verdict]]:
-    """The scorer's verdict on every picture, by prompt."""
-    verdicts = []
-    with progress("scoring", len(prompts)) as meter:
-        for prompt, pictures in zip(prompts, pictures_PNHW3, strict=True):
-            verdicts.append(score_pictures(prompt.line, pictures, detector))
+    """The scorer's verdict on every picture, by prompt; of those prompts that are dealt to this rank."""
+    verdicts, own = [], ranks.dealt(len(prompts))
+    with progress("scoring", len(own)) as meter:
+        for place in own:
+            verdicts.append(score_pictures(prompts[place].line, pictures_PNHW3[place], detector))
             meter.advance()
     return verdicts
 
 
 def correctness(verdicts: Sequence[Sequence[Verdict]]) -> NDArray[np.bool_]:
-    """Verdicts as a matrix (P, N)."""
-    return np.array([[verdict.correct for verdict in row] for row in verdicts])
+    """Verdicts as a matrix (P, N), on all ranks."""
+    return np.array(ranks.collect([[verdict.correct for verdict in row] for row in verdicts]))
 
 
 def judge_pool(
@@ -55,10 +56,14 @@ def judge_pool(
 
 
 def write_samples(folder: Path, pool: Pool, verdicts: Sequence[Sequence[Verdict]]) -> None:
-    """Write the first pictures of each prompt in GenEval's layout, with their lines of results."""
+    """Write the first pictures of each prompt in GenEval's layout, with their lines of results; each rank its own."""
+    own = ranks.dealt(len(pool.prompts))
     rows = []
-    for number, (prompt, pictures) in enumerate(zip(pool.prompts, pool.pictures_PNHW3, strict=True)):
-        write_prompt(folder, number, prompt.line, pictures[:SAMPLES])
-        for sample, verdict in enumerate(verdicts[number][:SAMPLES]):
-            rows.append(result(picture_name(number, sample), prompt.line, verdict))
-    write_results(folder / "results.jsonl", rows)
+    for number, found in zip(own, verdicts, strict=True):
+        line = pool.prompts[number].line
+        write_prompt(folder, number, line, pool.pictures_PNHW3[number][:SAMPLES])
+        names = (picture_name(number, sample) for sample in range(SAMPLES))
+        rows.append([result(name, line, verdict) for name, verdict in zip(names, found, strict=False)])
+    lines = [line for of_prompt in ranks.collect(rows) for line in of_prompt]
+    if ranks.rank() == 0:
+        write_results(folder / "results.jsonl", lines)

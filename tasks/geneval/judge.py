@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.text_encoder import TextEncoder
+from tasks import ranks
 from tasks.data.pictures import to_unit_range
 from tasks.errors import UserError
 
@@ -112,19 +113,20 @@ class JudgeNetwork(nn.Module):
 def log_yes(
     judge: JudgeNetwork, text_encoder: TextEncoder, pictures_PNHW3: NDArray[np.uint8], prompts: Sequence[str]
 ) -> NDArray[np.float64]:
-    """Scores (P, N): log P(yes) of the N pictures of each of P prompts."""
+    """Scores (P, N): log P(yes) of the N pictures of each of P prompts, which ranks share."""
     device = next(judge.parameters()).device
 
     def read(pictures_NHW3: NDArray[np.uint8], text_1TE: Tensor) -> Tensor:
         mask_1T = torch.ones(text_1TE.shape[:2], dtype=torch.bool, device=device)
         return judge(to_unit_range(pictures_NHW3).to(device), text_1TE, mask_1T)[:, 0]
 
-    scores = []
-    for pictures_NHW3, text_TE in zip(pictures_PNHW3, text_encoder.encode(prompts), strict=True):
+    scores, texts = [], text_encoder.encode(prompts)
+    for place in ranks.dealt(len(prompts)):
+        pictures_NHW3, text_TE = pictures_PNHW3[place], texts[place]
         starts = range(0, len(pictures_NHW3), PICTURES_AT_ONCE)
         parts = [read(pictures_NHW3[start : start + PICTURES_AT_ONCE], text_TE[None].to(device)) for start in starts]
-        scores.append(F.logsigmoid(torch.cat(parts).double()).cpu().numpy())
-    return np.stack(scores)
+        scores.append(F.logsigmoid(torch.cat(parts).double()).tolist())
+    return np.array(ranks.collect(scores))
 
 
 def save_judge(judge: JudgeNetwork, folder: Path) -> None:

@@ -3,7 +3,7 @@
 Shapes: P prompts, N pictures of each, C latent channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from model.checkpoint import load_network
 from model.network import Sana, TextContext
 from model.sampler import sample
 from model.text_encoder import TextEncoder, load_text_encoder, pad
-from tasks import layout
+from tasks import layout, ranks
 from tasks.geneval.detector import Pictures
 from tasks.params import Params
 from tasks.precision import autocast
@@ -49,29 +49,48 @@ class Painter:
         side = self.params.shard.image_size // self.autoencoder.downsampling
         return self.autoencoder.latent_channels, side, side
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of a picture, in pixels."""
+        _, *sides = self.latent_shape
+        height, width = (self.autoencoder.downsampling * side for side in sides)
+        return height, width
+
     def draw(
         self, prompts: Sequence[str], images_per_prompt: int, seed: int, label: str, file: Path | None = None
     ) -> Pictures:
         """Pictures (P, N, height, width, 3), in memory or, where they are too many for it, in a new `.npy` file.
 
         The noise of a picture depends on the seed, its prompt's position and its own position only, so that models
-        drawn with the same seed start from the same noise, whatever their batches.
+        drawn with the same seed start from the same noise, whatever their batches. Batches are those of one process
+        on any number of ranks; all of them get the pictures, of a file those of rank 0.
         """
-        texts = self.text_encoder.encode(prompts)
-        null_TE = self.text_encoder.encode_null()
-        total, batch = len(prompts) * images_per_prompt, self.params.sampling.batch_size
-        _, *latent_size = self.latent_shape
-        size = (self.autoencoder.downsampling * side for side in latent_size)
-        pictures = new_pictures((len(prompts), images_per_prompt, *size, 3), file)
-        flat = pictures.reshape(total, *pictures.shape[2:])
-        with progress(label, total) as meter:
-            for start in range(0, total, batch):
-                pairs = [divmod(i, images_per_prompt) for i in range(start, min(start + batch, total))]
+        shape = (len(prompts), images_per_prompt, *self.picture_size, 3)
+        keeps = file is None or ranks.rank() == 0
+        pictures = new_pictures(shape, file) if keeps else None
+        with progress(label, len(prompts) * images_per_prompt) as meter:
+            for start, drawn in self._batches(prompts, images_per_prompt, seed):
+                if pictures is not None:
+                    pictures.reshape(-1, *shape[2:])[start : start + len(drawn)] = drawn
+                meter.advance(len(drawn))
+        if isinstance(pictures, np.memmap):
+            pictures.flush()
+        ranks.wait_for_all()
+        return np.load(file, mmap_mode="c") if pictures is None else pictures
+
+    def _batches(self, prompts: Sequence[str], images_per_prompt: int, seed: int) -> Iterator[tuple[int, Pictures]]:
+        """Every batch of pictures with the place of its first; ranks draw in turn, and all get what each has drawn."""
+        texts, null_TE = self.text_encoder.encode(prompts), self.text_encoder.encode_null()
+        total, size = len(prompts) * images_per_prompt, self.params.sampling.batch_size
+        starts = range(0, total, size)
+        for turn in range(0, len(starts), ranks.world_size()):
+            own = np.zeros((size, *self.picture_size, 3), np.uint8)
+            for start in starts[turn:][ranks.rank() : ranks.rank() + 1]:
+                pairs = [divmod(i, images_per_prompt) for i in range(start, min(start + size, total))]
                 noise = torch.stack([self._noise(seed, *pair) for pair in pairs])
-                drawn = self._draw_batch([prompt for prompt, _ in pairs], noise, texts, null_TE)
-                flat[start : start + len(pairs)] = drawn
-                meter.advance(len(pairs))
-        return pictures
+                own[: len(pairs)] = self._draw_batch([prompt for prompt, _ in pairs], noise, texts, null_TE)
+            for start, drawn in zip(starts[turn:], ranks.gather_arrays(own), strict=False):
+                yield start, drawn[: total - start]
 
     def _noise(self, seed: int, prompt: int, picture: int) -> Tensor:
         return torch.randn(self.latent_shape, generator=generator(seed, "picture", prompt, picture))

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from tasks import ranks
 from tasks.errors import UserError
 from tasks.files import sha256_json
 from tasks.geneval.score_cache import Answer, Key, ScoreCache
@@ -77,12 +78,14 @@ class VisionLanguageJudge:
     def _answers(self, asked: dict[Key, NDArray[np.uint8]]) -> dict[Key, Answer]:
         """Answers out of the cache, and to what it lacks out of the model; none where time was up.
 
-        Batches do not depend on what the cache holds, so that a resumed run gets the numbers of one that was not.
+        Batches do not depend on what the cache holds, so that a resumed run gets the numbers of one that was not, nor
+        on how many ranks share them.
         """
         keys, answers = list(asked), {}
+        starts = range(0, len(keys), self.batch_size)
         with progress("vision-language judge", len(keys)) as meter:
-            for start in range(0, len(keys), self.batch_size):
-                batch = keys[start : start + self.batch_size]
+            for place in ranks.dealt(len(starts)):
+                batch = keys[starts[place] : starts[place] + self.batch_size]
                 known = dict(zip(batch, self.cache.get(batch), strict=True))
                 unknown = [key for key in batch if known[key] is None]
                 if unknown:
@@ -91,7 +94,8 @@ class VisionLanguageJudge:
                     self.cache.put((key, known[key]) for key in unknown if known[key] is not None)
                 answers |= {key: answer for key, answer in known.items() if answer is not None}
                 meter.advance(len(batch))
-        return answers
+        parts = ranks.gather([[key, answer] for key, answer in answers.items()])
+        return {tuple(key): tuple(answer) for part in parts for key, answer in part}
 
     def _ask(self, pictures: Sequence[NDArray[np.uint8]], questions: Sequence[str]) -> list[Answer | None]:
         """One forward pass; every answer is None if it takes too long."""

@@ -61,6 +61,15 @@ class Experiment:
         """Passes of the network."""
         return NetworkRuns(self.params, self.config(1), self.latent_side)
 
+    @property
+    def shards(self) -> int:
+        """Into how many parts training cuts weights, gradients and state."""
+        return self.gpus if self.params.compute.parallelism == "fully_shard" else 1
+
+    def micro_batch(self, chosen: Training) -> int:
+        """Samples of one forward and backward pass of a training on a GPU."""
+        return micro_batch(chosen, self.gpus, self.params.compute.world_size)
+
     def heldout_flops(self, depth: int) -> int:
         """Of one held-out loss."""
         return self.scale.heldout_samples * flops.forward_flops(self.config(depth), self.tokens, self.text_tokens)
@@ -114,12 +123,13 @@ def open_experiment(params: Params, scale: Scale, gpus: int) -> Experiment:
     return experiment
 
 
-def micro_batch(training: Training, gpus: int) -> int:
+def micro_batch(training: Training, gpus: int, asked: int = 1) -> int:
     """Samples of one forward and backward pass on a GPU.
 
-    GPUs share the micro-batches of a step, `grad_accumulation` of them; when there are more GPUs, the samples.
+    GPUs share the micro-batches of a step, `grad_accumulation` on each of those `asked` for in params; when there are
+    more GPUs, the samples.
     """
-    passes = max(1, training.grad_accumulation // gpus)
+    passes = max(1, training.grad_accumulation * asked // gpus)
     return ceil(training.batch_size / gpus / passes)
 
 

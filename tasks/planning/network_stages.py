@@ -5,7 +5,7 @@ from tasks.grow import PROBES, ways_to_grow
 from tasks.params import Training
 from tasks.planning import disk, flops
 from tasks.planning.cost import Cost, Memory
-from tasks.planning.experiment import Experiment, evaluations, micro_batch
+from tasks.planning.experiment import Experiment, evaluations
 from tasks.planning.memory import (
     Batch,
     activation_bytes,
@@ -24,20 +24,21 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
     """A run of the training loop, with its held-out losses; of 0 steps, one such loss of the weights as they are."""
     config = experiment.config(depth)
     weights, tokens, text = weight_bytes(config, chosen.weights), experiment.tokens, experiment.text_tokens
-    gradients = gradient_bytes(config, chosen.weights, chosen.step_in_backward)
+    shards, state = experiment.shards, optimizer_bytes(chosen.optimizer, config)
+    gradients = gradient_bytes(config, chosen.weights, chosen.step_in_backward) // shards
     averaged, evaluated = weights if chosen.ema_decay else 0, _loss_peak(experiment, depth)
     flops_of_evaluations = evaluations(chosen) * experiment.heldout_flops(depth)
     if not chosen.steps:
         memory = Memory(weights, ema=averaged, activations=evaluated)
         return Cost(stage, parameters(config), memory, flops_of_evaluations, outputs=weights)
-    samples = Batch(micro_batch(chosen, experiment.gpus), tokens, text)
+    samples = Batch(experiment.micro_batch(chosen), tokens, text)
     copies = autocast_bytes(config, experiment.precision.dtype) if chosen.weights == "float32" else 0
     saved = activation_bytes(config, samples, experiment.precision) + copies
     memory = Memory(
-        weights,
-        ema=averaged,
+        weights // shards,
+        ema=averaged // shards,
         gradients=gradients,
-        optimizer=optimizer_bytes(chosen.optimizer, config),
+        optimizer=state // shards,
         activations=max(saved, evaluated - gradients),  # there are no gradients while a held-out loss is taken
     )
     trained = chosen.steps * chosen.batch_size * flops.training_flops(config, tokens, text)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tasks.planning.cost import Cost
 from tasks.planning.disk import pool_bytes
 from tasks.planning.encoders import parameters_of
-from tasks.planning.experiment import Experiment, micro_batch
+from tasks.planning.experiment import Experiment
 from tasks.planning.hours import gpu_hours
 from tasks.training.state import KEPT
 
@@ -29,11 +29,16 @@ def notes(experiment: Experiment, costs: Sequence[Cost], teraflops: float, utili
     ]
     if experiment.gpus > 1:
         lines.append(
-            f"{experiment.gpus} GPUs: assumed is data parallel training, with a whole copy of everything on each GPU "
-            "and each step's micro-batches shared among them; buckets of gradients on their way (as large as the "
-            "gradients) come on top. This version's stages use one GPU each."
+            f"{experiment.gpus} GPUs share each step's micro-batches, with {_copies(experiment)} come on top. Stages "
+            "other than training and geneval use one GPU."
         )
     return lines
+
+
+def _copies(experiment: Experiment) -> str:
+    if experiment.shards > 1:
+        return "a part of everything on each (compute.parallelism fully_shard); the block at work and its gradients"
+    return "a whole copy of everything on each; buckets of gradients on their way (as large as the gradients)"
 
 
 def _time(experiment: Experiment, flops: int, teraflops: float, utilisation: float) -> str:
@@ -73,7 +78,7 @@ def _sample(experiment: Experiment) -> str:
 def _memory(experiment: Experiment) -> str:
     params = experiment.params
     sizes = ", ".join(
-        f"{name} {micro_batch(chosen, experiment.gpus)}"
+        f"{name} {experiment.micro_batch(chosen)}"
         for name, chosen in (("pretrain", params.pretrain), ("train", params.train), ("finetune", params.finetune))
     )
     attention = "stores its probabilities" if not experiment.precision.fused_attention else "is fused"

@@ -1,7 +1,7 @@
 """The plan: costs of all stages, their totals, and what of it is assumed."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tasks.params import Params
@@ -15,9 +15,9 @@ from tasks.planning.stages import stage_costs
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command states: GPUs, their peak rate, and the share of it that is reached."""
+    """What the command states: GPUs (None: as many as params ask for), their peak rate, and the share of it reached."""
 
-    gpus: int = 1
+    gpus: int | None = None
     utilisation: float = 0.4
     teraflops: float = 312  # an A100's, bfloat16 without sparsity
     samples: int | None = None
@@ -80,6 +80,7 @@ def make_plan(params: Params, settings: Settings, name: str) -> Plan:
     """The plan of an experiment called `name`. Raises UserError for settings or params that do not fit."""
     gpu_hours(0, settings.teraflops, settings.utilisation)  # refuses what it cannot take before the work
     scale = measure_scale(params, settings.samples, settings.caption_tokens)
+    settings = replace(settings, gpus=params.compute.world_size if settings.gpus is None else settings.gpus)
     experiment = open_experiment(params, scale, settings.gpus)
     costs = stage_costs(experiment)
     return Plan(f"Plan of {name}", settings, costs, notes(experiment, costs, settings.teraflops, settings.utilisation))

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from tasks.training.sharding import local
+
 
 class Ema:
     """Averages a network's parameters after every update: e <- d*e + (1-d)*p with d = min(decay, (1+n)/(10+n)).
@@ -10,7 +12,8 @@ class Ema:
     The decay warms up with the number of updates n, so that a short run is not averaged with its initial weights. The
     published training code updates before the optimizer's step and so lags one update; here it follows the step.
 
-    With a decay of 0 the average is the parameters themselves, and no copy of them is kept.
+    With a decay of 0 the average is the parameters themselves, and no copy of them is kept. Of sharded parameters each
+    rank averages its own rows.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -24,22 +27,17 @@ class Ema:
         if not self.parameters:
             return
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        averages, parameters = ([local(tensor) for tensor in tensors] for tensors in (self.average, self.parameters))
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange average and parameters: once before an evaluation and once after."""
         for average, parameter in zip(self.average, self.parameters, strict=True):
-            kept = parameter.detach().clone()
-            parameter.copy_(average)
-            average.copy_(kept)
+            kept = local(parameter).clone()
+            local(parameter).copy_(local(average))
+            local(average).copy_(kept)
 
     def state(self) -> dict[str, Tensor]:
         """The averages by position."""
         return {str(i): average for i, average in enumerate(self.average)}
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Restore `state()`."""
-        for i, average in enumerate(self.average):
-            average.copy_(state[str(i)])

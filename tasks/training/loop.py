@@ -2,6 +2,9 @@
 
 Runs on accelerate (autocast, gradient accumulation, clipping). A non-finite loss or gradient stops the run before the
 update; the state is saved before the final evaluation, so that a failure there loses nothing.
+
+On several ranks each works on its share of every micro-batch, in DDP or with its rows of every parameter (FSDP2); what
+is decided (to stop, to refuse an update) is decided by what all of them know.
 """
 
 import math
@@ -15,7 +18,9 @@ from kernels.came8bit.in_backward import NonFiniteGradient, StepInBackward
 from kernels.optimizers import build_optimizer
 from model.checkpoint import save_network
 from model.network import Sana, parameter_count
+from tasks import ranks
 from tasks.data.encoded import EncodedDataset
+from tasks.data.order import rank_rows
 from tasks.errors import UserError
 from tasks.files import write_csv
 from tasks.params import Training
@@ -27,6 +32,7 @@ from tasks.training.evaluation import heldout_loss
 from tasks.training.interrupts import noted_interrupts
 from tasks.training.objective import FlowMatchingLoss, training_batch
 from tasks.training.schedule import learning_rate
+from tasks.training.sharding import gathered, shard, whole
 from tasks.training.state import load_state, save_state
 
 LOG_EVERY = 10
@@ -48,11 +54,16 @@ class Trainer:
             mixed_precision=precision,
             gradient_accumulation_steps=training.grad_accumulation,
         )
+        loss = FlowMatchingLoss(self.network)
+        self.sharded = ranks.world_size() > 1 and context.params.compute.parallelism == "fully_shard"
+        if self.sharded:
+            shard(self.network, loss, context.device)
         rounding = derive(context.params.compute.seed, context.name, "rounding")
         optimizer = build_optimizer(
             training.optimizer, self.network.parameters(), training.learning_rate, training.weight_decay, rounding
         )
-        self.loss, self.optimizer = self.accelerator.prepare(FlowMatchingLoss(self.network), optimizer)
+        self.loss = self.accelerator.prepare_model(loss, evaluation_mode=self.sharded)  # which DDP need not wrap
+        self.optimizer = self.accelerator.prepare(optimizer)
         self.in_backward = StepInBackward(optimizer, self.network) if training.step_in_backward else None
         self.ema = Ema(self.network, training.ema_decay)
         self.step, self.history = load_state(context.state, self.network, self.ema, self.optimizer.optimizer)
@@ -66,7 +77,7 @@ class Trainer:
         with noted_interrupts() as interrupts, progress(self.context.name, self.training.steps, self.step) as meter:
             while self.step < self.training.steps:
                 loss = self.update()
-                self.after_update(interrupts.signum)
+                self.after_update(max(ranks.gather(interrupts.signum or 0)) or None)
                 meter.advance(note=f"loss {loss:.4f}")
         return self.finish()
 
@@ -81,6 +92,7 @@ class Trainer:
             seed,
             self.step,
             training.batch_size,
+            rank_rows(training.batch_size, ranks.rank(), ranks.world_size(), parts),
         )
         rate = learning_rate(training, self.step)
         for group in self.optimizer.param_groups:
@@ -95,9 +107,10 @@ class Trainer:
                     continue
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
+                    total = ranks.mean(total)
                     # without a limit the norm is measured, and nothing is clipped
                     limit = math.inf if training.clip_norm is None else training.clip_norm
-                    norm = self.accelerator.clip_grad_norm_(self.network.parameters(), limit).item()
+                    norm = gathered(self.accelerator.clip_grad_norm_(self.network.parameters(), limit)).item()
                     self._refuse_non_finite(total, norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -126,8 +139,9 @@ class Trainer:
             return
         compute = self.context.params.compute
         self.ema.swap()
+        evaluated = self.loss if self.sharded else self.network
         loss = heldout_loss(
-            self.network, self.heldout, self.context.params.diffusion, compute.seed, self.context.device, compute.dtype
+            evaluated, self.heldout, self.context.params.diffusion, compute.seed, self.context.device, compute.dtype
         )
         self.ema.swap()
         samples = self.step * self.training.batch_size
@@ -138,10 +152,12 @@ class Trainer:
         """Write the averaged weights and the curves."""
         self.evaluate()
         self.ema.swap()
-        save_network(self.network, self.context.out)
+        network = whole(self.network)
+        if ranks.rank() == 0:
+            save_network(network, self.context.out)
+            write_csv(self.context.out / "history.csv", HISTORY_COLUMNS, self.history.training)
+            write_csv(self.context.out / "heldout.csv", HELDOUT_COLUMNS, self.history.heldout)
         self.ema.swap()
-        write_csv(self.context.out / "history.csv", HISTORY_COLUMNS, self.history.training)
-        write_csv(self.context.out / "heldout.csv", HELDOUT_COLUMNS, self.history.heldout)
         return {
             "heldout_loss": self.history.heldout[-1]["heldout_loss"],
             "heldout_loss_before": self.history.heldout[0]["heldout_loss"],

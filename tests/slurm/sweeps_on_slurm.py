@@ -61,7 +61,7 @@ def point_of(folder: Path, key: str, code: str) -> Point:
     """A point that runs this code."""
     (folder / OUTCOME).parent.mkdir(parents=True)
     (folder / "pretended.py").write_text(code)
-    return Point(key, key, folder, {}, {}, 0)
+    return Point(key, key, folder, {"compute": {"nodes": 1}}, {}, 0)
 
 
 def phase_is(slurm: Slurm, point: Point, job: str, phase: str) -> None:

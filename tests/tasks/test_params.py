@@ -159,6 +159,22 @@ def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(key: str, value
             {"train__step_in_backward": True, "train__optimizer": "adamw8bit"},
             "train.optimizer is adamw8bit with step_in_backward",
         ),
+        ({"compute__nodes": 0}, "compute.nodes is 0"),
+        ({"compute__parallelism": "fsdp"}, "compute.parallelism is 'fsdp': it must be one of ['ddp', 'fully_shard']"),
+        ({"compute__processes_per_node": 3}, "pretrain.batch_size is 64 on 3 processes"),
+        ({"compute__nodes": 2, "train__grad_accumulation": 64}, "train.batch_size is 64 on 2 processes"),
+        (
+            {"compute__processes_per_node": 2, "train__step_in_backward": True, "train__clip_norm": None},
+            "train.step_in_backward is true on 2 processes",
+        ),
+        (
+            {
+                "compute__processes_per_node": 2,
+                "compute__parallelism": "fully_shard",
+                "finetune__optimizer": "adamw8bit",
+            },
+            "finetune.optimizer is adamw8bit with compute.parallelism fully_shard",
+        ),
         ({"pretrain__steps": 0, "pretrain__warmup_steps": 0}, "pretrain.steps is 0 and path is None"),
         ({"workflow__baselines": ["small"]}, "workflow.baselines is ['small']"),
         ({"workflow__baselines": ["grown", "grown"]}, "workflow.baselines is ['grown', 'grown']"),

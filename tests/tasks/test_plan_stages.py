@@ -393,6 +393,20 @@ def test_words_of_scenes_and_prompts_are_a_token_each(tmp_path: Path, monkeypatc
 def test_gpus_share_micro_batches_and_beyond_them_the_samples() -> None:
     training = params_of("paper").train  # 1024 in 64 passes
     assert [micro_batch(training, gpus) for gpus in (1, 8, 64, 128, 1024)] == [16, 16, 16, 8, 1]
+    assert micro_batch(training, 8, asked=8) == 2  # params that ask for processes say how many passes each makes
+
+
+def test_what_fully_shard_cuts_is_divided_among_the_gpus_that_params_ask_for() -> None:
+    whole, part = (
+        make_plan(
+            replace(params, compute=replace(params.compute, processes_per_node=2, parallelism=kind)), Settings(), ""
+        )
+        for params, kind in ((params_of("smoke"), "ddp"), (params_of("smoke"), "fully_shard"))
+    )
+    for one, other in zip(whole.costs, part.costs, strict=True):
+        cut = one.stage.startswith(("pretrain", "train", "finetune"))
+        for name in ("weights", "ema", "gradients", "optimizer"):
+            assert getattr(other.memory, name) == getattr(one.memory, name) // (2 if cut else 1), one.stage
 
 
 def test_held_out_losses_are_counted_as_the_loop_takes_them() -> None:

@@ -21,7 +21,7 @@ from tiny_vision_language import save_idefics3, save_llava
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tasks import judge as judge_stage
-from tasks import layout
+from tasks import layout, ranks
 from tasks.errors import UserError
 from tasks.external import external_inputs
 from tasks.geneval import __main__ as geneval
@@ -38,6 +38,7 @@ from tasks.geneval.vision_language_judge import (
     picture_digest,
     score,
 )
+from tests.kernels.processes import run_processes
 
 PROJECT = Path(__file__).parents[2]
 KINDS = {"llava": save_llava, "idefics3": save_idefics3}
@@ -143,6 +144,21 @@ def test_a_killed_evaluation_resumes_to_the_same_numbers(folders: dict[str, Path
     with counted(judge) as rows:
         np.testing.assert_array_equal(judge.log_yes(shown, PROMPTS), whole)
     assert rows == [4, 1]
+
+
+@pytest.mark.usefixtures("any_answer")
+def test_ranks_that_share_the_batches_get_the_numbers_of_one_process(folders: dict[str, Path], tmp_path: Path) -> None:
+    def ask(folder: Path) -> None:
+        judge = load(folders["idefics3"], folder / f"cache-{ranks.world_size()}", batch_size=2)
+        with counted(judge) as rows:
+            scores = judge.log_yes(pictures(), PROMPTS)
+        np.save(folder / f"{ranks.world_size()}-{ranks.rank()}.npy", scores)
+        assert sum(rows) == [9, 5, 4][ranks.rank() + (ranks.world_size() > 1)]  # of five batches
+
+    ask(tmp_path)
+    run_processes(2, tmp_path, ask)
+    one, *two = (np.load(tmp_path / name) for name in ("1-0.npy", "2-0.npy", "2-1.npy"))
+    assert all(np.array_equal(one, other) for other in two) and np.isfinite(one).all()
 
 
 def stop_after(rows: list[int], count: int) -> None:
