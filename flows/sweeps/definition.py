@@ -12,18 +12,25 @@ from tasks.params import read_yaml
 
 SWEEPS = Path("sweeps")
 LEAST_MINUTES = 5  # of a job: some of them are for saving what it is at when its time is up
+LEAST_LOST_SECONDS = 5  # of silence: a busy machine is not a dead one
 Score = Literal["one_picture", "best_of"]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run asks of Slurm; None leaves it to the cluster's own default."""
+    """What a run asks of Slurm or of a work pool; None leaves it to the cluster's own default.
+
+    Slurm alone has `minutes` and `partition`. `pool` is the work pool; a run in one that has not been heard of for
+    `lost_seconds` is given up.
+    """
 
     gpus: int = 1
     cpus: int = 4
     memory: str | None = None
     minutes: int | None = None
     partition: str | None = None
+    pool: str | None = None
+    lost_seconds: int = 120
 
 
 @dataclass(frozen=True)
@@ -119,11 +126,11 @@ def _score(score: Any, where: str) -> Score:
 def _cluster(values: Any, where: str) -> Cluster:
     _must(isinstance(values, dict), f"{where}: cluster is {values!r}: it must be a mapping")
     _known(values, tuple(one.name for one in fields(Cluster)), f"{where}: cluster")
-    for key, least in (("gpus", 0), ("cpus", 1), ("minutes", LEAST_MINUTES)):
+    for key, least in (("gpus", 0), ("cpus", 1), ("minutes", LEAST_MINUTES), ("lost_seconds", LEAST_LOST_SECONDS)):
         value = values.get(key, least)
         fine = (value is None and key == "minutes") or (type(value) is int and value >= least)
         _must(fine, f"{where}: cluster.{key} is {value!r}: it must be a whole number from {least} on")
-    for key in ("memory", "partition"):
+    for key in ("memory", "partition", "pool"):
         value = values.get(key)
         _must(value is None or isinstance(value, str), f"{where}: cluster.{key} is {value!r}: it must be text or null")
     return Cluster(**values)

@@ -340,7 +340,7 @@ def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (point.folder / OUTCOME).parent.mkdir(parents=True)
     monkeypatch.setattr("flows.sweeps.leases.FOLDER", tmp_path / "gpus")
     monkeypatch.setattr("flows.sweeps.local.lease", lambda gpus: lease(gpus, tmp_path / "gpus"))
-    monkeypatch.setattr("flows.sweeps.local.MODULE", "pretended")
+    monkeypatch.setattr("flows.sweeps.process.MODULE", "pretended")
     monkeypatch.setattr("flows.sweeps.local.environment", lambda _folder, elsewhere: {"PYTHONPATH": str(PROJECT)})
     place = Local(3, ["0", "1"])
     yield place
