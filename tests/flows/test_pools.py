@@ -27,7 +27,7 @@ from tasks.params import PARAMS_FILE, PROFILES, read_yaml
 
 POOL, TAG = "points", "sana15 sweep test of nothing"
 LOST_SECONDS = 6
-FINETUNE_STEPS = 240
+FINETUNE_STEPS = 200
 """So long that a fine-tune can be caught in the middle, with a checkpoint after every eighth step."""
 
 
@@ -171,16 +171,18 @@ def test_without_a_server_or_a_pool_one_line_says_what_to_do(server: PrefectServ
 
 
 def table(clone: Clone) -> list[dict[str, str]]:
-    """The sweep's table without where and how long."""
+    """The sweep's table without where and how long, and without the Pareto set, which hangs on how long."""
+    timed = ("folder", "seconds", "pareto")
     lines = csv.DictReader((clone.root / "results/sweeps/prune-depth/table.csv").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name not in ("folder", "seconds")} for line in lines]
+    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
 
+@pytest.mark.timeout(900)  # two whole sweeps, on a machine that may be busy
 def test_a_point_whose_host_is_lost_is_run_again_and_the_table_is_that_of_an_undisturbed_sweep(
     server: PrefectServer, origin: Path, tmp_path: Path
 ) -> None:
     clone = server.clone
-    workers = {name: server.worker(name, POOL) for name in ("left", "right")}
+    workers = [server.worker(name, POOL) for name in ("left", "right")]
     log = tmp_path / "sweep.log"
     with open(log, "w") as file:
         sweep = psutil.Popen(
@@ -197,20 +199,20 @@ def test_a_point_whose_host_is_lost_is_run_again_and_the_table_is_that_of_an_und
 
         def caught() -> bool:
             assert sweep.poll() is None, log.read_text()
-            for path in (clone.root / "runs/points").glob(f"*/{LOG}"):
-                if re.search(r"finetune@2: [1-9]\d+/", path.read_text()):
-                    found.append((path, next(one for one in workers.values() if at_work_in(one, path.parents[2]))))
+            for checkpoint in (clone.root / "runs/points").glob("*/.sana15/state/finetune@*/*/step-*"):
+                folder = checkpoint.parents[4]
+                found.append((folder, next(one for one in workers if at_work_in(one, folder))))
             return bool(found)
 
         wait_for(caught, "a fine-tune's middle", 240)
-        point_log, worker = found[0]
+        folder, worker = found[0]
         kill_all(worker)
         assert sweep.wait(240) == 0, log.read_text()
     finally:
         if sweep.poll() is None:
             kill_all(sweep, signal.SIGTERM)
     assert "lost: nothing was heard of it for" in log.read_text()
-    assert "finetune@2: resuming after step" in point_log.read_text()
+    assert re.search(r"finetune@\d: resuming after step", (folder / LOG).read_text())
 
     undisturbed = new_clone(origin, tmp_path / "undisturbed")
     done = undisturbed.python("-m", "flows.sweep", "prune-depth", "--profile", "smoke", "--parallel", "2")
