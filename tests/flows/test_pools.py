@@ -167,6 +167,17 @@ def test_without_a_server_or_a_pool_one_line_says_what_to_do(server: PrefectServ
         WorkPool(server.clone.root, POOL, Cluster(), TAG)
 
 
+def test_a_pool_is_given_what_its_template_asks_of_a_cluster_and_refuses_runs_without_an_image(
+    server: PrefectServer, pool: WorkPool, tmp_path: Path
+) -> None:
+    shipped = str(PROJECT / "flows/pools/kubernetes.json")
+    server.say("work-pool", "create", "cluster", "--type", "kubernetes", "--base-job-template", shipped)
+    cluster = WorkPool(server.clone.root, "cluster", Cluster(gpus=2, cpus=8), TAG)
+    assert (cluster._variables, pool._variables) == ({"gpus": 2, "cpus": 8}, {})
+    with pytest.raises(UserError, match=r"Prefect refuses: .*'(image|folder)' is a required property"):
+        cluster.submit(point_of(tmp_path, "any", ""))
+
+
 # --- a whole sweep
 
 
