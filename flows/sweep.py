@@ -31,6 +31,7 @@ from flows.sweeps.place import Place, State
 from flows.sweeps.plot import draw
 from flows.sweeps.points import Point, expand
 from flows.sweeps.pool import WorkPool
+from flows.sweeps.shared_stores import refuse_sqlite_over_network
 from flows.sweeps.slurm import Slurm
 from flows.sweeps.table import Row, rows_of, settings_of, write_table
 from tasks.errors import UserError
@@ -106,6 +107,7 @@ def open_place(
     if where != "local":
         if parallel is not None or gpus is not None:
             raise UserError(f"parallel and gpus are for where local, not {where}: its queue and workers decide")
+        refuse_sqlite_over_network(where)
         return open_slurm(project, plan) if where == "slurm" else open_pool(project, plan, pool)
     if parallel is not None and parallel < 1:
         raise UserError(f"parallel is {parallel}: it must be above 0")
