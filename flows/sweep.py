@@ -7,6 +7,7 @@ the others.
 """
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +85,7 @@ def sweep(
     place = open_place(project, plan, where, parallel, gpus, pool)
     log = get_run_logger().getChild(LOGGER).info
     with (
-        hold(project / STATE / "sweeps" / f"{name}.lock", f"sweep {name} is being run here"),
+        hold(project / STATE / "sweeps" / f"{plan.title}.lock", f"sweep {plan.title} is being run here"),
         recorded(plan, str(flow_run.id)) as record,
     ):
         states = run_points(project, points, place, Telling(log, points))
@@ -131,7 +132,7 @@ def open_pool(project: Path, plan: Sweep, pool: str | None) -> WorkPool:
 
 def mark(project: Path, plan: Sweep) -> str:
     """What tells the runs of a sweep from others."""
-    return f"sana15 sweep {plan.name} of {project}"
+    return f"sana15 sweep {plan.title} of {project}"
 
 
 def run_points(project: Path, points: Sequence[Point], place: Place, told: Told) -> dict[str, State]:
@@ -175,10 +176,10 @@ class Telling:
 
 
 def write_results(project: Path, plan: Sweep, rows: Sequence[Row]) -> Path:
-    """Write `table.csv` and `plot.png`; returns their folder, `results/sweeps/<name>`."""
-    folder = project / RESULTS / "sweeps" / plan.name
+    """Write `table.csv` and `plot.png`; returns their folder, `results/sweeps/<title>`."""
+    folder = project / RESULTS / "sweeps" / plan.title
     write_table(folder / "table.csv", plan, rows)
-    write_bytes(folder / "plot.png", draw(plan.name, settings_of(rows)))
+    write_bytes(folder / "plot.png", draw(plan.title, settings_of(rows)))
     return folder
 
 
@@ -186,7 +187,8 @@ def publish(plan: Sweep, rows: Sequence[Row]) -> None:
     """The settings as a table on Prefect's page, and below it the points that failed."""
     settings = [asdict(one) for one in settings_of(rows)]
     failed = [{"label": row.point, "reason": row.reason} for row in rows if row.state != "done"]
-    create_table_artifact([*settings, *failed], key=f"sweep-{plan.name}", description=f"Sweep {plan.name}")
+    key = re.sub("[^a-z0-9]+", "-", f"sweep {plan.title}".lower())
+    create_table_artifact([*settings, *failed], key=key, description=f"Sweep {plan.title}")
 
 
 def raise_failures(points: Sequence[Point], states: Mapping[str, State]) -> None:

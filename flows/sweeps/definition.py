@@ -39,7 +39,8 @@ class Sweep:
 
     `settings` are the values by dotted key of each run, without its seed; no `seeds` means that of params.yaml.
     `first` is the first stage that differs. `models` are patterns of the models that become rows of the table, and
-    `score` is GenEval of one picture or of the best of as many as there are.
+    `score` is GenEval of one picture or of the best of as many as there are. `title` names the sweep's results and its
+    runs: the name, and the profile if that is not the file's own.
     """
 
     name: str
@@ -50,6 +51,11 @@ class Sweep:
     models: tuple[str, ...] = ("*",)
     score: Score = "one_picture"
     cluster: Cluster = field(default_factory=Cluster)
+    own_profile: bool = True
+
+    @property
+    def title(self) -> str:
+        return self.name if self.own_profile else f"{self.name}@{self.profile}"
 
 
 KEYS = ("profile", "from", "grid", "points", "seeds", "models", "score", "cluster", "profiles")
@@ -67,7 +73,8 @@ def read_sweep(project: Path, name: str, profile: str | None = None) -> Sweep:
         raise UserError(f"sweep {name!r} is unknown: {SWEEPS} has {known}")
     values = read_yaml(path)
     _known(values, KEYS, where)
-    profile = profile if profile is not None else values.get("profile")
+    own = values.get("profile")
+    profile = profile if profile is not None else own
     special = values.get("profiles") or {}
     _must(isinstance(special, dict), f"{where}: profiles is {special!r}: it must be a mapping")
     for one, replaced in special.items():
@@ -84,6 +91,7 @@ def read_sweep(project: Path, name: str, profile: str | None = None) -> Sweep:
         models=_patterns(values.get("models", ["*"]), where),
         score=_score(values.get("score", "one_picture"), where),
         cluster=_cluster(values.get("cluster") or {}, where),
+        own_profile=profile == own,
     )
 
 

@@ -24,7 +24,7 @@ def recorded(sweep: Sweep, flow_run_id: str) -> Iterator[Record]:
     """The sweep's run; it ends as the block does. The block gets a function that takes the rows and the plot."""
     tags = run_tags("sweep", Path.cwd()) | {PREFECT_TAG: flow_run_id}
     with Sender(SPOOLS) as sender:
-        parent = open_spool(SPOOLS, f"sweep {sweep.name}", tags)
+        parent = open_spool(SPOOLS, f"sweep {sweep.title}", tags)
         sender.add(parent)
         Tracker(parent).log_params({"sweep": sweep.name, "profile": sweep.profile, "points": len(sweep.settings)})
 

@@ -184,19 +184,14 @@ def test_a_pool_is_given_what_its_template_asks_of_a_cluster_and_refuses_runs_wi
 def table(clone: Clone) -> list[dict[str, str]]:
     """The sweep's table without where and how long, and without the Pareto set, which hangs on how long."""
     timed = ("folder", "seconds", "pareto")
-    lines = csv.DictReader((clone.root / "results/sweeps/prune-depth/table.csv").read_text().splitlines())
+    lines = csv.DictReader((clone.root / "results/sweeps/prune-depth@smoke/table.csv").read_text().splitlines())
     return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
 
-@pytest.mark.timeout(900)  # two whole sweeps, on a machine that may be busy
-def test_a_point_whose_host_is_lost_is_run_again_and_the_table_is_that_of_an_undisturbed_sweep(
-    server: PrefectServer, origin: Path, tmp_path: Path
-) -> None:
-    clone = server.clone
-    workers = [server.worker(name, POOL) for name in ("left", "right")]
-    log = tmp_path / "sweep.log"
+def begin_sweep(clone: Clone, log: Path) -> psutil.Popen:
+    """The sweep's flow in a process of its own."""
     with open(log, "w") as file:
-        sweep = psutil.Popen(
+        return psutil.Popen(
             [sys.executable, "-m", "flows.sweep", "prune-depth", "--profile", "smoke", "--where", "work-pool"],
             cwd=clone.root,
             env=clone.environment,
@@ -205,25 +200,44 @@ def test_a_point_whose_host_is_lost_is_run_again_and_the_table_is_that_of_an_und
             stderr=file,
             start_new_session=True,
         )
+
+
+@pytest.mark.timeout(900)  # two whole sweeps, on a machine that may be busy
+def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is_that_of_an_undisturbed_one(
+    server: PrefectServer, pool: WorkPool, origin: Path, tmp_path: Path
+) -> None:
+    clone, logs = server.clone, [tmp_path / "first.log", tmp_path / "second.log"]
+    workers = [server.worker(name, POOL) for name in ("left", "right")]
+    sweeps = [begin_sweep(clone, logs[0])]
+    found: list[tuple[Path, psutil.Popen]] = []
+
+    def says(words: str) -> bool:
+        assert sweeps[-1].poll() is None, logs[-1].read_text()
+        return words in logs[len(sweeps) - 1].read_text()
+
+    def caught() -> bool:
+        assert sweeps[-1].poll() is None, logs[-1].read_text()
+        for checkpoint in (clone.root / "runs/points").glob("*/.sana15/state/finetune@*/*/step-*"):
+            folder = checkpoint.parents[4]
+            found.append((folder, next(one for one in workers if at_work_in(one, folder))))
+        return bool(found)
+
     try:
-        found: list[tuple[Path, psutil.Popen]] = []
-
-        def caught() -> bool:
-            assert sweep.poll() is None, log.read_text()
-            for checkpoint in (clone.root / "runs/points").glob("*/.sana15/state/finetune@*/*/step-*"):
-                folder = checkpoint.parents[4]
-                found.append((folder, next(one for one in workers if at_work_in(one, folder))))
-            return bool(found)
-
+        wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", 240)
+        kill_all(sweeps[0])
+        sweeps.append(begin_sweep(clone, logs[1]))
         wait_for(caught, "a fine-tune's middle", 240)
         folder, worker = found[0]
         kill_all(worker)
-        assert sweep.wait(240) == 0, log.read_text()
+        assert sweeps[1].wait(240) == 0, logs[1].read_text()
     finally:
-        if sweep.poll() is None:
+        for sweep in sweeps:
             kill_all(sweep, signal.SIGTERM)
-    assert "lost: nothing was heard of it for" in log.read_text()
+    assert "lost: nothing was heard of it for" in logs[1].read_text()
     assert re.search(r"finetune@\d: resuming after step", (folder / LOG).read_text())
+    runs = [tag for run in pool._runs() for tag in run.tags]
+    points = [path.name for path in (clone.root / "runs/points").iterdir()]
+    assert {point: runs.count(point) for point in points} == {point: 1 + (point == folder.name) for point in points}
 
     undisturbed = new_clone(origin, tmp_path / "undisturbed")
     done = undisturbed.python("-m", "flows.sweep", "prune-depth", "--profile", "smoke", "--parallel", "2")
