@@ -212,11 +212,11 @@ def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is
     found: list[tuple[Path, psutil.Popen]] = []
 
     def says(words: str) -> bool:
-        assert sweeps[-1].poll() is None, logs[-1].read_text()
+        assert sweeps[-1].poll() is None, logs[len(sweeps) - 1].read_text()
         return words in logs[len(sweeps) - 1].read_text()
 
     def caught() -> bool:
-        assert sweeps[-1].poll() is None, logs[-1].read_text()
+        assert sweeps[-1].poll() is None, logs[len(sweeps) - 1].read_text()
         for checkpoint in (clone.root / "runs/points").glob("*/.sana15/state/finetune@*/*/step-*"):
             folder = checkpoint.parents[4]
             found.append((folder, next(one for one in workers if at_work_in(one, folder))))
