@@ -34,7 +34,7 @@ from flows.sweeps.points import Point, expand
 from flows.sweeps.pool import WorkPool
 from flows.sweeps.shared_stores import refuse_sqlite_over_network
 from flows.sweeps.slurm import Slurm
-from flows.sweeps.table import Row, rows_of, settings_of, write_table
+from flows.sweeps.table import Row, Setting, rows_of, settings_of, write_table
 from tasks.errors import UserError
 from tasks.files import write_bytes
 from tasks.layout import RESULTS, STATE
@@ -90,10 +90,11 @@ def sweep(
     ):
         states = run_points(project, points, place, Telling(log, points))
         rows = [row for point in points for row in rows_of(plan, point, states[point.key])]
-        folder = write_results(project, plan, rows)
+        settings = settings_of(rows)
+        folder = write_results(project, plan, rows, settings)
         record(rows, folder / "plot.png")
         with best_effort(log):
-            publish(plan, rows)
+            publish(plan, rows, settings)
         log(f"table and plot are in {folder}")
         raise_failures(points, states)
     return {"results": str(folder), "points": dict(Counter(state.phase for state in states.values()))}
@@ -175,20 +176,20 @@ class Telling:
                 update_progress_artifact(self._artifact, 100.0 * self._over / self._total, description=done)
 
 
-def write_results(project: Path, plan: Sweep, rows: Sequence[Row]) -> Path:
+def write_results(project: Path, plan: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> Path:
     """Write `table.csv` and `plot.png`; returns their folder, `results/sweeps/<title>`."""
     folder = project / RESULTS / "sweeps" / plan.title
-    write_table(folder / "table.csv", plan, rows)
-    write_bytes(folder / "plot.png", draw(plan.title, settings_of(rows)))
+    write_table(folder / "table.csv", plan, rows, settings)
+    write_bytes(folder / "plot.png", draw(plan.title, settings))
     return folder
 
 
-def publish(plan: Sweep, rows: Sequence[Row]) -> None:
+def publish(plan: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> None:
     """The settings as a table on Prefect's page, and below it the points that failed."""
-    settings = [asdict(one) for one in settings_of(rows)]
+    scored = [asdict(one) for one in settings]
     failed = [{"label": row.point, "reason": row.reason} for row in rows if row.state != "done"]
     key = re.sub("[^a-z0-9]+", "-", f"sweep {plan.title}".lower())
-    create_table_artifact([*settings, *failed], key=key, description=f"Sweep {plan.title}")
+    create_table_artifact([*scored, *failed], key=key, description=f"Sweep {plan.title}")
 
 
 def raise_failures(points: Sequence[Point], states: Mapping[str, State]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 from flows.lineage import PREFECT_TAG
@@ -30,8 +31,8 @@ def recorded(sweep: Sweep, flow_run_id: str) -> Iterator[Record]:
 
         def record(rows: Sequence[Row], plot: Path) -> None:
             Tracker(parent).log_image("sweep", plot)
-            for key in dict.fromkeys(row.point for row in rows):
-                _record_point(sender, parent, [row for row in rows if row.point == key])
+            for _, of_point in groupby(rows, key=lambda row: row.point):
+                _record_point(sender, parent, list(of_point))
 
         status = "FINISHED"
         try:

@@ -453,7 +453,7 @@ def test_the_table_has_the_models_that_the_sweep_asks_for_and_a_line_for_what_fa
     models = [{"name": name, **common, "seconds_per_picture": 0.25} for name in ("grown", "finetuned-2")]
     write_json(points[0].folder / OUTCOME, {"reason": "", "seconds": 1.0, "models": models})
     rows = rows_of(sweep, points[0], State("done")) + rows_of(sweep, points[1], State("failed", "no memory"))
-    write_table(tmp_path / "table.csv", sweep, rows)
+    write_table(tmp_path / "table.csv", sweep, rows, settings_of(rows))
     lines = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [line["finetune.learning_rate"] for line in lines] == ["0.0001", "0.0001", "0.0002"]
     told = [(line["model"], line["pictures"], line["score"], line["seconds"], line["best"]) for line in lines[:2]]
