@@ -30,12 +30,14 @@ from pathlib import Path
 from typing import Any
 
 import nothing
-from common import write_result
+from common import DEVICE, RESULTS, write_result
 
 PROJECT = Path(__file__).resolve().parents[1]
 KINDS = ("at once", "process", "flow", "scheduled")
+NAME = "sweep_overhead"
 SWEEP, POOL, HOST = "nothing", "nowhere", "127.0.0.1"
 PARALLEL = 2
+DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"  # another one than a new SQLite file, if it is set
 PARTS = ("expand", "run_points", "rows_of", "write_results", "publish")
 
 Timed = Callable[[str, Callable[..., Any]], Callable[..., Any]]
@@ -51,11 +53,18 @@ def main() -> None:
     if arguments.inside:
         print(json.dumps(inside(arguments.inside, arguments.points)))
         return
-    rows = []
     for kind in arguments.kinds:
-        rows.append(measured(kind, arguments.points))
-        print(json.dumps(rows[-1], indent=2), flush=True)
-    print(write_result(f"sweep_overhead-{arguments.points}", rows))
+        row = measured(kind, arguments.points)
+        print(json.dumps(row, indent=2), flush=True)
+        print(keep(row))
+
+
+def keep(row: dict[str, Any]) -> Path:
+    """Put a row into the result file, in place of one of the same kind and number of points."""
+    path = RESULTS / f"{NAME}-{DEVICE}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    others = [one for one in rows if any(one[key] != row[key] for key in ("kind", "points", "database"))]
+    return write_result(NAME, sorted([*others, row], key=lambda one: (one["points"], KINDS.index(one["kind"]))))
 
 
 def measured(kind: str, points: int) -> dict[str, Any]:
@@ -68,6 +77,7 @@ def measured(kind: str, points: int) -> dict[str, Any]:
         own = environment | {"NOTHING": kind, "PYTHONPATH": str(root)}
         done = subprocess.run(command, cwd=root, env=own, stdout=subprocess.PIPE, text=True, check=True)
         row = json.loads(done.stdout.splitlines()[-1])
+        row["database"] = "PostgreSQL" if DATABASE in os.environ else "SQLite"
         row["requests to Prefect for each point"] = round((requests(log) - before) / points, 2)
         return row | ({} if kind == "scheduled" else counted(root))
 
@@ -92,7 +102,11 @@ def served(folder: Path) -> Iterator[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = str(probe.getsockname()[1])
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW"))}
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if name == DATABASE or not name.startswith(("PREFECT", "MLFLOW"))
+    }
     settings = {"PREFECT_HOME": str(folder / ".prefect"), "PREFECT_API_URL": f"http://{HOST}:{port}/api"}
     environment = plain | settings | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", port, "--no-ui"]

@@ -35,6 +35,8 @@ PULL = "prefect.deployments.steps.set_working_directory"
 ACTIVE = [one for one in StateType if one not in TERMINAL_STATES]
 PAGE = 200
 """Flow runs in one answer: the most that Prefect's server gives unless it is told otherwise."""
+MOST_WAITING = 50
+"""How many runs wait for a worker at most: of hundreds that are late, Prefect's server on SQLite answers 503."""
 LOOK_EVERY_SECONDS = 1.0
 SETTLE_SECONDS = 60.0
 """How long a shared folder may take to show here what a run that is completed has written there."""
@@ -58,45 +60,42 @@ class WorkPool:
         self._client = get_client(sync_client=True)
         self._variables = self._job_variables()
         self._deployment: UUID | None = None
-        self._attempts: dict[str, int] = {}
-        self._states: dict[str, RunState] = {}
+        self._active_runs: dict[str, FlowRun] = {}
         self._looked = 0.0
         self._silence = Silence()
 
     def find(self, point: Point) -> str | None:
         """The flow run of this point that waits or runs."""
-        runs = self._runs(tags=filters.FlowRunFilterTags(all_=[point.key]))
-        self._attempts[point.key] = 1 + max((run.parameters.get("attempt", 0) for run in runs), default=0)
-        return next((str(run.id) for run in runs if run.state_type in ACTIVE), None)
+        return next((handle for handle, run in self._look().items() if point.key in run.tags), None)
 
     def room(self) -> bool:
-        """The pool has room for all; how many run at once is for its workers and its limit to say."""
-        return True
+        """Whether few enough wait for a worker; how many run at once is for the workers and the pool's limit to say."""
+        return sum(run.state.is_scheduled() for run in self._look().values()) < MOST_WAITING
 
     def submit(self, point: Point) -> str:
         """Schedule a flow run; a sweep that does the same at this moment, from whichever host, gets the same one."""
-        attempt = self._attempts.get(point.key, 1)
-        run = self._ask(
+        earlier = self._runs(tags=filters.FlowRunFilterTags(all_=[point.key]))
+        if (run := next((run for run in earlier if run.state_type in ACTIVE), None)) is None:
+            run = self._create(point, 1 + max((run.parameters["attempt"] for run in earlier), default=0))
+        self._active_runs[str(run.id)] = run
+        return str(run.id)
+
+    def _create(self, point: Point, attempt: int) -> FlowRun:
+        given = {"folder": str(point.folder), "attempt": attempt, "lost_seconds": self._cluster.lost_seconds}
+        return self._ask(
             lambda: self._client.create_flow_run_from_deployment(
                 self._deploy(),
                 name=point.label,
-                parameters={
-                    "folder": str(point.folder),
-                    "attempt": attempt,
-                    "lost_seconds": self._cluster.lost_seconds,
-                },
+                parameters=given,
                 tags=[point.key, self._tag],
                 idempotency_key=f"{self._deploy()} {point.key} {attempt}",
                 job_variables=self._variables,
             )
         )
-        self._looked = 0.0
-        return str(run.id)
 
     def state(self, point: Point, handle: str) -> State:
         """By Prefect, by the beats where it says that the run is under way, and then by the point's own outcome."""
-        run = self._look().get(handle) or self._read(handle)
-        if run is None:
+        if (run := self._state(handle)) is None:
             return self._by_outcome(point) or State("lost", f"Prefect knows no flow run {handle} any more")
         if run.is_final():
             return self._over(point, handle, run)
@@ -109,6 +108,7 @@ class WorkPool:
             return State("queued" if pending else "running")
         reason = f"nothing was heard of it for {silent:.0f} seconds: its worker was killed, or its host is gone"
         self._ask(lambda: self._client.set_flow_run_state(handle, Crashed(message=reason), force=True))
+        self._active_runs.pop(handle, None)
         return self._by_outcome(point) or State("lost", reason)
 
     def cancel(self, handles: list[str]) -> None:
@@ -139,14 +139,17 @@ class WorkPool:
         ended = outcome(point.folder)
         return None if ended is None else State("done") if ended.done else State("failed", ended.reason)
 
-    def _look(self) -> dict[str, RunState]:
-        """The states of all of the project's runs in the pool that are not over, by one question for all points."""
+    def _look(self) -> dict[str, FlowRun]:
+        """All of the project's runs in the pool that are not over, by one question for all points."""
         if time.monotonic() - self._looked > LOOK_EVERY_SECONDS:
-            self._states = {str(run.id): run.state for run in self._active()}
+            self._active_runs = {str(run.id): run for run in self._active()}
             self._looked = time.monotonic()
-        return self._states
+        return self._active_runs
 
-    def _read(self, handle: str) -> RunState | None:
+    def _state(self, handle: str) -> RunState | None:
+        """The run's state; None if Prefect does not know it."""
+        if (run := self._look().get(handle)) is not None:
+            return run.state
         try:
             return self._ask(lambda: self._client.read_flow_run(UUID(handle))).state
         except ObjectNotFound:

@@ -111,13 +111,16 @@ def begun(point: Point) -> list[tuple[int, int]]:
 
 
 def test_a_run_is_found_by_its_points_key_cancelled_by_its_sweeps_tag_and_never_there_twice(
-    server: PrefectServer, pool: WorkPool, tmp_path: Path
+    server: PrefectServer, pool: WorkPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("flows.sweeps.pool.MOST_WAITING", 2)
     one, two = (point_of(tmp_path / name, name, SLEEPS) for name in ("one", "two"))
-    assert pool.find(one) is None
+    assert pool.find(one) is None and pool.room()
     runs = [pool.submit(one), pool.submit(two)]
-    assert pool.submit(one) == runs[0]  # the same attempt of another sweep at the same moment
+    assert not pool.room()
     other = WorkPool(server.clone.root, POOL, Cluster(), "another sweep")
+    assert str(other._create(one, 1).id) == runs[0]  # by a sweep that asked just before the first one's run was there
+    assert other.submit(two) == runs[1]
     assert [other.find(one), other.find(two)] == runs
     assert pool.state(one, runs[0]) == State("queued")
     third = point_of(tmp_path / "three", "three", SLEEPS)
