@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "triton", "diffusers", "bitsandbytes", "came-pytorch")
+PACKAGES = ("torch", "triton", "diffusers", "bitsandbytes", "came-pytorch", "prefect", "mlflow")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

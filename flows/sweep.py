@@ -1,11 +1,13 @@
 """A sweep as one Prefect flow: `python -m flows.sweep prune-depth`, or a run of its deployment.
 
 `sweeps/<name>.yaml` says which parameters differ. What all points share is run once, then each point is a run of the
-pipeline in a folder of its own, on this machine or as a job of Slurm. Started again, it runs only what is missing or
-failed, and goes on with what still runs. A point that fails is reported and does not stop the others.
+pipeline in a folder of its own: on this machine, as a job of Slurm, or in a work pool of Prefect. Started again, it
+runs only what is missing or failed, and goes on with what still runs. A point that fails is reported and does not stop
+the others.
 """
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -29,14 +31,16 @@ from flows.sweeps.local import Local
 from flows.sweeps.place import Place, State
 from flows.sweeps.plot import draw
 from flows.sweeps.points import Point, expand
+from flows.sweeps.pool import WorkPool
+from flows.sweeps.shared_stores import refuse_sqlite_over_network
 from flows.sweeps.slurm import Slurm
-from flows.sweeps.table import Row, rows_of, settings_of, write_table
+from flows.sweeps.table import Row, Setting, rows_of, settings_of, write_table
 from tasks.errors import UserError
 from tasks.files import write_bytes
 from tasks.layout import RESULTS, STATE
 from tasks.locks import hold
 
-Where = Literal["local", "slurm"]
+Where = Literal["local", "slurm", "work-pool"]
 Log = Callable[[str], None]
 
 
@@ -45,9 +49,13 @@ class SweepFailed(Exception):
 
 
 def cancel_jobs(flow: Flow, flow_run: FlowRun, state: RunState) -> None:
-    """When Prefect cancels the flow: it may kill the flow's process, and a cluster's jobs would live on."""
-    if flow_run.parameters.get("where") == "slurm":
-        open_slurm(Path.cwd(), read_sweep(Path.cwd(), flow_run.parameters["name"])).cancel_all()
+    """When Prefect cancels the flow: it may kill the flow's process, and runs elsewhere would live on."""
+    given = flow_run.parameters
+    plan = read_sweep(Path.cwd(), given["name"], given.get("profile"))
+    if given.get("where") == "slurm":
+        open_slurm(Path.cwd(), plan).cancel_all()
+    if given.get("where") == "work-pool":
+        open_pool(Path.cwd(), plan, given.get("pool")).cancel_all()
 
 
 @flow(name="sana15-sweep", persist_result=True, result_serializer="json", on_cancellation=[cancel_jobs])
@@ -57,44 +65,52 @@ def sweep(
     where: Where = "local",
     parallel: int | None = None,
     gpus: list[str] | None = None,
+    pool: str | None = None,
 ) -> dict[str, Any]:
     """Run a sweep; see the module's docstring.
 
     Args:
         name: a file of `sweeps/`.
         profile: a file of `profiles/` in place of the sweep's own.
-        where: local (processes of this machine) or slurm.
+        where: local (processes of this machine), slurm, or work-pool (flow runs in a work pool of Prefect).
         parallel: local only: how many points at once; by default as many as there are GPUs, or one.
         gpus: local only: ids of the GPUs to use, in place of all that can be seen.
+        pool: work-pool only: the pool's name, in place of the one in the sweep's file.
 
     Returns the folder of the results, and how many points ended how.
     """
     project = Path.cwd()
     plan = read_sweep(project, name, profile)
     points = expand(project, plan)
-    place = open_place(project, plan, where, parallel, gpus)
+    place = open_place(project, plan, where, parallel, gpus, pool)
     log = get_run_logger().getChild(LOGGER).info
     with (
-        hold(project / STATE / "sweeps" / f"{name}.lock", f"sweep {name} is being run here"),
+        hold(project / STATE / "sweeps" / f"{plan.title}.lock", f"sweep {plan.title} is being run here"),
         recorded(plan, str(flow_run.id)) as record,
     ):
         states = run_points(project, points, place, Telling(log, points))
         rows = [row for point in points for row in rows_of(plan, point, states[point.key])]
-        folder = write_results(project, plan, rows)
+        settings = settings_of(rows)
+        folder = write_results(project, plan, rows, settings)
         record(rows, folder / "plot.png")
         with best_effort(log):
-            publish(plan, rows)
+            publish(plan, rows, settings)
         log(f"table and plot are in {folder}")
         raise_failures(points, states)
     return {"results": str(folder), "points": dict(Counter(state.phase for state in states.values()))}
 
 
-def open_place(project: Path, plan: Sweep, where: Where, parallel: int | None, gpus: Sequence[str] | None) -> Place:
+def open_place(
+    project: Path, plan: Sweep, where: Where, parallel: int | None, gpus: Sequence[str] | None, pool: str | None
+) -> Place:
     """Where the points will run. Raises UserError where that is impossible."""
-    if where == "slurm":
+    if pool is not None and where != "work-pool":
+        raise UserError(f"pool is for where work-pool, not {where}")
+    if where != "local":
         if parallel is not None or gpus is not None:
-            raise UserError("parallel and gpus are for where local: on Slurm the queue and the sweep's cluster decide")
-        return open_slurm(project, plan)
+            raise UserError(f"parallel and gpus are for where local, not {where}: its queue and workers decide")
+        refuse_sqlite_over_network(where)
+        return open_slurm(project, plan) if where == "slurm" else open_pool(project, plan, pool)
     if parallel is not None and parallel < 1:
         raise UserError(f"parallel is {parallel}: it must be above 0")
     seen = list(gpus) if gpus is not None else visible_gpus()
@@ -103,7 +119,21 @@ def open_place(project: Path, plan: Sweep, where: Where, parallel: int | None, g
 
 def open_slurm(project: Path, plan: Sweep) -> Slurm:
     """The cluster, with this sweep's mark on its jobs."""
-    return Slurm(plan.cluster, f"sana15 sweep {plan.name} of {project}")
+    return Slurm(plan.cluster, mark(project, plan))
+
+
+def open_pool(project: Path, plan: Sweep, pool: str | None) -> WorkPool:
+    """The work pool, with this sweep's mark on its flow runs."""
+    if (pool := pool or plan.cluster.pool) is None:
+        raise UserError(
+            f"where is work-pool but none is named: --pool NAME, or cluster.pool in sweeps/{plan.name}.yaml"
+        )
+    return WorkPool(project, pool, plan.cluster, mark(project, plan))
+
+
+def mark(project: Path, plan: Sweep) -> str:
+    """What tells the runs of a sweep from others."""
+    return f"sana15 sweep {plan.title} of {project}"
 
 
 def run_points(project: Path, points: Sequence[Point], place: Place, told: Told) -> dict[str, State]:
@@ -146,19 +176,20 @@ class Telling:
                 update_progress_artifact(self._artifact, 100.0 * self._over / self._total, description=done)
 
 
-def write_results(project: Path, plan: Sweep, rows: Sequence[Row]) -> Path:
-    """Write `table.csv` and `plot.png`; returns their folder, `results/sweeps/<name>`."""
-    folder = project / RESULTS / "sweeps" / plan.name
-    write_table(folder / "table.csv", plan, rows)
-    write_bytes(folder / "plot.png", draw(plan.name, settings_of(rows)))
+def write_results(project: Path, plan: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> Path:
+    """Write `table.csv` and `plot.png`; returns their folder, `results/sweeps/<title>`."""
+    folder = project / RESULTS / "sweeps" / plan.title
+    write_table(folder / "table.csv", plan, rows, settings)
+    write_bytes(folder / "plot.png", draw(plan.title, settings))
     return folder
 
 
-def publish(plan: Sweep, rows: Sequence[Row]) -> None:
+def publish(plan: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> None:
     """The settings as a table on Prefect's page, and below it the points that failed."""
-    settings = [asdict(one) for one in settings_of(rows)]
+    scored = [asdict(one) for one in settings]
     failed = [{"label": row.point, "reason": row.reason} for row in rows if row.state != "done"]
-    create_table_artifact([*settings, *failed], key=f"sweep-{plan.name}", description=f"Sweep {plan.name}")
+    key = re.sub("[^a-z0-9]+", "-", f"sweep {plan.title}".lower())
+    create_table_artifact([*scored, *failed], key=key, description=f"Sweep {plan.title}")
 
 
 def raise_failures(points: Sequence[Point], states: Mapping[str, State]) -> None:
@@ -177,12 +208,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", help="a file of profiles/, such as smoke")
     parser.add_argument("--where", choices=get_args(Where), default="local")
     parser.add_argument("--parallel", type=int, help="how many points at once (local)")
+    parser.add_argument("--pool", metavar="NAME", help="which work pool (work-pool)")
     parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="ID,...", help="which GPUs to use (local)")
     arguments = parser.parse_args(argv)
     try:
         plan = read_sweep(Path.cwd(), arguments.name, arguments.profile)
         expand(Path.cwd(), plan)
-        open_place(Path.cwd(), plan, arguments.where, arguments.parallel, arguments.gpus)
+        open_place(Path.cwd(), plan, arguments.where, arguments.parallel, arguments.gpus, arguments.pool)
         speak_plainly()
         exit_on_term()
         sweep(**vars(arguments))

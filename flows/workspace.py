@@ -53,11 +53,18 @@ def write_copy(project: Path, copy: Path, values: Mapping[str, Any]) -> None:
 
 def merged_params(project: Path, profile: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The project's params with the profile and then the overrides merged in, checked."""
+    return overridden(profile_params(project, profile), profile, overrides)
+
+
+def profile_params(project: Path, profile: str | None) -> dict[str, Any]:
+    """The project's params with the profile merged in, as they are read."""
     values = read_yaml(project / PARAMS_FILE)
-    where = [str(PARAMS_FILE)]
-    if profile is not None:
-        values = apply_profile(values, profile, project / PROFILES)
-        where.append(str(PROFILES / f"{profile}.yaml"))
+    return values if profile is None else apply_profile(values, profile, project / PROFILES)
+
+
+def overridden(values: dict[str, Any], profile: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Params of this profile with the overrides merged in, checked."""
+    where = [str(PARAMS_FILE), *([str(PROFILES / f"{profile}.yaml")] if profile is not None else [])]
     if overrides:
         values = apply_overrides(values, dict(overrides), "overrides")
         where.append("overrides")

@@ -2,23 +2,31 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tasks.errors import UserError
 
+LOOK_SECONDS = 0.2
+
 
 @contextmanager
-def hold(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path` for the block. Raises UserError if another process does: `what` by process N."""
+def hold(path: Path, what: str, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path` for the block.
+
+    Raises UserError if another process does, and still does after `wait_seconds`: `what` by process N.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + wait_seconds
     with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(f"{what} by process {file.read() or '?'}: wait for it, or stop it") from None
+        while not _taken(file):
+            if time.monotonic() >= until:
+                file.seek(0)
+                raise UserError(f"{what} by process {file.read() or '?'}: wait for it, or stop it")
+            time.sleep(LOOK_SECONDS)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -36,3 +44,11 @@ def wait_until_free(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _taken(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -22,6 +22,7 @@ SEND_EVERY_SECONDS = 2.0
 WAIT_AFTER_FAILURE_SECONDS = 15.0
 ROWS_PER_CALL = 100
 LAST_SEND_SECONDS = 30.0
+"""How long the last send may go on without a run that is sent."""
 KEY_TAG = "sana15.key"
 PARENT_TAG = "mlflow.parentRunId"
 OUTPUT_TAG = "sana15.output"
@@ -51,7 +52,10 @@ class Sender:
 
     def __exit__(self, *_exception: object) -> None:
         self._done.set()
-        self._thread.join(LAST_SEND_SECONDS)
+        left = None
+        while self._thread.is_alive() and left != len(self._spools):
+            left = len(self._spools)
+            self._thread.join(LAST_SEND_SECONDS)
         for spool in self._spools:
             spool.close()
 

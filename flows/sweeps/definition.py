@@ -12,18 +12,25 @@ from tasks.params import read_yaml
 
 SWEEPS = Path("sweeps")
 LEAST_MINUTES = 5  # of a job: some of them are for saving what it is at when its time is up
+LEAST_LOST_SECONDS = 5  # of silence: a busy machine is not a dead one
 Score = Literal["one_picture", "best_of"]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run asks of Slurm; None leaves it to the cluster's own default."""
+    """What a run asks of Slurm or of a work pool; None leaves it to the cluster's own default.
+
+    Slurm alone has `minutes` and `partition`. `pool` is the work pool; a run in one that has not been heard of for
+    `lost_seconds` is given up.
+    """
 
     gpus: int = 1
     cpus: int = 4
     memory: str | None = None
     minutes: int | None = None
     partition: str | None = None
+    pool: str | None = None
+    lost_seconds: int = 120
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,8 @@ class Sweep:
 
     `settings` are the values by dotted key of each run, without its seed; no `seeds` means that of params.yaml.
     `first` is the first stage that differs. `models` are patterns of the models that become rows of the table, and
-    `score` is GenEval of one picture or of the best of as many as there are.
+    `score` is GenEval of one picture or of the best of as many as there are. `title` names the sweep's results and its
+    runs: the name, and the profile if that is not the file's own.
     """
 
     name: str
@@ -43,6 +51,11 @@ class Sweep:
     models: tuple[str, ...] = ("*",)
     score: Score = "one_picture"
     cluster: Cluster = field(default_factory=Cluster)
+    own_profile: bool = True
+
+    @property
+    def title(self) -> str:
+        return self.name if self.own_profile else f"{self.name}@{self.profile}"
 
 
 KEYS = ("profile", "from", "grid", "points", "seeds", "models", "score", "cluster", "profiles")
@@ -60,7 +73,8 @@ def read_sweep(project: Path, name: str, profile: str | None = None) -> Sweep:
         raise UserError(f"sweep {name!r} is unknown: {SWEEPS} has {known}")
     values = read_yaml(path)
     _known(values, KEYS, where)
-    profile = profile if profile is not None else values.get("profile")
+    own = values.get("profile")
+    profile = profile if profile is not None else own
     special = values.get("profiles") or {}
     _must(isinstance(special, dict), f"{where}: profiles is {special!r}: it must be a mapping")
     for one, replaced in special.items():
@@ -77,6 +91,7 @@ def read_sweep(project: Path, name: str, profile: str | None = None) -> Sweep:
         models=_patterns(values.get("models", ["*"]), where),
         score=_score(values.get("score", "one_picture"), where),
         cluster=_cluster(values.get("cluster") or {}, where),
+        own_profile=profile == own,
     )
 
 
@@ -119,11 +134,11 @@ def _score(score: Any, where: str) -> Score:
 def _cluster(values: Any, where: str) -> Cluster:
     _must(isinstance(values, dict), f"{where}: cluster is {values!r}: it must be a mapping")
     _known(values, tuple(one.name for one in fields(Cluster)), f"{where}: cluster")
-    for key, least in (("gpus", 0), ("cpus", 1), ("minutes", LEAST_MINUTES)):
+    for key, least in (("gpus", 0), ("cpus", 1), ("minutes", LEAST_MINUTES), ("lost_seconds", LEAST_LOST_SECONDS)):
         value = values.get(key, least)
         fine = (value is None and key == "minutes") or (type(value) is int and value >= least)
         _must(fine, f"{where}: cluster.{key} is {value!r}: it must be a whole number from {least} on")
-    for key in ("memory", "partition"):
+    for key in ("memory", "partition", "pool"):
         value = values.get(key)
         _must(value is None or isinstance(value, str), f"{where}: cluster.{key} is {value!r}: it must be text or null")
     return Cluster(**values)

@@ -70,8 +70,9 @@ def _step(project: Path, run: _Run, place: Place) -> None:
     except UserError as error:
         run.state = State("failed", str(error))
     if run.state.phase == "lost":
-        run.handle = None
-        run.state = State("queued") if run.starts < STARTS else State("failed", run.state.reason)
+        run.handle, reason = None, run.state.reason
+        again = run.starts < STARTS
+        run.state = State("queued", f"lost: {reason}") if again else State("failed", f"lost {STARTS} times: {reason}")
 
 
 def _start(project: Path, point: Point, place: Place) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 from flows.lineage import PREFECT_TAG
@@ -24,14 +25,14 @@ def recorded(sweep: Sweep, flow_run_id: str) -> Iterator[Record]:
     """The sweep's run; it ends as the block does. The block gets a function that takes the rows and the plot."""
     tags = run_tags("sweep", Path.cwd()) | {PREFECT_TAG: flow_run_id}
     with Sender(SPOOLS) as sender:
-        parent = open_spool(SPOOLS, f"sweep {sweep.name}", tags)
+        parent = open_spool(SPOOLS, f"sweep {sweep.title}", tags)
         sender.add(parent)
         Tracker(parent).log_params({"sweep": sweep.name, "profile": sweep.profile, "points": len(sweep.settings)})
 
         def record(rows: Sequence[Row], plot: Path) -> None:
             Tracker(parent).log_image("sweep", plot)
-            for key in dict.fromkeys(row.point for row in rows):
-                _record_point(sender, parent, [row for row in rows if row.point == key])
+            for _, of_point in groupby(rows, key=lambda row: row.point):
+                _record_point(sender, parent, list(of_point))
 
         status = "FINISHED"
         try:

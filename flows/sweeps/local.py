@@ -1,19 +1,16 @@
 """Points as processes of this machine, so many at once, each with a GPU of its own where there are any."""
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 
-from flows.children import GRACE_SECONDS
 from flows.sweeps.leases import VISIBLE, lease
 from flows.sweeps.place import State
 from flows.sweeps.points import Point
-from flows.sweeps.running import LOCK, LOG, MODULE, environment, last_lines, outcome
+from flows.sweeps.process import PointProcess, end, ending, start
+from flows.sweeps.running import LOCK, environment, outcome
 from tasks.errors import UserError
 from tasks.locks import hold
-from tasks.stage import LEASE_VARIABLE, PARENT_VARIABLE
+from tasks.stage import LEASE_VARIABLE
 
 
 class Local:
@@ -21,7 +18,7 @@ class Local:
 
     def __init__(self, parallel: int, gpus: Sequence[str]) -> None:
         self._parallel, self._gpus = parallel, gpus
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._children: dict[str, PointProcess] = {}
 
     def find(self, point: Point) -> str | None:
         """A process that holds the point's folder: one that ends, since the sweep that began it is gone."""
@@ -45,30 +42,20 @@ class Local:
 
     def submit(self, point: Point) -> str | None:
         """Start the point's process, with a GPU if it is to have one."""
-        own = environment(point.folder, elsewhere=False) | {PARENT_VARIABLE: str(os.getpid())}
+        own = environment(point.folder, elsewhere=False)
         if not self._gpus:
-            return self._start(point, own, [])
+            return self._keep(start(point.folder, own))
         leased = lease(self._gpus)
         if leased is None:
             return None
         gpu, descriptor = leased
         try:
-            return self._start(point, own | {VISIBLE: gpu, LEASE_VARIABLE: str(descriptor)}, [descriptor])
+            own |= {VISIBLE: gpu, LEASE_VARIABLE: str(descriptor)}
+            return self._keep(start(point.folder, own, [descriptor]))
         finally:
             os.close(descriptor)
 
-    def _start(self, point: Point, own: dict[str, str], kept: list[int]) -> str:
-        with open(point.folder / LOG, "ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", MODULE],
-                cwd=point.folder,
-                env=own,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                pass_fds=kept,
-            )
+    def _keep(self, child: PointProcess) -> str:
         self._children[str(child.pid)] = child
         return str(child.pid)
 
@@ -81,16 +68,8 @@ class Local:
             return State("done") if ended.done else State("failed", ended.reason)
         if child is None:
             return State("lost", "its process is gone")
-        how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
-        return State("failed", f"ended by {how}: {last_lines(point.folder) or 'it said nothing'}")
+        return State("failed", ending(child, point.folder))
 
     def cancel(self, handles: list[str]) -> None:
-        """TERM these processes, and KILL those that take longer than a flow gives its own stages."""
-        children = [self._children[handle] for handle in handles if handle in self._children]
-        for child in children:
-            child.terminate()
-        for child in children:
-            try:
-                child.wait(GRACE_SECONDS + 15)
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
+        """End these processes, each at a checkpoint."""
+        end([self._children[handle] for handle in handles if handle in self._children])

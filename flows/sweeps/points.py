@@ -13,7 +13,7 @@ from typing import Any
 
 from flows.graph import upstream_of
 from flows.sweeps.definition import SWEEPS, Sweep
-from flows.workspace import COPIES, merged_params
+from flows.workspace import COPIES, merged_params, overridden, profile_params
 from tasks.errors import UserError
 from tasks.external import listing_digest, own_path, own_paths
 from tasks.files import sha256_json
@@ -48,9 +48,10 @@ def expand(project: Path, sweep: Sweep) -> list[Point]:
     Raises UserError, before anything is written, if a name or value of any point is wrong, or if a point changes a
     stage before the first that may differ.
     """
-    seeds = sweep.seeds or (merged_params(project, sweep.profile, {})["compute"]["seed"],)
+    params = profile_params(project, sweep.profile)
+    seeds = sweep.seeds or (overridden(params, sweep.profile, {})["compute"]["seed"],)
     chosen = [(setting, seed) for setting in sweep.settings for seed in seeds]
-    every = [merged_params(project, sweep.profile, {**setting, SEED: seed}) for setting, seed in chosen]
+    every = [overridden(params, sweep.profile, {**setting, SEED: seed}) for setting, seed in chosen]
     only = shared_stages(project, sweep)
     digests = Digests()
     before = {seed: _shared(project, sweep, seed, only, digests) for seed in seeds} if only else {}

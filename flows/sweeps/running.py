@@ -32,6 +32,8 @@ from tasks.stage import PARENT_VARIABLE, die_with_parent
 RECORDS = STATE / "point"
 ORDER, OUTCOME, LOCK, LOG = (RECORDS / name for name in ("order.json", "outcome.json", "lock", "log"))
 MODULE = "flows.sweeps.running"
+LEAVING_SECONDS = 60.0
+"""How long a run of this point that was killed may take to end all that it had begun."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,21 @@ def main() -> int:
     requeue = Requeue()
     speak_plainly()
     try:
-        with hold(LOCK, f"{Path.cwd()} is in use"):
+        with hold(LOCK, f"{Path.cwd()} is in use", LEAVING_SECONDS):
+            await_leavers()
             OUTCOME.unlink(missing_ok=True)
             return _run(read_json(ORDER)["only"])
     except UserError as error:
         return complain(error, 2)
     finally:
         requeue.act()
+
+
+def await_leavers() -> None:
+    """Wait for stages that an earlier run of this point has left behind: they are saving, and end. Raises UserError."""
+    for lock in (STATE / "locks").glob("*"):
+        with hold(lock, f"{lock.name} of an earlier run is still at work", LEAVING_SECONDS):
+            pass
 
 
 def _run(only: Sequence[str] | None) -> int:

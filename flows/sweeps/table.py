@@ -105,17 +105,18 @@ def settings_of(rows: Sequence[Row]) -> list[Setting]:
             groups.setdefault((_label(row.setting), row.model, row.pictures), []).append(row)
     settings = [_setting(*key, group) for key, group in groups.items()]
     best = max(settings, key=lambda one: (one.score, -one.parameters, -one.pictures), default=None)
-    return [
-        replace(one, best=one is best, pareto=not any(dominates(other, one) for other in settings)) for one in settings
-    ]
+    marked = zip(settings, pareto_set(settings), strict=True)
+    return [replace(one, best=one is best, pareto=pareto) for one, pareto in marked]
 
 
-def dominates(one: Setting, other: Setting) -> bool:
-    """Whether `one` is as good as `other` in score, parameters and, where both were timed, seconds; better in one."""
-    gains = [one.score - other.score, other.parameters - one.parameters]
-    if one.seconds is not None and other.seconds is not None:
-        gains.append(other.seconds - one.seconds)
-    return min(gains) >= 0 and max(gains) > 0
+def pareto_set(settings: Sequence[Setting]) -> list[bool]:
+    """Of each setting, whether no other is as good in score, parameters and, where both were timed, seconds, and better
+    in one of them.
+    """
+    timed = [np.nan if one.seconds is None else one.seconds for one in settings]
+    goods = np.array([(one.score, -one.parameters, -time) for one, time in zip(settings, timed, strict=True)])
+    gains = (np.nan_to_num(goods - one) for one in goods)  # what was not timed is no gain and no loss
+    return [not np.any((gain >= 0).all(axis=1) & (gain > 0).any(axis=1)) for gain in gains]
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float]:
@@ -142,9 +143,9 @@ def _setting(label: str, model: str, pictures: int, rows: Sequence[Row]) -> Sett
     )
 
 
-def write_table(path: Path, sweep: Sweep, rows: Sequence[Row]) -> None:
+def write_table(path: Path, sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> None:
     """Write the rows as CSV, with a column for each key of the sweep, and the best and the Pareto settings marked."""
-    marks = {(one.label, one.model, one.pictures): one for one in settings_of(rows)}
+    marks = {(one.label, one.model, one.pictures): one for one in settings}
     keys = list(dict.fromkeys(key for setting in sweep.settings for key in setting))
     written = []
     for row in rows:

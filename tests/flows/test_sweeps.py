@@ -91,8 +91,11 @@ def test_a_grid_is_every_combination_once_and_each_with_every_seed(project: Path
 def test_listed_points_and_a_profiles_own_values_are_taken_as_they_are(project: Path) -> None:
     listed = [{"finetune.steps": 4}, {"finetune.steps": 8, "finetune.warmup_steps": 1}]
     sweep = {"from": "finetune", "points": [{"finetune.steps": 200}], "profiles": {"smoke": {"points": listed}}}
-    assert [dict(one) for one in written(project, sweep).settings] == [{"finetune.steps": 200}]
-    assert [dict(one) for one in read_sweep(project, "mine", "smoke").settings] == listed
+    own = written(project, sweep)
+    assert [dict(one) for one in own.settings] == [{"finetune.steps": 200}] and own.title == "mine"
+    other = read_sweep(project, "mine", "smoke")
+    assert [dict(one) for one in other.settings] == listed
+    assert other.title == "mine@smoke"  # beside the table of the sweep's own profile
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,8 @@ def test_listed_points_and_a_profiles_own_values_are_taken_as_they_are(project: 
         ({"sedes": [1]}, "'seeds'"),
         ({"cluster": {"gpu": 1}}, "'gpus'"),
         ({"cluster": {"minutes": 1}}, "from 5 on"),
+        ({"cluster": {"lost_seconds": 1}}, "from 5 on"),
+        ({"cluster": {"pool": 3}}, "must be text"),
         ({"profiles": {"smoke": {"grids": {}}}}, "'grid'"),
     ],
 )
@@ -279,8 +284,11 @@ def test_a_point_that_is_under_way_is_followed_and_not_started_again(project: Pa
 @pytest.mark.parametrize(("lost", "phase"), [(1, "done"), (2, "failed")])
 def test_a_point_that_is_lost_is_started_once_more(project: Path, points: list[Point], lost: int, phase: str) -> None:
     place = Pretended(lost=lost)
-    states = follow(project, points[:1], place, untold)
+    told: list[State] = []
+    states = follow(project, points[:1], place, lambda _point, state: told.append(state))
     assert len(place.started) == 2 and states[points[0].key].phase == phase
+    assert State("queued", "lost: gone") in told
+    assert states[points[0].key].reason == ("lost 2 times: gone" if phase == "failed" else "")
 
 
 def test_what_runs_is_cancelled_when_the_sweep_is_stopped(project: Path, points: list[Point]) -> None:
@@ -340,7 +348,7 @@ def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (point.folder / OUTCOME).parent.mkdir(parents=True)
     monkeypatch.setattr("flows.sweeps.leases.FOLDER", tmp_path / "gpus")
     monkeypatch.setattr("flows.sweeps.local.lease", lambda gpus: lease(gpus, tmp_path / "gpus"))
-    monkeypatch.setattr("flows.sweeps.local.MODULE", "pretended")
+    monkeypatch.setattr("flows.sweeps.process.MODULE", "pretended")
     monkeypatch.setattr("flows.sweeps.local.environment", lambda _folder, elsewhere: {"PYTHONPATH": str(PROJECT)})
     place = Local(3, ["0", "1"])
     yield place
@@ -445,7 +453,7 @@ def test_the_table_has_the_models_that_the_sweep_asks_for_and_a_line_for_what_fa
     models = [{"name": name, **common, "seconds_per_picture": 0.25} for name in ("grown", "finetuned-2")]
     write_json(points[0].folder / OUTCOME, {"reason": "", "seconds": 1.0, "models": models})
     rows = rows_of(sweep, points[0], State("done")) + rows_of(sweep, points[1], State("failed", "no memory"))
-    write_table(tmp_path / "table.csv", sweep, rows)
+    write_table(tmp_path / "table.csv", sweep, rows, settings_of(rows))
     lines = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [line["finetune.learning_rate"] for line in lines] == ["0.0001", "0.0001", "0.0002"]
     told = [(line["model"], line["pictures"], line["score"], line["seconds"], line["best"]) for line in lines[:2]]

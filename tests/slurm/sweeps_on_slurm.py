@@ -115,12 +115,7 @@ def test_a_job_is_found_by_its_points_key_and_cancelled_by_its_sweeps_tag(
 def test_a_job_whose_time_is_up_ends_and_goes_back_into_the_queue(
     slurm: Slurm, cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    code = "import os, time\nfrom flows.full_pipeline import exit_on_term\nfrom flows.sweeps.running import Requeue\n"
-    code += (
-        "exit_on_term()\nrequeue = Requeue()\nprint('begun', os.environ.get('SLURM_RESTART_COUNT', 0), flush=True)\n"
-    )
-    code += "try:\n    time.sleep(120)\nfinally:\n    print('saved', flush=True)\n    requeue.act()\n"
-    point = point_of(tmp_path, "long", code)
+    point = point_of(tmp_path, "long", LONG)
     job = slurm.submit(point)
     log = tmp_path / LOG
     wait_for(lambda: log.exists() and "begun 0" in log.read_text(), "the job to begin")
@@ -263,7 +258,7 @@ def test_a_sweep_survives_a_requeued_job_and_a_killed_flow_and_runs_no_point_twi
         assert len(times) == (2 if key == stopped.name else 1), runs
         assert all(before[1] <= after[0] for before, after in pairwise(times)), runs
 
-    table = list(csv.DictReader((clone.root / "results/sweeps/prune-depth/table.csv").read_text().splitlines()))
+    table = list(csv.DictReader((clone.root / "results/sweeps/prune-depth@smoke/table.csv").read_text().splitlines()))
     assert [(line["model"], line["state"]) for line in table] == [(f"finetuned-{depth}", "done") for depth in (3, 2, 1)]
     assert all(line["score"] and line["heldout_loss"] and line["parameters"] for line in table)
 

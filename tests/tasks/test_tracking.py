@@ -170,6 +170,19 @@ def test_rows_that_are_sent_again_after_a_crash_are_not_doubled(store: Path) -> 
     assert len(client.search_model_versions("name = 'sana15'")) == 1
 
 
+def test_the_last_send_goes_on_for_as_long_as_runs_arrive(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect()
+    monkeypatch.setattr("tasks.shipping.LAST_SEND_SECONDS", 0.5)
+    with Sender(SPOOLS) as sender:
+        for _ in range(60):
+            spool = open_spool(SPOOLS, "one of many", tags={})
+            spool.append("end", status="FINISHED")
+            sender.add(spool)
+        began = time.monotonic()
+    assert time.monotonic() - began > 0.5  # or there would be nothing to see
+    assert len(runs("one of many")) == 60 and not list(SPOOLS.glob("*.jsonl"))
+
+
 def test_a_run_whose_parent_was_created_by_another_process_is_its_child(store: Path) -> None:
     parent = open_spool(SPOOLS, "sana15", {})
     child = open_spool(SPOOLS, "train", {}, parent.header["key"])

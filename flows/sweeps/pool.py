@@ -1,0 +1,218 @@
+"""Points as flow runs in a Prefect work pool, of whatever kind: processes of several hosts, jobs of Kubernetes.
+
+All hosts see the project in one folder of the same path. A worker that is killed tells nobody, and Prefect calls its
+run Running for ever; so a run beats in the point's folder, and one that falls silent is marked as crashed from here.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect import get_client
+from prefect.client.schemas import filters
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
+from prefect.client.schemas.objects import State as RunState
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+from prefect.states import Cancelling, Crashed
+
+from flows.servers import API_VARIABLE
+from flows.sweeps.definition import Cluster
+from flows.sweeps.heart import Silence, heard
+from flows.sweeps.place import State
+from flows.sweeps.point_run import FLOW
+from flows.sweeps.points import Point
+from flows.sweeps.running import outcome
+from tasks.errors import UserError
+from tasks.files import sha256_json
+
+ENTRYPOINT = "flows/sweeps/point_run.py:run_point"
+PULL = "prefect.deployments.steps.set_working_directory"
+ACTIVE = [one for one in StateType if one not in TERMINAL_STATES]
+PAGE = 200
+"""Flow runs in one answer: the most that Prefect's server gives unless it is told otherwise."""
+MOST_WAITING = 50
+"""How many runs wait for a worker at most: of hundreds that are late, Prefect's server on SQLite answers 503."""
+LOOK_EVERY_SECONDS = 1.0
+SETTLE_SECONDS = 60.0
+"""How long a shared folder may take to show here what a run that is completed has written there."""
+BEGIN_SECONDS = 1800.0
+"""How long a worker may take to begin a run that it has taken; a job of Kubernetes waits for its node."""
+PATIENCE_SECONDS = 120.0
+"""How long the server may be away before a point is given up."""
+
+Answer = TypeVar("Answer")
+
+
+class WorkPool:
+    """The work pool `pool`; `tag` marks the runs of one sweep. Raises UserError where it cannot be used."""
+
+    def __init__(self, project: Path, pool: str, cluster: Cluster, tag: str) -> None:
+        if get_current_settings().api.url is None:
+            raise UserError(
+                f"where is work-pool but no server is named: set {API_VARIABLE} to one that its workers can reach"
+            )
+        self._project, self._pool, self._cluster, self._tag = project, pool, cluster, tag
+        self._client = get_client(sync_client=True)
+        self._variables = self._job_variables()
+        self._deployment: UUID | None = None
+        self._active_runs: dict[str, FlowRun] = {}
+        self._looked = 0.0
+        self._silence = Silence()
+
+    def find(self, point: Point) -> str | None:
+        """The flow run of this point that waits or runs."""
+        return next((handle for handle, run in self._look().items() if point.key in run.tags), None)
+
+    def room(self) -> bool:
+        """Whether few enough wait for a worker; how many run at once is for the workers and the pool's limit to say."""
+        return sum(run.state.is_scheduled() for run in self._look().values()) < MOST_WAITING
+
+    def submit(self, point: Point) -> str:
+        """Schedule a flow run; a sweep that does the same at this moment, from whichever host, gets the same one."""
+        earlier = self._runs(tags=filters.FlowRunFilterTags(all_=[point.key]))
+        if (run := next((run for run in earlier if run.state_type in ACTIVE), None)) is None:
+            run = self._create(point, 1 + max((run.parameters["attempt"] for run in earlier), default=0))
+        self._active_runs[str(run.id)] = run
+        return str(run.id)
+
+    def _create(self, point: Point, attempt: int) -> FlowRun:
+        given = {"folder": str(point.folder), "attempt": attempt, "lost_seconds": self._cluster.lost_seconds}
+        return self._ask(
+            lambda: self._client.create_flow_run_from_deployment(
+                self._deploy(),
+                name=point.label,
+                parameters=given,
+                tags=[point.key, self._tag],
+                idempotency_key=f"{self._deploy()} {point.key} {attempt}",
+                job_variables=self._variables,
+            )
+        )
+
+    def state(self, point: Point, handle: str) -> State:
+        """By Prefect, by the beats where it says that the run is under way, and then by the point's own outcome."""
+        if (run := self._state(handle)) is None:
+            return self._by_outcome(point) or State("lost", f"Prefect knows no flow run {handle} any more")
+        if run.is_final():
+            return self._over(point, handle, run)
+        if run.type not in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
+            return State("queued")
+        pending = run.is_pending()
+        limit = BEGIN_SECONDS if pending else self._cluster.lost_seconds
+        silent = self._silence.seconds(handle, run.type.value if pending else heard(point.folder))
+        if silent < limit:
+            return State("queued" if pending else "running")
+        reason = f"nothing was heard of it for {silent:.0f} seconds: its worker was killed, or its host is gone"
+        self._ask(lambda: self._client.set_flow_run_state(handle, Crashed(message=reason), force=True))
+        self._active_runs.pop(handle, None)
+        return self._by_outcome(point) or State("lost", reason)
+
+    def cancel(self, handles: list[str]) -> None:
+        """Tell Prefect; the workers tell the runs, which save what they are at."""
+        for handle in handles:
+            try:
+                self._client.set_flow_run_state(handle, Cancelling())
+            except (httpx.HTTPError, ObjectNotFound):
+                continue
+
+    def cancel_all(self) -> None:
+        """Cancel every run that this sweep has scheduled."""
+        self.cancel([str(run.id) for run in self._active(tags=filters.FlowRunFilterTags(all_=[self._tag]))])
+
+    def _over(self, point: Point, handle: str, run: RunState) -> State:
+        """Where a point stands whose flow run has ended."""
+        if (ended := self._by_outcome(point)) is not None:
+            return ended
+        said = " ".join((run.message or "it said nothing").split())
+        if run.is_completed():
+            late = self._silence.seconds(handle, run.type.value) < SETTLE_SECONDS
+            return State("running") if late else State("failed", "its flow run is completed, but it left no outcome")
+        if run.is_crashed():
+            return State("lost", said)
+        return State("failed", f"{run.name} in Prefect: {said}")
+
+    def _by_outcome(self, point: Point) -> State | None:
+        ended = outcome(point.folder)
+        return None if ended is None else State("done") if ended.done else State("failed", ended.reason)
+
+    def _look(self) -> dict[str, FlowRun]:
+        """All of the project's runs in the pool that are not over, by one question for all points."""
+        if time.monotonic() - self._looked > LOOK_EVERY_SECONDS:
+            self._active_runs = {str(run.id): run for run in self._active()}
+            self._looked = time.monotonic()
+        return self._active_runs
+
+    def _state(self, handle: str) -> RunState | None:
+        """The run's state; None if Prefect does not know it."""
+        if (run := self._look().get(handle)) is not None:
+            return run.state
+        try:
+            return self._ask(lambda: self._client.read_flow_run(UUID(handle))).state
+        except ObjectNotFound:
+            return None
+
+    def _active(self, **wanted: Any) -> list[FlowRun]:
+        return self._runs(state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=ACTIVE)), **wanted)
+
+    def _runs(self, **wanted: Any) -> list[FlowRun]:
+        """The project's runs in this pool that are as `wanted`."""
+        deployed = filters.FlowRunFilterDeploymentId(any_=[self._deploy()])
+        chosen = filters.FlowRunFilter(deployment_id=deployed, **wanted)
+        found: list[FlowRun] = []
+        while True:
+            offset = len(found)
+            found += self._ask(
+                lambda: self._client.read_flow_runs(flow_run_filter=chosen, limit=PAGE, offset=offset)  # noqa: B023
+            )
+            if len(found) - offset < PAGE:
+                return found
+
+    def _deploy(self) -> UUID:
+        """The deployment of this project's points in the pool, made at the first use."""
+        if self._deployment is None:
+            flow_id = self._ask(lambda: self._client.create_flow_from_name(FLOW))
+            project = str(self._project)
+            self._deployment = self._ask(
+                lambda: self._client.create_deployment(
+                    flow_id,
+                    name=f"{self._pool}-{sha256_json(project)[:8]}",
+                    description=f"Points of sweeps of {project}",
+                    work_pool_name=self._pool,
+                    entrypoint=ENTRYPOINT,
+                    pull_steps=[{PULL: {"directory": project}}],
+                    tags=["sana15"],
+                )
+            )
+        return self._deployment
+
+    def _job_variables(self) -> dict[str, Any]:
+        """What the sweep's file asks of a cluster, as far as the pool's template has a place for it."""
+        try:
+            template = self._ask(lambda: self._client.read_work_pool(self._pool)).base_job_template
+        except ObjectNotFound:
+            raise UserError(
+                f"there is no work pool {self._pool}: prefect work-pool create {self._pool} --type process"
+            ) from None
+        known = template.get("variables", {}).get("properties", {})
+        asked = asdict(self._cluster).items()
+        return {name: value for name, value in asked if name in known and value is not None}
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        """The server's answer; waits for one that is away. Raises UserError if it stays away or refuses."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return question()
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code == 404:
+                    raise ObjectNotFound(error) from error
+                raise UserError(f"Prefect refuses: {' '.join(error.response.text.split())}") from None
+            except httpx.TransportError as error:
+                if time.monotonic() > until:
+                    where = self._client.api_url
+                    raise UserError(f"Prefect at {where} does not answer: {error or type(error).__name__}") from None
+                time.sleep(LOOK_EVERY_SECONDS)

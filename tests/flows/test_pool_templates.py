@@ -1,0 +1,88 @@
+"""The shipped templates of work pools: rendered by Prefect, the manifest held to the Kubernetes API's own schema."""
+
+import asyncio
+import json
+import re
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import kubernetes_validate
+import pytest
+from clones import PROJECT
+from prefect.client.orchestration import PrefectClient
+from prefect.workers.base import BaseJobConfiguration
+from prefect.workers.process import ProcessJobConfiguration
+
+from flows.sweeps.definition import Cluster
+
+POOLS = PROJECT / "flows/pools"
+Job = TypeVar("Job", bound=BaseJobConfiguration)
+ASKED = {"image": "registry.example/sana15:1", "folder": "/shared"}
+
+
+class KubernetesJob(BaseJobConfiguration):
+    """A configuration that has a manifest, as prefect-kubernetes' own has, whose cluster is not asked for here."""
+
+    job_manifest: dict[str, Any]
+
+
+def template(name: str) -> dict[str, Any]:
+    return json.loads((POOLS / f"{name}.json").read_text())
+
+
+def rendered(kind: type[Job], name: str, values: dict[str, Any]) -> Job:
+    """A template with these values, as a worker renders it; no server is asked where no block is named."""
+    nobody = PrefectClient("http://127.0.0.1:1/api")
+    return asyncio.run(kind.from_template_and_values(template(name), values, client=nobody))
+
+
+def manifest(**values: Any) -> dict[str, Any]:
+    """The manifest of a job with these variables, the environment as a list, which the worker makes of it."""
+    job = rendered(KubernetesJob, "kubernetes", ASKED | values)
+    container = container_of(job.job_manifest)
+    container["env"] = [{"name": name, "value": value} for name, value in container["env"].items()]
+    return job.job_manifest
+
+
+def container_of(job: dict[str, Any]) -> dict[str, Any]:
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(POOLS.glob("*.json"))])
+def test_a_template_uses_what_it_declares_and_declares_what_it_uses(name: str) -> None:
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template(name)["job_configuration"])))
+    assert used == template(name)["variables"]["properties"].keys()
+
+
+def test_the_process_template_renders() -> None:
+    job = rendered(ProcessJobConfiguration, "process", {"env": {"A": "b"}})
+    assert (job.env, job.stream_output, job.command) == ({"OMP_NUM_THREADS": "1", "A": "b"}, False, None)
+
+
+@pytest.mark.parametrize("version", ["1.34", "1.37"])
+@pytest.mark.parametrize("values", [{}, {"gpus": 0, "user": 1000, "node_selector": {"gpu": "h200"}}])
+def test_the_kubernetes_manifest_is_what_the_api_takes(version: str, values: dict[str, Any]) -> None:
+    kubernetes_validate.validate(manifest(**values), version, strict=True)
+
+
+@pytest.mark.parametrize(("place", "wrong"), [("completion", 1), ("backoffLimit", "none")])
+def test_a_wrong_manifest_is_refused(place: str, wrong: Any) -> None:
+    job = manifest()
+    job["spec"][place] = wrong
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, "1.34", strict=True)
+
+
+def test_the_manifest_has_the_image_the_gpus_and_the_shared_folder_that_a_sweep_asks_for() -> None:
+    asked = {name: value for name, value in asdict(Cluster(gpus=2, cpus=8, memory="64G")).items() if value is not None}
+    job = manifest(**asked)
+    container = container_of(job)
+    assert container["image"] == ASKED["image"]
+    assert container["resources"]["limits"] == {"memory": "64G", "nvidia.com/gpu": 2}
+    assert container["resources"]["requests"] == {"cpu": 8, "memory": "64G"}
+    (mount,), (volume,) = container["volumeMounts"], job["spec"]["template"]["spec"]["volumes"]
+    assert mount == {"name": volume["name"], "mountPath": "/shared"}
+    assert volume["persistentVolumeClaim"] == {"claimName": "sana15"}
+    # Prefect and the sweep run a point again, not Kubernetes; and its worker looks for a container of this name
+    assert (job["spec"]["backoffLimit"], container["name"]) == (0, "prefect-job")

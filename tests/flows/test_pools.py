@@ -1,0 +1,260 @@
+"""Sweeps in a Prefect work pool: a real server, real process workers, and what happens when one of them is killed."""
+
+import csv
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from clones import PROJECT, Clone, new_clone, new_origin
+from prefect import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_server import PrefectServer, kill_all, wait_for
+
+from flows.sweeps.definition import SWEEPS, Cluster
+from flows.sweeps.place import State
+from flows.sweeps.points import Point
+from flows.sweeps.pool import WorkPool
+from flows.sweeps.running import LOG, OUTCOME
+from tasks.errors import UserError
+from tasks.params import PARAMS_FILE, PROFILES, read_yaml
+
+POOL, TAG = "points", "sana15 sweep test of nothing"
+LOST_SECONDS = 6
+FINETUNE_STEPS = 200
+"""So long that a fine-tune can be caught in the middle, with a checkpoint after every eighth step."""
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project, whose smoke profile has few stages and a long fine-tune, and whose sweep is told of losses soon."""
+    root = new_origin(tmp_path_factory.mktemp("origin"), read_yaml(PROJECT / PARAMS_FILE))
+    change(root / PROFILES / "smoke.yaml", finetune={"steps": FINETUNE_STEPS, "evaluate_every": FINETUNE_STEPS})
+    change(root / PROFILES / "smoke.yaml", workflow={"baselines": ["grown"]})
+    sweep = read_yaml(root / SWEEPS / "prune-depth.yaml")
+    sweep["profiles"]["smoke"]["cluster"] = {"pool": POOL, "lost_seconds": LOST_SECONDS}
+    sweep["profiles"]["smoke"]["grid"] = {"prune.depths": [[2], [1]]}
+    (root / SWEEPS / "prune-depth.yaml").write_text(yaml.safe_dump(sweep))
+    subprocess.run(
+        ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-aqm", "few"],
+        cwd=root,
+        check=True,
+    )
+    return root
+
+
+def change(path: Path, **sections: dict[str, Any]) -> None:
+    """Replace values of a YAML file's sections."""
+    values = read_yaml(path)
+    for name, changed in sections.items():
+        values[name] = values.get(name, {}) | changed
+    path.write_text(yaml.safe_dump(values))
+
+
+@pytest.fixture(scope="module")
+def server(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A clone's server, with a pool that has no workers yet."""
+    server = PrefectServer(new_clone(origin, tmp_path_factory.mktemp("clone")), tmp_path_factory.mktemp("server"))
+    try:
+        server.say("work-pool", "create", POOL, "--type", "process", "--base-job-template", str(PROJECT / TEMPLATE))
+        yield server
+    finally:
+        server.close()
+
+
+TEMPLATE = "flows/pools/process.json"
+
+# --- flow runs
+
+
+@pytest.fixture
+def pool(server: PrefectServer) -> Iterator[WorkPool]:
+    """The pool as a sweep sees it."""
+    with temporary_settings({PREFECT_API_URL: server.api}):
+        yield WorkPool(server.clone.root, POOL, Cluster(lost_seconds=LOST_SECONDS), TAG)
+
+
+def point_of(folder: Path, key: str, code: str) -> Point:
+    """A point whose own code is this."""
+    (folder / OUTCOME).parent.mkdir(parents=True)
+    (folder / "flows/sweeps").mkdir(parents=True)
+    for package in ("flows", "flows/sweeps"):
+        (folder / package / "__init__.py").touch()
+    (folder / "flows/sweeps/running.py").write_text(code)
+    return Point(key, key, folder, {}, {}, 0)
+
+
+def phase_is(pool: WorkPool, point: Point, run: str, phase: str) -> State:
+    wait_for(lambda: pool.state(point, run).phase == phase, f"{point.label} to be {phase}")
+    return pool.state(point, run)
+
+
+SLEEPS = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("saved"))
+print("begun", os.getpid(), os.environ["SANA15_PARENT_PID"], flush=True)
+time.sleep(300)
+"""
+
+
+def begun(point: Point) -> list[tuple[int, int]]:
+    """The processes of a point that sleeps, by its log, each with that of its flow run."""
+    log = point.folder / LOG
+    text = log.read_text() if log.exists() else ""
+    return [(int(one), int(other)) for one, other in re.findall(r"begun (\d+) (\d+)", text)]
+
+
+def test_a_run_is_found_by_its_points_key_cancelled_by_its_sweeps_tag_and_never_there_twice(
+    server: PrefectServer, pool: WorkPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.sweeps.pool.MOST_WAITING", 2)
+    one, two = (point_of(tmp_path / name, name, SLEEPS) for name in ("one", "two"))
+    assert pool.find(one) is None and pool.room()
+    runs = [pool.submit(one), pool.submit(two)]
+    assert not pool.room()
+    other = WorkPool(server.clone.root, POOL, Cluster(), "another sweep")
+    assert str(other._create(one, 1).id) == runs[0]  # by a sweep that asked just before the first one's run was there
+    assert other.submit(two) == runs[1]
+    assert [other.find(one), other.find(two)] == runs
+    assert pool.state(one, runs[0]) == State("queued")
+    third = point_of(tmp_path / "three", "three", SLEEPS)
+    other.find(third)
+    kept = other.submit(third)
+    worker = server.worker("first", POOL)
+    wait_for(lambda: begun(one), "the first run to begin")
+    assert phase_is(pool, one, runs[0], "running")
+    pool.cancel_all()
+    phase_is(pool, one, runs[0], "failed")
+    phase_is(pool, two, runs[1], "failed")
+    assert "saved" in (one.folder / LOG).read_text() and begun(two) == []
+    assert "Cancel" in pool.state(one, runs[0]).reason
+    wait_for(lambda: begun(third), "the other sweep's run to begin")
+    # a worker that is killed alone leaves its run behind, which ends itself
+    worker.kill()
+    lost = phase_is(other, third, kept, "lost")
+    assert lost.reason == "its worker is gone"
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in begun(third)[0]), "the run to be gone")
+    assert "saved" in (third.folder / LOG).read_text()
+    assert other.find(third) is None and other.submit(third) != kept
+    other.cancel_all()
+
+
+def test_a_run_that_fails_is_told_with_its_own_reason_here_and_in_prefect(
+    server: PrefectServer, pool: WorkPool, tmp_path: Path
+) -> None:
+    fails = "import sys\nprint('no memory', file=sys.stderr)\nsys.exit(3)"
+    tells = f"from pathlib import Path\nPath({str(OUTCOME)!r}).write_text('{{}}')\nraise SystemExit(1)"
+    tells = tells.replace("{}", '{"reason": "bad depth", "seconds": 1, "models": []}')
+    one, two = point_of(tmp_path / "fails", "fails", fails), point_of(tmp_path / "tells", "tells", tells)
+    runs = [pool.submit(one), pool.submit(two)]
+    worker = server.worker("second", POOL)
+    phase_is(pool, one, runs[0], "failed")
+    assert "ended by exit code 3: no memory" in pool.state(one, runs[0]).reason
+    assert phase_is(pool, two, runs[1], "failed") == State("failed", "bad depth")
+    said = get_client(sync_client=True).read_flow_run(runs[1]).state
+    assert said.is_failed() and "bad depth" in said.message
+    worker.terminate()
+    worker.wait()
+
+
+def test_without_a_server_or_a_pool_one_line_says_what_to_do(server: PrefectServer, pool: WorkPool) -> None:
+    with pytest.raises(UserError, match="no work pool nowhere: prefect work-pool create"):
+        WorkPool(server.clone.root, "nowhere", Cluster(), TAG)
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(UserError, match="PREFECT_API_URL"):
+        WorkPool(server.clone.root, POOL, Cluster(), TAG)
+
+
+def test_a_pool_is_given_what_its_template_asks_of_a_cluster_and_refuses_runs_without_an_image(
+    server: PrefectServer, pool: WorkPool, tmp_path: Path
+) -> None:
+    shipped = str(PROJECT / "flows/pools/kubernetes.json")
+    server.say("work-pool", "create", "cluster", "--type", "kubernetes", "--base-job-template", shipped)
+    cluster = WorkPool(server.clone.root, "cluster", Cluster(gpus=2, cpus=8), TAG)
+    assert (cluster._variables, pool._variables) == ({"gpus": 2, "cpus": 8}, {})
+    with pytest.raises(UserError, match=r"Prefect refuses: .*'(image|folder)' is a required property"):
+        cluster.submit(point_of(tmp_path, "any", ""))
+
+
+# --- a whole sweep
+
+
+def table(clone: Clone) -> list[dict[str, str]]:
+    """The sweep's table without where and how long, and without the Pareto set, which hangs on how long."""
+    timed = ("folder", "seconds", "pareto")
+    lines = csv.DictReader((clone.root / "results/sweeps/prune-depth@smoke/table.csv").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
+
+
+def begin_sweep(clone: Clone, log: Path) -> psutil.Popen:
+    """The sweep's flow in a process of its own."""
+    with open(log, "w") as file:
+        return psutil.Popen(
+            [sys.executable, "-m", "flows.sweep", "prune-depth", "--profile", "smoke", "--where", "work-pool"],
+            cwd=clone.root,
+            env=clone.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+@pytest.mark.timeout(900)  # two whole sweeps, on a machine that may be busy
+def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is_that_of_an_undisturbed_one(
+    server: PrefectServer, pool: WorkPool, origin: Path, tmp_path: Path
+) -> None:
+    clone, logs = server.clone, [tmp_path / "first.log", tmp_path / "second.log"]
+    workers = [server.worker(name, POOL) for name in ("left", "right")]
+    sweeps = [begin_sweep(clone, logs[0])]
+    found: list[tuple[Path, psutil.Popen]] = []
+
+    def says(words: str) -> bool:
+        assert sweeps[-1].poll() is None, logs[len(sweeps) - 1].read_text()
+        return words in logs[len(sweeps) - 1].read_text()
+
+    def caught() -> bool:
+        assert sweeps[-1].poll() is None, logs[len(sweeps) - 1].read_text()
+        for checkpoint in (clone.root / "runs/points").glob("*/.sana15/state/finetune@*/*/step-*"):
+            folder = checkpoint.parents[4]
+            found.append((folder, next(one for one in workers if at_work_in(one, folder))))
+        return bool(found)
+
+    try:
+        wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", 240)
+        kill_all(sweeps[0])
+        sweeps.append(begin_sweep(clone, logs[1]))
+        wait_for(caught, "a fine-tune's middle", 240)
+        folder, worker = found[0]
+        kill_all(worker)
+        assert sweeps[1].wait(240) == 0, logs[1].read_text()
+    finally:
+        for sweep in sweeps:
+            kill_all(sweep, signal.SIGTERM)
+    assert "lost: nothing was heard of it for" in logs[1].read_text()
+    assert re.search(r"finetune@\d: resuming after step", (folder / LOG).read_text())
+    runs = [tag for run in pool._runs() for tag in run.tags]
+    points = [path.name for path in (clone.root / "runs/points").iterdir()]
+    assert {point: runs.count(point) for point in points} == {point: 1 + (point == folder.name) for point in points}
+
+    undisturbed = new_clone(origin, tmp_path / "undisturbed")
+    done = undisturbed.python("-m", "flows.sweep", "prune-depth", "--profile", "smoke", "--parallel", "2")
+    assert done.returncode == 0, done.stderr
+    assert table(clone) == table(undisturbed)
+    assert [line["model"] for line in table(clone)] == ["finetuned-2", "finetuned-1"]
+
+
+def at_work_in(worker: psutil.Process, folder: Path) -> bool:
+    """Whether something that the worker has begun runs in this folder."""
+    for child in worker.children(recursive=True):
+        try:
+            if Path(child.cwd()) == folder:
+                return True
+        except psutil.Error:
+            continue
+    return False
