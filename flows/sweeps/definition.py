@@ -38,7 +38,8 @@ class Sweep:
     """A sweep as its file tells it.
 
     `settings` are the values by dotted key of each run, without its seed; no `seeds` means that of params.yaml.
-    `first` is the first stage that differs. `models` are patterns of the models that become rows of the table, and
+    `first` is the first stage that differs. A point runs the stages `until` and what they read; without them, all.
+    `models` are patterns of the models that become rows of the table, and
     `score` is GenEval of one picture or of the best of as many as there are. `title` names the sweep's results and its
     runs: the name, and the profile if that is not the file's own.
     """
@@ -51,6 +52,7 @@ class Sweep:
     models: tuple[str, ...] = ("*",)
     score: Score = "one_picture"
     cluster: Cluster = field(default_factory=Cluster)
+    until: tuple[str, ...] = ()
     own_profile: bool = True
 
     @property
@@ -58,7 +60,8 @@ class Sweep:
         return self.name if self.own_profile else f"{self.name}@{self.profile}"
 
 
-KEYS = ("profile", "from", "grid", "points", "seeds", "models", "score", "cluster", "profiles")
+KEYS = ("profile", "from", "until", "grid", "points", "seeds", "models", "score", "cluster", "profiles")
+EXAMPLES = {"models": "finetuned-*", "until": "geneval@grown"}
 
 
 def read_sweep(project: Path, name: str, profile: str | None = None) -> Sweep:
@@ -88,9 +91,10 @@ def read_sweep(project: Path, name: str, profile: str | None = None) -> Sweep:
         first=values["from"],
         settings=_settings(values, where),
         seeds=_seeds(values.get("seeds", []), where),
-        models=_patterns(values.get("models", ["*"]), where),
+        models=_names("models", values.get("models", ["*"]), where),
         score=_score(values.get("score", "one_picture"), where),
         cluster=_cluster(values.get("cluster") or {}, where),
+        until=_names("until", values["until"], where) if "until" in values else (),
         own_profile=profile == own,
     )
 
@@ -120,10 +124,10 @@ def _seeds(seeds: Any, where: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _patterns(models: Any, where: str) -> tuple[str, ...]:
-    whole = isinstance(models, list) and bool(models) and all(isinstance(one, str) for one in models)
-    _must(whole, f"{where}: models is {models!r}: it must be a list of names or patterns, such as finetuned-*")
-    return tuple(models)
+def _names(key: str, names: Any, where: str) -> tuple[str, ...]:
+    whole = isinstance(names, list) and bool(names) and all(isinstance(one, str) for one in names)
+    _must(whole, f"{where}: {key} is {names!r}: it must be a list of names, such as {EXAMPLES[key]}")
+    return tuple(names)
 
 
 def _score(score: Any, where: str) -> Score:

@@ -57,9 +57,10 @@ def expand(project: Path, sweep: Sweep) -> list[Point]:
     before = {seed: _shared(project, sweep, seed, only, digests) for seed in seeds} if only else {}
     points = []
     for (setting, seed), values in zip(chosen, every, strict=True):
-        key, label = digests.key(values, None), ", ".join(f"{name}={value}" for name, value in setting.items())
+        needed = needed_stages(sweep, values)
+        key, label = digests.key(values, needed), ", ".join(f"{name}={value}" for name, value in setting.items())
         label += f", seed {seed}" if len(seeds) > 1 else ""
-        points.append(Point(key, label, project / POINTS / key, values, setting, seed, None, before.get(seed)))
+        points.append(Point(key, label, project / POINTS / key, values, setting, seed, needed, before.get(seed)))
     return points
 
 
@@ -75,8 +76,8 @@ def shared_stages(project: Path, sweep: Sweep) -> tuple[str, ...]:
     Raises UserError if a key of the sweep is read by no stage, or by one before the first that differs.
     """
     where = SWEEPS / f"{sweep.name}.yaml"
-    params = build_params(merged_params(project, sweep.profile, {}), str(where))
-    above, reads = upstream_of(params), stage_params(project)
+    values = merged_params(project, sweep.profile, {})
+    above, reads = upstream_of(build_params(values, str(where))), stage_params(project)
     first = {name for name in above if kind_of(name) == sweep.first}
     if not first:
         kinds = ", ".join(dict.fromkeys(kind_of(name) for name in above))
@@ -90,7 +91,25 @@ def shared_stages(project: Path, sweep: Sweep) -> tuple[str, ...]:
             if name not in first and any(name in above[one] for one in first):
                 raise UserError(f"{where}: {key} changes {name}, which comes before {sweep.first}: set from to {name}")
         differs.update(changed)
-    return tuple(name for name in above if name not in differs and not above[name] & differs)
+    needed = needed_stages(sweep, values) or tuple(above)
+    return tuple(name for name in needed if name not in differs and not above[name] & differs)
+
+
+def needed_stages(sweep: Sweep, values: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The stages of a point with these params: those that the sweep goes until, and what they read; None for all.
+
+    Raises UserError if one of them is no stage, or if none of them is the first that differs or reads it.
+    """
+    if not sweep.until:
+        return None
+    where, above = SWEEPS / f"{sweep.name}.yaml", upstream_of(build_params(dict(values), "params"))
+    for name in sweep.until:
+        if name not in above:
+            raise UserError(f"{where}: until names {name!r}: it must be one of {', '.join(above)}")
+    needed = tuple(name for name in above if any(name == one or name in above[one] for one in sweep.until))
+    if sweep.first not in map(kind_of, needed):
+        raise UserError(f"{where}: until {list(sweep.until)} does not need {sweep.first}, so that no point differs")
+    return needed
 
 
 def kind_of(stage: str) -> str:

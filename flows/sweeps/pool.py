@@ -7,6 +7,7 @@ run Running for ever; so a run beats in the point's folder, and one that falls s
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -164,11 +165,9 @@ class WorkPool:
         chosen = filters.FlowRunFilter(deployment_id=deployed, **wanted)
         found: list[FlowRun] = []
         while True:
-            offset = len(found)
-            found += self._ask(
-                lambda: self._client.read_flow_runs(flow_run_filter=chosen, limit=PAGE, offset=offset)  # noqa: B023
-            )
-            if len(found) - offset < PAGE:
+            page = partial(self._client.read_flow_runs, flow_run_filter=chosen, limit=PAGE, offset=len(found))
+            found += (answer := self._ask(page))
+            if len(answer) < PAGE:
                 return found
 
     def _deploy(self) -> UUID:
@@ -208,11 +207,13 @@ class WorkPool:
             try:
                 return question()
             except httpx.HTTPStatusError as error:
-                if error.response.status_code == 404:
+                if (code := error.response.status_code) == 404:
                     raise ObjectNotFound(error) from error
-                raise UserError(f"Prefect refuses: {' '.join(error.response.text.split())}") from None
+                if code < 500:
+                    raise UserError(f"Prefect refuses: {' '.join(error.response.text.split())}") from None
+                failure = str(code)
             except httpx.TransportError as error:
-                if time.monotonic() > until:
-                    where = self._client.api_url
-                    raise UserError(f"Prefect at {where} does not answer: {error or type(error).__name__}") from None
-                time.sleep(LOOK_EVERY_SECONDS)
+                failure = str(error) or type(error).__name__
+            if time.monotonic() > until:
+                raise UserError(f"Prefect at {self._client.api_url} does not answer: {failure}")
+            time.sleep(LOOK_EVERY_SECONDS)

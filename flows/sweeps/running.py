@@ -134,9 +134,18 @@ def _run(only: Sequence[str] | None) -> int:
         code, reason = 2 if isinstance(error, UserError) else 1, str(error)
     except Exception as error:
         code, reason = 1, f"{type(error).__name__}: {error}"
-    models = read_json(RESULTS / "summary.json")["models"] if code == 0 and only is None else []
+    models = scored(only) if code == 0 else []
     write_json(OUTCOME, asdict(Outcome(" ".join(reason.split()), round(time.monotonic() - started, 1), models)))
     return complain(reason, code) if code else 0
+
+
+def scored(only: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The records of the models that this run has scored, as the report's summary has them."""
+    if only is None:
+        return read_json(RESULTS / "summary.json")["models"]
+    from tasks.reporting.collect import model_record
+
+    return [model_record(name) for kind, _, name in (stage.partition("@") for stage in only) if kind == "geneval"]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from clones import PROJECT, Clone, new_clone, new_origin
+from clones import PROJECT, Clone, free_port, new_clone, new_origin
 from prefect import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_server import PrefectServer, kill_all, wait_for
@@ -163,10 +163,16 @@ def test_a_run_that_fails_is_told_with_its_own_reason_here_and_in_prefect(
     worker.wait()
 
 
-def test_without_a_server_or_a_pool_one_line_says_what_to_do(server: PrefectServer, pool: WorkPool) -> None:
+def test_without_a_server_or_a_pool_one_line_says_what_to_do(
+    server: PrefectServer, pool: WorkPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="no work pool nowhere: prefect work-pool create"):
         WorkPool(server.clone.root, "nowhere", Cluster(), TAG)
     with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(UserError, match="PREFECT_API_URL"):
+        WorkPool(server.clone.root, POOL, Cluster(), TAG)
+    monkeypatch.setattr("flows.sweeps.pool.PATIENCE_SECONDS", 0.5)
+    nobody = f"http://127.0.0.1:{free_port()}/api"
+    with temporary_settings({PREFECT_API_URL: nobody}), pytest.raises(UserError, match=f"{nobody}.* does not answer"):
         WorkPool(server.clone.root, POOL, Cluster(), TAG)
 
 

@@ -28,7 +28,7 @@ from flows.sweeps.table import Row, rows_of, settings_of, write_table
 from flows.workspace import merged_params
 from tasks.errors import UserError
 from tasks.files import write_json
-from tasks.params import PARAMS_FILE, PROFILES
+from tasks.params import PARAMS_FILE, PROFILES, read_yaml
 
 SHIPPED = ("prune-depth", "growth-strategy", "optimizer", "dropped-blocks", "inference-scaling")
 DEPTHS = {"from": "prune", "grid": {"prune.depths": [[3], [2]]}, "profile": "smoke"}
@@ -114,6 +114,9 @@ def test_listed_points_and_a_profiles_own_values_are_taken_as_they_are(project: 
         ({"seeds": [1, 1]}, "different whole numbers"),
         ({"points": [{"prune.depths": [3]}]}, "either a grid or points"),
         ({"score": "best"}, "best_of"),
+        ({"until": "report"}, "must be a list of names"),
+        ({"until": ["geneval@finetuned-9"]}, "it must be one of shard, "),
+        ({"until": ["geneval@grown"]}, "does not need prune"),
         ({"profile": "smok"}, "smoke"),
         ({"sedes": [1]}, "'seeds'"),
         ({"cluster": {"gpu": 1}}, "'gpus'"),
@@ -145,6 +148,16 @@ def test_shared_stages_are_those_that_no_point_changes_directly_or_through_other
     beside = {"from": "finetune", "profile": "smoke", "grid": {"judge.steps": [4, 8]}}
     shared = set(shared_stages(project, written(project, beside)))
     assert "prune@3" in shared and not shared & {"judge", "geneval@grown", "finetune@3"}
+
+
+def test_a_sweep_runs_no_stage_beyond_those_it_goes_until(project: Path) -> None:
+    sweep = {"from": "train", "until": ["geneval@grown"], "grid": {"train.steps": [4, 8]}, "profile": "smoke"}
+    one, two = expand(project, written(project, sweep))
+    only = {"shard", "autoencoder", "text_encoder", "encode", "pretrain", "grow", "train", "judge", "geneval@grown"}
+    assert set(one.only) == set(two.only) == only
+    assert set(one.shared.only) == only - {"train", "geneval@grown"}
+    whole = expand(project, written(project, {name: value for name, value in sweep.items() if name != "until"}))
+    assert whole[0].only is None and whole[0].key != one.key
 
 
 # --- a point's key
@@ -477,8 +490,8 @@ def write_grid(clone: Clone, prompts: list[int]) -> None:
     (clone.root / SWEEPS / "cheap.yaml").write_text(yaml.safe_dump(values))
 
 
-def table(clone: Clone) -> list[dict[str, str]]:
-    return list(csv.DictReader((clone.root / "results/sweeps/cheap/table.csv").read_text().splitlines()))
+def table(clone: Clone, name: str = "cheap") -> list[dict[str, str]]:
+    return list(csv.DictReader((clone.root / f"results/sweeps/{name}/table.csv").read_text().splitlines()))
 
 
 def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clone) -> None:
@@ -510,3 +523,14 @@ def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clo
     nested = [run.data.tags["mlflow.parentRunId"] for run in clone.mlflow_runs("attributes.run_name LIKE 'point %'")]
     assert sorted(nested.count(parent) for parent in parents) == [2, 3]
     assert not (clone.root / "outputs").exists()
+
+    # a point that stops at its model's score has the same row, without a report
+    values = {"from": "finetune", "until": ["geneval@finetuned-2"], "models": ["finetuned-*"]}
+    steps = read_yaml(clone.root / PARAMS_FILE)["finetune"]["steps"]
+    (clone.root / SWEEPS / "short.yaml").write_text(yaml.safe_dump(values | {"grid": {"finetune.steps": [steps]}}))
+    third = clone.python("-m", "flows.sweep", "short")
+    assert third.returncode == 0, third.stdout + third.stderr
+    (short,) = table(clone, "short")
+    shown = ("model", "depth", "parameters", "heldout_loss", "score", "low", "high")
+    assert [short[name] for name in shown] == [before[0][name] for name in shown]
+    assert not (clone.root / "runs/points" / short["point"] / "results/report.html").exists()
