@@ -1,10 +1,12 @@
 """Sweeps in a Prefect work pool: a real server, real process workers, and what happens when one of them is killed."""
 
 import csv
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from prefect import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_server import PrefectServer, kill_all, wait_for
 
+from flows.sweeps import point_run
 from flows.sweeps.definition import SWEEPS, Cluster
 from flows.sweeps.place import State
 from flows.sweeps.points import Point
@@ -161,6 +164,18 @@ def test_a_run_that_fails_is_told_with_its_own_reason_here_and_in_prefect(
     assert said.is_failed() and "bad depth" in said.message
     worker.terminate()
     worker.wait()
+
+
+def test_a_run_that_cannot_reach_its_folder_ends_itself_before_another_is_begun(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        began = time.monotonic()
+        said = point_run._watch(process, tmp_path / "gone", os.getppid(), lost_seconds=4)
+        assert said == "it could not reach its folder for 2 seconds"
+        assert time.monotonic() - began < 4
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_without_a_server_or_a_pool_one_line_says_what_to_do(
