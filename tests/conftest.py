@@ -22,8 +22,9 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(autouse=True)
-def accelerator_of_its_own() -> Iterator[None]:
-    """accelerate keeps precision and device for the whole process; a stage has a process of its own, a test has not."""
+def process_of_its_own() -> Iterator[None]:
+    """A stage has a process of its own, a test has not: accelerate keeps precision and device, and torch its threads."""
+    torch.set_num_threads(1)
     yield
     if (state := sys.modules.get("accelerate.state")) is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
