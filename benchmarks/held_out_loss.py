@@ -18,10 +18,11 @@ from typing import Any, get_args, get_type_hints
 
 from common import hardware, versions, write_result
 
+from tasks.context import Context
 from tasks.params import Params, Pretrain, load_params
 from tasks.pretrain import pretrain
 from tasks.spool import open_spool
-from tasks.stage import Context, configure_torch
+from tasks.stage import configure_torch
 from tasks.tracking import Tracker
 
 OPTIMIZERS = get_args(get_type_hints(Pretrain)["optimizer"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from flows.forks import Fork, Forks
-from tasks.stage import LEASE_VARIABLE, PARENT_VARIABLE
+from tasks.processes import LEASE_VARIABLE, PARENT_VARIABLE
 
 GRACE_SECONDS = 30.0
 
@@ -38,7 +38,7 @@ class Children:
         """Run `command` in `folder` to its end, passing each line that it prints to `log`.
 
         The child is in a session of its own, so that Ctrl-C reaches it once, from `stop`, and ends itself if this
-        process is killed (`tasks.stage.die_with_parent`). Raises ChildFailed.
+        process is killed (`tasks.processes.die_with_parent`). Raises ChildFailed.
         """
         with self._lock:
             if self.stopping:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.stage import PARENT_VARIABLE
+from tasks.processes import PARENT_VARIABLE
 
 PRELOADED = ("tasks.training.loop", "model.autoencoder", "model.text_encoder", "scipy.ndimage", "torch._dynamo")
 OURS = ("tasks", "model", "kernels")
@@ -121,7 +121,7 @@ def preload() -> None:
 def serve(requests: socket.socket) -> list[str]:
     """Fork for each request, and tell its exit code; returns in the child, with its arguments.
 
-    Ends when the flow has: its children see that (`tasks.stage.die_with_parent`) and end too.
+    Ends when the flow has: its children see that (`tasks.processes.die_with_parent`) and end too.
     """
     children: dict[int, tuple[int, int]] = {}  # by a descriptor that is ready when the child has ended: pid, status
     while True:

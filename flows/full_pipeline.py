@@ -32,7 +32,7 @@ from flows.workspace import merged_params, open_workspace
 from tasks.errors import UserError
 from tasks.files import read_json
 from tasks.layout import RESULTS
-from tasks.stage import BAD_INPUT
+from tasks.processes import BAD_INPUT
 
 LOGGER = "sana15"
 

@@ -18,6 +18,7 @@ from torch.nn.functional import mse_loss
 
 from model.autoencoder import Autoencoder, build_autoencoder, load_autoencoder
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.data.images import encode_png
 from tasks.data.order import grouped_batch_indices
 from tasks.data.pictures import PictureDataset, to_unit_range
@@ -26,7 +27,7 @@ from tasks.params import Params
 from tasks.precision import autocast
 from tasks.published import copy_files, published_path
 from tasks.seeds import derive, generator
-from tasks.stage import COMPUTE_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.stage import COMPUTE_SECTIONS, Stage, run_main
 from tasks.training.fit import fit
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from model.network import Sana
 from model.pruning import prune_network
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.files import write_json
 from tasks.geneval.detector import Pictures
 from tasks.geneval.detectors import build_detector, check_classes
@@ -32,7 +33,7 @@ from tasks.geneval.summary import as_record
 from tasks.params import Params
 from tasks.random_blocks import random_choices
 from tasks.seeds import derive, generator, numpy_generator
-from tasks.stage import Context, Metrics, Stage, run_main
+from tasks.stage import Stage, run_main
 
 Verdicts = NDArray[np.bool_]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from model.autoencoder import Autoencoder, load_autoencoder
 from model.text_encoder import TextEncoder, load_text_encoder
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.data.arrays import to_npy
 from tasks.data.encoded import NULL_TEXT, NULL_TEXT_NAME
 from tasks.data.pictures import PictureDataset, to_unit_range
@@ -23,7 +24,7 @@ from tasks.errors import UserError
 from tasks.files import write_bytes
 from tasks.params import Params
 from tasks.progress import progress
-from tasks.stage import Context, Metrics, Stage, run_main
+from tasks.stage import Stage, run_main
 
 
 class Moments:

@@ -13,12 +13,13 @@ from model.flow_matching import TIMESTEPS, add_noise
 from model.growth import STRATEGIES, Strategy, drop_count, function_distance, grow
 from model.network import Sana, parameter_count
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.data.encoded import EncodedDataset
 from tasks.files import write_json
 from tasks.params import Grow, Params
 from tasks.precision import autocast
 from tasks.seeds import generator
-from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.stage import TRAINING_SECTIONS, Stage, run_main
 from tasks.training.evaluation import heldout_loss
 
 PROBES = 128  # held-out samples on which functions are compared

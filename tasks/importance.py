@@ -11,6 +11,7 @@ from model.importance import block_importance
 from model.network import Sana
 from model.pruning import removal_order
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
 from tasks.files import write_csv, write_json
@@ -18,7 +19,7 @@ from tasks.params import Importance, Params
 from tasks.precision import autocast
 from tasks.progress import progress
 from tasks.seeds import generator
-from tasks.stage import COMPUTE_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.stage import COMPUTE_SECTIONS, Stage, run_main
 
 
 def run(context: Context) -> Metrics:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.data.pictures import PictureDataset
 from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
 from tasks.errors import UserError
@@ -32,7 +33,7 @@ from tasks.geneval.pictures import DRAWING_SECTIONS, Painter, load_painter
 from tasks.geneval.prompts import Prompt, chosen_prompts, judge_prompts, take_turns
 from tasks.params import Params
 from tasks.seeds import derive, numpy_generator
-from tasks.stage import Context, Metrics, Stage, run_main
+from tasks.stage import Stage, run_main
 
 UNSEEN_SHARE = 4
 """One prompt of an unseen combination is drawn for every so many training prompts."""

@@ -22,11 +22,12 @@ from types import FrameType
 from typing import Any
 
 from tasks import layout
+from tasks.context import Context, Interrupted, Metrics
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
 from tasks.locks import wait_until_free
 from tasks.params import Params, build_params
-from tasks.stage import BAD_INPUT, LEASE_VARIABLE, PARENT_VARIABLE, Context, Interrupted, Metrics
+from tasks.processes import BAD_INPUT, LEASE_VARIABLE, PARENT_VARIABLE
 
 JOB = "job.json"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

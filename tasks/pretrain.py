@@ -14,13 +14,14 @@ from model.numerics import CheckpointKey
 from model.surgery import with_qk_norm
 from model.weights.fitting import load_weights
 from tasks import layout, ranks
+from tasks.context import Context, Metrics
 from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
 from tasks.files import write_json
 from tasks.params import Network, Params
 from tasks.published import content_digest, published_path
 from tasks.seeds import derive
-from tasks.stage import RANK_SECTIONS, TRAINING_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.stage import RANK_SECTIONS, TRAINING_SECTIONS, Stage, run_main
 from tasks.training.loop import Trainer
 
 SETTINGS = {"in_channels": "latent channels", "caption_channels": "caption channels", "depth": "pretrain.depth"}

@@ -7,11 +7,12 @@ from model.checkpoint import load_network, save_network
 from model.network import parameter_count
 from model.pruning import blocks_to_keep, prune_network
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.data.encoded import EncodedDataset
 from tasks.files import read_json, write_json
 from tasks.params import Params
 from tasks.random_blocks import random_choices
-from tasks.stage import TRAINING_SECTIONS, Context, Metrics, Stage, run_depth_main
+from tasks.stage import TRAINING_SECTIONS, Stage, run_depth_main
 from tasks.training.evaluation import heldout_loss
 
 

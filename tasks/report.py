@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.data.images import encode_png
 from tasks.files import read_json, sync_tree, write_bytes, write_json
 from tasks.geneval.pool import Pool, load_pool
@@ -22,7 +23,7 @@ from tasks.reporting.headline import headline
 from tasks.reporting.page import render_page
 from tasks.reporting.pictures import choose_prompts, shrink_png, strip
 from tasks.reporting.style import STYLE, png, settle, svg
-from tasks.stage import Context, Metrics, Stage, run_main
+from tasks.stage import Stage, run_main
 
 DPI = 110
 MAX_WIDTH = 2048  # pixels of the row of reconstructions

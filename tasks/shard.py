@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.data.buckets import aspect_buckets
 from tasks.data.images import encode_png
 from tasks.data.rejects import Rejects
@@ -33,7 +34,7 @@ from tasks.external import own_path
 from tasks.params import Params
 from tasks.params import Shard as ShardParams
 from tasks.progress import progress
-from tasks.stage import Context, Metrics, Stage, run_main
+from tasks.stage import Stage, run_main
 
 REJECTS = layout.RESULTS / "rejects" / "shard.jsonl"
 

@@ -11,6 +11,7 @@ ROOMS = ("tasks", "model", "kernels")
 # what runs a stage, reports on it, or names its folders, and changes no result
 PLUMBING = {
     "tasks",
+    "tasks.context",
     "tasks.errors",
     "tasks.files",
     "tasks.launch",
@@ -18,6 +19,7 @@ PLUMBING = {
     "tasks.locks",
     "tasks.mlflow_store",
     "tasks.params",
+    "tasks.processes",
     "tasks.progress",
     "tasks.registry",
     "tasks.shipping",

@@ -1,25 +1,22 @@
-"""What every stage shares: its record, its context, and the wrapper that runs it as a command.
+"""What every stage shares: its record, and the wrapper that runs it as a command.
 
 The wrapper checks params and inputs, pins threads and seeds, runs the stage into a temporary folder, adds metrics and a
 manifest, and renames the folder into place. Bad input prints one line and exits 2; an interrupt exits 128 + signal.
 """
 
 import argparse
-import os
-import resource
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from kernels.choice import choose_kernels, chosen_kernels, use_triton
 from tasks import layout
+from tasks.context import Context, Interrupted, Metrics
 from tasks.errors import UserError
 from tasks.external import external_inputs, note_made
 from tasks.files import (
@@ -30,44 +27,17 @@ from tasks.files import (
     write_json,
     write_manifest,
 )
+from tasks.launch import RankFailed, launch
 from tasks.locks import hold
 from tasks.params import Params, load_params, section_values
+from tasks.processes import BAD_INPUT, end_when_told, peak_memory
 from tasks.sources import code_digest
-from tasks.tracking import Tracker, open_tracker
+from tasks.tracking import open_tracker
 
-Metrics = dict[str, float]
-BAD_INPUT = 2
-PARENT_VARIABLE = "SANA15_PARENT_PID"
-LEASE_VARIABLE = "SANA15_GPU_LEASE"
-"""Names the open file whose lock keeps a GPU for a flow; its children hold it too, for as long as they compute."""
 COMPUTE_SECTIONS = ("compute.seed", "compute.device", "compute.dtype", "compute.kernels")
 RANK_SECTIONS = ("compute.nodes", "compute.processes_per_node", "compute.parallelism")
 """Of training: they order its sums. What it resumes from is the same for all."""
 TRAINING_SECTIONS = (*COMPUTE_SECTIONS, "diffusion")
-
-
-class Interrupted(Exception):
-    """Raised at a safe point after a signal; whatever is needed to resume is on disk."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command to resume")
-        self.signum = signum
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a stage gets to work with.
-
-    `out` is an empty folder that becomes the stage's output; `state` survives a killed run of the same inputs.
-    """
-
-    name: str
-    params: Params
-    out: Path
-    state: Path
-    tracker: Tracker
-    device: str
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -143,8 +113,6 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
 def _compute(stage: Stage, context: Context) -> tuple[Metrics, int]:
     """The stage's metrics and the greatest memory of a process, bytes."""
     if stage.parallel and context.params.compute.world_size > 1:
-        from tasks.launch import launch  # which builds on this module
-
         return launch(context)
     metrics = stage.run(context)
     return metrics, peak_memory(context.device)
@@ -155,15 +123,6 @@ def refuse_other_state(stage: Stage, state: Path) -> None:
     others = [path for path in state.parent.glob("*") if path != state]
     if others and not state.exists():
         print(f"{stage.name}: code, params or inputs changed since {others[0]}, which is not resumed", flush=True)
-
-
-def peak_memory(device: str) -> int:
-    """The most memory that this process has had, in bytes: the GPU's, where it computes on one."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def record_cost(stage: Stage, digest: str, seconds: float, device: str, peak: int) -> None:
@@ -213,8 +172,6 @@ def choose_device(wanted: str, where: str) -> str:
 
 def main(stage: Stage) -> None:
     """Run `stage` as a command and exit: 0 done, 1 a rank failed, 2 bad input, 128 + signal interrupted."""
-    from tasks.launch import RankFailed
-
     end_when_told()
     try:
         with bad_input_exits(stage.name):
@@ -268,29 +225,3 @@ def run_depth_main(
             raise UserError(f"--depth {depth} is not in params.yaml's prune.depths {list(params.prune.depths)}")
         record = build(params, depth)
     main(record)
-
-
-def end_when_told() -> None:
-    """End this process on TERM, with its own exit code, and when the process that started it is gone."""
-    die_with_parent()
-    signal.signal(signal.SIGTERM, _exit_on_term)
-
-
-def die_with_parent() -> None:
-    """End this process when the flow that started it is gone (polled, so that it works on every system)."""
-    parent = os.environ.get(PARENT_VARIABLE)
-    if parent is None:
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(parent):
-            time.sleep(0.5)
-        while True:  # an exit that falls into one of the interpreter's own callbacks is lost
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent watch").start()
-
-
-def _exit_on_term(signum: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + signum)

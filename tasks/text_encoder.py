@@ -28,6 +28,7 @@ from model.text_encoder import (
     train_tokenizer,
 )
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.data.order import batch_indices
 from tasks.data.pictures import PictureDataset
 from tasks.errors import UserError
@@ -35,7 +36,7 @@ from tasks.params import Params
 from tasks.precision import autocast
 from tasks.published import copy_files, published_path
 from tasks.seeds import derive
-from tasks.stage import COMPUTE_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.stage import COMPUTE_SECTIONS, Stage, run_main
 from tasks.training.fit import fit
 
 FILES = ("*.json", "*.safetensors", "tokenizer.model")

@@ -2,8 +2,9 @@
 
 from model.checkpoint import load_network
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.params import Params
-from tasks.stage import RANK_SECTIONS, TRAINING_SECTIONS, Context, Metrics, Stage, run_main
+from tasks.stage import RANK_SECTIONS, TRAINING_SECTIONS, Stage, run_main
 from tasks.training.loop import Trainer
 
 

@@ -18,13 +18,15 @@ import torch
 import torch.distributed as dist
 
 from tasks import ranks
+from tasks.context import Context, Interrupted
 from tasks.errors import UserError
 from tasks.files import write_json
 from tasks.launch import Job, lock_of, read_job
 from tasks.locks import share
+from tasks.processes import BAD_INPUT, end_when_told, peak_memory
 from tasks.sources import module_of
 from tasks.spool import join_spool
-from tasks.stage import BAD_INPUT, Context, Interrupted, Stage, configure_torch, end_when_told, peak_memory
+from tasks.stage import Stage, configure_torch
 from tasks.tracking import Tracker
 
 

@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(autouse=True)
 def process_of_its_own() -> Iterator[None]:
-    """A stage has a process of its own, a test has not: accelerate keeps precision and device, and torch its threads."""
+    """A stage has a process of its own, a test has not: accelerate keeps precision and device, torch its threads."""
     torch.set_num_threads(1)
     yield
     if (state := sys.modules.get("accelerate.state")) is not None:

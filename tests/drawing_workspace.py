@@ -12,12 +12,13 @@ from model.checkpoint import save_network
 from model.network import NetworkConfig, Sana
 from model.text_encoder import Reading, build_text_encoder, train_tokenizer
 from tasks import layout
+from tasks.context import Context, Metrics
 from tasks.data.vocabulary import TASKS, lines
 from tasks.geneval.judge import JudgeConfig, JudgeNetwork, save_judge
 from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml
 from tasks.shard import write_scenes
 from tasks.spool import SPOOLS, open_spool
-from tasks.stage import Context, Metrics, Stage
+from tasks.stage import Stage
 from tasks.tracking import Tracker
 
 TEXT_CHANNELS = 16

@@ -10,7 +10,7 @@ from flows.sweeps.process import PointProcess, end, ending, start
 from flows.sweeps.running import LOCK, environment, outcome
 from tasks.errors import UserError
 from tasks.locks import hold
-from tasks.stage import LEASE_VARIABLE
+from tasks.processes import LEASE_VARIABLE
 
 
 class Local:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flows.children import GRACE_SECONDS
 from flows.sweeps.running import LOG, MODULE, last_lines
-from tasks.stage import PARENT_VARIABLE
+from tasks.processes import PARENT_VARIABLE
 
 PointProcess = subprocess.Popen[bytes]
 

@@ -27,7 +27,7 @@ from tasks.files import read_json, write_json
 from tasks.layout import RESULTS, STATE
 from tasks.locks import hold
 from tasks.mlflow_store import LOCAL_HOSTS
-from tasks.stage import PARENT_VARIABLE, die_with_parent
+from tasks.processes import PARENT_VARIABLE, die_with_parent
 
 RECORDS = STATE / "point"
 ORDER, OUTCOME, LOCK, LOG = (RECORDS / name for name in ("order.json", "outcome.json", "lock", "log"))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from tasks import layout, ranks
+from tasks.context import Context, Metrics
 from tasks.errors import UserError
 from tasks.files import sha256_file, write_json
 from tasks.geneval.detector import Pictures
@@ -20,7 +21,7 @@ from tasks.geneval.prompts import chosen_prompts
 from tasks.geneval.summary import headline, summarize
 from tasks.params import Params, load_params
 from tasks.seeds import derive
-from tasks.stage import Context, Metrics, Stage, bad_input_exits, main, parser
+from tasks.stage import Stage, bad_input_exits, main, parser
 
 
 def evaluate(context: Context, model: str) -> Metrics:

@@ -17,6 +17,7 @@ from model.autoencoder import slice_length
 from model.numerics import CONVENTIONS
 from model.text_encoder import Reading, TextEncoder, instruction_text
 from tasks.autoencoder import reconstruction_loss
+from tasks.context import Context
 from tasks.geneval.judge import PICTURES_AT_ONCE
 from tasks.geneval.judge_training import OTHER_PROMPTS, judge_loss
 from tasks.params import Params
@@ -25,7 +26,6 @@ from tasks.planning.encoders import Encoders, Vocabulary
 from tasks.planning.runs import DEVICE
 from tasks.planning.scale import CHARACTERS_PER_TOKEN
 from tasks.precision import autocast
-from tasks.stage import Context
 from tasks.text_encoder import LOOK_BACK, training_loss
 
 PLAIN = partial(Reading, instruction="none", numerics="diffusers", precision="stored")

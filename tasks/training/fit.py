@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from tasks.context import Context
 from tasks.errors import UserError
 from tasks.files import write_csv
 from tasks.progress import progress
-from tasks.stage import Context
 
 BETAS = (0.9, 0.95)  # a second moment that follows a short run
 WEIGHT_DECAY = 0.01

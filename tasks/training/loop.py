@@ -19,6 +19,7 @@ from kernels.optimizers import build_optimizer
 from model.checkpoint import save_network
 from model.network import Sana, parameter_count
 from tasks import ranks
+from tasks.context import Context, Interrupted, Metrics
 from tasks.data.encoded import EncodedDataset
 from tasks.data.order import rank_rows
 from tasks.errors import UserError
@@ -26,7 +27,6 @@ from tasks.files import write_csv
 from tasks.params import Training
 from tasks.progress import progress
 from tasks.seeds import derive
-from tasks.stage import Context, Interrupted, Metrics
 from tasks.training.ema import Ema
 from tasks.training.evaluation import heldout_loss
 from tasks.training.interrupts import noted_interrupts

@@ -57,7 +57,7 @@ def test_stopping_ends_the_children_and_starts_no_more(tmp_path: Path) -> None:
 
 
 def test_a_child_ends_itself_when_its_parent_is_killed(tmp_path: Path) -> None:
-    stage = "from tasks.stage import die_with_parent; die_with_parent(); " + SLEEPER.replace(
+    stage = "from tasks.processes import die_with_parent; die_with_parent(); " + SLEEPER.replace(
         "'begun'", "__import__('os').getpid()"
     )
     parent = (

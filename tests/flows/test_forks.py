@@ -103,7 +103,7 @@ def test_stopping_ends_the_forks_and_the_process_they_came_from(tmp_path: Path) 
 
 def test_a_fork_ends_itself_when_the_flow_is_killed(tmp_path: Path) -> None:
     (tmp_path / "stage.py").write_text(
-        "import os, time; from tasks.stage import die_with_parent; die_with_parent();"
+        "import os, time; from tasks.processes import die_with_parent; die_with_parent();"
         "print(os.getpid(), flush=True); time.sleep(60)"
     )
     parent = (

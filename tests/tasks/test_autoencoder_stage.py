@@ -13,12 +13,12 @@ from PIL import Image
 from model.autoencoder import build_autoencoder, load_autoencoder
 from tasks import autoencoder as autoencoder_stage
 from tasks import layout, shard
+from tasks.context import Context
 from tasks.data.order import batch_indices
 from tasks.data.pictures import PictureDataset, to_unit_range
 from tasks.errors import UserError
 from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml
 from tasks.seeds import derive, generator
-from tasks.stage import Context
 from tasks.tracking import open_tracker
 
 PROJECT = Path(__file__).parents[2]

@@ -9,9 +9,10 @@ import torch
 from drawing_workspace import run
 from torch import nn
 
+from tasks.context import Context, Metrics
 from tasks.errors import UserError
 from tasks.params import PARAMS_FILE, build_params, read_yaml
-from tasks.stage import Context, Metrics, Stage
+from tasks.stage import Stage
 from tasks.training.fit import LOG_EVERY, fit
 
 PARAMS = build_params(read_yaml(Path(__file__).parents[2] / PARAMS_FILE), "test")

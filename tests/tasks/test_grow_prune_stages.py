@@ -18,13 +18,14 @@ from model.checkpoint import load_network, save_network
 from model.growth import STRATEGIES
 from model.importance import block_importance
 from tasks import grow, importance, layout, prune
+from tasks.context import Context, Metrics
 from tasks.data.encoded import EncodedDataset
 from tasks.errors import UserError
 from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml, section_values
 from tasks.random_blocks import random_choices
 from tasks.seeds import generator
 from tasks.spool import SPOOLS, open_spool
-from tasks.stage import Context, Metrics, Stage, run_depth_main
+from tasks.stage import Stage, run_depth_main
 from tasks.tracking import Tracker
 from tasks.training.evaluation import heldout_loss
 

@@ -26,6 +26,7 @@ from model.network import Sana
 from model.text_encoder import TextEncoder, instruction_text, save_reading, train_tokenizer
 from tasks import autoencoder, controls, encode, grow, importance, judge, layout, pretrain, prune, text_encoder
 from tasks import plan as command
+from tasks.context import Context, Metrics
 from tasks.data.pictures import PictureDataset
 from tasks.data.shards import SPLITS
 from tasks.errors import UserError
@@ -44,7 +45,6 @@ from tasks.planning.plan import Plan, Settings, make_plan
 from tasks.planning.scale import CHARACTERS_PER_TOKEN, Captions, Scale, measure_scale, tokens_of
 from tasks.planning.table import FLOPS, print_plan, scaled
 from tasks.shard import write_scenes
-from tasks.stage import Context, Metrics
 from tasks.text_encoder import reading
 from tasks.training.ema import Ema
 from tasks.training.loop import Trainer

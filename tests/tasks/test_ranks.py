@@ -23,11 +23,12 @@ from kernels.optimizers import build_optimizer
 from model.checkpoint import load_network
 from model.network import NetworkConfig, Sana
 from tasks import layout, ranks
+from tasks.context import Context
 from tasks.geneval.__main__ import stage as geneval
 from tasks.params import PARAMS_FILE, apply_overrides, apply_profile, load_params, read_yaml
 from tasks.pretrain import network_config
+from tasks.processes import LEASE_VARIABLE
 from tasks.spool import SPOOLS, open_spool
-from tasks.stage import LEASE_VARIABLE, Context
 from tasks.tracking import Tracker
 from tasks.training.ema import Ema
 from tasks.training.loop import Trainer

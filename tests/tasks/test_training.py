@@ -16,12 +16,12 @@ from small_workspace import PROJECT, stage_process, write_encoded, write_params
 from model.checkpoint import load_network
 from model.network import Sana
 from tasks import layout
+from tasks.context import Context
 from tasks.errors import UserError
 from tasks.files import read_json
 from tasks.params import load_params
 from tasks.pretrain import network_config
 from tasks.spool import SPOOLS, open_spool
-from tasks.stage import Context
 from tasks.tracking import Tracker
 from tasks.training.loop import Trainer
 from tasks.training.state import _generations
