@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import SlurmCluster, missing_programs, wait_for
+from cluster import SlurmCluster, wait_for
 from small_workspace import PROJECT, stage_process, write_encoded, write_params
 
 from tasks import layout
@@ -35,18 +34,6 @@ SCRIPT = f"""#!/bin/bash
 #SBATCH --open-mode=append
 exec {sys.executable} -m tasks.pretrain
 """
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """Two nodes."""
-    assert not missing_programs()
-    started = SlurmCluster(tmp_path_factory.mktemp("slurm"))
-    try:
-        started.up()
-        yield started
-    finally:
-        started.down()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 from clones import PROJECT, Clone, new_clone, new_origin
-from cluster import SlurmCluster, missing_programs, wait_for
+from cluster import SlurmCluster, wait_for
 
 from flows.sweeps.definition import Cluster
 from flows.sweeps.place import State
@@ -30,18 +30,6 @@ from tasks.params import PARAMS_FILE, PROFILES, read_yaml
 FINETUNE_STEPS = 400
 """So long that a fine-tune can be caught in the middle, with a checkpoint after every eighth step."""
 TAG = "sana15 sweep test of nothing"
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """Two nodes with one fake GPU each."""
-    assert not missing_programs()
-    started = SlurmCluster(tmp_path_factory.mktemp("slurm"))
-    try:
-        started.up()
-        yield started
-    finally:
-        started.down()
 
 
 # --- jobs
