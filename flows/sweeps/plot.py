@@ -28,7 +28,7 @@ def draw(title: str, settings: Sequence[Setting]) -> bytes:
                     *place, marker="o", markersize=12, markerfacecolor="none", color=CHOSEN, linestyle="", label="best"
                 )
             if one.pareto:
-                axes.annotate(_named(one), place, (6, -11), textcoords="offset points", fontsize=7)
+                axes.annotate(_named(one), place, (6, -4), textcoords="offset points", fontsize=7, va="top")
         axes.set(title=title, xlabel="million parameters", ylabel="GenEval")
         axes.set_ylim(bottom=0)
         axes.margins(x=0.12)
@@ -37,4 +37,6 @@ def draw(title: str, settings: Sequence[Setting]) -> bytes:
 
 
 def _named(one: Setting) -> str:
-    return f"{one.label}, {one.model}" + (f", best of {one.pictures}" if one.pictures > 1 else "")
+    """In two lines: in one they would run into the next point's."""
+    model = f"{one.model}, best of {one.pictures}" if one.pictures > 1 else one.model
+    return "\n".join(filter(None, (one.label, model)))
