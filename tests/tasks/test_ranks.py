@@ -150,6 +150,21 @@ def test_two_processes_train_the_smoke_profile_to_the_held_out_loss_of_one(
     assert not any(map(is_sharded, network.parameters()))
 
 
+def test_in_the_profiles_own_bfloat16_adamw_ends_where_one_process_does(encoded: Path) -> None:
+    adamw, two = {"pretrain.optimizer": "adamw"}, {"compute.processes_per_node": 2}
+    runs = {"alone": {}, "halves": {"pretrain.grad_accumulation": 2}} | {
+        parallelism: two | {"compute.parallelism": parallelism} for parallelism in PARALLELISMS
+    }
+    loss = {}
+    for name, changes in runs.items():
+        folder = workspace(encoded, f"bfloat16-{name}", adamw | changes)
+        finish(stage_process(folder, "tasks.pretrain"))
+        loss[name] = column(folder, "heldout.csv", 2)[-1].item()
+    assert abs(loss["ddp"] - loss["alone"]) < 1e-3 and abs(loss["fully_shard"] - loss["alone"]) < 1e-3
+    # two processes are one in two micro-batches, whose gradients are rounded alike
+    assert abs(loss["ddp"] - loss["halves"]) < 1e-6 and abs(loss["fully_shard"] - loss["halves"]) < 1e-4
+
+
 def train_with_adamw(folder: Path) -> None:
     """Six steps in two micro-batches, by each parallelism, into a folder of its own."""
     params = load_params(folder / PARAMS_FILE)
