@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -41,6 +42,19 @@ class Clone:
         """`prefect deployment run sana15/full-pipeline --watch` with parameters."""
         given = [text for name, value in parameters.items() for text in ("-p", f"{name}={json.dumps(value)}")]
         return self.run(str(BIN / "prefect"), "deployment", "run", "sana15/full-pipeline", "--watch", *given)
+
+    def begin_sweep(self, where: str, log: Path) -> psutil.Popen:
+        """The smoke profile's sweep `prune-depth` in a process of its own, with its output in a file."""
+        with open(log, "w") as file:
+            return psutil.Popen(
+                [sys.executable, "-m", "flows.sweep", "prune-depth", "--profile", "smoke", "--where", where],
+                cwd=self.root,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
 
     def lock(self) -> dict[str, Any]:
         """The entries of dvc.lock."""

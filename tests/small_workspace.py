@@ -61,3 +61,15 @@ def stage_process(workspace: Path, *command: str, **environment: str) -> subproc
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What a stage prints until it has ended well."""
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def small_model(workspace: Path) -> dict[str, bytes]:
+    """The files of the small model, by name."""
+    return {path.name: path.read_bytes() for path in sorted((workspace / layout.SMALL).iterdir())}

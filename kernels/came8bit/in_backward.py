@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kernels.came8bit.optimizer import Came
-from kernels.came8bit.state import Work, is_sharded
+from kernels.came8bit.state import Work, is_dtensor
 
 SMALL = 2**17
 """Parameters of at most this many entries keep their gradients to the end, where one call steps them all."""
@@ -101,7 +101,7 @@ def _refuse(network: nn.Module, clip_norm: float | None, grad_accumulation: int)
         "clipping by the global norm": clip_norm is not None,
         "gradient accumulation": grad_accumulation != 1,
         "DDP": any(isinstance(module, DistributedDataParallel) for module in modules),
-        "FSDP": any(is_fsdp(module) for module in modules) or any(map(is_sharded, network.parameters())),
+        "FSDP": any(is_fsdp(module) for module in modules) or any(map(is_dtensor, network.parameters())),
     }
     for name, found in refused.items():
         if found:

@@ -29,7 +29,7 @@ from kernels.blockwise import Map
 from kernels.blockwise.reference import MAPS
 from kernels.came8bit import eager
 from kernels.came8bit.rounding import Key, key_of
-from kernels.came8bit.state import Settings, State, Work, initial_state, is_matrix, is_sharded, layout
+from kernels.came8bit.state import Settings, State, Work, initial_state, is_dtensor, is_matrix, layout
 from kernels.came8bit.update import Betas, Epsilons
 from kernels.choice import Choice, use_triton
 
@@ -108,7 +108,7 @@ class Came(torch.optim.Optimizer):
         for work in works:
             if work.parameter.numel() == 0:
                 continue
-            if is_sharded(work.parameter):
+            if is_dtensor(work.parameter):
                 sharded.append(work)
             elif use_triton(self.kernels, work.parameter.device) and _fits_kernels(work):
                 fused.append(work)
@@ -202,7 +202,7 @@ def check_settings(
 
 def _copied(tensor: Tensor) -> Tensor:
     """A contiguous copy; a DTensor is what its shards are."""
-    return tensor.clone() if is_sharded(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.clone() if is_dtensor(tensor) else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _fits_kernels(work: Work) -> bool:

@@ -22,12 +22,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from kernels.blockwise import BLOCK, Map
 from kernels.blockwise.reference import MAPS, blocks_of, encode
 from kernels.came8bit.rounding import descend
-from kernels.came8bit.state import State, Work, is_matrix, sharded_dimension
+from kernels.came8bit.state import State, Work, first_row, is_matrix, sharded_dimension
 from kernels.came8bit.update import FactoredMean
 
 
@@ -70,9 +69,10 @@ class Rows:
 
     def __init__(self, work: Work) -> None:
         parameter = work.parameter
-        _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
         self.work, self.settings, self.whole = work, work.settings, parameter.shape
-        self.first = offset[0] * parameter.shape[1:].numel()  # the index of the first entry here in the whole
+        self.first = (
+            first_row(parameter) * parameter.shape[1:].numel()
+        )  # the index of the first entry here in the whole
         self.parameter = parameter.to_local()
         self.state: State = {
             name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in work.state.items()

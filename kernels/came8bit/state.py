@@ -48,9 +48,18 @@ def is_matrix(parameter: Tensor) -> bool:
     return parameter.dim() == 2 or (parameter.dim() == 4 and parameter.shape[2:] == (1, 1))
 
 
-def is_sharded(parameter: Tensor) -> bool:
+def is_dtensor(parameter: Tensor) -> bool:
     """Whether a parameter is a DTensor, of which this process may hold some rows only."""
     return hasattr(parameter, "device_mesh")
+
+
+def first_row(tensor: Tensor) -> int:
+    """The place in the whole tensor of the first row that is here."""
+    if not any(placement.is_shard(0) for placement in getattr(tensor, "placements", ())):
+        return 0
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # half a second, as below
+
+    return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1][0]
 
 
 def sharded_dimension(parameter: Tensor) -> int:
@@ -115,7 +124,7 @@ def layout(state: State) -> dict[str, Any]:
 
 def _zeros(parameter: Tensor, shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
     """Zeros of the parameter's device, sharded as it is."""
-    if is_sharded(parameter):
+    if is_dtensor(parameter):
         sharded_dimension(parameter)
         from torch.distributed.tensor import zeros  # half a second that only shards need
 

@@ -38,15 +38,6 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "placements") else tensor
 
 
-def first_row(tensor: Tensor) -> int:
-    """The place in the whole tensor of the first row that is here."""
-    if not is_sharded(tensor):
-        return 0
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1][0]
-
-
 def gathered(tensor: Tensor) -> Tensor:
     """All rows of a tensor, on every rank: a collective, if it is sharded."""
     return tensor.full_tensor() if hasattr(tensor, "placements") else tensor

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kernels.came8bit.state import first_row
 from tasks import ranks
 from tasks.errors import UserError
 from tasks.files import read_json, replace_folder, verify_manifest, write_json, write_manifest
 from tasks.training.ema import Ema
-from tasks.training.sharding import first_row, is_sharded, local
+from tasks.training.sharding import is_sharded, local
 
 KEPT = 2
 FIRST_ROWS = "first_rows"

@@ -16,7 +16,7 @@ from flows.forks import Forks, can_fork
 
 PROJECT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are forked on Linux only")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="children are forked on Linux only")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,7 @@ def run(forks: Forks, folder: Path, code: str, *arguments: str, **environment: s
     return lines
 
 
+@on_linux
 def test_a_fork_has_its_own_folder_arguments_environment_and_session(forks: Forks, tmp_path: Path) -> None:
     code = (
         "import os, sys; print(__name__, sys.argv, os.getcwd(), os.environ['COLOUR'], os.getsid(0) == os.getpid(),"
@@ -47,6 +48,7 @@ def test_a_fork_has_its_own_folder_arguments_environment_and_session(forks: Fork
 
 def test_children_are_forked_unless_they_may_touch_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = tmp_path / "gpu"
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr("flows.forks.GPU_DEVICES", (str(gpu),))
     assert [can_fork(device) for device in ("cpu", "auto")] == [True, True]
     gpu.touch()
@@ -55,11 +57,13 @@ def test_children_are_forked_unless_they_may_touch_a_gpu(tmp_path: Path, monkeyp
     assert not can_fork("cpu")
 
 
+@on_linux
 def test_libraries_are_imported_before_a_fork_begins(forks: Forks, tmp_path: Path) -> None:
     code = "import sys; print(*[name in sys.modules for name in ('torch', 'diffusers', 'transformers', 'accelerate')])"
     assert run(forks, tmp_path, code) == ["True True True True"]
 
 
+@on_linux
 def test_a_stages_code_is_read_when_it_starts(forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     for value in ("old", "newer"):
@@ -67,6 +71,7 @@ def test_a_stages_code_is_read_when_it_starts(forks: Forks, tmp_path: Path) -> N
         assert run(forks, tmp_path, "from model import VALUE; print(VALUE)") == [value]
 
 
+@on_linux
 def test_a_forks_failure_says_its_own_last_line(forks: Forks, tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match=r"^the reason$") as failure:
         run(forks, tmp_path, "import sys; print('out'); print('the reason', file=sys.stderr); sys.exit(2)")
@@ -78,6 +83,7 @@ def test_a_forks_failure_says_its_own_last_line(forks: Forks, tmp_path: Path) ->
         run(forks, tmp_path, "import os; os.kill(os.getpid(), 9)")
 
 
+@on_linux
 def test_stopping_ends_the_forks_and_the_process_they_came_from(tmp_path: Path) -> None:
     (tmp_path / "stage.py").write_text("import os, time; print(os.getpid(), os.getppid(), flush=True); time.sleep(60)")
     children, begun, failures, pids = Children(Forks()), threading.Event(), [], []
@@ -101,6 +107,7 @@ def test_stopping_ends_the_forks_and_the_process_they_came_from(tmp_path: Path) 
     assert len(pids) == 2 and not any(psutil.pid_exists(pid) for pid in pids)
 
 
+@on_linux
 def test_a_fork_ends_itself_when_the_flow_is_killed(tmp_path: Path) -> None:
     (tmp_path / "stage.py").write_text(
         "import os, time; from tasks.processes import die_with_parent; die_with_parent();"

@@ -212,27 +212,13 @@ def table(clone: Clone) -> list[dict[str, str]]:
     return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
 
-def begin_sweep(clone: Clone, log: Path) -> psutil.Popen:
-    """The sweep's flow in a process of its own."""
-    with open(log, "w") as file:
-        return psutil.Popen(
-            [sys.executable, "-m", "flows.sweep", "prune-depth", "--profile", "smoke", "--where", "work-pool"],
-            cwd=clone.root,
-            env=clone.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-
-
 @pytest.mark.timeout(900)  # two whole sweeps, on a machine that may be busy
 def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is_that_of_an_undisturbed_one(
     server: PrefectServer, pool: WorkPool, origin: Path, tmp_path: Path
 ) -> None:
     clone, logs = server.clone, [tmp_path / "first.log", tmp_path / "second.log"]
     workers = [server.worker(name, POOL) for name in ("left", "right")]
-    sweeps = [begin_sweep(clone, logs[0])]
+    sweeps = [clone.begin_sweep("work-pool", logs[0])]
     found: list[tuple[Path, psutil.Popen]] = []
 
     def says(words: str) -> bool:
@@ -249,7 +235,7 @@ def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is
     try:
         wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", 240)
         kill_all(sweeps[0])
-        sweeps.append(begin_sweep(clone, logs[1]))
+        sweeps.append(clone.begin_sweep("work-pool", logs[1]))
         wait_for(caught, "a fine-tune's middle", 240)
         folder, worker = found[0]
         kill_all(worker)

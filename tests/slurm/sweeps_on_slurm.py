@@ -5,14 +5,11 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from clones import PROJECT, Clone, new_clone, new_origin
@@ -175,16 +172,7 @@ class Flow:
 
     def __init__(self, clone: Clone, log: Path) -> None:
         self.log = log
-        with open(log, "w") as file:
-            self.process = psutil.Popen(
-                [sys.executable, "-m", "flows.sweep", "prune-depth", "--profile", "smoke", "--where", "slurm"],
-                cwd=clone.root,
-                env=clone.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
+        self.process = clone.begin_sweep("slurm", log)
 
     def says(self, words: str) -> bool:
         """Whether it has printed this; fails if it has ended before."""

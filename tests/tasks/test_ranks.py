@@ -17,8 +17,9 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from small_workspace import PROJECT, stage_process, write_encoded
+from small_workspace import PROJECT, finish, small_model, stage_process, write_encoded
 
+from kernels.came8bit.state import first_row
 from kernels.optimizers import build_optimizer
 from model.checkpoint import load_network
 from model.network import NetworkConfig, Sana
@@ -33,7 +34,7 @@ from tasks.tracking import Tracker
 from tasks.training.ema import Ema
 from tasks.training.loop import Trainer
 from tasks.training.objective import FlowMatchingLoss
-from tasks.training.sharding import first_row, gathered, is_sharded, local, shard
+from tasks.training.sharding import gathered, is_sharded, local, shard
 from tasks.training.state import History, _generations, load_state, save_state
 from tests.drawing_workspace import all_bytes, write_workspace
 from tests.kernels.processes import run_processes
@@ -77,16 +78,6 @@ def workspace(encoded: Path, name: str, changes: dict[str, Any]) -> Path:
     shutil.copytree(encoded, folder)
     write_smoke(folder, changes)
     return folder
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    return output
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / layout.SMALL).iterdir())}
 
 
 def column(folder: Path, name: str, place: int) -> torch.Tensor:
@@ -233,7 +224,7 @@ def test_a_rank_that_is_killed_ends_the_stage_with_its_name_and_the_stage_resume
     assert output.splitlines()[-1] == expected
     assert not ranks_of(folder)
     assert "resuming after step" in finish(stage_process(folder, "tasks.pretrain"))
-    assert outputs(folder) == outputs(two["fully_shard"])
+    assert small_model(folder) == small_model(two["fully_shard"])
 
 
 def test_ranks_die_with_the_process_that_was_asked_for_the_stage_and_keep_its_gpu_until_then(

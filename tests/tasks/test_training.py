@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_workspace import PROJECT, stage_process, write_encoded, write_params
+from small_workspace import PROJECT, finish, small_model, stage_process, write_encoded, write_params
 
 from model.checkpoint import load_network
 from model.network import Sana
@@ -48,16 +48,6 @@ def workspace(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    return output
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / layout.SMALL).iterdir())}
-
-
 def states(folder: Path) -> list[Path]:
     found = list((folder / layout.STATE / "state" / "pretrain").glob("*"))
     return _generations(found[0]) if found else []
@@ -73,7 +63,7 @@ def wait_for_state(folder: Path, process: subprocess.Popen[str]) -> None:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = workspace(tmp_path_factory.mktemp("uninterrupted") / "w")
     finish(stage_process(folder, "tasks.pretrain"))
-    return outputs(folder)
+    return small_model(folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -89,7 +79,7 @@ def test_stopped_and_restarted_equals_never_stopped(
     assert not (folder / layout.SMALL).exists()
     output = finish(stage_process(folder, "tasks.pretrain"))
     assert "resuming after step" in output
-    assert outputs(folder) == uninterrupted
+    assert small_model(folder) == uninterrupted
 
 
 def test_a_signal_saves_the_step_it_came_in(tmp_path: Path) -> None:
@@ -121,7 +111,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_resumed(
     newest.write_bytes(damaged)
     output = finish(stage_process(folder, "tasks.pretrain"))
     assert "passing over a damaged training state" in output and str(newest.relative_to(folder)) in output
-    assert outputs(folder) == uninterrupted
+    assert small_model(folder) == uninterrupted
 
 
 def test_state_of_other_params_is_not_resumed(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
@@ -133,7 +123,7 @@ def test_state_of_other_params_is_not_resumed(tmp_path: Path, uninterrupted: dic
     write_params(folder, CHANGES)
     output = finish(stage_process(folder, "tasks.pretrain"))
     assert "is not resumed" in output
-    assert outputs(folder) == uninterrupted
+    assert small_model(folder) == uninterrupted
 
 
 def test_non_finite_loss_stops_before_the_update(tmp_path: Path) -> None:
@@ -196,7 +186,7 @@ def test_without_averaging_the_last_weights_are_saved(tmp_path: Path) -> None:
     for number, decay in enumerate((0.0, 1e-30)):  # so small a decay leaves nothing of what was before
         folder = workspace(tmp_path / str(number), pretrain__steps=8, pretrain__ema_decay=decay)
         finish(stage_process(folder, "tasks.pretrain"))
-        saved.append(outputs(folder)["model.safetensors"])
+        saved.append(small_model(folder)["model.safetensors"])
         average = load_file(states(folder)[0] / "ema.safetensors") if states(folder) else {}
         assert decay or not average
     assert saved[0] == saved[1]
@@ -215,10 +205,10 @@ def test_bfloat16_weights_are_trained_and_resumed_to_the_bit(tmp_path: Path, in_
     process.communicate()
     assert states(cut), "it was done before it could be killed"
     assert "resuming after step" in finish(stage_process(cut, "tasks.pretrain"))
-    assert outputs(cut) == outputs(whole)
+    assert small_model(cut) == small_model(whole)
     tensors = load_file(whole / layout.SMALL / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
-    first, *_, last = outputs(whole)["heldout.csv"].decode().splitlines()[1:]
+    first, *_, last = small_model(whole)["heldout.csv"].decode().splitlines()[1:]
     assert float(last.split(",")[2]) < float(first.split(",")[2])
 
 
@@ -229,7 +219,7 @@ def test_steps_in_the_backward_pass_end_where_ordinary_ones_do(tmp_path: Path) -
         folder = workspace(tmp_path / str(chosen), pretrain__step_in_backward=chosen, **changes)
         finish(stage_process(folder, "tasks.pretrain"))
         saved.append(load_network(folder / layout.SMALL).state_dict())
-        rows = outputs(folder)["history.csv"].decode().splitlines()
+        rows = small_model(folder)["history.csv"].decode().splitlines()
         assert rows[1].endswith(",") == chosen  # the gradient's norm is not known
     for name, tensor in saved[0].items():
         torch.testing.assert_close(saved[1][name], tensor, rtol=1e-5, atol=1e-6)
