@@ -1,9 +1,8 @@
 """Following a sweep's points from their start to their end, wherever they run."""
 
-import fcntl
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from flows.sweeps.points import Point
 from flows.sweeps.running import outcome, prepare
 from tasks.errors import UserError
 from tasks.layout import STATE
+from tasks.locks import hold
 
 POLL_SECONDS = 1.0
 STARTS = 2
@@ -80,20 +80,10 @@ def _start(project: Path, point: Point, place: Place) -> str | None:
 
     To look and then to start is one step: of two sweeps with a point in common, the second one finds the first one's.
     """
-    with _starting(project):
+    with hold(project / STATE / "sweeps" / "starting.lock", "a point is being started", wait_seconds=math.inf):
         if (handle := place.find(point)) is not None:
             return handle
         if finished(point) or not place.room():
             return None
         prepare(project, point)
         return place.submit(point)
-
-
-@contextmanager
-def _starting(project: Path) -> Iterator[None]:
-    """Wait until no other process starts a point of this project."""
-    path = project / STATE / "sweeps" / "starting.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
