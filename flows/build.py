@@ -58,9 +58,15 @@ class Build:
             started = time.monotonic()
             noted = self.pins.note(name)
             self._run(stage, log)
-        self.pins.pin(name, noted)
+            self.pins.pin(name, noted)
         self.lineage.finish(name, self.pins.entry(name))
         return BuiltStage(name, self._digests(stage), False, time.monotonic() - started)
+
+    def close(self) -> None:
+        """End the children, and wait until what they have finished is pinned."""
+        self.children.stop()
+        with self._slots.take(branch=False):
+            pass
 
     def _whole(self, stage: PinnedStage) -> bool:
         """Whether all that the stage's manifest lists is in place; of outputs that DVC keeps it knows that itself."""
@@ -95,8 +101,8 @@ class Build:
 def open_build(root: Path, flow_run_id: str, given: Mapping[str, Any]) -> Iterator[Build]:
     """The build of workspace `root`, which is the working directory for as long as the block lasts.
 
-    `given` (profile and overrides) goes to MLflow. However the block ends, no child outlives it. Raises UserError if
-    the workspace is in use or cannot be read.
+    `given` (profile and overrides) goes to MLflow. However the block ends, no child outlives it, and what is finished
+    is pinned. Raises UserError if the workspace is in use or cannot be read.
     """
     with work_alone(root), chdir(root):
         params = load_params(root / PARAMS_FILE)
@@ -106,4 +112,4 @@ def open_build(root: Path, flow_run_id: str, given: Mapping[str, Any]) -> Iterat
             try:
                 yield build
             finally:
-                build.children.stop()
+                build.close()

@@ -121,8 +121,10 @@ def preload() -> None:
 def serve(requests: socket.socket) -> list[str]:
     """Fork for each request, and tell its exit code; returns in the child, with its arguments.
 
-    Ends when the flow has: its children see that (`tasks.processes.die_with_parent`) and end too.
+    Ends when the flow has: its children see that (`tasks.processes.die_with_parent`) and end too. TERM, which Slurm
+    sends to all processes of a job, would end it before it could tell how they ended.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     children: dict[int, tuple[int, int]] = {}  # by a descriptor that is ready when the child has ended: pid, status
     while True:
         for ready in select.select([requests, *children], [], [])[0]:
@@ -152,6 +154,7 @@ def serve(requests: socket.socket) -> list[str]:
 def become(request: dict[str, Any], streams: Sequence[int], parent: int) -> list[str]:
     """Make this process the child that was asked for; returns its arguments."""
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     for stream, own in zip(streams, (1, 2), strict=True):
         os.dup2(stream, own)
         os.close(stream)

@@ -176,6 +176,7 @@ def main(stage: Stage) -> None:
     try:
         with bad_input_exits(stage.name):
             metrics = run_stage(stage, load_params())
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left to stop, and what it resumed from is gone
     except Interrupted as error:
         print(f"{stage.name}: {error}", file=sys.stderr)
         sys.exit(128 + error.signum)

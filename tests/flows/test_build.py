@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dvc.repo import Repo
@@ -11,6 +14,7 @@ from PIL import Image
 from small_workspace import PROJECT, write_params
 
 from flows.build import BuiltStage, open_build
+from flows.pins import Pins
 from tasks.external import listing_digest, own_path
 
 DVC_YAML = """
@@ -96,3 +100,21 @@ def test_a_relative_path_starts_at_the_project_also_in_a_copy_of_it(
     monkeypatch.chdir(copy)
     assert own_path("data") == project.resolve() / "data"
     assert own_path(str(project.parent / "pictures")) == project.parent / "pictures"
+
+
+def test_what_ends_while_the_flow_stops_is_pinned(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    with open_build(project, "test", {}) as opened:
+        pin = opened.pins.pin
+
+        def late(name: str, noted: Any) -> None:
+            ended.set()
+            time.sleep(0.5)
+            pin(name, noted)
+
+        monkeypatch.setattr(opened.pins, "pin", late)
+        building = threading.Thread(target=opened.build, args=("shard", print))
+        building.start()
+        assert ended.wait(60)
+    assert Pins(project).up_to_date("shard")
+    building.join()

@@ -108,6 +108,12 @@ def test_stopping_ends_the_forks_and_the_process_they_came_from(tmp_path: Path) 
 
 
 @on_linux
+def test_a_fork_that_finishes_while_all_are_told_to_end_tells_its_code(forks: Forks, tmp_path: Path) -> None:
+    late = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(0.5); print('finished')"
+    assert run(forks, tmp_path, late) == ["finished"]
+
+
+@on_linux
 def test_a_fork_ends_itself_when_the_flow_is_killed(tmp_path: Path) -> None:
     (tmp_path / "stage.py").write_text(
         "import os, time; from tasks.processes import die_with_parent; die_with_parent();"

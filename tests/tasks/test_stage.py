@@ -68,3 +68,13 @@ def test_a_stages_code_is_all_it_imports_and_nothing_else(tmp_path: Path, monkey
     for name, changes in (("tasks/other.py", False), ("tasks/files.py", False), ("model/network.py", True)):
         (tmp_path / name).write_text(files[name] + "# edited\n", encoding="utf-8")
         assert (sources.code_digest("train") != digest) == changes, name
+
+
+def test_a_finished_stage_is_not_stopped_any_more(tmp_path: Path) -> None:
+    write_params(tmp_path, {})
+    code = "import os, signal\nfrom tasks.shard import stage\nfrom tasks import stage as stages\n"
+    run = (
+        "from tasks.params import load_params\nstages.main(stage(load_params()))\nos.kill(os.getpid(), signal.SIGTERM)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code + run], cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)})
+    assert ended.returncode == 0
