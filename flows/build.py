@@ -98,15 +98,15 @@ class Build:
 
 
 @contextmanager
-def open_build(root: Path, flow_run_id: str, given: Mapping[str, Any]) -> Iterator[Build]:
+def open_build(root: Path, flow_run_id: str, given: Mapping[str, Any], remote: bool = False) -> Iterator[Build]:
     """The build of workspace `root`, which is the working directory for as long as the block lasts.
 
-    `given` (profile and overrides) goes to MLflow. However the block ends, no child outlives it, and what is finished
-    is pinned. Raises UserError if the workspace is in use or cannot be read.
+    `given` (profile and overrides) goes to MLflow; `remote` is that of `Pins`. However the block ends, no child
+    outlives it, and what is finished is pinned. Raises UserError if the workspace is in use or cannot be read.
     """
     with work_alone(root), chdir(root):
         params = load_params(root / PARAMS_FILE)
-        pins = Pins(root)
+        pins = Pins(root, remote)
         with open_lineage(root, flow_run_id, given) as lineage:
             build = Build(root, params, pins, lineage)
             try:

@@ -43,7 +43,10 @@ class PipelineFailed(Exception):
 
 @flow(name="sana15", task_runner=ThreadPoolTaskRunner(), persist_result=True, result_serializer="json")
 def full_pipeline(
-    profile: str | None = None, overrides: dict[str, Any] | None = None, only: list[str] | None = None
+    profile: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    only: list[str] | None = None,
+    remote: bool = False,
 ) -> dict[str, Any]:
     """From pictures to a family of scored models; see the module's docstring.
 
@@ -51,6 +54,7 @@ def full_pipeline(
         profile: a file of `profiles/` merged over `params.yaml`.
         overrides: values by dotted key, such as `{"finetune.steps": 50}`, merged over that.
         only: the stages to run, such as `["shard"]`, in place of all; what they read must be among them or built.
+        remote: take what `dvc.lock` names and DVC's default remote has from there, and push what is built.
 
     Returns the workspace and, for each stage, its outputs with their digests, whether it was cached, and its seconds.
     """
@@ -58,7 +62,7 @@ def full_pipeline(
     root = open_workspace(Path.cwd(), profile, given["overrides"])
     log = get_run_logger().getChild(LOGGER).info
     log(f"working in {root}")
-    with open_build(root, str(flow_run.id), given) as build:
+    with open_build(root, str(flow_run.id), given, remote) as build:
         progress = Progress(len(build.pins.stages if only is None else only))
 
         def submit(name: str, upstream: Sequence[PrefectFuture]) -> PrefectFuture:
@@ -133,13 +137,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-p", "--param", action="append", default=[], metavar="KEY=VALUE", help="override, such as finetune.steps=50"
     )
+    parser.add_argument("--remote", action="store_true", help="pull from DVC's remote what it has, push what is built")
     arguments = parser.parse_args(argv)
     try:
         overrides = dict(parse_override(text) for text in arguments.param)
         merged_params(Path.cwd(), arguments.profile, overrides)
         speak_plainly()
         exit_on_term()
-        full_pipeline(profile=arguments.profile, overrides=overrides)
+        full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote)
     except UserError as error:
         return complain(error, 2)
     except PipelineFailed as error:

@@ -48,13 +48,13 @@ class PinnedStage:
 
 class Pins:
     """The DVC side of the workspace `root`, which must be the working directory: DVC resolves some of its paths by
-    that.
+    that. With `remote`, DVC's default remote is there to restore from, and gets what is pinned.
 
-    Raises UserError if dvc.yaml or dvc.lock cannot be read.
+    Raises UserError if dvc.yaml or dvc.lock cannot be read, or if there is no such remote.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, remote: bool = False) -> None:
+        self.root, self._remote = root, remote
         self._lock = threading.Lock()
         self._moved = False
         try:
@@ -64,8 +64,10 @@ class Pins:
                 stages = list(self._repo.index.stages)
                 self.stages = {own_name(stage.name): _describe(stage) for stage in stages}
                 self._stale = {own_name(stage.name) for stage in stages if stage.changed()}
+            if remote:
+                self._repo.cloud.get_remote()
         except DvcException as error:
-            raise UserError(f"{root}: DVC says: {' '.join(str(error).split())}") from None
+            raise UserError(f"{root}: DVC says: {_said(error)}") from None
 
     def up_to_date(self, name: str) -> bool:
         """Whether the stage's outputs are in place and are those of its params, code and inputs as they are now.
@@ -80,8 +82,9 @@ class Pins:
     def restore(self, name: str) -> bool:
         """Bring the stage's outputs back from DVC's cache if it was built before from what it would be built from now.
 
-        Like `dvc repro`, it removes the outputs that are in place first. A stage that writes past the cache has more in
-        its folder than DVC could bring back: that one is always built.
+        What `dvc.lock` names and only the remote has comes from there. Like `dvc repro`, it removes the outputs that
+        are in place first. A stage that writes past the cache has more in its folder than DVC could bring back: that
+        one is always built.
         """
         with self._exclusively():
             stage = self._stage(name)
@@ -90,7 +93,7 @@ class Pins:
             if not self.stages[name].kept:
                 return False
             try:
-                self._repo.stage_cache.restore(stage)
+                self._repo.stage_cache.restore(stage, pull=self._remote)
             except RunCacheNotFoundError:
                 return False
             self._repo.commit(self.stages[name].key, force=True)
@@ -106,17 +109,26 @@ class Pins:
     def pin(self, name: str, noted: Any) -> None:
         """Put what the stage has built into the cache and write its entry of `dvc.lock`.
 
-        Raises UserError, and pins nothing, if what it was built from is not what it is now.
+        Raises UserError, and pins nothing, if what it was built from is not what it is now; also if the remote does not
+        take it.
         """
         with self._exclusively():
             self._moved = True
             if changed := [text for dependency in noted.deps for text in _changes(dependency)]:
                 raise UserError(f"{', '.join(changed)} changed while {name} ran: run again")
             self._repo.commit(self.stages[name].key, force=True)
+            if self._remote:
+                self._push(name)
 
     def entry(self, name: str) -> dict[str, Any]:
         """The stage's entry of `dvc.lock`."""
         return yaml.safe_load((self.root / LOCK_FILE).read_text(encoding="utf-8"))["stages"][self.stages[name].key]
+
+    def _push(self, name: str) -> None:
+        try:
+            self._repo.push(self.stages[name].key)
+        except DvcException as error:
+            raise UserError(f"{name} is built, but was not pushed to DVC's remote: {_said(error)}") from None
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -130,6 +142,10 @@ class Pins:
 def own_name(key: str) -> str:
     """The stage's own name for its key in DVC: `geneval@pruned-8` for `geneval_cut@pruned-8`."""
     return key.replace("geneval_cut@", "geneval@")
+
+
+def _said(error: DvcException) -> str:
+    return " ".join(str(error).split())
 
 
 def _changes(dependency: Any) -> list[str]:

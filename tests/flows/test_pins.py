@@ -8,6 +8,7 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from dvc.config import Config
 from dvc.repo import Repo
 from small_workspace import write_params
 
@@ -75,10 +76,10 @@ def set_params(root: Path, seed: int, every: int) -> None:
     write_params(root, {"compute.seed": seed, "finetune.checkpoint_every": every})
 
 
-def build(root: Path) -> dict[str, str]:
+def build(root: Path, remote: bool = False) -> dict[str, str]:
     """Bring every stage up to date; says what that took for each."""
     took: dict[str, str] = {}
-    with chdir(root), open_build(root, "test", {}) as opened:
+    with chdir(root), open_build(root, "test", {}, remote) as opened:
         for name in opened.pins.stages:
             said: list[str] = []
             built = opened.build(name, said.append)
@@ -197,3 +198,35 @@ def test_a_truncated_lock_file_stops_with_one_line(project: Path) -> None:
     with pytest.raises(UserError, match=r"dvc\.lock") as error:
         Pins(project)
     assert "\n" not in str(error.value)
+
+
+def add_remote(root: Path, url: Path) -> None:
+    with Config(str(root / ".dvc")).edit("repo") as settings:
+        settings["remote"] = {"storage": {"url": str(url)}}
+        settings["core"]["remote"] = "storage"
+
+
+def test_another_clone_takes_from_the_remote_what_is_there_and_builds_the_rest(project: Path, tmp_path: Path) -> None:
+    other, remote = new_project(tmp_path / "other"), tmp_path / "remote"
+    for root in (project, other):
+        add_remote(root, remote)
+    assert build(project, remote=True) == taken("ran", "ran", "ran")
+    shutil.copyfile(project / "dvc.lock", other / "dvc.lock")
+    (lost,) = [path for path in remote.rglob("*") if path.is_file() and path.read_bytes() == seen(project, "second")]
+    assert build(other, remote=True) == taken("restored", "restored", "ran")
+    assert seen(other, "second") == seen(project, "second")
+    lost.unlink()
+    third = new_project(tmp_path / "third")
+    add_remote(third, remote)
+    shutil.copyfile(project / "dvc.lock", third / "dvc.lock")
+    assert build(third, remote=True) == taken("restored", "ran", "ran")
+    assert seen(third, "second") == seen(project, "second")
+
+
+def seen(root: Path, stage: str) -> bytes:
+    return (root / "outputs" / stage / "seen").read_bytes()
+
+
+def test_a_remote_that_is_asked_for_and_is_not_there_stops_with_one_line(project: Path) -> None:
+    with pytest.raises(UserError, match=r"DVC says: .*no remote specified.* dvc remote add -d"):
+        build(project, remote=True)
