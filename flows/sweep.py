@@ -24,7 +24,7 @@ from prefect.states import State as RunState
 from flows.artifacts import best_effort
 from flows.full_pipeline import LOGGER, complain, exit_on_term, speak_plainly
 from flows.sweeps.definition import Sweep, read_sweep
-from flows.sweeps.follow import Told, finished, follow
+from flows.sweeps.follow import Told, finished, follow, write_folders
 from flows.sweeps.leases import visible_gpus
 from flows.sweeps.lineage import recorded
 from flows.sweeps.local import Local
@@ -138,7 +138,9 @@ def mark(project: Path, plan: Sweep) -> str:
 
 def run_points(project: Path, points: Sequence[Point], place: Place, told: Told) -> dict[str, State]:
     """Run the shared stages of what is missing, then the points themselves; returns where each point ended, by key."""
-    before = follow(project, shared_by(points), place, told)
+    shared = shared_by(points)
+    write_folders(project, [*shared, *points], place)
+    before = follow(project, shared, place, told)
     blocked = {
         point.key: State("failed", f"{point.shared.label}: {before[point.shared.key].reason}")
         for point in points

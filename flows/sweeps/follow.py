@@ -3,12 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.sweeps.place import Place, State
 from flows.sweeps.points import Point
-from flows.sweeps.running import outcome, prepare
+from flows.sweeps.running import ordered, outcome, prepare
 from tasks.errors import UserError
 from tasks.layout import STATE
 from tasks.locks import hold
@@ -37,10 +38,22 @@ def finished(point: Point) -> bool:
     return (ended := outcome(point.folder)) is not None and ended.done
 
 
+def write_folders(project: Path, points: Sequence[Point], place: Place) -> None:
+    """Write the folders of those points that are neither done nor under way.
+
+    All before the first begins: it may take days until the last does, and the code is edited meanwhile.
+    """
+    for point in points:
+        with _starting(project):
+            if not finished(point) and not (ordered(point.folder) and place.find(point)):
+                prepare(project, point)
+
+
 def follow(project: Path, points: Sequence[Point], place: Place, told: Told) -> dict[str, State]:
     """Run those of the points that are not done, and return where each ended, by key: done, or failed with its reason.
 
-    `told` hears of every change. However this ends early, by Ctrl-C or a cancelled flow, its runs are cancelled.
+    Their folders are written (`write_folders`). `told` hears of every change. However this ends early, by Ctrl-C or a
+    cancelled flow, its runs are cancelled.
     """
     runs = [_Run(point, State("done" if finished(point) else "queued")) for point in points]
     try:
@@ -80,10 +93,13 @@ def _start(project: Path, point: Point, place: Place) -> str | None:
 
     To look and then to start is one step: of two sweeps with a point in common, the second one finds the first one's.
     """
-    with hold(project / STATE / "sweeps" / "starting.lock", "a point is being started", wait_seconds=math.inf):
+    with _starting(project):
         if (handle := place.find(point)) is not None:
             return handle
         if finished(point) or not place.room():
             return None
-        prepare(project, point)
         return place.submit(point)
+
+
+def _starting(project: Path) -> AbstractContextManager[None]:
+    return hold(project / STATE / "sweeps" / "starting.lock", "a point is being started", wait_seconds=math.inf)

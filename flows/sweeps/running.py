@@ -57,6 +57,11 @@ def prepare(project: Path, point: Point) -> None:
     write_json(point.folder / ORDER, {"key": point.key, "label": point.label, "only": point.only})
 
 
+def ordered(folder: Path) -> bool:
+    """Whether the point's folder has been written."""
+    return (folder / ORDER).exists()
+
+
 def outcome(folder: Path) -> Outcome | None:
     """How the point in `folder` ended; None if it has not, was stopped, or its folder is gone."""
     path = folder / OUTCOME

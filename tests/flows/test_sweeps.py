@@ -316,6 +316,19 @@ def test_what_runs_is_cancelled_when_the_sweep_is_stopped(project: Path, points:
     assert place.cancelled == [point.key for point in points[:2]]
 
 
+def test_an_edit_while_a_sweep_runs_reaches_no_point_of_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "POLL_SECONDS", 0)
+    code = project / "tasks/mine.py"
+    code.parent.mkdir()
+    code.write_text("old")
+    rates = {"finetune.learning_rate": [1e-4, 2e-4]}
+    points = expand(project, written(project, {"from": "finetune", "profile": "smoke", "grid": rates}))
+    place = Pretended(room=1, lost=1)
+    run_points(project, points, place, lambda _point, _state: code.write_text("new") and None)
+    assert len(place.started) == 4  # what is lost and started again is of the old code too
+    assert [(point.folder / "tasks/mine.py").read_text() for point in points] == ["old", "old"]
+
+
 # --- processes of this machine
 
 SLEEPS = "import time; time.sleep(60)"
