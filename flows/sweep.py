@@ -28,6 +28,7 @@ from flows.sweeps.follow import Told, finished, follow, write_folders
 from flows.sweeps.leases import visible_gpus
 from flows.sweeps.lineage import recorded
 from flows.sweeps.local import Local
+from flows.sweeps.origin import origin_of
 from flows.sweeps.place import Place, State
 from flows.sweeps.plot import draw
 from flows.sweeps.points import Point, expand
@@ -110,6 +111,8 @@ def open_place(
         if parallel is not None or gpus is not None:
             raise UserError(f"parallel and gpus are for where local, not {where}: its queue and workers decide")
         refuse_sqlite_over_network(where)
+        if where == "work-pool" and plan.cluster.clone:
+            origin_of(project)
         return open_slurm(project, plan) if where == "slurm" else open_pool(project, plan, pool)
     if parallel is not None and parallel < 1:
         raise UserError(f"parallel is {parallel}: it must be above 0")

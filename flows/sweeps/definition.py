@@ -21,7 +21,8 @@ class Cluster:
     """What a run asks of Slurm or of a work pool; None leaves it to the cluster's own default.
 
     Slurm alone has `minutes` and `partition`. `pool` is the work pool; a run in one that has not been heard of for
-    `lost_seconds` is given up.
+    `lost_seconds` is given up. With `clone` its hosts share no folder with this one: each run has a clone of the
+    project's git repository, and its data out of DVC's default remote.
     """
 
     gpus: int = 1
@@ -31,6 +32,7 @@ class Cluster:
     partition: str | None = None
     pool: str | None = None
     lost_seconds: int = 120
+    clone: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ def _cluster(values: Any, where: str) -> Cluster:
     for key in ("memory", "partition", "pool"):
         value = values.get(key)
         _must(value is None or isinstance(value, str), f"{where}: cluster.{key} is {value!r}: it must be text or null")
+    clone = values.get("clone", False)
+    _must(type(clone) is bool, f"{where}: cluster.clone is {clone!r}: it must be true or false")
     return Cluster(**values)
 
 

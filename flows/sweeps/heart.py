@@ -1,4 +1,4 @@
-"""Signs of life: what a point writes in its folder, and a sweep on another host listens to.
+"""Signs of life: what a point writes in its folder, or on its flow run, and a sweep on another host listens to.
 
 Clocks of two hosts differ, so that the text of a beat means nothing but that it is another one; how long there was none
 is measured by the listener's own clock.
@@ -10,6 +10,8 @@ from pathlib import Path
 from flows.sweeps.running import RECORDS
 
 HEART = RECORDS / "heart"
+BEAT_LABEL = "sana15.beat"
+"""Of a flow run, where there is no folder to beat in."""
 BEATS = 10
 """How many beats are given in the time after which silence means death."""
 

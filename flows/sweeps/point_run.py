@@ -1,23 +1,40 @@
 """A point as a flow run in a work pool: what its worker starts.
 
 The pipeline itself runs in a process of its own, with the code and in the folder of the point: edits of the project do
-not reach it.
+not reach it. `run_point` is for a host that sees the sweep's folders, `run_clone` for one that shares none with it.
 """
 
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
-from prefect import State, flow
+import httpx
+from prefect import State, flow, get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from flows.sweeps.heart import BEATS, beat
+from flows.pins import LOCK_FILE
+from flows.sweeps.heart import BEAT_LABEL, BEATS, beat
+from flows.sweeps.points import POINTS, Point, code_of
 from flows.sweeps.process import PointProcess, end, ending, start
-from flows.sweeps.running import environment, outcome
+from flows.sweeps.running import LOG, OUTCOME, environment, outcome, prepare
+from tasks.files import read_json, write_bytes
 
 FLOW = "sana15-point"
+REPORT = "sana15-point"
+"""The type of the artifact in which a run in a clone leaves what the sweep's folder of its point must have."""
+MOST_CHARACTERS = 400_000
+"""Of a file that is sent to Prefect: more than any dvc.lock has, and the end of a long log."""
 LOOK_SECONDS = 0.5
+
+Beat = Callable[[], str | None]
+"""Gives a sign of life; returns why the run is to end, if it is."""
 
 
 class PointFailed(Exception):
@@ -33,25 +50,63 @@ def run_point(folder: str, attempt: int, lost_seconds: int) -> State | None:
 
     Raises PointFailed. `attempt` is there to be seen.
     """
-    here, worker = Path(folder), os.getppid()
+    here = Path(folder)
     beat(here)
-    process = start(here, environment(here, elsewhere=False))
+    return run_in(here, beats_in(here, lost_seconds), lost_seconds)
+
+
+@flow(name=FLOW)
+def run_clone(
+    key: str,
+    label: str,
+    only: list[str] | None,
+    params: dict[str, Any],
+    code: str,
+    lock: str,
+    attempt: int,
+    lost_seconds: int,
+) -> State | None:
+    """Run a point in this clone of the project, and beat to Prefect's server for as long as it runs.
+
+    What `lock`, a dvc.lock, names comes out of DVC's default remote, what is built goes there, and what the sweep must
+    know is left in an artifact. A run that has lost its worker, or that the sweep has given up, ends itself.
+
+    Raises PointFailed, also where the clone has other `code` than the sweep.
+    """
+    project = Path.cwd()
+    point = Point(key, label, project / POINTS / key, params, {}, 0, None if only is None else tuple(only))
+    if code_of(project) != code:
+        raise PointFailed(f"the code in the clone {project} is not that of the sweep")
+    prepare(project, point, remote=True)
+    if lock:
+        write_bytes(point.folder / LOCK_FILE, lock.encode())
+    client, run = get_client(sync_client=True), UUID(flow_run.id)
     try:
-        stopped = _watch(process, here, worker, lost_seconds)
+        return run_in(point.folder, beats_to(client, run), lost_seconds)
+    finally:
+        report(client, run, point.folder)
+
+
+def run_in(folder: Path, sign: Beat, lost_seconds: int) -> State | None:
+    """Run the point that is prepared in `folder`, with ten beats in `lost_seconds`. Raises PointFailed."""
+    worker = os.getppid()
+    process = start(folder, environment(folder, elsewhere=False))
+    try:
+        stopped = watch(process, worker, sign, lost_seconds / BEATS)
     finally:
         if process.poll() is None:
             end([process])
-    if (ended := outcome(here)) is None:
+    if (ended := outcome(folder)) is None:
         if stopped is not None:
             return Crashed(message=stopped)
-        raise PointFailed(ending(process, here))
+        raise PointFailed(ending(process, folder))
     if not ended.done:
         raise PointFailed(ended.reason)
     return None
 
 
-def _watch(process: PointProcess, folder: Path, worker: int, lost_seconds: int) -> str | None:
-    """Wait for the end of the process; or return why not to wait any longer."""
+def watch(process: PointProcess, worker: int, sign: Beat, seconds: float) -> str | None:
+    """Wait for the end of the process, with a beat every so many seconds; or return why not to wait any longer."""
     last = time.monotonic()
     while True:
         try:
@@ -61,12 +116,50 @@ def _watch(process: PointProcess, folder: Path, worker: int, lost_seconds: int) 
             pass
         if os.getppid() != worker:
             return "its worker is gone"
-        silent = time.monotonic() - last
-        if silent > lost_seconds / 2:
-            return f"it could not reach its folder for {silent:.0f} seconds"
-        if silent > lost_seconds / BEATS:
-            try:
-                beat(folder)
-                last = time.monotonic()
-            except OSError:
-                continue
+        if time.monotonic() - last > seconds:
+            last = time.monotonic()
+            if (reason := sign()) is not None:
+                return reason
+
+
+def beats_in(folder: Path, lost_seconds: int) -> Beat:
+    """Beats in a shared folder: the run is to end if that is out of reach for half of `lost_seconds`."""
+    last = time.monotonic()
+
+    def sign() -> str | None:
+        nonlocal last
+        try:
+            beat(folder)
+            last = time.monotonic()
+        except OSError:
+            silent = time.monotonic() - last
+            return f"it could not reach its folder for {silent:.0f} seconds" if silent > lost_seconds / 2 else None
+        return None
+
+    return sign
+
+
+def beats_to(client: SyncPrefectClient, run: UUID) -> Beat:
+    """Beats to Prefect's server: the run is to end if it is over there. A server that is away is waited for."""
+
+    def sign() -> str | None:
+        try:
+            client.update_flow_run_labels(run, {BEAT_LABEL: str(time.time_ns())})
+            state = client.read_flow_run(run).state
+        except httpx.HTTPError:
+            return None
+        return f"it was given up: {state.name}" if state is not None and state.is_final() else None
+
+    return sign
+
+
+def report(client: SyncPrefectClient, run: UUID, folder: Path) -> None:
+    """Leave with Prefect the outcome of the point in `folder`, its dvc.lock, and the end of its log."""
+    if not (folder / OUTCOME).exists():
+        return
+    files = {str(name): folder / name for name in (LOCK_FILE, LOG)}
+    texts = {
+        name: path.read_text("utf-8", "replace")[-MOST_CHARACTERS:] for name, path in files.items() if path.exists()
+    }
+    data = {"outcome": read_json(folder / OUTCOME), "files": texts}
+    client.create_artifact(ArtifactCreate(type=REPORT, data=data, flow_run_id=run))

@@ -124,6 +124,11 @@ def stage_params(project: Path) -> dict[str, frozenset[str]]:
     return {name: frozenset(stage.get("params") or stage["do"]["params"]) for name, stage in stages}
 
 
+def code_of(project: Path) -> str:
+    """The digest of the code of all stages, as it is here now."""
+    return sha256_json({kind: code_digest(kind) for kind in sorted(stage_params(project))})
+
+
 def _covers(read: Iterable[str], key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in read)
 

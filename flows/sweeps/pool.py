@@ -1,7 +1,8 @@
 """Points as flow runs in a Prefect work pool, of whatever kind: processes of several hosts, jobs of Kubernetes.
 
-All hosts see the project in one folder of the same path. A worker that is killed tells nobody, and Prefect calls its
-run Running for ever; so a run beats in the point's folder, and one that falls silent is marked as crashed from here.
+All hosts see the project in one folder of the same path, or each run has a clone (`flows.sweeps.reach`). A worker that
+is killed tells nobody, and Prefect calls its run Running for ever; so a run gives signs of life, and one that falls
+silent is marked as crashed from here.
 """
 
 import time
@@ -16,23 +17,21 @@ import httpx
 from prefect import get_client
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
-from prefect.client.schemas.objects import State as RunState
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Cancelling, Crashed
 
 from flows.servers import API_VARIABLE
 from flows.sweeps.definition import Cluster
-from flows.sweeps.heart import Silence, heard
+from flows.sweeps.heart import Silence
 from flows.sweeps.place import State
 from flows.sweeps.point_run import FLOW
 from flows.sweeps.points import Point
+from flows.sweeps.reach import Clones, Reach, SharedFolder
 from flows.sweeps.running import outcome
 from tasks.errors import UserError
 from tasks.files import sha256_json
 
-ENTRYPOINT = "flows/sweeps/point_run.py:run_point"
-PULL = "prefect.deployments.steps.set_working_directory"
 ACTIVE = [one for one in StateType if one not in TERMINAL_STATES]
 PAGE = 200
 """Flow runs in one answer: the most that Prefect's server gives unless it is told otherwise."""
@@ -59,6 +58,8 @@ class WorkPool:
             )
         self._project, self._pool, self._cluster, self._tag = project, pool, cluster, tag
         self._client = get_client(sync_client=True)
+        self._reach: Reach = Clones(project, self._client) if cluster.clone else SharedFolder(project)
+        self._mine = f"sana15 points of {project}"
         self._variables = self._job_variables()
         self._deployment: UUID | None = None
         self._active_runs: dict[str, FlowRun] = {}
@@ -75,36 +76,38 @@ class WorkPool:
 
     def submit(self, point: Point) -> str:
         """Schedule a flow run; a sweep that does the same at this moment, from whichever host, gets the same one."""
-        earlier = self._runs(tags=filters.FlowRunFilterTags(all_=[point.key]))
-        if (run := next((run for run in earlier if run.state_type in ACTIVE), None)) is None:
+        earlier = self._runs(point.key)
+        done = (run for run in earlier if run.state_type is StateType.COMPLETED and self._reach.collect(point, run))
+        run = next((run for run in earlier if run.state_type in ACTIVE), None) or next(done, None)
+        if run is None:
             run = self._create(point, 1 + max((run.parameters["attempt"] for run in earlier), default=0))
         self._active_runs[str(run.id)] = run
         return str(run.id)
 
     def _create(self, point: Point, attempt: int) -> FlowRun:
-        given = {"folder": str(point.folder), "attempt": attempt, "lost_seconds": self._cluster.lost_seconds}
+        seen = {"attempt": attempt, "lost_seconds": self._cluster.lost_seconds}
         return self._ask(
             lambda: self._client.create_flow_run_from_deployment(
                 self._deploy(),
                 name=point.label,
-                parameters=given,
-                tags=[point.key, self._tag],
-                idempotency_key=f"{self._deploy()} {point.key} {attempt}",
+                parameters=self._reach.parameters(point) | seen,
+                tags=[self._mine, point.key, self._tag],
+                idempotency_key=f"{self._mine} {self._pool} {point.key} {attempt}",
                 job_variables=self._variables,
             )
         )
 
     def state(self, point: Point, handle: str) -> State:
         """By Prefect, by the beats where it says that the run is under way, and then by the point's own outcome."""
-        if (run := self._state(handle)) is None:
+        if (run := self._run(handle)) is None:
             return self._by_outcome(point) or State("lost", f"Prefect knows no flow run {handle} any more")
-        if run.is_final():
-            return self._over(point, handle, run)
-        if run.type not in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
+        if run.state.is_final():
+            return self._over(point, run)
+        if run.state_type not in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
             return State("queued")
-        pending = run.is_pending()
+        pending = run.state.is_pending()
         limit = BEGIN_SECONDS if pending else self._cluster.lost_seconds
-        silent = self._silence.seconds(handle, run.type.value if pending else heard(point.folder))
+        silent = self._silence.seconds(handle, run.state_type.value if pending else self._reach.sign(point, run))
         if silent < limit:
             return State("queued" if pending else "running")
         reason = f"nothing was heard of it for {silent:.0f} seconds: its worker was killed, or its host is gone"
@@ -122,19 +125,20 @@ class WorkPool:
 
     def cancel_all(self) -> None:
         """Cancel every run that this sweep has scheduled."""
-        self.cancel([str(run.id) for run in self._active(tags=filters.FlowRunFilterTags(all_=[self._tag]))])
+        self.cancel([str(run.id) for run in self._active(self._tag)])
 
-    def _over(self, point: Point, handle: str, run: RunState) -> State:
+    def _over(self, point: Point, run: FlowRun) -> State:
         """Where a point stands whose flow run has ended."""
+        self._ask(lambda: self._reach.collect(point, run))
         if (ended := self._by_outcome(point)) is not None:
             return ended
-        said = " ".join((run.message or "it said nothing").split())
-        if run.is_completed():
-            late = self._silence.seconds(handle, run.type.value) < SETTLE_SECONDS
+        said = " ".join((run.state.message or "it said nothing").split())
+        if run.state.is_completed():
+            late = self._silence.seconds(str(run.id), run.state_type.value) < SETTLE_SECONDS
             return State("running") if late else State("failed", "its flow run is completed, but it left no outcome")
-        if run.is_crashed():
+        if run.state.is_crashed():
             return State("lost", said)
-        return State("failed", f"{run.name} in Prefect: {said}")
+        return State("failed", f"{run.state.name} in Prefect: {said}")
 
     def _by_outcome(self, point: Point) -> State | None:
         ended = outcome(point.folder)
@@ -147,25 +151,28 @@ class WorkPool:
             self._looked = time.monotonic()
         return self._active_runs
 
-    def _state(self, handle: str) -> RunState | None:
-        """The run's state; None if Prefect does not know it."""
+    def _run(self, handle: str) -> FlowRun | None:
+        """The flow run; None if Prefect does not know it."""
         if (run := self._look().get(handle)) is not None:
-            return run.state
+            return run
         try:
-            return self._ask(lambda: self._client.read_flow_run(UUID(handle))).state
+            return self._ask(lambda: self._client.read_flow_run(UUID(handle)))
         except ObjectNotFound:
             return None
 
-    def _active(self, **wanted: Any) -> list[FlowRun]:
-        return self._runs(state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=ACTIVE)), **wanted)
+    def _active(self, *tags: str) -> list[FlowRun]:
+        return self._runs(*tags, state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=ACTIVE)))
 
-    def _runs(self, **wanted: Any) -> list[FlowRun]:
-        """The project's runs in this pool that are as `wanted`."""
-        deployed = filters.FlowRunFilterDeploymentId(any_=[self._deploy()])
-        chosen = filters.FlowRunFilter(deployment_id=deployed, **wanted)
+    def _runs(self, *tags: str, **wanted: Any) -> list[FlowRun]:
+        """The project's runs in this pool that have these tags and are as `wanted`."""
+        tagged = filters.FlowRunFilterTags(all_=[self._mine, *tags])
+        asked = {
+            "flow_run_filter": filters.FlowRunFilter(tags=tagged, **wanted),
+            "work_pool_filter": filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[self._pool])),
+        }
         found: list[FlowRun] = []
         while True:
-            page = partial(self._client.read_flow_runs, flow_run_filter=chosen, limit=PAGE, offset=len(found))
+            page = partial(self._client.read_flow_runs, **asked, limit=PAGE, offset=len(found))
             found += (answer := self._ask(page))
             if len(answer) < PAGE:
                 return found
@@ -174,15 +181,16 @@ class WorkPool:
         """The deployment of this project's points in the pool, made at the first use."""
         if self._deployment is None:
             flow_id = self._ask(lambda: self._client.create_flow_from_name(FLOW))
-            project = str(self._project)
+            # runs that wait keep their deployment, and with it the commit of their clones
+            made_of = [str(self._project), self._reach.entrypoint, self._reach.pull_steps]
             self._deployment = self._ask(
                 lambda: self._client.create_deployment(
                     flow_id,
-                    name=f"{self._pool}-{sha256_json(project)[:8]}",
-                    description=f"Points of sweeps of {project}",
+                    name=f"{self._pool}-{sha256_json(made_of)[:8]}",
+                    description=f"Points of sweeps of {self._project}",
                     work_pool_name=self._pool,
-                    entrypoint=ENTRYPOINT,
-                    pull_steps=[{PULL: {"directory": project}}],
+                    entrypoint=self._reach.entrypoint,
+                    pull_steps=self._reach.pull_steps,
                     tags=["sana15"],
                 )
             )
@@ -202,10 +210,13 @@ class WorkPool:
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
         """The server's answer; waits for one that is away. Raises UserError if it stays away or refuses."""
-        until = time.monotonic() + PATIENCE_SECONDS
+        until, failure = time.monotonic() + PATIENCE_SECONDS, ""
         while True:
             try:
-                return question()
+                answer = question()
+                if failure:
+                    self._silence = Silence()  # while the server was away nobody was heard
+                return answer
             except httpx.HTTPStatusError as error:
                 if (code := error.response.status_code) == 404:
                     raise ObjectNotFound(error) from error

@@ -50,11 +50,15 @@ class Outcome:
         return not self.reason
 
 
-def prepare(project: Path, point: Point) -> None:
-    """Write the point's folder: code, params and what to run, without an earlier outcome."""
+def prepare(project: Path, point: Point, remote: bool = False) -> None:
+    """Write the point's folder: code, params and what to run, without an earlier outcome.
+
+    With `remote` it takes data out of DVC's remote, and gives it what it builds.
+    """
     write_copy(project, point.folder, point.values)
     (point.folder / OUTCOME).unlink(missing_ok=True)
-    write_json(point.folder / ORDER, {"key": point.key, "label": point.label, "only": point.only})
+    order = {"key": point.key, "label": point.label, "only": point.only, "remote": remote}
+    write_json(point.folder / ORDER, order)
 
 
 def ordered(folder: Path) -> bool:
@@ -117,7 +121,8 @@ def main() -> int:
         with hold(LOCK, f"{Path.cwd()} is in use", LEAVING_SECONDS):
             await_leavers()
             OUTCOME.unlink(missing_ok=True)
-            return _run(read_json(ORDER)["only"])
+            order = read_json(ORDER)
+            return _run(order["only"], order["remote"])
     except UserError as error:
         return complain(error, 2)
     finally:
@@ -131,10 +136,10 @@ def await_leavers() -> None:
             pass
 
 
-def _run(only: Sequence[str] | None) -> int:
+def _run(only: Sequence[str] | None, remote: bool) -> int:
     started, code, reason = time.monotonic(), 0, ""
     try:
-        full_pipeline(only=only)
+        full_pipeline(only=only, remote=remote)
     except (UserError, PipelineFailed) as error:
         code, reason = 2 if isinstance(error, UserError) else 1, str(error)
     except Exception as error:

@@ -17,6 +17,7 @@ from flows.sweeps.definition import Cluster
 
 POOLS = PROJECT / "flows/pools"
 Job = TypeVar("Job", bound=BaseJobConfiguration)
+SCRATCH = {"name": "shared", "emptyDir": {}}
 ASKED = {"image": "registry.example/sana15:1", "folder": "/shared"}
 
 
@@ -61,7 +62,9 @@ def test_the_process_template_renders() -> None:
 
 
 @pytest.mark.parametrize("version", ["1.34", "1.37"])
-@pytest.mark.parametrize("values", [{}, {"gpus": 0, "user": 1000, "node_selector": {"gpu": "h200"}}])
+@pytest.mark.parametrize(
+    "values", [{}, {"gpus": 0, "user": 1000, "node_selector": {"gpu": "h200"}}, {"volume": SCRATCH}]
+)
 def test_the_kubernetes_manifest_is_what_the_api_takes(version: str, values: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest(**values), version, strict=True)
 

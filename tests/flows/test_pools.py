@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,18 +15,21 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from clones import PROJECT, Clone, free_port, new_clone, new_origin
+from clones import BIN, PROJECT, Clone, free_port, new_clone, new_origin
+from dvc.config import Config
 from prefect import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_server import PrefectServer, kill_all, wait_for
 
 from flows.sweeps import point_run
 from flows.sweeps.definition import SWEEPS, Cluster
+from flows.sweeps.origin import Origin, origin_of
 from flows.sweeps.place import State
 from flows.sweeps.points import Point
 from flows.sweeps.pool import WorkPool
 from flows.sweeps.running import LOG, OUTCOME
 from tasks.errors import UserError
+from tasks.files import verify_manifest
 from tasks.params import PARAMS_FILE, PROFILES, read_yaml
 
 POOL, TAG = "points", "sana15 sweep test of nothing"
@@ -44,11 +48,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep["profiles"]["smoke"]["cluster"] = {"pool": POOL, "lost_seconds": LOST_SECONDS}
     sweep["profiles"]["smoke"]["grid"] = {"prune.depths": [[2], [1]]}
     (root / SWEEPS / "prune-depth.yaml").write_text(yaml.safe_dump(sweep))
-    subprocess.run(
-        ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-aqm", "few"],
-        cwd=root,
-        check=True,
-    )
+    commit(root)
     return root
 
 
@@ -170,7 +170,7 @@ def test_a_run_that_cannot_reach_its_folder_ends_itself_before_another_is_begun(
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         began = time.monotonic()
-        said = point_run._watch(process, tmp_path / "gone", os.getppid(), lost_seconds=4)
+        said = point_run.watch(process, os.getppid(), point_run.beats_in(tmp_path / "gone", lost_seconds=4), 0.4)
         assert said == "it could not reach its folder for 2 seconds"
         assert time.monotonic() - began < 4
     finally:
@@ -212,9 +212,18 @@ def table(clone: Clone) -> list[dict[str, str]]:
     return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """The table of the same sweep on one machine."""
+    clone = new_clone(origin, tmp_path_factory.mktemp("undisturbed"))
+    done = clone.python("-m", "flows.sweep", "prune-depth", "--profile", "smoke", "--parallel", "2")
+    assert done.returncode == 0, done.stderr
+    return table(clone)
+
+
 @pytest.mark.timeout(900)  # two whole sweeps, on a machine that may be busy
 def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is_that_of_an_undisturbed_one(
-    server: PrefectServer, pool: WorkPool, origin: Path, tmp_path: Path
+    server: PrefectServer, pool: WorkPool, undisturbed: list[dict[str, str]], tmp_path: Path
 ) -> None:
     clone, logs = server.clone, [tmp_path / "first.log", tmp_path / "second.log"]
     workers = [server.worker(name, POOL) for name in ("left", "right")]
@@ -248,11 +257,7 @@ def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is
     runs = [tag for run in pool._runs() for tag in run.tags]
     points = [path.name for path in (clone.root / "runs/points").iterdir()]
     assert {point: runs.count(point) for point in points} == {point: 1 + (point == folder.name) for point in points}
-
-    undisturbed = new_clone(origin, tmp_path / "undisturbed")
-    done = undisturbed.python("-m", "flows.sweep", "prune-depth", "--profile", "smoke", "--parallel", "2")
-    assert done.returncode == 0, done.stderr
-    assert table(clone) == table(undisturbed)
+    assert table(clone) == undisturbed
     assert [line["model"] for line in table(clone)] == ["finetuned-2", "finetuned-1"]
 
 
@@ -265,3 +270,101 @@ def at_work_in(worker: psutil.Process, folder: Path) -> bool:
         except psutil.Error:
             continue
     return False
+
+
+# --- hosts that share no folder
+
+
+@pytest.fixture
+def published(origin: Path, tmp_path: Path) -> Path:
+    """The project as others can clone it, with a DVC remote that they reach, and a sweep whose points are clones."""
+    root = tmp_path / "published"
+    shutil.copytree(origin, root)
+    with Config(str(root / ".dvc")).edit("repo") as settings:
+        settings["remote"] = {"storage": {"url": str(tmp_path / "storage")}}
+        settings["core"]["remote"] = "storage"
+    sweep = read_yaml(root / SWEEPS / "prune-depth.yaml")
+    sweep["profiles"]["smoke"]["cluster"] = {"pool": "clones", "clone": True, "lost_seconds": LOST_SECONDS}
+    (root / SWEEPS / "prune-depth.yaml").write_text(yaml.safe_dump(sweep))
+    commit(root)
+    return root
+
+
+def commit(root: Path) -> None:
+    author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    subprocess.run(["git", *author, "commit", "-aqm", "changed"], cwd=root, check=True)
+
+
+@pytest.mark.timeout(900)
+def test_points_in_clones_of_their_own_give_the_same_table_and_dvc_pull_brings_their_models(
+    server: PrefectServer, undisturbed: list[dict[str, str]], published: Path, tmp_path: Path
+) -> None:
+    server.say("work-pool", "create", "clones", "--type", "process", "--base-job-template", str(PROJECT / TEMPLATE))
+    clone, logs = new_clone(published, tmp_path / "clone"), [tmp_path / "first.log", tmp_path / "second.log"]
+    clone.environment["PREFECT_API_URL"] = server.api
+    workers = [server.worker(f"clones-{name}", "clones") for name in ("left", "right")]
+    sweeps = [clone.begin_sweep("work-pool", logs[0])]
+
+    def says(words: str) -> bool:
+        text = logs[len(sweeps) - 1].read_text()
+        assert words in text or sweeps[-1].poll() is None, text
+        return words in text
+
+    try:
+        wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", 240)
+        kill_all(workers[1])
+        kill_all(sweeps[0])
+        sweeps.append(clone.begin_sweep("work-pool", logs[1]))
+        assert sweeps[1].wait(300) == 0, logs[1].read_text()
+    finally:
+        for one in (*sweeps, workers[0]):
+            kill_all(one, signal.SIGTERM)
+    assert "lost: nothing was heard of it for" in logs[1].read_text()
+    assert table(clone) == undisturbed
+    for line in csv.DictReader((clone.root / "results/sweeps/prune-depth@smoke/table.csv").read_text().splitlines()):
+        folder = Path(line["folder"])
+        assert not (folder / "outputs").exists() and "report: done" in (folder / LOG).read_text()
+        subprocess.run([BIN / "dvc", "pull", "-q", "outputs/" + line["model"]], cwd=folder, check=True)
+        verify_manifest(folder / "outputs" / line["model"])
+        (folder / OUTCOME).unlink()
+    third = clone.begin_sweep("work-pool", tmp_path / "third.log")  # for which nobody works: Prefect remembers
+    assert third.wait(60) == 0 and table(clone) == undisturbed
+
+
+def test_what_others_could_not_clone_is_refused_before_any_work(published: Path, tmp_path: Path) -> None:
+    clone = new_clone(published, tmp_path / "clone").root
+    assert origin_of(clone) == Origin(str(published), git(published, "rev-parse", "HEAD"))
+    (clone / "model/new.py").write_text("")
+    with pytest.raises(UserError, match=r"model/new.py is not committed: commit and push it"):
+        origin_of(clone)
+    (clone / "model/new.py").unlink()
+    (clone / PARAMS_FILE).write_text((clone / PARAMS_FILE).read_text() + "# mine\n")
+    assert origin_of(clone)  # params travel with the sweep
+    settings = clone / ".dvc/config"
+    settings.write_text(settings.read_text().replace(str(tmp_path / "storage"), "remote"))
+    commit(clone)
+    with pytest.raises(UserError, match=r"commit \w{8} is not in origin: git push"):
+        origin_of(clone)
+    git(clone, "update-ref", "refs/remotes/origin/master", "HEAD")
+    with pytest.raises(UserError, match=r"DVC keeps its remote storage in the project.* dvc remote add -d"):
+        origin_of(clone)
+    git(clone, "remote", "set-url", "origin", "https://me:secret@example.com/project.git")
+    with pytest.raises(UserError, match=r"origin holds a password") as refused:
+        origin_of(clone)
+    assert "secret" not in str(refused.value)
+    git(clone, "remote", "remove", "origin")
+    with pytest.raises(UserError, match=r"no git repository with a remote named origin"):
+        origin_of(clone)
+
+
+def git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_clone_with_other_code_than_the_sweeps_refuses_the_point(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(new_clone(published, tmp_path / "clone").root)
+    with pytest.raises(point_run.PointFailed, match="is not that of the sweep"):
+        point_run.run_clone.fn("key", "label", None, {}, "other", "", 1, LOST_SECONDS)
+    assert not Path("runs").exists()
