@@ -85,7 +85,7 @@ def test_the_manifest_has_the_image_the_gpus_and_the_shared_folder_that_a_sweep_
     assert container["resources"]["limits"] == {"memory": "64G", "nvidia.com/gpu": 2}
     assert container["resources"]["requests"] == {"cpu": 8, "memory": "64G"}
     (mount,), (volume,) = container["volumeMounts"], job["spec"]["template"]["spec"]["volumes"]
-    assert mount == {"name": volume["name"], "mountPath": "/shared"}
+    assert mount == {"name": volume["name"], "mountPath": "/shared"} and container["workingDir"] == "/shared"
     assert volume["persistentVolumeClaim"] == {"claimName": "sana15"}
     # Prefect and the sweep run a point again, not Kubernetes; and its worker looks for a container of this name
     assert (job["spec"]["backoffLimit"], container["name"]) == (0, "prefect-job")

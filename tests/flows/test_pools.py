@@ -18,11 +18,14 @@ import yaml
 from clones import BIN, PROJECT, Clone, free_port, new_clone, new_origin
 from dvc.config import Config
 from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed, Running
 from prefect_server import PrefectServer, kill_all, wait_for
 
 from flows.sweeps import point_run
 from flows.sweeps.definition import SWEEPS, Cluster
+from flows.sweeps.heart import BEAT_LABEL
 from flows.sweeps.origin import Origin, origin_of
 from flows.sweeps.place import State
 from flows.sweeps.points import Point
@@ -176,6 +179,23 @@ def test_a_run_that_cannot_reach_its_folder_ends_itself_before_another_is_begun(
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_run_in_a_clone_beats_on_its_flow_run_and_ends_itself_when_it_is_given_up(
+    server: PrefectServer, pool: WorkPool
+) -> None:
+    client = get_client(sync_client=True)
+    run = client.create_flow_run(point_run.run_clone, state=Running()).id
+    sign = point_run.beats_to(client, run)
+    beats = set()
+    for _ in range(2):
+        assert sign() is None
+        beats.add(client.read_flow_run(run).labels[BEAT_LABEL])
+    assert len(beats) == 2
+    client.set_flow_run_state(run, Crashed(), force=True)
+    assert sign() == "it was given up: Crashed"
+    nobody = SyncPrefectClient(f"http://127.0.0.1:{free_port()}/api")
+    assert point_run.beats_to(nobody, run)() is None  # a server that is away may come back
 
 
 def test_without_a_server_or_a_pool_one_line_says_what_to_do(
