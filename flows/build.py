@@ -3,13 +3,14 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Condition
 from typing import Any
 
-from flows.children import Children
+from flows.children import ChildFailed, Children
 from flows.forks import Forks, can_fork
 from flows.lineage import Lineage, open_lineage
 from flows.pins import PinnedStage, Pins
@@ -38,14 +39,26 @@ class Build:
         self.root, self.params, self.pins, self.lineage = root, params, pins, lineage
         self.children = Children(Forks() if can_fork(params.compute.device) else None)
         self._slots = Slots(params.workflow.parallel_branches)
+        self._under_way, self._changed = 0, Condition()
         # where a main stage computes on no more threads than a branch does, it need not compute alone
         self._one_size = params.compute.threads <= params.compute.branch_threads
 
     def build(self, name: str, log: Callable[[str], None]) -> BuiltStage:
         """Bring the outputs of stage `name` up to date; what it reads must be already.
 
-        Raises ChildFailed, and UserError if what it reads was edited while it ran.
+        Raises ChildFailed, also when the flow is stopping, and UserError if what it reads was edited while it ran.
         """
+        with self._changed:
+            self.children.refuse_if_stopping()
+            self._under_way += 1
+        try:
+            return self._build(name, log)
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def _build(self, name: str, log: Callable[[str], None]) -> BuiltStage:
         stage = self.pins.stages[name]
         started = time.monotonic()
         external = external_inputs(name, self.params)
@@ -55,18 +68,29 @@ class Build:
             log("came out of DVC's cache")
             return self._cached(stage, started)
         with self._slots.take(branch=stage.branch or self._one_size):
+            self.children.refuse_if_stopping()
             started = time.monotonic()
             noted = self.pins.note(name)
             self._run(stage, log)
-            self.pins.pin(name, noted)
+        self.pins.pin(name, noted)
         self.lineage.finish(name, self.pins.entry(name))
         return BuiltStage(name, self._digests(stage), False, time.monotonic() - started)
 
     def close(self) -> None:
-        """End the children, and wait until what they have finished is pinned."""
+        """End the children, and wait until what they have finished is pinned: only then may the folder be left."""
         self.children.stop()
-        with self._slots.take(branch=False):
-            pass
+        with self._changed:
+            self._changed.wait_for(lambda: self._under_way == 0)
+
+    def push(self, names: Sequence[str]) -> None:
+        """Push the outputs of these stages to DVC's default remote. Raises ChildFailed."""
+        keys, said = [self.pins.stages[name].key for name in names], []
+        try:
+            self.children.run([sys.executable, "-m", "dvc", "push", *keys], self.root, {}, said.append)
+        except ChildFailed as error:
+            # the last line of DVC is where to ask for help
+            reason = next((line for line in said if line.startswith("ERROR: ")), str(error))
+            raise ChildFailed(error.code, reason) from None
 
     def _whole(self, stage: PinnedStage) -> bool:
         """Whether all that the stage's manifest lists is in place; of outputs that DVC keeps it knows that itself."""

@@ -41,8 +41,7 @@ class Children:
         process is killed (`tasks.processes.die_with_parent`). Raises ChildFailed.
         """
         with self._lock:
-            if self.stopping:
-                raise ChildFailed(128 + signal.SIGTERM, "stopped before it began")
+            self.refuse_if_stopping()
             process = self._start(command, folder, environment)
             self._running.add(process)
         errors: list[str] = []
@@ -57,6 +56,11 @@ class Children:
                 self._running.discard(process)
         if code != 0:
             raise ChildFailed(code, errors[-1] if errors else _ending(code))
+
+    def refuse_if_stopping(self) -> None:
+        """Raise ChildFailed if no child may begin any more."""
+        if self.stopping:
+            raise ChildFailed(128 + signal.SIGTERM, "stopped before it began")
 
     def _start(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str]

@@ -88,8 +88,7 @@ class Forks:
         """End the process that forks, and with it every child that is left."""
         with self._lock:
             if self._process is not None:
-                self._socket.close()
-                self._process.terminate()
+                self._socket.close()  # upon which it ends
                 self._process.wait()
                 self._process = None
 
@@ -121,10 +120,8 @@ def preload() -> None:
 def serve(requests: socket.socket) -> list[str]:
     """Fork for each request, and tell its exit code; returns in the child, with its arguments.
 
-    Ends when the flow has: its children see that (`tasks.processes.die_with_parent`) and end too. TERM, which Slurm
-    sends to all processes of a job, would end it before it could tell how they ended.
+    Ends when the flow has: its children see that (`tasks.processes.die_with_parent`) and end too.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     children: dict[int, tuple[int, int]] = {}  # by a descriptor that is ready when the child has ended: pid, status
     while True:
         for ready in select.select([requests, *children], [], [])[0]:
@@ -165,6 +162,9 @@ def become(request: dict[str, Any], streams: Sequence[int], parent: int) -> list
 
 
 if __name__ == "__main__":
+    # Slurm sends TERM to all processes of a job: this one must tell how its children ended. Threads that libraries
+    # start inherit the mask, so it is set before them
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     preload()
     _module, *_arguments = serve(socket.socket(fileno=int(sys.argv[1])))
     sys.argv[1:] = _arguments

@@ -54,7 +54,7 @@ def full_pipeline(
         profile: a file of `profiles/` merged over `params.yaml`.
         overrides: values by dotted key, such as `{"finetune.steps": 50}`, merged over that.
         only: the stages to run, such as `["shard"]`, in place of all; what they read must be among them or built.
-        remote: take what `dvc.lock` names and DVC's default remote has from there, and push what is built.
+        remote: take what `dvc.lock` names and DVC's default remote has from there, and push all at the end.
 
     Returns the workspace and, for each stage, its outputs with their digests, whether it was cached, and its seconds.
     """
@@ -73,7 +73,10 @@ def full_pipeline(
         stages = [BuiltStage(**f.result()) for f in futures.values() if f.state.is_completed()]
         with best_effort(log):
             publish_stages(stages)
+        unpushed = push(build, stages) if remote else ""
         raise_failures({name: future.state for name, future in futures.items()})
+        if unpushed:
+            raise PipelineFailed(unpushed)
         if "report" in futures:
             models = read_json(root / RESULTS / "summary.json")["models"]
             with best_effort(log):
@@ -117,6 +120,16 @@ def stage_task(build: Build, name: str, progress: Progress) -> Task[[], dict[str
     )
 
 
+def push(build: Build, stages: Sequence[BuiltStage]) -> str:
+    """Push the outputs of these stages, also those that were cached: their push may have failed. Why it did now."""
+    try:
+        if stages:
+            build.push([stage.stage for stage in stages])
+    except ChildFailed as error:
+        return f"all that is built was not pushed to DVC's remote: {error}"
+    return ""
+
+
 def raise_failures(states: Mapping[str, State]) -> None:
     """Raise PipelineFailed if any stage is not completed, naming each failed one with its reason."""
     failed = [f"{name}: {_reason(state)}" for name, state in states.items() if state.is_failed() or state.is_crashed()]
@@ -137,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-p", "--param", action="append", default=[], metavar="KEY=VALUE", help="override, such as finetune.steps=50"
     )
-    parser.add_argument("--remote", action="store_true", help="pull from DVC's remote what it has, push what is built")
+    parser.add_argument("--remote", action="store_true", help="pull from DVC's remote what it has, push all at the end")
     arguments = parser.parse_args(argv)
     try:
         overrides = dict(parse_override(text) for text in arguments.param)

@@ -48,9 +48,9 @@ class PinnedStage:
 
 class Pins:
     """The DVC side of the workspace `root`, which must be the working directory: DVC resolves some of its paths by
-    that. With `remote`, DVC's default remote is there to restore from, and gets what is pinned.
+    that. With `remote`, what is not in DVC's cache is restored from its default remote.
 
-    Raises UserError if dvc.yaml or dvc.lock cannot be read, or if there is no such remote.
+    Raises UserError if dvc.yaml or dvc.lock cannot be read, or if there is no such remote or it does not answer.
     """
 
     def __init__(self, root: Path, remote: bool = False) -> None:
@@ -65,7 +65,7 @@ class Pins:
                 self.stages = {own_name(stage.name): _describe(stage) for stage in stages}
                 self._stale = {own_name(stage.name) for stage in stages if stage.changed()}
             if remote:
-                self._repo.cloud.get_remote()
+                self._ask_remote()
         except DvcException as error:
             raise UserError(f"{root}: DVC says: {_said(error)}") from None
 
@@ -109,26 +109,27 @@ class Pins:
     def pin(self, name: str, noted: Any) -> None:
         """Put what the stage has built into the cache and write its entry of `dvc.lock`.
 
-        Raises UserError, and pins nothing, if what it was built from is not what it is now; also if the remote does not
-        take it.
+        Raises UserError, and pins nothing, if what it was built from is not what it is now.
         """
         with self._exclusively():
             self._moved = True
             if changed := [text for dependency in noted.deps for text in _changes(dependency)]:
                 raise UserError(f"{', '.join(changed)} changed while {name} ran: run again")
             self._repo.commit(self.stages[name].key, force=True)
-            if self._remote:
-                self._push(name)
 
     def entry(self, name: str) -> dict[str, Any]:
         """The stage's entry of `dvc.lock`."""
         return yaml.safe_load((self.root / LOCK_FILE).read_text(encoding="utf-8"))["stages"][self.stages[name].key]
 
-    def _push(self, name: str) -> None:
+    def _ask_remote(self) -> None:
+        """DVC takes what it cannot reach for missing, and all would be built again: so it is asked once before."""
+        place = self._repo.cloud.get_remote().odb
         try:
-            self._repo.push(self.stages[name].key)
-        except DvcException as error:
-            raise UserError(f"{name} is built, but was not pushed to DVC's remote: {_said(error)}") from None
+            place.fs.info(place.path)
+        except FileNotFoundError:
+            return  # nothing has been pushed yet
+        except Exception as error:  # of whatever kind the remote's own library has
+            raise UserError(f"{self.root}: DVC's remote {place.path} does not answer: {_said(error)}") from None
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -144,8 +145,8 @@ def own_name(key: str) -> str:
     return key.replace("geneval_cut@", "geneval@")
 
 
-def _said(error: DvcException) -> str:
-    return " ".join(str(error).split())
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _changes(dependency: Any) -> list[str]:

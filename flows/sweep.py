@@ -28,7 +28,6 @@ from flows.sweeps.follow import Told, finished, follow, write_folders
 from flows.sweeps.leases import visible_gpus
 from flows.sweeps.lineage import recorded
 from flows.sweeps.local import Local
-from flows.sweeps.origin import origin_of
 from flows.sweeps.place import Place, State
 from flows.sweeps.plot import draw
 from flows.sweeps.points import Point, expand
@@ -111,9 +110,10 @@ def open_place(
         if parallel is not None or gpus is not None:
             raise UserError(f"parallel and gpus are for where local, not {where}: its queue and workers decide")
         refuse_sqlite_over_network(where)
-        if where == "work-pool" and plan.cluster.clone:
-            origin_of(project)
-        return open_slurm(project, plan) if where == "slurm" else open_pool(project, plan, pool)
+        if where == "slurm":
+            return open_slurm(project, plan)
+        (workers := open_pool(project, plan, pool)).check()
+        return workers
     if parallel is not None and parallel < 1:
         raise UserError(f"parallel is {parallel}: it must be above 0")
     seen = list(gpus) if gpus is not None else visible_gpus()
@@ -142,8 +142,8 @@ def mark(project: Path, plan: Sweep) -> str:
 def run_points(project: Path, points: Sequence[Point], place: Place, told: Told) -> dict[str, State]:
     """Run the shared stages of what is missing, then the points themselves; returns where each point ended, by key."""
     shared = shared_by(points)
-    write_folders(project, [*shared, *points], place)
-    before = follow(project, shared, place, told)
+    written = write_folders(project, [*shared, *points], place)
+    before = follow(project, shared, place, told, written)
     blocked = {
         point.key: State("failed", f"{point.shared.label}: {before[point.shared.key].reason}")
         for point in points
@@ -152,7 +152,8 @@ def run_points(project: Path, points: Sequence[Point], place: Place, told: Told)
     for point in points:
         if point.key in blocked:
             told(point, blocked[point.key])
-    return follow(project, [point for point in points if point.key not in blocked], place, told) | blocked
+    open_points = [point for point in points if point.key not in blocked]
+    return follow(project, open_points, place, told, written) | blocked
 
 
 def shared_by(points: Sequence[Point]) -> list[Point]:

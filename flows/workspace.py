@@ -126,7 +126,9 @@ def share_cache(project: Path, copy: Path) -> None:
         local["core"]["no_scm"] = True
         local["cache"]["dir"] = config["cache"].get("dir") or str(project / ".dvc" / "cache")
         for name, remote in config["remote"].items():
-            local["remote"][name] = {"url": str(remote["url"])}
+            local["remote"][name] = {**remote, "url": str(remote["url"])}  # with what only this host knows
+        if "remote" in config["core"]:
+            local["core"]["remote"] = config["core"]["remote"]
 
 
 def work_alone(root: Path) -> AbstractContextManager[None]:

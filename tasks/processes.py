@@ -30,6 +30,12 @@ def end_when_told() -> None:
     signal.signal(signal.SIGTERM, _exit_on_term)
 
 
+def end_undisturbed() -> None:
+    """Do not end on TERM any more, where `end_when_told` has been called."""
+    if signal.getsignal(signal.SIGTERM) is _exit_on_term:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def die_with_parent() -> None:
     """End this process when the flow that started it is gone (polled, so that it works on every system)."""
     parent = os.environ.get(PARENT_VARIABLE)

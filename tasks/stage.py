@@ -30,7 +30,7 @@ from tasks.files import (
 from tasks.launch import RankFailed, launch
 from tasks.locks import hold
 from tasks.params import Params, load_params, section_values
-from tasks.processes import BAD_INPUT, end_when_told, peak_memory
+from tasks.processes import BAD_INPUT, end_undisturbed, end_when_told, peak_memory
 from tasks.sources import code_digest
 from tasks.tracking import open_tracker
 
@@ -102,6 +102,7 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
         write_json(out / "metrics.json", metrics)
         write_manifest(out)
         stage.publish(out, stage.out)
+        end_undisturbed()  # nothing is left to stop, and what could be resumed from will be gone
         note_made(external, stage.out)
         tracker.log_metrics(metrics)
         tracker.log_output(stage.out)
@@ -176,7 +177,6 @@ def main(stage: Stage) -> None:
     try:
         with bad_input_exits(stage.name):
             metrics = run_stage(stage, load_params())
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left to stop, and what it resumed from is gone
     except Interrupted as error:
         print(f"{stage.name}: {error}", file=sys.stderr)
         sys.exit(128 + error.signum)

@@ -36,6 +36,10 @@ class Silence:
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, float]] = {}
 
+    def forgive(self, seconds: float) -> None:
+        """Take these seconds, in which nobody could be heard, off every silence."""
+        self._last = {run: (sign, since + seconds) for run, (sign, since) in self._last.items()}
+
     def seconds(self, run: str, sign: str) -> float:
         """Seconds since `sign` of this run was first heard."""
         now = time.monotonic()

@@ -3,9 +3,10 @@
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
-from dvc.config import Config
+from dvc.config import Config, ConfigError
 
 from tasks.errors import UserError
 
@@ -24,32 +25,47 @@ class Origin:
 def origin_of(project: Path) -> Origin:
     """The project's origin, which has the code as it is here.
 
-    Raises UserError if there is none, if code here is not committed or its commit not pushed, or if DVC has no default
-    remote outside the project.
+    Raises UserError if there is none that others can clone, if code here is not committed or its commit not pushed, or
+    if the project's DVC has no default remote that other hosts find.
     """
-    why = "cluster.clone is true"
     commit, repository = _git(project, "rev-parse", "HEAD"), _git(project, "remote", "get-url", "origin")
-    if not commit or not repository:
-        raise UserError(f"{why}, but {project} is no git repository with a remote named origin to clone from")
-    if urlsplit(repository).password:
-        raise UserError(f"{why}, but the URL of origin holds a password, which Prefect would show: take it out")
+    if not commit or not repository or _git(project, "rev-parse", "--show-toplevel") != str(project.resolve()):
+        _refuse(f"{project} is no git repository with a remote named origin to clone from")
+    url = urlsplit(repository)
+    if url.scheme in ("http", "https") and (url.username or url.password):
+        _refuse("the URL of origin holds a name or a password, which Prefect would show: take it out")
+    if not _found_anywhere(repository):
+        _refuse(f"the URL of origin, {repository}, is relative: no other host finds it")
     edited = f"{_git(project, 'diff', '--name-only', 'HEAD')}\n{_git(project, 'ls-files', '-o', '--exclude-standard')}"
     if names := sorted(name for name in edited.split("\n") if name.startswith(CODE)):
-        raise UserError(f"{why}, and {', '.join(names)} is not committed: commit and push it, for others to clone it")
-    if not _git(project, "branch", "--remotes", "--contains", commit):
-        raise UserError(f"{why}, and commit {commit[:8]} is not in origin: git push")
-    _refuse_own_remote(project, why)
+        _refuse(f"{', '.join(names)} is not committed: commit and push it, for others to clone it")
+    if not _git(project, "branch", "--remotes", "--list", "origin/*", "--contains", commit):
+        _refuse(f"commit {commit[:8]} is not in origin: git push")
+    _refuse_own_remote(project)
     return Origin(repository, commit)
 
 
-def _refuse_own_remote(project: Path, why: str) -> None:
-    config = Config(str(project / ".dvc"), validate=True)
-    name = config["core"].get("remote")
-    url = config["remote"].get(name, {}).get("url")
-    if url is None or Path(url).is_relative_to(project):
-        found = "has no default remote" if url is None else f"keeps its remote {name} in the project"
-        hint = "dvc remote add -d NAME URL, then commit and push .dvc/config"
-        raise UserError(f"{why}, but DVC {found}, where no other host finds it: {hint}")
+def _refuse_own_remote(project: Path) -> None:
+    """By the file that is committed: what stands in others, of this host or user, is not in a clone."""
+    hint = "dvc remote add -d NAME URL, then commit and push .dvc/config"
+    try:
+        config = Config.load_file(str(project / ".dvc" / "config"))
+    except (ConfigError, OSError) as error:
+        _refuse(" ".join(str(error).split()))
+    name = config.get("core", {}).get("remote")
+    if (url := config.get("remote", {}).get(name, {}).get("url")) is None:
+        _refuse(f".dvc/config has no default remote: {hint}")
+    if not _found_anywhere(url):
+        _refuse(f"DVC's remote {name} is a path relative to the project, where no other host finds it: {hint}")
+
+
+def _found_anywhere(url: str) -> bool:
+    """Whether it is a URL, `host:path`, or an absolute path."""
+    return ":" in url or Path(url).is_absolute()
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise UserError(f"cluster.clone is true, but {reason}")
 
 
 def _git(project: Path, *words: str) -> str:

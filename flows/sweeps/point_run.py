@@ -16,6 +16,7 @@ import httpx
 from prefect import State, flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
@@ -32,6 +33,8 @@ REPORT = "sana15-point"
 MOST_CHARACTERS = 400_000
 """Of a file that is sent to Prefect: more than any dvc.lock has, and the end of a long log."""
 LOOK_SECONDS = 0.5
+REPORT_AGAIN_SECONDS = 5.0
+NOT_FOUND, SERVER_ERRORS = 404, 500
 
 Beat = Callable[[], str | None]
 """Gives a sign of life; returns why the run is to end, if it is."""
@@ -80,11 +83,11 @@ def run_clone(
     prepare(project, point, remote=True)
     if lock:
         write_bytes(point.folder / LOCK_FILE, lock.encode())
-    client, run = get_client(sync_client=True), UUID(flow_run.id)
+    client, run, worker = get_client(sync_client=True), UUID(flow_run.id), os.getppid()
     try:
         return run_in(point.folder, beats_to(client, run), lost_seconds)
     finally:
-        report(client, run, point.folder)
+        report(client, run, point.folder, worker)
 
 
 def run_in(folder: Path, sign: Beat, lost_seconds: int) -> State | None:
@@ -146,15 +149,21 @@ def beats_to(client: SyncPrefectClient, run: UUID) -> Beat:
         try:
             client.update_flow_run_labels(run, {BEAT_LABEL: str(time.time_ns())})
             state = client.read_flow_run(run).state
-        except httpx.HTTPError:
-            return None
+        except ObjectNotFound:
+            return "Prefect knows it no more"
+        except httpx.HTTPError as error:
+            gone = isinstance(error, httpx.HTTPStatusError) and error.response.status_code == NOT_FOUND
+            return "Prefect knows it no more" if gone else None
         return f"it was given up: {state.name}" if state is not None and state.is_final() else None
 
     return sign
 
 
-def report(client: SyncPrefectClient, run: UUID, folder: Path) -> None:
-    """Leave with Prefect the outcome of the point in `folder`, its dvc.lock, and the end of its log."""
+def report(client: SyncPrefectClient, run: UUID, folder: Path, worker: int) -> None:
+    """Leave with Prefect the outcome of the point in `folder`, its dvc.lock, and the end of its log.
+
+    There is no other copy of them: a server that is away is waited for, for as long as the worker lives.
+    """
     if not (folder / OUTCOME).exists():
         return
     files = {str(name): folder / name for name in (LOCK_FILE, LOG)}
@@ -162,4 +171,12 @@ def report(client: SyncPrefectClient, run: UUID, folder: Path) -> None:
         name: path.read_text("utf-8", "replace")[-MOST_CHARACTERS:] for name, path in files.items() if path.exists()
     }
     data = {"outcome": read_json(folder / OUTCOME), "files": texts}
-    client.create_artifact(ArtifactCreate(type=REPORT, data=data, flow_run_id=run))
+    while True:
+        try:
+            client.create_artifact(ArtifactCreate(type=REPORT, data=data, flow_run_id=run))
+            return
+        except httpx.HTTPError as error:
+            refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < SERVER_ERRORS
+            if refused or os.getppid() != worker:
+                raise
+            time.sleep(REPORT_AGAIN_SECONDS)

@@ -59,12 +59,16 @@ class WorkPool:
         self._project, self._pool, self._cluster, self._tag = project, pool, cluster, tag
         self._client = get_client(sync_client=True)
         self._reach: Reach = Clones(project, self._client) if cluster.clone else SharedFolder(project)
-        self._mine = f"sana15 points of {project}"
+        self._mine = f"sana15 points of {project}{' in clones' if cluster.clone else ''}"
         self._variables = self._job_variables()
         self._deployment: UUID | None = None
         self._active_runs: dict[str, FlowRun] = {}
         self._looked = 0.0
         self._silence = Silence()
+
+    def check(self) -> None:
+        """Settle what all runs begin from, before the first. Raises UserError where they could not get it."""
+        self._reach.check()
 
     def find(self, point: Point) -> str | None:
         """The flow run of this point that waits or runs."""
@@ -77,8 +81,9 @@ class WorkPool:
     def submit(self, point: Point) -> str:
         """Schedule a flow run; a sweep that does the same at this moment, from whichever host, gets the same one."""
         earlier = self._runs(point.key)
-        done = (run for run in earlier if run.state_type is StateType.COMPLETED and self._reach.collect(point, run))
-        run = next((run for run in earlier if run.state_type in ACTIVE), None) or next(done, None)
+        run = next((run for run in earlier if run.state_type in ACTIVE), None)
+        if run is None:
+            run = next((run for run in earlier if self._ask(lambda run=run: self._reach.done(run))), None)
         if run is None:
             run = self._create(point, 1 + max((run.parameters["attempt"] for run in earlier), default=0))
         self._active_runs[str(run.id)] = run
@@ -113,6 +118,7 @@ class WorkPool:
         reason = f"nothing was heard of it for {silent:.0f} seconds: its worker was killed, or its host is gone"
         self._ask(lambda: self._client.set_flow_run_state(handle, Crashed(message=reason), force=True))
         self._active_runs.pop(handle, None)
+        self._ask(lambda: self._reach.collect(point, run))  # it may have ended meanwhile
         return self._by_outcome(point) or State("lost", reason)
 
     def cancel(self, handles: list[str]) -> None:
@@ -210,12 +216,13 @@ class WorkPool:
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
         """The server's answer; waits for one that is away. Raises UserError if it stays away or refuses."""
-        until, failure = time.monotonic() + PATIENCE_SECONDS, ""
+        began = time.monotonic()
         while True:
             try:
                 answer = question()
-                if failure:
-                    self._silence = Silence()  # while the server was away nobody was heard
+                # Prefect's client tries again by itself; while the server was away nobody was heard
+                if (seconds := time.monotonic() - began) > LOOK_EVERY_SECONDS:
+                    self._silence.forgive(seconds)
                 return answer
             except httpx.HTTPStatusError as error:
                 if (code := error.response.status_code) == 404:
@@ -225,6 +232,6 @@ class WorkPool:
                 failure = str(code)
             except httpx.TransportError as error:
                 failure = str(error) or type(error).__name__
-            if time.monotonic() > until:
+            if time.monotonic() - began > PATIENCE_SECONDS:
                 raise UserError(f"Prefect at {self._client.api_url} does not answer: {failure}")
             time.sleep(LOOK_EVERY_SECONDS)

@@ -1,20 +1,25 @@
 """How a run in a work pool gets its point, and how the sweep hears of it: by a folder that both see, or by a clone."""
 
+import subprocess
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterType
 from prefect.client.schemas.objects import FlowRun
 
-from flows.pins import LOCK_FILE
+from flows.pins import LOCK_FILE, own_name
 from flows.sweeps.heart import BEAT_LABEL, heard
 from flows.sweeps.origin import origin_of
 from flows.sweeps.point_run import REPORT
 from flows.sweeps.points import Point, code_of
 from flows.sweeps.running import OUTCOME
+from tasks.errors import UserError
 from tasks.files import write_bytes, write_json
+from tasks.params import read_yaml
 
 MODULE = "flows/sweeps/point_run.py"
 
@@ -25,14 +30,20 @@ class Reach(Protocol):
     entrypoint: str
     pull_steps: list[dict[str, Any]]
 
+    def check(self) -> None:
+        """Settle what runs begin from. Raises UserError where they could not get it."""
+
     def parameters(self, point: Point) -> dict[str, Any]:
-        """Those of the flow run of this point."""
+        """Those of the flow run of this point. Raises UserError."""
 
     def sign(self, point: Point, run: FlowRun) -> str:
         """The last sign of life of a run."""
 
-    def collect(self, point: Point, run: FlowRun) -> bool:
-        """Bring what a run has left into the point's folder; whether there was anything to bring."""
+    def done(self, run: FlowRun) -> bool:
+        """Whether this run has left the point's results, beside those in its folder."""
+
+    def collect(self, point: Point, run: FlowRun) -> None:
+        """Bring what a run has left into the point's folder."""
 
 
 class SharedFolder:
@@ -43,6 +54,9 @@ class SharedFolder:
     def __init__(self, project: Path) -> None:
         self.pull_steps = [{"prefect.deployments.steps.set_working_directory": {"directory": str(project)}}]
 
+    def check(self) -> None:
+        """The sweep itself is there."""
+
     def parameters(self, point: Point) -> dict[str, Any]:
         """Its folder has all the rest."""
         return {"folder": str(point.folder)}
@@ -51,21 +65,26 @@ class SharedFolder:
         """The beat in the folder."""
         return heard(point.folder)
 
-    def collect(self, point: Point, run: FlowRun) -> bool:
-        """All is there."""
+    def done(self, run: FlowRun) -> bool:
+        """What is not in the folder is nowhere."""
         return False
+
+    def collect(self, point: Point, run: FlowRun) -> None:
+        """All is there."""
 
 
 class Clones:
-    """Each run has a clone of the project's git repository, and its data out of DVC's remote.
-
-    Commit and code are those at the first run. Raises UserError then where others could not clone what is here.
-    """
+    """Each run has a clone of the project's git repository, and its data out of DVC's remote."""
 
     entrypoint = f"{MODULE}:run_clone"
 
     def __init__(self, project: Path, client: SyncPrefectClient) -> None:
         self._project, self._client = project, client
+        self._pushed: set[str] = set()
+
+    def check(self) -> None:
+        """Take commit and code as they are now. Raises UserError where others could not clone them."""
+        _ = self.pull_steps, self._code
 
     @cached_property
     def pull_steps(self) -> list[dict[str, Any]]:
@@ -80,28 +99,57 @@ class Clones:
 
     def parameters(self, point: Point) -> dict[str, Any]:
         """What `git clone` and `dvc pull` do not know of the point."""
-        lock = (point.folder if point.shared is None else point.shared.folder) / LOCK_FILE
+        if point.shared is not None:
+            self._push(point.shared)
         return {
             "key": point.key,
             "label": point.label,
             "only": None if point.only is None else list(point.only),
             "params": dict(point.values),
             "code": self._code,
-            "lock": lock.read_text(encoding="utf-8") if lock.exists() else "",
+            "lock": yaml.safe_dump({"schema": "2.0", "stages": stages}) if (stages := locked(point)) else "",
         }
+
+    def _push(self, shared: Point) -> None:
+        """Have what the points share in DVC's remote, wherever it was made."""
+        if shared.key in self._pushed:
+            return
+        command = [sys.executable, "-m", "dvc", "push", *locked(shared)]
+        done = subprocess.run(command, cwd=shared.folder, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise UserError(f"{shared.label} could not be pushed to DVC's remote: {' '.join(done.stderr.split())}")
+        self._pushed.add(shared.key)
 
     def sign(self, point: Point, run: FlowRun) -> str:
         """The beat on the flow run."""
         return str(run.labels.get(BEAT_LABEL, ""))
 
-    def collect(self, point: Point, run: FlowRun) -> bool:
+    def done(self, run: FlowRun) -> bool:
+        """By its report."""
+        report = self._report(run)
+        return report is not None and not report["outcome"]["reason"]
+
+    def collect(self, point: Point, run: FlowRun) -> None:
         """Outcome, dvc.lock and log; with these `dvc pull` in the point's folder gets its models."""
-        wanted = ArtifactFilter(
-            flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), type=ArtifactFilterType(any_=[REPORT])
-        )
-        if not (found := self._client.read_artifacts(artifact_filter=wanted)):
-            return False
-        for name, text in found[0].data["files"].items():
-            write_bytes(point.folder / name, text.encode())
-        write_json(point.folder / OUTCOME, found[0].data["outcome"])
-        return True
+        if (report := self._report(run)) is not None:
+            for name, text in report["files"].items():
+                write_bytes(point.folder / name, text.encode())
+            write_json(point.folder / OUTCOME, report["outcome"])
+
+    def _report(self, run: FlowRun) -> dict[str, Any] | None:
+        of_run, reports = ArtifactFilterFlowRunId(any_=[run.id]), ArtifactFilterType(any_=[REPORT])
+        found = self._client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=of_run, type=reports))
+        return found[0].data if found else None
+
+
+def locked(point: Point) -> dict[str, Any]:
+    """The entries of dvc.lock that a run of this point may go on from: its own, and those of the stages it shares."""
+    stages = _entries(point)
+    if point.only is not None:
+        stages = {key: entry for key, entry in stages.items() if own_name(key) in point.only}
+    return stages if point.shared is None else stages | locked(point.shared)
+
+
+def _entries(point: Point) -> dict[str, Any]:
+    path = point.folder / LOCK_FILE
+    return read_yaml(path)["stages"] if path.exists() else {}

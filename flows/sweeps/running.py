@@ -56,9 +56,14 @@ def prepare(project: Path, point: Point, remote: bool = False) -> None:
     With `remote` it takes data out of DVC's remote, and gives it what it builds.
     """
     write_copy(project, point.folder, point.values)
-    (point.folder / OUTCOME).unlink(missing_ok=True)
+    forget(point)
     order = {"key": point.key, "label": point.label, "only": point.only, "remote": remote}
     write_json(point.folder / ORDER, order)
+
+
+def forget(point: Point) -> None:
+    """Take the outcome of an earlier run out of the point's folder."""
+    (point.folder / OUTCOME).unlink(missing_ok=True)
 
 
 def ordered(folder: Path) -> bool:

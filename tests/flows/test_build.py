@@ -14,6 +14,7 @@ from PIL import Image
 from small_workspace import PROJECT, write_params
 
 from flows.build import BuiltStage, open_build
+from flows.children import ChildFailed
 from flows.pins import Pins
 from tasks.external import listing_digest, own_path
 
@@ -102,19 +103,33 @@ def test_a_relative_path_starts_at_the_project_also_in_a_copy_of_it(
     assert own_path(str(project.parent / "pictures")) == project.parent / "pictures"
 
 
-def test_what_ends_while_the_flow_stops_is_pinned(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = threading.Event()
+@pytest.mark.parametrize(("step", "is_kept"), [("pin", True), ("restore", False)])
+def test_a_flow_that_stops_leaves_no_stage_half_done_and_pins_what_is_built(
+    project: Path, monkeypatch: pytest.MonkeyPatch, step: str, is_kept: bool
+) -> None:
+    begun, failures, over = threading.Event(), [], []
     with open_build(project, "test", {}) as opened:
-        pin = opened.pins.pin
+        taken = getattr(opened.pins, step)
 
-        def late(name: str, noted: Any) -> None:
-            ended.set()
+        def late(*given: Any) -> Any:
+            begun.set()
             time.sleep(0.5)
-            pin(name, noted)
+            over.append(result := taken(*given))
+            return result
 
-        monkeypatch.setattr(opened.pins, "pin", late)
-        building = threading.Thread(target=opened.build, args=("shard", print))
+        def build() -> None:
+            try:
+                opened.build("shard", print)
+            except ChildFailed as failure:
+                failures.append(str(failure))
+
+        monkeypatch.setattr(opened.pins, step, late)
+        building = threading.Thread(target=build)
         building.start()
-        assert ended.wait(60)
-    assert Pins(project).up_to_date("shard")
+        assert begun.wait(60)
+    assert len(over) == 1  # before the folder was left
     building.join()
+    assert Pins(project).up_to_date("shard") == is_kept
+    assert failures == ([] if is_kept else ["stopped before it began"])
+    with pytest.raises(ChildFailed, match="stopped before it began"):
+        opened.build("shard", print)

@@ -13,6 +13,7 @@ from dvc.repo import Repo
 from small_workspace import write_params
 
 from flows.build import open_build
+from flows.children import ChildFailed
 from flows.pins import Pins
 from flows.workspace import open_workspace
 from tasks.errors import UserError
@@ -84,6 +85,8 @@ def build(root: Path, remote: bool = False) -> dict[str, str]:
             said: list[str] = []
             built = opened.build(name, said.append)
             took[name] = ("restored" if said else "cached") if built.cached else "ran"
+        if remote:
+            opened.push(list(took))
     return took
 
 
@@ -221,6 +224,27 @@ def test_another_clone_takes_from_the_remote_what_is_there_and_builds_the_rest(p
     shutil.copyfile(project / "dvc.lock", third / "dvc.lock")
     assert build(third, remote=True) == taken("restored", "ran", "ran")
     assert seen(third, "second") == seen(project, "second")
+
+
+def test_what_was_cached_is_pushed_too(project: Path, tmp_path: Path) -> None:
+    assert build(project) == taken("ran", "ran", "ran")  # as if its push had failed
+    add_remote(project, tmp_path / "remote")
+    assert build(project, remote=True) == taken("cached", "cached", "cached")
+    kept = [path.read_bytes() for path in (tmp_path / "remote").rglob("*") if path.is_file()]
+    assert seen(project, "first") in kept and seen(project, "second") in kept
+
+
+def test_a_remote_that_does_not_work_says_so_in_one_line(project: Path, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    add_remote(project, remote)
+    (remote / "files/md5").mkdir(parents=True)
+    for number in range(256):
+        (remote / f"files/md5/{number:02x}").touch()
+    with pytest.raises(ChildFailed, match=r"^ERROR: .*Not a directory"):
+        build(project, remote=True)
+    add_remote(project, remote / "files/md5/00")
+    with pytest.raises(UserError, match=r"00/files/md5 does not answer: .*Not a directory"):
+        build(project, remote=True)
 
 
 def seen(root: Path, stage: str) -> bytes:

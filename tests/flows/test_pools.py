@@ -28,7 +28,7 @@ from flows.sweeps.definition import SWEEPS, Cluster
 from flows.sweeps.heart import BEAT_LABEL
 from flows.sweeps.origin import Origin, origin_of
 from flows.sweeps.place import State
-from flows.sweeps.points import Point
+from flows.sweeps.points import Point, code_of
 from flows.sweeps.pool import WorkPool
 from flows.sweeps.running import LOG, OUTCOME
 from tasks.errors import UserError
@@ -358,20 +358,37 @@ def test_what_others_could_not_clone_is_refused_before_any_work(published: Path,
     with pytest.raises(UserError, match=r"model/new.py is not committed: commit and push it"):
         origin_of(clone)
     (clone / "model/new.py").unlink()
+    settings = clone / ".dvc/config"
+    whole = settings.read_text()
     (clone / PARAMS_FILE).write_text((clone / PARAMS_FILE).read_text() + "# mine\n")
     assert origin_of(clone)  # params travel with the sweep
-    settings = clone / ".dvc/config"
-    settings.write_text(settings.read_text().replace(str(tmp_path / "storage"), "remote"))
-    commit(clone)
-    with pytest.raises(UserError, match=r"commit \w{8} is not in origin: git push"):
-        origin_of(clone)
-    git(clone, "update-ref", "refs/remotes/origin/master", "HEAD")
-    with pytest.raises(UserError, match=r"DVC keeps its remote storage in the project.* dvc remote add -d"):
-        origin_of(clone)
-    git(clone, "remote", "set-url", "origin", "https://me:secret@example.com/project.git")
-    with pytest.raises(UserError, match=r"origin holds a password") as refused:
-        origin_of(clone)
-    assert "secret" not in str(refused.value)
+    for written, refused in (
+        (
+            whole.replace(str(tmp_path / "storage"), "../../storage"),
+            r"remote storage is a path relative .* dvc remote add -d",
+        ),
+        (whole.replace("remote = storage", ""), r"has no default remote: dvc remote add -d"),
+        ("[core", r"config file error: .* at line 1"),
+    ):
+        settings.write_text(written)
+        commit(clone)
+        with pytest.raises(UserError, match=r"commit \w{8} is not in origin: git push"):
+            origin_of(clone)
+        git(clone, "update-ref", "refs/remotes/fork/master", "HEAD")
+        with pytest.raises(UserError, match=r"is not in origin"):
+            origin_of(clone)
+        git(clone, "update-ref", "refs/remotes/origin/master", "HEAD")
+        with pytest.raises(UserError, match=refused):
+            origin_of(clone)
+    for url, refused in (
+        ("https://me:secret@example.com/project.git", "origin holds a name or a password"),
+        ("https://secret@example.com/project.git", "origin holds a name or a password"),
+        ("../published", "is relative"),
+    ):
+        git(clone, "remote", "set-url", "origin", url)
+        with pytest.raises(UserError, match=refused) as error:
+            origin_of(clone)
+        assert "secret" not in str(error.value)
     git(clone, "remote", "remove", "origin")
     with pytest.raises(UserError, match=r"no git repository with a remote named origin"):
         origin_of(clone)
@@ -381,10 +398,13 @@ def git(root: Path, *words: str) -> str:
     return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_a_clone_with_other_code_than_the_sweeps_refuses_the_point(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(new_clone(published, tmp_path / "clone").root)
-    with pytest.raises(point_run.PointFailed, match="is not that of the sweep"):
-        point_run.run_clone.fn("key", "label", None, {}, "other", "", 1, LOST_SECONDS)
-    assert not Path("runs").exists()
+def test_a_clone_with_other_code_than_the_sweeps_refuses_the_point(published: Path, tmp_path: Path) -> None:
+    clone = new_clone(published, tmp_path / "clone")
+    digest = "from pathlib import Path; from flows.sweeps.points import code_of; print(code_of(Path.cwd()))"
+    code = clone.python("-c", digest).stdout.strip()
+    assert code == code_of(PROJECT)
+    (clone.root / "model/network.py").write_text((clone.root / "model/network.py").read_text() + "# edited\n")
+    given = f"'key', 'label', None, {{}}, {code!r}, '', 1, 120"
+    done = clone.python("-c", f"from flows.sweeps.point_run import run_clone; run_clone.fn({given})")
+    assert done.returncode == 1 and "PointFailed: the code in the clone" in done.stderr
+    assert not (clone.root / "runs").exists()

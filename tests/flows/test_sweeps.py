@@ -19,6 +19,7 @@ from flows.sweep import SweepFailed, raise_failures, run_points, sweep
 from flows.sweeps import follow as following
 from flows.sweeps.definition import SWEEPS, Sweep, read_sweep
 from flows.sweeps.follow import follow
+from flows.sweeps.heart import Silence
 from flows.sweeps.leases import lease
 from flows.sweeps.local import Local
 from flows.sweeps.place import State
@@ -327,6 +328,14 @@ def test_an_edit_while_a_sweep_runs_reaches_no_point_of_it(project: Path, monkey
     run_points(project, points, place, lambda _point, _state: code.write_text("new") and None)
     assert len(place.started) == 4  # what is lost and started again is of the old code too
     assert [(point.folder / "tasks/mine.py").read_text() for point in points] == ["old", "old"]
+
+
+def test_the_time_in_which_nobody_could_be_heard_is_no_silence() -> None:
+    silence = Silence()
+    assert silence.seconds("run", "one") == 0
+    silence.forgive(60)
+    assert silence.seconds("run", "one") < -50
+    assert silence.seconds("run", "another") == 0
 
 
 # --- processes of this machine

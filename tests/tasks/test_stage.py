@@ -70,11 +70,10 @@ def test_a_stages_code_is_all_it_imports_and_nothing_else(tmp_path: Path, monkey
         assert (sources.code_digest("train") != digest) == changes, name
 
 
-def test_a_finished_stage_is_not_stopped_any_more(tmp_path: Path) -> None:
+def test_a_stage_whose_output_is_in_place_is_not_stopped_any_more(tmp_path: Path) -> None:
     write_params(tmp_path, {})
-    code = "import os, signal\nfrom tasks.shard import stage\nfrom tasks import stage as stages\n"
-    run = (
-        "from tasks.params import load_params\nstages.main(stage(load_params()))\nos.kill(os.getpid(), signal.SIGTERM)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code + run], cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)})
+    imports = "import os, signal\nfrom tasks import shard, stage\nfrom tasks.params import load_params\n"
+    told = "stage.record_cost = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+    code = f"{imports}{told}stage.main(shard.stage(load_params()))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)})
     assert ended.returncode == 0
