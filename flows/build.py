@@ -21,6 +21,9 @@ from tasks.external import external_inputs, made_of
 from tasks.files import MANIFEST, sha256_file, verify_manifest
 from tasks.params import PARAMS_FILE, Params, load_params
 
+DVC = "from tasks.processes import die_with_parent; die_with_parent(); import dvc.cli; raise SystemExit(dvc.cli.main())"
+"""`python -m dvc`, which would outlive a flow that is killed."""
+
 
 @dataclass(frozen=True)
 class BuiltStage:
@@ -64,7 +67,7 @@ class Build:
         external = external_inputs(name, self.params)
         if self.pins.up_to_date(name) and self._whole(stage) and self._made_of(external, stage):
             return self._cached(stage, started)
-        if self.pins.restore(name) and self._made_of(external, stage):
+        if self.pins.restore(name, self.children.refuse_if_stopping) and self._made_of(external, stage):
             log("came out of DVC's cache")
             return self._cached(stage, started)
         with self._slots.take(branch=stage.branch or self._one_size):
@@ -86,7 +89,7 @@ class Build:
         """Push the outputs of these stages to DVC's default remote. Raises ChildFailed."""
         keys, said = [self.pins.stages[name].key for name in names], []
         try:
-            self.children.run([sys.executable, "-m", "dvc", "push", *keys], self.root, {}, said.append)
+            self.children.run([sys.executable, "-c", DVC, "push", *keys], self.root, {}, said.append)
         except ChildFailed as error:
             # the last line of DVC is where to ask for help
             reason = next((line for line in said if line.startswith("ERROR: ")), str(error))

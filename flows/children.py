@@ -47,13 +47,11 @@ class Children:
         errors: list[str] = []
         reader = threading.Thread(target=_stream, args=(process.stderr, log, errors), daemon=True)
         reader.start()
-        try:
-            _stream(process.stdout, log, [])
-            code = process.wait()
-            reader.join()
-        finally:
-            with self._lock:
-                self._running.discard(process)
+        _stream(process.stdout, log, [])
+        code = process.wait()
+        reader.join()
+        with self._lock:  # not where Ctrl-C came in between: then `stop` ends it
+            self._running.discard(process)
         if code != 0:
             raise ChildFailed(code, errors[-1] if errors else _ending(code))
 

@@ -73,7 +73,8 @@ def full_pipeline(
         stages = [BuiltStage(**f.result()) for f in futures.values() if f.state.is_completed()]
         with best_effort(log):
             publish_stages(stages)
-        unpushed = push(build, stages) if remote else ""
+        if unpushed := push(build, stages) if remote else "":
+            log(unpushed)
         raise_failures({name: future.state for name, future in futures.items()})
         if unpushed:
             raise PipelineFailed(unpushed)
@@ -126,7 +127,7 @@ def push(build: Build, stages: Sequence[BuiltStage]) -> str:
         if stages:
             build.push([stage.stage for stage in stages])
     except ChildFailed as error:
-        return f"all that is built was not pushed to DVC's remote: {error}"
+        return f"not all that is built was pushed to DVC's remote: {error}"
     return ""
 
 

@@ -6,7 +6,7 @@ outside it.
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +79,15 @@ class Pins:
         with self._exclusively():
             return not self._stage(name).changed()
 
-    def restore(self, name: str) -> bool:
+    def restore(self, name: str, may_begin: Callable[[], None] = lambda: None) -> bool:
         """Bring the stage's outputs back from DVC's cache if it was built before from what it would be built from now.
 
         What `dvc.lock` names and only the remote has comes from there. Like `dvc repro`, it removes the outputs that
         are in place first. A stage that writes past the cache has more in its folder than DVC could bring back: that
-        one is always built.
+        one is always built. `may_begin` is called when its turn has come, and raises if it is too late.
         """
         with self._exclusively():
+            may_begin()
             stage = self._stage(name)
             self._moved = True
             stage.remove_outs()
@@ -123,13 +124,15 @@ class Pins:
 
     def _ask_remote(self) -> None:
         """DVC takes what it cannot reach for missing, and all would be built again: so it is asked once before."""
-        place = self._repo.cloud.get_remote().odb
         try:
+            place = self._repo.cloud.get_remote().odb
             place.fs.info(place.path)
         except FileNotFoundError:
             return  # nothing has been pushed yet
+        except DvcException:
+            raise
         except Exception as error:  # of whatever kind the remote's own library has
-            raise UserError(f"{self.root}: DVC's remote {place.path} does not answer: {_said(error)}") from None
+            raise UserError(f"{self.root}: DVC's remote does not answer: {_said(error)}") from None
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:

@@ -142,8 +142,8 @@ def mark(project: Path, plan: Sweep) -> str:
 def run_points(project: Path, points: Sequence[Point], place: Place, told: Told) -> dict[str, State]:
     """Run the shared stages of what is missing, then the points themselves; returns where each point ended, by key."""
     shared = shared_by(points)
-    written = write_folders(project, [*shared, *points], place)
-    before = follow(project, shared, place, told, written)
+    write_folders(project, [*shared, *points], place)
+    before = follow(project, shared, place, told)
     blocked = {
         point.key: State("failed", f"{point.shared.label}: {before[point.shared.key].reason}")
         for point in points
@@ -152,8 +152,7 @@ def run_points(project: Path, points: Sequence[Point], place: Place, told: Told)
     for point in points:
         if point.key in blocked:
             told(point, blocked[point.key])
-    open_points = [point for point in points if point.key not in blocked]
-    return follow(project, open_points, place, told, written) | blocked
+    return follow(project, [point for point in points if point.key not in blocked], place, told) | blocked
 
 
 def shared_by(points: Sequence[Point]) -> list[Point]:

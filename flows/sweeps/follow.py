@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,34 +38,29 @@ def finished(point: Point) -> bool:
     return (ended := outcome(point.folder)) is not None and ended.done
 
 
-def write_folders(project: Path, points: Sequence[Point], place: Place) -> set[str]:
-    """Write the folders of those points that are neither done nor under way; returns their keys.
+def write_folders(project: Path, points: Sequence[Point], place: Place) -> None:
+    """Write the folders of those points that are neither done nor under way.
 
     All before the first begins: it may take days until the last does, and the code is edited meanwhile.
     """
-    written = set()
     for point in points:
         with _starting(project):
             if not finished(point) and not (ordered(point.folder) and place.find(point)):
                 prepare(project, point)
-                written.add(point.key)
-    return written
 
 
-def follow(
-    project: Path, points: Sequence[Point], place: Place, told: Told, written: Collection[str] = ()
-) -> dict[str, State]:
+def follow(project: Path, points: Sequence[Point], place: Place, told: Told) -> dict[str, State]:
     """Run those of the points that are not done, and return where each ended, by key: done, or failed with its reason.
 
-    The folders of the keys `written` are as they are to be; another point's is written when it is started first. `told`
-    hears of every change. However this ends early, by Ctrl-C or a cancelled flow, its runs are cancelled.
+    A folder that has been written stays as it is. `told` hears of every change. However this ends early, by Ctrl-C or a
+    cancelled flow, its runs are cancelled.
     """
     runs = [_Run(point, State("done" if finished(point) else "queued")) for point in points]
     try:
         while under_way := [run for run in runs if not run.over]:
             for run in under_way:
                 before = run.state
-                _step(project, run, place, written)
+                _step(project, run, place)
                 if run.state != before:
                     told(run.point, run.state)
             time.sleep(POLL_SECONDS if any(not run.over for run in runs) else 0)
@@ -75,11 +70,11 @@ def follow(
     return {run.point.key: run.state for run in runs}
 
 
-def _step(project: Path, run: _Run, place: Place, written: Collection[str]) -> None:
+def _step(project: Path, run: _Run, place: Place) -> None:
     """Start the run, or see where it stands; one that is lost is started again."""
     try:
         if run.handle is None:
-            run.handle = _start(project, run, place, written)
+            run.handle = _start(project, run.point, place)
             run.starts += run.handle is not None
         if run.handle is not None:
             run.state = place.state(run.point, run.handle)
@@ -93,18 +88,17 @@ def _step(project: Path, run: _Run, place: Place, written: Collection[str]) -> N
         run.state = State("queued", f"lost: {reason}") if again else State("failed", f"lost {STARTS} times: {reason}")
 
 
-def _start(project: Path, run: _Run, place: Place, written: Collection[str]) -> str | None:
+def _start(project: Path, point: Point, place: Place) -> str | None:
     """The handle of the run that is under way, or of a new one; None if it is done or there is no room.
 
     To look and then to start is one step: of two sweeps with a point in common, the second one finds the first one's.
     """
-    point = run.point
     with _starting(project):
         if (handle := place.find(point)) is not None:
             return handle
         if finished(point) or not place.room():
             return None
-        if run.starts == 0 and point.key not in written:
+        if not ordered(point.folder):
             prepare(project, point)
         forget(point)
         return place.submit(point)

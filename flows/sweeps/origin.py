@@ -28,12 +28,12 @@ def origin_of(project: Path) -> Origin:
     Raises UserError if there is none that others can clone, if code here is not committed or its commit not pushed, or
     if the project's DVC has no default remote that other hosts find.
     """
-    commit, repository = _git(project, "rev-parse", "HEAD"), _git(project, "remote", "get-url", "origin")
+    commit, repository = _git(project, "rev-parse", "HEAD"), _git(project, "config", "--get", "remote.origin.url")
     if not commit or not repository or _git(project, "rev-parse", "--show-toplevel") != str(project.resolve()):
         _refuse(f"{project} is no git repository with a remote named origin to clone from")
     url = urlsplit(repository)
-    if url.scheme in ("http", "https") and (url.username or url.password):
-        _refuse("the URL of origin holds a name or a password, which Prefect would show: take it out")
+    if url.password or url.query or (url.scheme in ("http", "https") and url.username):
+        _refuse("the URL of origin holds a name, password or query, which Prefect would show: take it out")
     if not _found_anywhere(repository):
         _refuse(f"the URL of origin, {repository}, is relative: no other host finds it")
     edited = f"{_git(project, 'diff', '--name-only', 'HEAD')}\n{_git(project, 'ls-files', '-o', '--exclude-standard')}"
@@ -50,11 +50,14 @@ def _refuse_own_remote(project: Path) -> None:
     hint = "dvc remote add -d NAME URL, then commit and push .dvc/config"
     try:
         config = Config.load_file(str(project / ".dvc" / "config"))
+        merged = Config(str(project / ".dvc"))
     except (ConfigError, OSError) as error:
         _refuse(" ".join(str(error).split()))
     name = config.get("core", {}).get("remote")
     if (url := config.get("remote", {}).get(name, {}).get("url")) is None:
         _refuse(f".dvc/config has no default remote: {hint}")
+    if (merged["core"].get("remote"), merged["remote"][name]["url"]) != (name, url) and _found_anywhere(url):
+        _refuse(f"DVC's remote is another one here than {name} of .dvc/config, which clones have: see dvc config -l")
     if not _found_anywhere(url):
         _refuse(f"DVC's remote {name} is a path relative to the project, where no other host finds it: {hint}")
 

@@ -90,12 +90,12 @@ class WorkPool:
         return str(run.id)
 
     def _create(self, point: Point, attempt: int) -> FlowRun:
-        seen = {"attempt": attempt, "lost_seconds": self._cluster.lost_seconds}
+        given = self._reach.parameters(point) | {"attempt": attempt, "lost_seconds": self._cluster.lost_seconds}
         return self._ask(
             lambda: self._client.create_flow_run_from_deployment(
                 self._deploy(),
                 name=point.label,
-                parameters=self._reach.parameters(point) | seen,
+                parameters=given,
                 tags=[self._mine, point.key, self._tag],
                 idempotency_key=f"{self._mine} {self._pool} {point.key} {attempt}",
                 job_variables=self._variables,
@@ -232,6 +232,7 @@ class WorkPool:
                 failure = str(code)
             except httpx.TransportError as error:
                 failure = str(error) or type(error).__name__
-            if time.monotonic() - began > PATIENCE_SECONDS:
+            if (seconds := time.monotonic() - began) > PATIENCE_SECONDS:
+                self._silence.forgive(seconds)
                 raise UserError(f"Prefect at {self._client.api_url} does not answer: {failure}")
             time.sleep(LOOK_EVERY_SECONDS)

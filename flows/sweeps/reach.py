@@ -22,6 +22,8 @@ from tasks.files import write_bytes, write_json
 from tasks.params import read_yaml
 
 MODULE = "flows/sweeps/point_run.py"
+MISSING = "Missing cache files"
+"""What DVC warns of, and calls a success."""
 
 
 class Reach(Protocol):
@@ -80,7 +82,7 @@ class Clones:
 
     def __init__(self, project: Path, client: SyncPrefectClient) -> None:
         self._project, self._client = project, client
-        self._pushed: set[str] = set()
+        self._pushed: dict[str, str] = {}
 
     def check(self) -> None:
         """Take commit and code as they are now. Raises UserError where others could not clone them."""
@@ -112,13 +114,13 @@ class Clones:
 
     def _push(self, shared: Point) -> None:
         """Have what the points share in DVC's remote, wherever it was made."""
-        if shared.key in self._pushed:
-            return
-        command = [sys.executable, "-m", "dvc", "push", *locked(shared)]
-        done = subprocess.run(command, cwd=shared.folder, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise UserError(f"{shared.label} could not be pushed to DVC's remote: {' '.join(done.stderr.split())}")
-        self._pushed.add(shared.key)
+        if shared.key not in self._pushed:
+            command = [sys.executable, "-m", "dvc", "push", *locked(shared)]
+            done = subprocess.run(command, cwd=shared.folder, capture_output=True, text=True, check=False)
+            failed = done.returncode != 0 or MISSING in done.stderr
+            self._pushed[shared.key] = " ".join(done.stderr.split()) if failed else ""
+        if reason := self._pushed[shared.key]:
+            raise UserError(f"{shared.label} could not be pushed to DVC's remote: {reason}")
 
     def sign(self, point: Point, run: FlowRun) -> str:
         """The beat on the flow run."""

@@ -114,8 +114,10 @@ def test_a_flow_that_stops_leaves_no_stage_half_done_and_pins_what_is_built(
         def late(*given: Any) -> Any:
             begun.set()
             time.sleep(0.5)
-            over.append(result := taken(*given))
-            return result
+            try:
+                return taken(*given)
+            finally:
+                over.append(step)
 
         def build() -> None:
             try:
@@ -127,7 +129,7 @@ def test_a_flow_that_stops_leaves_no_stage_half_done_and_pins_what_is_built(
         building = threading.Thread(target=build)
         building.start()
         assert begun.wait(60)
-    assert len(over) == 1  # before the folder was left
+    assert over == [step]  # before the folder was left
     building.join()
     assert Pins(project).up_to_date("shard") == is_kept
     assert failures == ([] if is_kept else ["stopped before it began"])

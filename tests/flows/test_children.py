@@ -73,3 +73,17 @@ def test_a_child_ends_itself_when_its_parent_is_killed(tmp_path: Path) -> None:
         flow.wait()
         gone, alive = psutil.wait_procs([child], timeout=10)
     assert gone and not alive
+
+
+def test_a_child_whose_wait_was_interrupted_is_ended_with_the_others(tmp_path: Path) -> None:
+    children, pids = Children(), []
+
+    def heard(line: str) -> None:
+        pids.append(int(line))
+        raise KeyboardInterrupt  # as Ctrl-C does in the thread that waits
+
+    with pytest.raises(KeyboardInterrupt):
+        code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+        children.run([sys.executable, "-c", code], tmp_path, {}, heard)
+    children.stop()
+    assert not psutil.pid_exists(pids[0])

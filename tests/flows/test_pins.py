@@ -243,7 +243,7 @@ def test_a_remote_that_does_not_work_says_so_in_one_line(project: Path, tmp_path
     with pytest.raises(ChildFailed, match=r"^ERROR: .*Not a directory"):
         build(project, remote=True)
     add_remote(project, remote / "files/md5/00")
-    with pytest.raises(UserError, match=r"00/files/md5 does not answer: .*Not a directory"):
+    with pytest.raises(UserError, match=r"DVC's remote does not answer: .*Not a directory"):
         build(project, remote=True)
 
 

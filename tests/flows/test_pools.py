@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -198,6 +199,21 @@ def test_a_run_in_a_clone_beats_on_its_flow_run_and_ends_itself_when_it_is_given
     assert point_run.beats_to(nobody, run)() is None  # a server that is away may come back
 
 
+def test_the_time_in_which_the_server_was_away_is_no_runs_silence(
+    pool: WorkPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody_answers() -> None:
+        raise httpx.ConnectError("nobody")
+
+    monkeypatch.setattr("flows.sweeps.pool.PATIENCE_SECONDS", 1.0)
+    assert pool._silence.seconds("run", "beat") == 0
+    with pytest.raises(UserError, match="does not answer: nobody"):
+        pool._ask(nobody_answers)
+    assert pool._silence.seconds("run", "beat") < 0.5
+    pool._ask(lambda: time.sleep(2))  # Prefect's client tries again by itself
+    assert pool._silence.seconds("run", "beat") < 0.5
+
+
 def test_without_a_server_or_a_pool_one_line_says_what_to_do(
     server: PrefectServer, pool: WorkPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,6 +378,11 @@ def test_what_others_could_not_clone_is_refused_before_any_work(published: Path,
     whole = settings.read_text()
     (clone / PARAMS_FILE).write_text((clone / PARAMS_FILE).read_text() + "# mine\n")
     assert origin_of(clone)  # params travel with the sweep
+    local = clone / ".dvc/config.local"
+    local.write_text("[core]\n    remote = mine\n['remote \"mine\"']\n    url = /elsewhere\n")
+    with pytest.raises(UserError, match="DVC's remote is another one here than storage"):
+        origin_of(clone)
+    local.unlink()
     for written, refused in (
         (
             whole.replace(str(tmp_path / "storage"), "../../storage"),
@@ -381,8 +402,10 @@ def test_what_others_could_not_clone_is_refused_before_any_work(published: Path,
         with pytest.raises(UserError, match=refused):
             origin_of(clone)
     for url, refused in (
-        ("https://me:secret@example.com/project.git", "origin holds a name or a password"),
-        ("https://secret@example.com/project.git", "origin holds a name or a password"),
+        ("https://me:secret@example.com/project.git", "origin holds a name"),
+        ("https://secret@example.com/project.git", "origin holds a name"),
+        ("ssh://me:secret@example.com/project.git", "origin holds a name"),
+        ("https://example.com/project.git?private_token=secret", "origin holds a name"),
         ("../published", "is relative"),
     ):
         git(clone, "remote", "set-url", "origin", url)
