@@ -57,14 +57,13 @@ class WorkPool:
                 f"where is work-pool but no server is named: set {API_VARIABLE} to one that its workers can reach"
             )
         self._project, self._pool, self._cluster, self._tag = project, pool, cluster, tag
-        self._client = get_client(sync_client=True)
+        self._client, self._silence = get_client(sync_client=True), Silence()
         self._reach: Reach = Clones(project, self._client) if cluster.clone else SharedFolder(project)
         self._mine = f"sana15 points of {project}{' in clones' if cluster.clone else ''}"
         self._variables = self._job_variables()
         self._deployment: UUID | None = None
         self._active_runs: dict[str, FlowRun] = {}
         self._looked = 0.0
-        self._silence = Silence()
 
     def check(self) -> None:
         """Settle what all runs begin from, before the first. Raises UserError where they could not get it."""
