@@ -10,19 +10,16 @@ from pathlib import Path
 from threading import Condition
 from typing import Any
 
-from flows.children import ChildFailed, Children
+from flows.children import Children
 from flows.forks import Forks, can_fork
 from flows.lineage import Lineage, open_lineage
-from flows.pins import PinnedStage, Pins
+from flows.pins import PinnedStage, Pins, push
 from flows.slots import Slots
 from flows.workspace import work_alone
 from tasks.errors import UserError
 from tasks.external import external_inputs, made_of
 from tasks.files import MANIFEST, sha256_file, verify_manifest
 from tasks.params import PARAMS_FILE, Params, load_params
-
-DVC = "from tasks.processes import die_with_parent; die_with_parent(); import dvc.cli; raise SystemExit(dvc.cli.main())"
-"""`python -m dvc`, which would outlive a flow that is killed."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +84,7 @@ class Build:
 
     def push(self, names: Sequence[str]) -> None:
         """Push the outputs of these stages to DVC's default remote. Raises ChildFailed."""
-        keys, said = [self.pins.stages[name].key for name in names], []
-        try:
-            self.children.run([sys.executable, "-c", DVC, "push", *keys], self.root, {}, said.append)
-        except ChildFailed as error:
-            # the last line of DVC is where to ask for help
-            reason = next((line for line in said if line.startswith("ERROR: ")), str(error))
-            raise ChildFailed(error.code, reason) from None
+        push(self.children, self.root, [self.pins.stages[name].key for name in names])
 
     def _whole(self, stage: PinnedStage) -> bool:
         """Whether all that the stage's manifest lists is in place; of outputs that DVC keeps it knows that itself."""

@@ -5,8 +5,9 @@ outside it.
 """
 
 import logging
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,14 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.stage.cache import RunCacheNotFoundError
 
+from flows.children import ChildFailed, Children
 from tasks.errors import UserError
 
 LOCK_FILE = "dvc.lock"
+DVC = "from tasks.processes import die_with_parent; die_with_parent(); import dvc.cli; raise SystemExit(dvc.cli.main())"
+"""`python -m dvc`, which would outlive a flow that is killed."""
+MISSING = "Missing cache files"
+"""What DVC warns of in a push, which it then calls a success."""
 
 # its remarks on each change of dvc.lock would stand between the stages' lines
 logging.getLogger("dvc").setLevel(logging.ERROR)
@@ -79,7 +85,7 @@ class Pins:
         with self._exclusively():
             return not self._stage(name).changed()
 
-    def restore(self, name: str, may_begin: Callable[[], None] = lambda: None) -> bool:
+    def restore(self, name: str, may_begin: Callable[[], None]) -> bool:
         """Bring the stage's outputs back from DVC's cache if it was built before from what it would be built from now.
 
         What `dvc.lock` names and only the remote has comes from there. Like `dvc repro`, it removes the outputs that
@@ -141,6 +147,20 @@ class Pins:
 
     def _stage(self, name: str) -> Any:
         return self._repo.stage.collect(self.stages[name].key)[0]
+
+
+def push(children: Children, root: Path, keys: Iterable[str]) -> None:
+    """Push the outputs of DVC's stages `keys` in the workspace `root` to its default remote, as a child that can be
+    ended. Raises ChildFailed.
+    """
+    said: list[str] = []
+    try:
+        children.run([sys.executable, "-c", DVC, "push", *keys], root, {}, said.append)
+    except ChildFailed as error:
+        # the last line of DVC is where to ask for help
+        raise ChildFailed(error.code, next((line for line in said if line.startswith("ERROR: ")), str(error))) from None
+    if any(MISSING in line for line in said):
+        raise ChildFailed(1, f"{MISSING.lower()} of {', '.join(keys)}, which the remote does not have either")
 
 
 def own_name(key: str) -> str:

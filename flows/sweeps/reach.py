@@ -1,7 +1,5 @@
 """How a run in a work pool gets its point, and how the sweep hears of it: by a folder that both see, or by a clone."""
 
-import subprocess
-import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +9,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterType
 from prefect.client.schemas.objects import FlowRun
 
-from flows.pins import LOCK_FILE, own_name
+from flows.children import ChildFailed, Children
+from flows.pins import LOCK_FILE, own_name, push
 from flows.sweeps.heart import BEAT_LABEL, heard
 from flows.sweeps.origin import origin_of
 from flows.sweeps.point_run import REPORT
@@ -22,8 +21,6 @@ from tasks.files import write_bytes, write_json
 from tasks.params import read_yaml
 
 MODULE = "flows/sweeps/point_run.py"
-MISSING = "Missing cache files"
-"""What DVC warns of, and calls a success."""
 
 
 class Reach(Protocol):
@@ -115,10 +112,11 @@ class Clones:
     def _push(self, shared: Point) -> None:
         """Have what the points share in DVC's remote, wherever it was made."""
         if shared.key not in self._pushed:
-            command = [sys.executable, "-m", "dvc", "push", *locked(shared)]
-            done = subprocess.run(command, cwd=shared.folder, capture_output=True, text=True, check=False)
-            failed = done.returncode != 0 or MISSING in done.stderr
-            self._pushed[shared.key] = " ".join(done.stderr.split()) if failed else ""
+            try:
+                push(Children(), shared.folder, locked(shared))
+                self._pushed[shared.key] = ""
+            except ChildFailed as error:
+                self._pushed[shared.key] = str(error)
         if reason := self._pushed[shared.key]:
             raise UserError(f"{shared.label} could not be pushed to DVC's remote: {reason}")
 

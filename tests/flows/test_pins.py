@@ -13,8 +13,8 @@ from dvc.repo import Repo
 from small_workspace import write_params
 
 from flows.build import open_build
-from flows.children import ChildFailed
-from flows.pins import Pins
+from flows.children import ChildFailed, Children
+from flows.pins import Pins, push
 from flows.workspace import open_workspace
 from tasks.errors import UserError
 from tasks.files import read_json
@@ -232,6 +232,14 @@ def test_what_was_cached_is_pushed_too(project: Path, tmp_path: Path) -> None:
     assert build(project, remote=True) == taken("cached", "cached", "cached")
     kept = [path.read_bytes() for path in (tmp_path / "remote").rglob("*") if path.is_file()]
     assert seen(project, "first") in kept and seen(project, "second") in kept
+
+
+def test_a_push_of_what_is_nowhere_is_no_success(project: Path, tmp_path: Path) -> None:
+    build(project)
+    add_remote(project, tmp_path / "remote")
+    shutil.rmtree(project / ".dvc/cache")
+    with pytest.raises(ChildFailed, match=r"^missing cache files of first, which the remote does not have either$"):
+        push(Children(), project, ["first"])
 
 
 def test_a_remote_that_does_not_work_says_so_in_one_line(project: Path, tmp_path: Path) -> None:
