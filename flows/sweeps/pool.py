@@ -2,7 +2,7 @@
 
 All hosts see the project in one folder of the same path, or each run has a clone (`flows.sweeps.reach`). A worker that
 is killed tells nobody, and Prefect calls its run Running for ever; so a run gives signs of life, and one that falls
-silent is marked as crashed from here.
+silent is marked as crashed from here, or as cancelled if that was what it was at.
 """
 
 import time
@@ -19,7 +19,7 @@ from prefect.client.schemas import filters
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
-from prefect.states import Cancelling, Crashed
+from prefect.states import Cancelled, Cancelling, Crashed
 
 from flows.servers import API_VARIABLE
 from flows.sweeps.definition import Cluster
@@ -115,10 +115,11 @@ class WorkPool:
         if silent < limit:
             return State("queued" if pending else "running")
         reason = f"nothing was heard of it for {silent:.0f} seconds: its worker was killed, or its host is gone"
-        self._ask(lambda: self._client.set_flow_run_state(handle, Crashed(message=reason), force=True))
+        # who had it cancelled does not want it run again
+        given_up = (Cancelled if run.state.is_cancelling() else Crashed)(message=reason)
+        self._ask(lambda: self._client.set_flow_run_state(handle, given_up, force=True))
         self._active_runs.pop(handle, None)
-        self._ask(lambda: self._reach.collect(point, run))  # it may have ended meanwhile
-        return self._by_outcome(point) or State("lost", reason)
+        return self._over(point, run.model_copy(update={"state": given_up}))
 
     def cancel(self, handles: list[str]) -> None:
         """Tell Prefect; the workers tell the runs, which save what they are at."""
@@ -133,7 +134,7 @@ class WorkPool:
         self.cancel([str(run.id) for run in self._active(self._tag)])
 
     def _over(self, point: Point, run: FlowRun) -> State:
-        """Where a point stands whose flow run has ended."""
+        """Where a point stands whose flow run has ended, or was given up: the point may be done nevertheless."""
         self._ask(lambda: self._reach.collect(point, run))
         if (ended := self._by_outcome(point)) is not None:
             return ended
