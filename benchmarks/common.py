@@ -17,11 +17,16 @@ PACKAGES = ("torch", "triton", "diffusers", "bitsandbytes", "came-pytorch", "pre
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def start(doc: str | None, rounds: int) -> Namespace:
-    """The command line that benchmarks share, `--rounds` and `--threads`; prints what they run on and with."""
+def command_line(doc: str | None, rounds: int) -> ArgumentParser:
+    """The options that benchmarks share, `--rounds` and `--threads`; add a benchmark's own, then `start`."""
     parser = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each side (default: {rounds})")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
+    return parser
+
+
+def start(parser: ArgumentParser) -> Namespace:
+    """Read the command line and print what the benchmark runs on and with."""
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(hardware(), versions(), sep="\n", flush=True)

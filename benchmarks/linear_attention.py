@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import DEVICE, start, write_result
+from common import DEVICE, command_line, start, write_result
 from sides import OURS, Side, compare, print_table
 from torch import Tensor
 
@@ -87,7 +87,7 @@ def measure(batch: int, tokens: int, width: int, dtype: torch.dtype, rounds: int
 
 def main() -> None:
     """Print a table for each size, and keep all rows."""
-    arguments = start(__doc__, rounds=20)
+    arguments = start(command_line(__doc__, rounds=20))
     rows = []
     for batch, tokens, width, dtype in SIZES[DEVICE]:
         rows += (found := measure(batch, tokens, width, dtype, arguments.rounds))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import DEVICE, start, timed_in_turns, write_result
+from common import DEVICE, command_line, start, timed_in_turns, write_result
 from torch import Tensor
 
 from kernels.mix_feed_forward import mix_feed_forward
@@ -142,7 +142,7 @@ def line_of(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Print the table and keep it."""
-    arguments = start(__doc__, rounds=50)
+    arguments = start(command_line(__doc__, rounds=50))
     torch.backends.cudnn.allow_tf32 = False
     print("\n| images x grid x inner | dtype | pass | side | ms | times as fast as eager | error |")
     print("|---|---|---|---|---|---|---|")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import DEVICE, start, write_result
+from common import DEVICE, command_line, start, write_result
 from sides import OURS, Side, compare, print_table
 from torch import Tensor
 
@@ -50,7 +50,7 @@ def measure(name: str, batch: int, tokens: int, width: int, dtype: torch.dtype, 
 
 def main() -> None:
     """Print a table for each operation and size, and keep all rows."""
-    arguments = start(__doc__, rounds=20)
+    arguments = start(command_line(__doc__, rounds=20))
     rows = []
     for name in OPERATIONS:
         for batch, tokens, width, dtype in SIZES[DEVICE]:

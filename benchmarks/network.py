@@ -13,14 +13,13 @@ weights; on the CPU the grown network of the embedded default under bfloat16 aut
 compiled diffusers is a side on a GPU, and on the CPU with `--compiled`.
 """
 
-import argparse
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import DEVICE, hardware, timed_in_turns, versions, write_result
+from common import DEVICE, command_line, start, timed_in_turns, write_result
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
@@ -213,13 +212,9 @@ def exact_velocity(problem: Problem) -> Tensor:
 
 def main() -> None:
     """Print the table and keep the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compiled", action="store_true", default=DEVICE == "cuda")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(hardware(), versions())
+    parser = command_line(__doc__, rounds=10)
+    parser.add_argument("--compiled", action="store_true", default=DEVICE == "cuda", help="torch.compile's side too")
+    arguments = start(parser)
     rows = measure(make_problem(SIZES[DEVICE]), arguments.rounds, arguments.compiled)
     print("\n| task | side | ms | times | error |\n|---|---|---|---|---|")
     for row in rows:

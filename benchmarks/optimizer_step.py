@@ -11,13 +11,12 @@ time, beside that of a measured copy. On a GPU the share of the copy's bandwidth
 the passes of the Triton kernels move.
 """
 
-import argparse
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import came_pytorch
 import torch
-from common import DEVICE, hardware, timed, timed_in_turns, versions, write_result
+from common import DEVICE, command_line, start, timed, timed_in_turns, write_result
 from row_chunks import RowChunkCame
 from torch import nn
 from torch.nn import Parameter
@@ -168,16 +167,15 @@ def shown(value: float | None, form: str) -> str:
 
 def main() -> None:
     """Print a table, and keep it with hardware and versions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--width", type=int, default=2240 if DEVICE == "cuda" else 224)
-    parser.add_argument("--depth", type=int, default=2 if DEVICE == "cuda" else 12)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    wide, deep = (2240, 2) if DEVICE == "cuda" else (224, 12)
+    parser = command_line(__doc__, rounds=20)
+    parser.add_argument("--width", type=int, default=wide, help=f"of the network's parameters (default: {wide})")
+    parser.add_argument("--depth", type=int, default=deep, help=f"blocks of them (default: {deep})")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(default: float32)")
+    arguments = start(parser)
     torch.manual_seed(0)
     case, *rows = measure(arguments.width, arguments.depth, getattr(torch, arguments.dtype), arguments.rounds)
-    print(hardware(), versions(), case, sep="\n")
+    print(case)
     columns = ("optimizer", "ms", "of came-pytorch", "of adamw8bit", "GB/s by the least bytes", "of copy by passes")
     print(f"\n| {' | '.join(columns)} | state bytes | note |")
     print("|---|---|---|---|---|---|---|---|")

@@ -6,8 +6,6 @@ in a copy of the project under `runs/`.
 """
 
 import argparse
-import logging
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -28,17 +26,12 @@ from flows.artifacts import Progress, best_effort, publish_models, publish_repor
 from flows.build import Build, BuiltStage, open_build
 from flows.children import ChildFailed
 from flows.graph import submit_stages
+from flows.terminal import LOGGER, FlowFailed, in_terminal
 from flows.workspace import merged_params, open_workspace
 from tasks.errors import UserError
 from tasks.files import read_json
 from tasks.layout import RESULTS
 from tasks.processes import BAD_INPUT
-
-LOGGER = "sana15"
-
-
-class PipelineFailed(Exception):
-    """At least one stage failed; the message says which and why."""
 
 
 @flow(name="sana15", task_runner=ThreadPoolTaskRunner(), persist_result=True, result_serializer="json")
@@ -77,7 +70,7 @@ def full_pipeline(
             log(unpushed)
         raise_failures({name: future.state for name, future in futures.items()})
         if unpushed:
-            raise PipelineFailed(unpushed)
+            raise FlowFailed(unpushed)
         if "report" in futures:
             models = read_json(root / RESULTS / "summary.json")["models"]
             with best_effort(log):
@@ -132,11 +125,11 @@ def push(build: Build, stages: Sequence[BuiltStage]) -> str:
 
 
 def raise_failures(states: Mapping[str, State]) -> None:
-    """Raise PipelineFailed if any stage is not completed, naming each failed one with its reason."""
+    """Raise FlowFailed if any stage is not completed, naming each failed one with its reason."""
     failed = [f"{name}: {_reason(state)}" for name, state in states.items() if state.is_failed() or state.is_crashed()]
     if failed:
         behind = sum(state.is_pending() for state in states.values())
-        raise PipelineFailed("; ".join(failed) + (f" ({behind} stages behind did not run)" if behind else ""))
+        raise FlowFailed("; ".join(failed) + (f" ({behind} stages behind did not run)" if behind else ""))
 
 
 def _reason(state: State) -> str:
@@ -145,7 +138,7 @@ def _reason(state: State) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the flow from the command line; returns the exit code: 0 done, 1 a stage failed, 2 bad input, 130 stopped."""
+    """Run the flow from the command line; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m flows.full_pipeline", description=__doc__)
     parser.add_argument("--profile", help="a file of profiles/, such as smoke")
     parser.add_argument(
@@ -153,19 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--remote", action="store_true", help="pull from DVC's remote what it has, push all at the end")
     arguments = parser.parse_args(argv)
-    try:
+
+    def run() -> None:
         overrides = dict(parse_override(text) for text in arguments.param)
         merged_params(Path.cwd(), arguments.profile, overrides)
-        speak_plainly()
-        exit_on_term()
         full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote)
-    except UserError as error:
-        return complain(error, 2)
-    except PipelineFailed as error:
-        return complain(error, 1)
-    except KeyboardInterrupt:
-        return complain("stopped; run the same command to go on", 130)
-    return 0
+
+    return in_terminal(run)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -174,29 +161,6 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"-p {text}: write it as section.key=value")
     return key, yaml.safe_load(value)
-
-
-def speak_plainly() -> None:
-    """Leave the stages' lines on the terminal, and others' warnings: Prefect's remarks on its runs are in its UI."""
-
-    def wanted(record: logging.LogRecord) -> bool:
-        prefects = record.name.split(".")[0] == "prefect"
-        return record.name.endswith(f".{LOGGER}") or (record.levelno >= logging.WARNING and not prefects)
-
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(wanted)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-
-
-def exit_on_term() -> None:
-    """Prefect hands TERM on when the flow has ended its children; the default action would leave its server behind."""
-    signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
-
-
-def complain(message: object, code: int) -> int:
-    """Print one line, and return the exit code."""
-    print(f"sana15: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import psutil
 
+from flows.terminal import complain
 from tasks.errors import UserError
 from tasks.layout import STATE
 from tasks.mlflow_store import connect, tracking_uri
+from tasks.processes import BAD_INPUT
 
 HOST = "127.0.0.1"
 FOLDER = STATE / "servers"
@@ -226,8 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         actions[parser.parse_args(argv).action]()
     except UserError as error:
-        print(f"sana15: {error}", file=sys.stderr)
-        return 2
+        return complain(error, BAD_INPUT)
     return 0
 
 

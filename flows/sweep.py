@@ -22,7 +22,6 @@ from prefect.runtime import flow_run
 from prefect.states import State as RunState
 
 from flows.artifacts import best_effort
-from flows.full_pipeline import LOGGER, complain, exit_on_term, speak_plainly
 from flows.sweeps.definition import Sweep, read_sweep
 from flows.sweeps.follow import Told, finished, follow, write_folders
 from flows.sweeps.leases import visible_gpus
@@ -35,6 +34,7 @@ from flows.sweeps.pool import WorkPool
 from flows.sweeps.shared_stores import refuse_sqlite_over_network
 from flows.sweeps.slurm import Slurm
 from flows.sweeps.table import Row, Setting, rows_of, settings_of, write_table
+from flows.terminal import LOGGER, FlowFailed, in_terminal
 from tasks.errors import UserError
 from tasks.files import write_bytes
 from tasks.layout import RESULTS, STATE
@@ -42,10 +42,6 @@ from tasks.locks import hold
 
 Where = Literal["local", "slurm", "work-pool"]
 Log = Callable[[str], None]
-
-
-class SweepFailed(Exception):
-    """At least one point failed; the message says which and why."""
 
 
 def cancel_jobs(flow: Flow, flow_run: FlowRun, state: RunState) -> None:
@@ -198,14 +194,14 @@ def publish(plan: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> No
 
 
 def raise_failures(points: Sequence[Point], states: Mapping[str, State]) -> None:
-    """Raise SweepFailed if a point is not done, naming each with its reason."""
+    """Raise FlowFailed if a point is not done, naming each with its reason."""
     failed = [f"{point.label}: {states[point.key].reason}" for point in points if states[point.key].phase != "done"]
     if failed:
-        raise SweepFailed("; ".join(failed) + f" ({len(failed)} of {len(points)} points failed)")
+        raise FlowFailed("; ".join(failed) + f" ({len(failed)} of {len(points)} points failed)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sweep from the command line; returns the exit code: 0 done, 1 a point failed, 2 bad input, 130 stopped."""
+    """Run a sweep from the command line; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -216,20 +212,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pool", metavar="NAME", help="which work pool (work-pool)")
     parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="ID,...", help="which GPUs to use (local)")
     arguments = parser.parse_args(argv)
-    try:
+
+    def run() -> None:
         plan = read_sweep(Path.cwd(), arguments.name, arguments.profile)
         expand(Path.cwd(), plan)
         open_place(Path.cwd(), plan, arguments.where, arguments.parallel, arguments.gpus, arguments.pool)
-        speak_plainly()
-        exit_on_term()
         sweep(**vars(arguments))
-    except UserError as error:
-        return complain(error, 2)
-    except SweepFailed as error:
-        return complain(error, 1)
-    except KeyboardInterrupt:
-        return complain("stopped; run the same command to go on", 130)
-    return 0
+
+    return in_terminal(run)
 
 
 if __name__ == "__main__":

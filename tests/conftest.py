@@ -1,6 +1,7 @@
 """Environment of every test: one CPU thread, no network, no telemetry, Triton's interpreter where there is no GPU."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# a shell's background job ignores Ctrl-C, and so would all that the tests begin
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():
     # read when a kernel is decorated, so it must be set before kernels are imported
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -19,6 +19,7 @@ class PrefectServer:
     def __init__(self, clone: Clone, folder: Path) -> None:
         self.clone, self.folder, port = clone, folder, free_port()
         clone.environment["PREFECT_API_URL"] = self.api = f"http://127.0.0.1:{port}/api"
+        clone.environment["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
         clone.environment["PREFECT_WORKER_QUERY_SECONDS"] = "2"  # 10 by default
         self._begun: list[psutil.Popen] = []
         self.begin("server", "server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui")

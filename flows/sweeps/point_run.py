@@ -4,6 +4,7 @@ The pipeline itself runs in a process of its own, with the code and in the folde
 not reach it. `run_point` is for a host that sees the sweep's folders, `run_clone` for one that shares none with it.
 """
 
+import math
 import os
 import subprocess
 import time
@@ -76,6 +77,9 @@ def run_clone(
 
     Raises PointFailed, also where the clone has other `code` than the sweep.
     """
+    client, run, worker = get_client(sync_client=True), UUID(flow_run.id), os.getppid()
+    sign = beats_to(client, run)
+    sign()
     project = Path.cwd()
     point = Point(key, label, project / POINTS / key, params, {}, 0, None if only is None else tuple(only))
     if code_of(project) != code:
@@ -83,9 +87,8 @@ def run_clone(
     prepare(project, point, remote=True)
     if lock:
         write_bytes(point.folder / LOCK_FILE, lock.encode())
-    client, run, worker = get_client(sync_client=True), UUID(flow_run.id), os.getppid()
     try:
-        return run_in(point.folder, beats_to(client, run), lost_seconds)
+        return run_in(point.folder, sign, lost_seconds)
     finally:
         report(client, run, point.folder, worker)
 
@@ -110,7 +113,7 @@ def run_in(folder: Path, sign: Beat, lost_seconds: int) -> State | None:
 
 def watch(process: PointProcess, worker: int, sign: Beat, seconds: float) -> str | None:
     """Wait for the end of the process, with a beat every so many seconds; or return why not to wait any longer."""
-    last = time.monotonic()
+    last = -math.inf
     while True:
         try:
             process.wait(LOOK_SECONDS)

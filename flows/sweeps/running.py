@@ -18,16 +18,17 @@ from urllib.parse import urlsplit
 
 from prefect import get_client
 
-from flows.full_pipeline import PipelineFailed, complain, exit_on_term, full_pipeline, speak_plainly
+from flows.full_pipeline import full_pipeline
 from flows.servers import API_VARIABLE
 from flows.sweeps.points import Point
+from flows.terminal import FAILED, FlowFailed, complain, exit_on_term, speak_plainly
 from flows.workspace import write_copy
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
 from tasks.layout import RESULTS, STATE
 from tasks.locks import hold
 from tasks.mlflow_store import LOCAL_HOSTS
-from tasks.processes import PARENT_VARIABLE, die_with_parent
+from tasks.processes import BAD_INPUT, PARENT_VARIABLE, die_with_parent
 
 RECORDS = STATE / "point"
 ORDER, OUTCOME, LOCK, LOG = (RECORDS / name for name in ("order.json", "outcome.json", "lock", "log"))
@@ -129,7 +130,7 @@ def main() -> int:
             order = read_json(ORDER)
             return _run(order["only"], order["remote"])
     except UserError as error:
-        return complain(error, 2)
+        return complain(error, BAD_INPUT)
     finally:
         requeue.act()
 
@@ -145,10 +146,10 @@ def _run(only: Sequence[str] | None, remote: bool) -> int:
     started, code, reason = time.monotonic(), 0, ""
     try:
         full_pipeline(only=only, remote=remote)
-    except (UserError, PipelineFailed) as error:
-        code, reason = 2 if isinstance(error, UserError) else 1, str(error)
+    except (UserError, FlowFailed) as error:
+        code, reason = BAD_INPUT if isinstance(error, UserError) else FAILED, str(error)
     except Exception as error:
-        code, reason = 1, f"{type(error).__name__}: {error}"
+        code, reason = FAILED, f"{type(error).__name__}: {error}"
     models = scored(only) if code == 0 else []
     write_json(OUTCOME, asdict(Outcome(" ".join(reason.split()), round(time.monotonic() - started, 1), models)))
     return complain(reason, code) if code else 0

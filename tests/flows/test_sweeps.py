@@ -15,7 +15,7 @@ import pytest
 import yaml
 from clones import PROJECT, Clone, new_clone, new_origin
 
-from flows.sweep import SweepFailed, raise_failures, run_points, sweep
+from flows.sweep import raise_failures, run_points, sweep
 from flows.sweeps import follow as following
 from flows.sweeps.definition import SWEEPS, Sweep, read_sweep
 from flows.sweeps.follow import follow
@@ -26,6 +26,7 @@ from flows.sweeps.place import State
 from flows.sweeps.points import Point, expand, shared_stages
 from flows.sweeps.running import ORDER, OUTCOME, environment, outcome
 from flows.sweeps.table import Row, rows_of, settings_of, write_table
+from flows.terminal import FlowFailed
 from flows.workspace import merged_params
 from tasks.errors import UserError
 from tasks.files import write_json
@@ -277,7 +278,7 @@ def test_a_failing_point_stops_no_other_and_the_sweep_fails_with_its_reason(proj
     place = Pretended(failing=points[1].label)
     states = run_points(project, points, place, untold)
     assert [states[point.key].phase for point in points] == ["done", "failed", "done", "done"]
-    with pytest.raises(SweepFailed, match=r"learning_rate=0.0002: no memory \(1 of 4 points failed\)"):
+    with pytest.raises(FlowFailed, match=r"learning_rate=0.0002: no memory \(1 of 4 points failed\)"):
         raise_failures(points, states)
 
 

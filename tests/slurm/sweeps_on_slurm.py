@@ -56,7 +56,7 @@ def phase_is(slurm: Slurm, point: Point, job: str, phase: str) -> None:
 SLEEPS = "import time\ntime.sleep(120)"
 LONG = """
 import os, time
-from flows.full_pipeline import exit_on_term
+from flows.terminal import exit_on_term
 from flows.sweeps.running import Requeue
 exit_on_term()
 requeue = Requeue()
