@@ -517,6 +517,7 @@ def table(clone: Clone, name: str = "cheap") -> list[dict[str, str]]:
     return list(csv.DictReader((clone.root / f"results/sweeps/{name}/table.csv").read_text().splitlines()))
 
 
+@pytest.mark.timeout(900)  # three sweeps, on a machine that may be busy
 def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clone) -> None:
     write_grid(clone, [1, 2])
     first = clone.python("-m", "flows.sweep", "cheap", "--parallel", "2")
