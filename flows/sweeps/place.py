@@ -7,6 +7,11 @@ from flows.sweeps.points import Point
 
 Phase = Literal["queued", "running", "done", "failed", "lost"]
 
+LOOK_EVERY_SECONDS = 1.0
+"""How often a queue or a server is asked at most, by one question for all points."""
+SETTLE_SECONDS = 60.0
+"""How long a shared folder may take to show here what a run that is completed has written there."""
+
 
 @dataclass(frozen=True)
 class State:

@@ -35,7 +35,6 @@ MOST_CHARACTERS = 400_000
 """Of a file that is sent to Prefect: more than any dvc.lock has, and the end of a long log."""
 LOOK_SECONDS = 0.5
 REPORT_AGAIN_SECONDS = 5.0
-NOT_FOUND, SERVER_ERRORS = 404, 500
 
 Beat = Callable[[], str | None]
 """Gives a sign of life; returns why the run is to end, if it is."""
@@ -79,7 +78,7 @@ def run_clone(
     """
     client, run, worker = get_client(sync_client=True), UUID(flow_run.id), os.getppid()
     sign = beats_to(client, run)
-    sign()
+    sign()  # what comes before the pipeline takes seconds
     project = Path.cwd()
     point = Point(key, label, project / POINTS / key, params, {}, 0, None if only is None else tuple(only))
     if code_of(project) != code:
@@ -150,13 +149,12 @@ def beats_to(client: SyncPrefectClient, run: UUID) -> Beat:
 
     def sign() -> str | None:
         try:
-            client.update_flow_run_labels(run, {BEAT_LABEL: str(time.time_ns())})
             state = client.read_flow_run(run).state
+            client.update_flow_run_labels(run, {BEAT_LABEL: str(time.time_ns())})
         except ObjectNotFound:
             return "Prefect knows it no more"
-        except httpx.HTTPError as error:
-            gone = isinstance(error, httpx.HTTPStatusError) and error.response.status_code == NOT_FOUND
-            return "Prefect knows it no more" if gone else None
+        except httpx.HTTPError:
+            return None
         return f"it was given up: {state.name}" if state is not None and state.is_final() else None
 
     return sign
@@ -179,7 +177,7 @@ def report(client: SyncPrefectClient, run: UUID, folder: Path, worker: int) -> N
             client.create_artifact(ArtifactCreate(type=REPORT, data=data, flow_run_id=run))
             return
         except httpx.HTTPError as error:
-            refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < SERVER_ERRORS
+            refused = isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error
             if refused or os.getppid() != worker:
                 raise
             time.sleep(REPORT_AGAIN_SECONDS)

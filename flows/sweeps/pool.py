@@ -24,7 +24,7 @@ from prefect.states import Cancelled, Cancelling, Crashed
 from flows.servers import API_VARIABLE
 from flows.sweeps.definition import Cluster
 from flows.sweeps.heart import Silence
-from flows.sweeps.place import State
+from flows.sweeps.place import LOOK_EVERY_SECONDS, SETTLE_SECONDS, State
 from flows.sweeps.point_run import FLOW
 from flows.sweeps.points import Point
 from flows.sweeps.reach import Clones, Reach, SharedFolder
@@ -37,9 +37,6 @@ PAGE = 200
 """Flow runs in one answer: the most that Prefect's server gives unless it is told otherwise."""
 MOST_WAITING = 50
 """How many runs wait for a worker at most: of hundreds that are late, Prefect's server on SQLite answers 503."""
-LOOK_EVERY_SECONDS = 1.0
-SETTLE_SECONDS = 60.0
-"""How long a shared folder may take to show here what a run that is completed has written there."""
 BEGIN_SECONDS = 1800.0
 """How long a worker may take to begin a run that it has taken; a job of Kubernetes waits for its node."""
 PATIENCE_SECONDS = 120.0
@@ -225,11 +222,11 @@ class WorkPool:
                     self._silence.forgive(seconds)
                 return answer
             except httpx.HTTPStatusError as error:
-                if (code := error.response.status_code) == 404:
+                if error.response.status_code == httpx.codes.NOT_FOUND:
                     raise ObjectNotFound(error) from error
-                if code < 500:
+                if not error.response.is_server_error:
                     raise UserError(f"Prefect refuses: {' '.join(error.response.text.split())}") from None
-                failure = str(code)
+                failure = str(error.response.status_code)
             except httpx.TransportError as error:
                 failure = str(error) or type(error).__name__
             if (seconds := time.monotonic() - began) > PATIENCE_SECONDS:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from flows.sweeps.definition import Cluster
-from flows.sweeps.place import State
+from flows.sweeps.place import LOOK_EVERY_SECONDS, SETTLE_SECONDS, State
 from flows.sweeps.points import Point
 from flows.sweeps.running import LOG, MODULE, RECORDS, environment, last_lines, outcome
 from tasks.errors import UserError
@@ -20,9 +20,6 @@ NOTICE_SECONDS = 120
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 AT_WORK = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING"}
 LOG_LINES = 3
-LOOK_EVERY_SECONDS = 1.0
-SETTLE_SECONDS = 60.0
-"""How long a shared folder may take to show here what a job that is completed has written there."""
 
 
 class Slurm:

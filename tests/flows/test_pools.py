@@ -216,6 +216,8 @@ def test_a_run_in_a_clone_beats_on_its_flow_run_and_ends_itself_when_it_is_given
     assert len(beats) == 2
     client.set_flow_run_state(run, Crashed(), force=True)
     assert sign() == "it was given up: Crashed"
+    client.delete_flow_run(run)
+    assert sign() == "Prefect knows it no more"
     nobody = SyncPrefectClient(f"http://127.0.0.1:{free_port()}/api")
     assert point_run.beats_to(nobody, run)() is None  # a server that is away may come back
 
