@@ -4,16 +4,18 @@
     python -m tasks.generate --prompts prompts.txt --model outputs/grown
 
 Writes PNGs (`00000/0000.png`: prompt, picture), `scores.json` with the judge's log P(yes) of each, and `sheet.png`: a
-row for each prompt, best picture first. The model is a name (small, grown, pruned-6, finetuned-6), a folder
-(runs/smoke/outputs/grown), or an alias of the registry; autoencoder, text encoder, judge and params are those of its
-experiment. The same prompts, model and seed give the same pictures.
+row for each prompt, best picture first. A single picture of each prompt (`--n 1`) is not judged, so that no judge is
+needed; `--judge` and `--no-judge` ask for the other way. The model is a name (small, grown, pruned-6, finetuned-6), a
+folder (runs/smoke/outputs/grown), or an alias of the registry; autoencoder, text encoder, judge and params are those of
+its experiment. The same prompts, model and seed give the same pictures.
 """
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tasks import layout
@@ -40,6 +42,9 @@ def arguments() -> ArgumentParser:
     options.add_argument("--prompts", type=Path, help="a text file with one prompt in each line")
     options.add_argument("--model", default="grown", help="name, folder or registry alias (default: grown)")
     options.add_argument("--n", type=int, default=8, help="pictures of each prompt (default: 8)")
+    options.add_argument(
+        "--judge", action=BooleanOptionalAction, help="score the pictures (default: if there are several of a prompt)"
+    )
     options.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     options.add_argument("--out", type=Path, default=Path("generated"), help="new folder (default: generated)")
     return options
@@ -52,25 +57,46 @@ def generate(options: Namespace) -> None:
         raise UserError(f"--n {options.n}: draw at least 1 picture")
     if options.out.exists():
         raise UserError(f"--out {options.out} exists: name a new folder")
+    judged = options.n > 1 if options.judge is None else options.judge
     model = resolve_model(options.model)
     params = params_of(model)
+    if judged:
+        require_beside(model, layout.JUDGE.name, "run python -m tasks.judge there, or draw with --no-judge")
     painter = open_painter(model, params)
-    folder = model.parent / layout.JUDGE.name
-    judge = open_judge(folder, painter.text_encoder, params.compute.dtype, painter.device)
     pictures_PNHW3 = painter.draw(prompts, options.n, derive(options.seed, "generate"), "generate")
-    scores_PN = judge.log_yes(pictures_PNHW3, prompts)
-    order_PN = ranking(scores_PN)
+    scores_PN = judge_scores(model, painter, pictures_PNHW3, prompts) if judged else None
     options.out.mkdir(parents=True)
-    rows = []
+    rows, best_first = [], []
     for number, prompt in enumerate(prompts):
         names = write_pictures(options.out, number, pictures_PNHW3[number])
-        best = order_PN[number, 0]
-        print(f"{prompt}: best is {options.out / names[best]} (log P(yes) {scores_PN[number, best]:.3f})", flush=True)
-        judged = [{"file": names[i], "log_yes": float(scores_PN[number, i])} for i in order_PN[number]]
-        rows.append({"prompt": prompt, "pictures": judged})
-    ranked = np.take_along_axis(pictures_PNHW3, order_PN[:, :, None, None, None], axis=1)
-    contact_sheet(ranked).save(options.out / "sheet.png")
+        scores_N = None if scores_PN is None else scores_PN[number]
+        order_N = np.arange(options.n) if scores_N is None else ranking(scores_N[None])[0]
+        best_first.append(pictures_PNHW3[number][order_N])
+        rows.append({"prompt": prompt, "pictures": [picture_record(names, scores_N, i) for i in order_N]})
+        print(f"{prompt}: {summary_line(options.out, rows[-1]['pictures'])}", flush=True)
+    contact_sheet(np.stack(best_first)).save(options.out / "sheet.png")
     write_json(options.out / "scores.json", {"model": options.model, "seed": options.seed, "prompts": rows})
+
+
+def judge_scores(model: Path, painter: Painter, pictures_PNHW3: Pictures, prompts: list[str]) -> NDArray[np.float64]:
+    """Scores (P, N) by the judge of the model's experiment: log P(yes)."""
+    folder = model.parent / layout.JUDGE.name
+    judge = open_judge(folder, painter.text_encoder, painter.params.compute.dtype, painter.device)
+    return judge.log_yes(pictures_PNHW3, prompts)
+
+
+def picture_record(names: Sequence[str], scores_N: NDArray[np.float64] | None, index: int) -> dict[str, str | float]:
+    """What `scores.json` says of a picture: its file, and its score if it was judged."""
+    return {"file": names[index]} | ({} if scores_N is None else {"log_yes": float(scores_N[index])})
+
+
+def summary_line(out: Path, pictures: Sequence[dict[str, str | float]]) -> str:
+    """The best picture of a prompt, or where its pictures are if they were not judged."""
+    first = pictures[0]
+    if "log_yes" in first:
+        return f"best is {out / first['file']} (log P(yes) {first['log_yes']:.3f})"
+    others = f" and {len(pictures) - 1} more" if len(pictures) > 1 else ""
+    return f"{out / first['file']}{others}"
 
 
 def read_prompts(options: Namespace) -> list[str]:
@@ -91,21 +117,29 @@ def read_prompts(options: Namespace) -> list[str]:
 
 
 def open_painter(model: Path, params: Params) -> Painter:
-    """The painter of a model's folder. Raises UserError saying what is missing beside it and how to make it.
-
-    What a stage wrote is held to its manifest, as it is when a stage reads it.
-    """
+    """The painter of a model's folder. Raises UserError saying what is missing beside it and how to make it."""
     device = configure_torch(params, params.compute.threads)
-    for name in (layout.AUTOENCODER.name, layout.TEXT_ENCODER.name, layout.JUDGE.name):
-        if not (model.parent / name).is_dir():
-            raise UserError(f"{model} has no {name} beside it: run python -m tasks.{name} there, or make run for all")
-    for name in (model.name, layout.AUTOENCODER.name, layout.TEXT_ENCODER.name, layout.JUDGE.name):
-        if (model.parent / name / MANIFEST).is_file():
-            verify_manifest(model.parent / name)
+    for name in (layout.AUTOENCODER.name, layout.TEXT_ENCODER.name):
+        require_beside(model, name, f"run python -m tasks.{name} there, or make run for all")
+    verify_output(model)
     try:
         return load_painter(model, params, device)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def require_beside(model: Path, name: str, advice: str) -> None:
+    """Raises UserError if the folder `name` is not beside a model's, or is damaged."""
+    folder = model.parent / name
+    if not folder.is_dir():
+        raise UserError(f"{model} has no {name} beside it: {advice}")
+    verify_output(folder)
+
+
+def verify_output(folder: Path) -> None:
+    """Hold what a stage wrote to its manifest, as a stage does that reads it; a user's own folder may have none."""
+    if (folder / MANIFEST).is_file():
+        verify_manifest(folder)
 
 
 def write_pictures(folder: Path, prompt: int, pictures_NHW3: Pictures) -> list[str]:

@@ -444,6 +444,12 @@ class Params:
             all(depth < self.grow.depth for depth in self.prune.depths),
             f"prune.depths {self.prune.depths} must all be below grow.depth {self.grow.depth}",
         )
+        _check(
+            self.shard.source == "scenes" or self.geneval.detector != "scenes",
+            f"geneval.detector is scenes with shard.source {self.shard.source}: it finds the shapes of rendered scenes "
+            "only, and would score other pictures as noise; set geneval.detector to mask2former, with "
+            "geneval.mask2former_path, geneval.clip_path and geneval.prompts",
+        )
 
     def _check_ranks(self, name: str) -> None:
         """Whether a training can be had on as many processes."""

@@ -19,6 +19,13 @@ from tasks.files import write_manifest
 from tasks.params import PARAMS_FILE, apply_overrides, read_yaml
 
 PROJECT = Path(__file__).parents[1]
+PUBLISHED_DETECTOR = {
+    "geneval.detector": "mask2former",
+    "geneval.mask2former_path": "models/mask2former",
+    "geneval.clip_path": "models/clip",
+    "geneval.prompts": "models/evaluation_metadata.jsonl",
+}
+"""What params must say beside a source of own pictures; the stages before the evaluation read none of these paths."""
 
 
 def write_params(workspace: Path, changes: dict[str, Any]) -> None:

@@ -16,13 +16,21 @@ from model.weights.names import LEFT_OUT, from_diffusers, is_diffusers
 FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 TRANSFORMER = "transformer"  # of a pipeline's folder
+CONFIG = "config.json"
+CONFIG_CLASS = "SanaTransformer2DModel"
+INTERPOLATION = "interpolation_scale"  # of diffusers' network: not null where it adds a positional embedding
+POSITION = "pos_embed"
+ADDS_POSITION = (
+    "these are weights of a network that adds a positional embedding, which this one does not have: "
+    "take weights for pictures of 512 or 1024 pixels"
+)
 
 
 def read_weights(path: Path, which: CheckpointKey = "state_dict") -> dict[str, Tensor]:
     """The network's tensors by our names, on the CPU, in their own precision.
 
     `which` chooses between a published checkpoint's weights and their average. Raises ValueError naming the file that
-    is missing, damaged, or holds something else than tensors.
+    is missing, damaged, or holds something else than tensors, or whose network adds a positional embedding.
     """
     path = Path(path)
     if path.is_dir():
@@ -32,23 +40,37 @@ def read_weights(path: Path, which: CheckpointKey = "state_dict") -> dict[str, T
     else:
         tensors = _read_pickle(path, which)
     tensors = from_diffusers(tensors) if is_diffusers(tensors) else tensors
+    if POSITION in tensors and tensors[POSITION].any():
+        raise ValueError(f"{path}: {POSITION} is not zero: {ADDS_POSITION}")
     return {name: tensor for name, tensor in tensors.items() if name not in LEFT_OUT}
 
 
 def read_heads(path: Path) -> tuple[int, int] | None:
-    """Channels of a linear head and number of cross-attention heads that a diffusers folder's `config.json` tells.
+    """Channels of a linear head and number of cross-attention heads that diffusers' `config.json` tells.
 
-    Raises ValueError naming the file if it is there and is not diffusers'.
+    It lies in a folder of diffusers, or beside a single file; None where there is none. Raises ValueError naming the
+    file if it is not diffusers', or if its network computes another function than ours.
     """
-    config = Path(path) / TRANSFORMER / "config.json"
-    config = config if config.is_file() else Path(path) / "config.json"
-    if not config.is_file():
+    config = _config_of(Path(path))
+    if config is None:
         return None
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
-        return int(values["attention_head_dim"]), int(values["num_cross_attention_heads"])
+        heads = int(values["attention_head_dim"]), int(values["num_cross_attention_heads"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config} is no configuration of SanaTransformer2DModel ({error!r})") from None
+        raise ValueError(f"{config} is no configuration of {CONFIG_CLASS} ({error!r})") from None
+    if (scale := values.get(INTERPOLATION)) is not None:
+        raise ValueError(f"{config}: {INTERPOLATION} is {scale}: {ADDS_POSITION}")
+    return heads
+
+
+def _config_of(path: Path) -> Path | None:
+    """The configuration that goes with weights; beside a single file only one that says that it is diffusers'."""
+    if path.is_dir():
+        candidates = (path / TRANSFORMER / CONFIG, path / CONFIG)
+        return next((config for config in candidates if config.is_file()), None)
+    config = path.parent / CONFIG
+    return config if config.is_file() and CONFIG_CLASS in config.read_text(encoding="utf-8") else None
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:

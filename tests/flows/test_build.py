@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from dvc.repo import Repo
 from PIL import Image
-from small_workspace import PROJECT, write_params
+from small_workspace import PROJECT, PUBLISHED_DETECTOR, write_params
 
 from flows.build import BuiltStage, open_build
 from flows.children import ChildFailed
@@ -38,7 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(root)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    write_params(root, {"shard.source": "folder", "shard.path": str(pictures)})
+    write_params(root, PUBLISHED_DETECTOR | {"shard.source": "folder", "shard.path": str(pictures)})
     (root / "dvc.yaml").write_text(DVC_YAML)
     Repo.init(str(root), no_scm=True).close()
     yield root

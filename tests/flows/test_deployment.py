@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from clones import BIN, PROJECT, Clone, free_port, new_clone, new_origin
+from small_workspace import PUBLISHED_DETECTOR
 
 from flows.workspace import merged_params
 
@@ -95,7 +96,7 @@ def test_one_fine_tune_parameter_runs_only_the_stages_behind_it_and_leaves_the_d
 
 
 def test_a_stage_that_fails_makes_the_deployment_run_exit_non_zero_with_the_reason(served: Clone) -> None:
-    done = served.deploy(overrides={"shard.source": "folder", "shard.path": "no/such/folder"})
+    done = served.deploy(overrides=PUBLISHED_DETECTOR | {"shard.source": "folder", "shard.path": "no/such/folder"})
     assert done.returncode != 0
     assert "no/such/folder" in " ".join(done.stdout.split())
 

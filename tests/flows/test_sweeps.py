@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from clones import PROJECT, Clone, new_clone, new_origin
+from small_workspace import PUBLISHED_DETECTOR
 
 from flows.sweep import raise_failures, run_points, sweep
 from flows.sweeps import follow as following
@@ -183,7 +184,8 @@ def test_a_key_depends_on_what_the_point_is_made_of_and_on_nothing_else(
 def test_a_key_follows_the_users_own_files(project: Path) -> None:
     pictures = project / "pictures"
     pictures.mkdir()
-    listed = [{"shard.source": "folder", "shard.path": "pictures", "shard.max_pixels": pixels} for pixels in (8, 9)]
+    own = PUBLISHED_DETECTOR | {"shard.source": "folder", "shard.path": "pictures"}
+    listed = [own | {"shard.max_pixels": pixels} for pixels in (8, 9)]
     sweep = written(project, {"from": "shard", "profile": "smoke", "points": listed})
     before = [point.key for point in expand(project, sweep)]
     assert [point.key for point in expand(project, sweep)] == before

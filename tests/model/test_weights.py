@@ -67,6 +67,35 @@ def test_a_diffusers_folder_tells_its_heads(tmp_path: Path) -> None:
     assert load_weights(tmp_path, "diffusers").config == network.config
 
 
+def test_weights_of_a_network_with_a_positional_embedding_are_refused(tmp_path: Path) -> None:
+    network = drawn()
+    to_transformer(network, 4).save_pretrained(tmp_path / "folder")
+    config = tmp_path / "folder" / "config.json"
+    single = tmp_path / "folder" / "diffusion_pytorch_model.safetensors"
+    for scale in (1.0, 2.0):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"interpolation_scale": scale}))
+        for path in (tmp_path / "folder", single):
+            with pytest.raises(
+                ValueError, match=rf"config\.json: interpolation_scale is {scale}: .*positional"
+            ) as error:
+                loaded(path)
+            assert "\n" not in str(error.value)
+    position = {"pos_embed": torch.zeros(1, 16, 32)}
+    position["pos_embed"][0, 3, 5] = 1e-3
+    save_file(network.state_dict() | position, tmp_path / "single.safetensors")
+    torch.save({"state_dict": network.state_dict() | position}, tmp_path / "published.pth")
+    for name in ("single.safetensors", "published.pth"):
+        with pytest.raises(ValueError, match=f"{name}: pos_embed is not zero: .*positional") as error:
+            loaded(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_the_config_beside_a_single_file_of_diffusers_tells_its_heads(tmp_path: Path) -> None:
+    network = drawn()
+    to_transformer(network, 4).save_pretrained(tmp_path)
+    assert load_weights(tmp_path / "diffusion_pytorch_model.safetensors", "diffusers").config == network.config
+
+
 def test_the_published_widths_need_no_heads_and_others_do(tmp_path: Path) -> None:
     assert PUBLISHED_HEADS == {1152: (32, 1152 // 72), 2240: (32, 2240 // 112)}
     save_file(drawn().state_dict(), tmp_path / "single.safetensors")

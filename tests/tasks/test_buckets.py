@@ -13,7 +13,7 @@ from drawing_workspace import all_bytes, run
 from PIL import Image
 from safetensors.torch import save_file
 from small_networks import small_network
-from small_workspace import PROJECT
+from small_workspace import PROJECT, PUBLISHED_DETECTOR
 
 from model.autoencoder import build_autoencoder, load_autoencoder
 from model.flow_matching import TIMESTEPS, add_noise, shift, velocity
@@ -52,7 +52,7 @@ BEYOND_DIFFUSERS = {
 }
 DIFFUSION = Diffusion(flow_shift=3.0, logit_mean=0.0, logit_std=1.0, caption_dropout=0.3)
 SIZES = [(60, 100), (80, 80), (100, 60), (30, 120)]
-CHANGES = {
+CHANGES = PUBLISHED_DETECTOR | {
     "shard.source": "folder",
     "shard.path": "pictures",
     "shard.image_size": 64,

@@ -1,6 +1,7 @@
 """Claims about the command `export`, on a small workspace of untrained models."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,12 @@ def test_the_card_tells_lineage_scores_and_terms(params: Params) -> None:
     assert f"| overall | {score['overall']:.3f} [{score['low']:.3f}, {score['high']:.3f}] |" in card
     assert card.count("\n| ") == 1 + 1 + len(score["tasks"])
     assert "NSCL v2-custom" in card and "Gemma terms of use" in card
+
+
+def test_a_model_without_a_judge_is_exported() -> None:
+    shutil.rmtree(layout.JUDGE)
+    main(["--model", "grown", "--out", "exported"])
+    assert SanaPipeline.from_pretrained("exported", local_files_only=True).transformer.config.num_layers == 3
 
 
 def test_a_folder_that_exists_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,8 @@ def test_a_flipped_bit_in_what_a_stage_wrote_is_found_before_anything_is_drawn(
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1
     weights.write_bytes(data)
-    assert f"{weights} does not match {folder / 'manifest.json'}" in refusal([PROMPT, "--model", "small"], capsys)
+    message = refusal([PROMPT, "--model", "small"], capsys)
+    assert f"{weights} does not match {folder / 'manifest.json'}" in message
     assert not Path("generated").exists()
 
 
@@ -118,6 +119,25 @@ def test_missing_stage_is_named_with_the_command_that_makes_it(stage: str, capsy
     (layout.OUTPUTS / stage).rename("elsewhere")
     assert f"python -m tasks.{stage}" in refusal([PROMPT, "--model", "small"], capsys)
     assert not Path("generated").exists()
+
+
+def test_one_picture_needs_no_judge_and_several_do_unless_told_not_to(capsys: pytest.CaptureFixture[str]) -> None:
+    main([PROMPT, "--model", "small", "--n", "2", "--out", "judged"])
+    main([PROMPT, "--model", "small", "--n", "1", "--judge", "--out", "one judged"])
+    shutil.rmtree(layout.JUDGE)
+    capsys.readouterr()
+    main([PROMPT, "--model", "small", "--n", "1", "--out", "one"])
+    main([PROMPT, "--model", "small", "--n", "2", "--no-judge", "--out", "two"])
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith(PROMPT)]
+    assert printed == [f"{PROMPT}: one/00000/0000.png", f"{PROMPT}: two/00000/0000.png and 1 more"]
+    picture = "00000/0000.png"
+    assert all_bytes(Path("one"))[picture] == all_bytes(Path("two"))[picture] == all_bytes(Path("judged"))[picture]
+    assert json.loads(Path("one/scores.json").read_text())["prompts"][0]["pictures"] == [{"file": picture}]
+    (judged,) = json.loads(Path("one judged/scores.json").read_text())["prompts"][0]["pictures"]
+    assert judged["log_yes"] < 0
+    for arguments in (["--n", "2"], ["--n", "1", "--judge"]):
+        message = refusal([PROMPT, "--model", "small", *arguments, "--out", "more"], capsys)
+        assert "has no judge beside it: run python -m tasks.judge there, or draw with --no-judge" in message
 
 
 def test_a_model_of_another_workspace_is_drawn_with_what_lies_beside_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from small_workspace import PUBLISHED_DETECTOR
 
 from tasks.data.pictures import PictureDataset
 from tasks.data.rejects import Rejects
@@ -293,7 +294,7 @@ def test_stage_shard_writes_sanas_shards_in_buckets(tmp_path: Path, monkeypatch:
         entries.append(write_shard(Path("sana") / f"{number}.tar", members))
     write_meta(Path("sana"), entries)
     changes = {"source": "sana", "path": "sana", "image_size": 16, "aspect_buckets": True, "heldout_samples": 4}
-    values = {f"shard.{name}": value for name, value in changes.items()}
+    values = PUBLISHED_DETECTOR | {f"shard.{name}": value for name, value in changes.items()}
     defaults = read_yaml(Path(__file__).parents[2] / PARAMS_FILE)
     params = build_params(apply_overrides(defaults, values, "test"), "test").shard
     Path("out").mkdir()
