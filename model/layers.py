@@ -139,7 +139,8 @@ class TimestepEmbedder(nn.Module):
         half = TIME_FREQUENCIES // 2
         exponents = torch.arange(half, dtype=torch.float32, device=timesteps_B.device) / half
         angles = timesteps_B.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))  # bfloat16 weights take no float32 without autocast
 
 
 class CaptionProjection(nn.Module):

@@ -151,6 +151,8 @@ def configure_torch(params: Params, threads: int) -> str:
     choose_kernels(params.compute.kernels)
     # as use_deterministic_algorithms, which would import the compiler for a second; some CUDA kernels have no such form
     torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
+    # that mode would also fill every new tensor with NaN, which finds bugs in tests and costs a write for each of them
+    torch.utils.deterministic.fill_uninitialized_memory = False
     return device
 
 

@@ -16,6 +16,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 def poisoned_memory() -> Iterator[None]:
     """Fresh tensors hold NaN, so that what a kernel leaves unwritten shows; operations that vary by run are errors."""
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # a stage that ran in this process has turned it off
     try:
         assert torch.empty(2).isnan().all()
         yield

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kernels.came8bit import Came, Came8bit, fused
 from tests.kernels.ahead_of_time import CAPABILITIES, compile_ahead_of_time
+from tests.kernels.measuring import poisoned_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODULE = "kernels.came8bit.fused"
@@ -31,10 +32,8 @@ SHAPES = [
 @pytest.fixture(autouse=True)
 def poisoned() -> Iterator[None]:
     """Fresh memory holds NaN, and tiles are so small that matrices of tests have many."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned_memory():
+        yield
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ahead_of_time import CAPABILITIES, compile_ahead_of_time
+from measuring import poisoned_memory
 from torch import Tensor
 
 from kernels import choice
@@ -29,10 +30,8 @@ ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-7}
 @pytest.fixture(autouse=True)
 def fresh_memory_is_nan() -> Iterator[None]:
     """A result that a kernel leaves unwritten is then NaN."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned_memory():
+        yield
 
 
 def make_inputs(

@@ -23,12 +23,26 @@ def kernels_of_its_own() -> Iterator[None]:
     choose_kernels(before)
 
 
+def small_network(qk_norm: bool) -> Sana:
+    """Two blocks in which every parameter is random."""
+    torch.manual_seed(0)
+    network = Sana(NetworkConfig(3, 32, 2, 16, 2, 2.5, 1, 6, qk_norm, "diffusers")).to(DEVICE)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.2)
+    return network
+
+
 def value_and_gradients(network: Sana, choice: Choice) -> tuple[Tensor, list[Tensor]]:
-    """The output for a fixed batch of a grid that is not square, and the gradient of every parameter."""
+    """The output for a fixed batch of a grid that is not square, and the gradient of every parameter.
+
+    Latents and text have the dtype of the network's weights.
+    """
     choose_kernels(choice)
+    dtype = next(network.parameters()).dtype
     random = torch.Generator().manual_seed(3)
-    latents = torch.randn(2, 3, 3, 5, generator=random).to(DEVICE)
-    text = torch.randn(2, 4, 6, generator=random).to(DEVICE)
+    latents = torch.randn(2, 3, 3, 5, generator=random).to(DEVICE, dtype)
+    text = torch.randn(2, 4, 6, generator=random).to(DEVICE, dtype)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool, device=DEVICE)
     network.zero_grad()
     out = network(latents, torch.tensor([20.0, 900.0], device=DEVICE), network.encode_text(text, mask))
@@ -38,12 +52,7 @@ def value_and_gradients(network: Sana, choice: Choice) -> tuple[Tensor, list[Ten
 
 @pytest.mark.parametrize("qk_norm", [True, False])
 def test_kernels_give_the_network_s_output_and_gradients(qk_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = NetworkConfig(3, 32, 2, 16, 2, 2.5, 1, 6, qk_norm, "diffusers")
-    torch.manual_seed(0)
-    network = Sana(config).to(DEVICE)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(std=0.2)
+    network = small_network(qk_norm)
     used = []
     for module, name in ((attention, "linear_attention"), (feed_forward, "mix_feed_forward"), (modulation, "modulate")):
         kernel = getattr(module, name)
@@ -55,3 +64,20 @@ def test_kernels_give_the_network_s_output_and_gradients(qk_norm: bool, monkeypa
     assert (fused - plain).norm() <= 1e-5 * plain.norm()
     for ours, expected in zip(fused_gradients, plain_gradients, strict=True):
         assert (ours - expected).norm() <= 1e-4 * expected.norm() + 1e-6
+
+
+@pytest.mark.parametrize("choice", ["reference", "triton"])
+def test_bfloat16_weights_compute_without_autocast_what_float32_weights_do(choice: Choice) -> None:
+    network = small_network(qk_norm=True).to(torch.bfloat16)
+    found, gradients = value_and_gradients(network, choice)
+    exact, exact_gradients = value_and_gradients(network.float(), "reference")
+    assert found.dtype == torch.bfloat16 and all(gradient.dtype == torch.bfloat16 for gradient in gradients)
+    assert (found.float() - exact).norm() <= 3e-2 * exact.norm()
+    error, norm = (
+        torch.stack([one.norm() for one in each]).norm()
+        for each in (
+            [ours.float() - right for ours, right in zip(gradients, exact_gradients, strict=True)],
+            exact_gradients,
+        )
+    )
+    assert error <= 6e-2 * norm

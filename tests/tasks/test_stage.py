@@ -5,15 +5,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from small_networks import small_batch, small_network
 from small_workspace import PROJECT, write_params
+from torch.profiler import ProfilerActivity, profile
 
 from kernels import choice
+from kernels.optimizers import build_optimizer
 from tasks import sources
 from tasks.errors import UserError
 from tasks.locks import hold
 from tasks.params import PARAMS_FILE, apply_overrides, build_params, load_params, read_yaml
 from tasks.stage import configure_torch, run_stage
 from tasks.train import stage
+from tasks.training.objective import FlowMatchingLoss, NoisedBatch
 
 
 def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
@@ -47,6 +52,28 @@ def test_triton_where_it_cannot_run_stops_a_stage_in_one_line(monkeypatch: pytes
         configure_torch(params, threads=1)
     asked = "params.yaml: compute.kernels: triton was asked for, but cannot run on cpu here"
     assert str(error.value) == f"{asked}: take auto or reference"
+
+
+def fills_of_a_step() -> int:
+    """How many times a training step of a small network fills memory."""
+    network = small_network(2)
+    latents, noise, text, mask = small_batch()
+    loss, optimizer = FlowMatchingLoss(network), build_optimizer("came8bit", network.parameters(), 1e-4, 0.0)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        loss(NoisedBatch(latents, noise, torch.full((3,), 0.5), text, mask)).mean().backward()
+        optimizer.step()
+    return sum(event.count for event in profiled.key_averages() if event.key == "aten::fill_")
+
+
+def test_a_stage_is_deterministic_without_filling_all_new_memory() -> None:
+    try:
+        torch.set_deterministic_debug_mode("default")
+        plain = fills_of_a_step()
+        configure_torch(load_params(PROJECT / PARAMS_FILE), threads=1)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert fills_of_a_step() == plain
+    finally:
+        torch.set_deterministic_debug_mode("default")
 
 
 def test_a_stages_code_is_all_it_imports_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
