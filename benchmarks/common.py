@@ -1,33 +1,57 @@
-"""What every benchmark shares: hardware and versions, a clock, and the file that a result is kept in."""
+"""What every benchmark shares: its command line, hardware and versions, a clock, and the file that results are kept in.
 
+The benchmarks run from a clone in which nothing is installed but PyTorch and what PyTorch needs: the project is put on
+the path here, and a package that a benchmark compares with may be absent.
+"""
+
+import importlib
 import json
 import os
 import platform
+import sys
+import tempfile
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "triton", "diffusers", "bitsandbytes", "came-pytorch", "prefect", "mlflow")
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent
+if str(PROJECT) not in sys.path:
+    sys.path.insert(0, str(PROJECT))
+
+RESULTS = HERE / "results"
+PACKAGES = (
+    *("torch", "triton", "transformers", "accelerate", "diffusers", "bitsandbytes", "came-pytorch", "prefect"),
+    "mlflow",
+)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def command_line(doc: str | None, rounds: int) -> ArgumentParser:
-    """The options that benchmarks share, `--rounds` and `--threads`; add a benchmark's own, then `start`."""
+def command_line(doc: str | None, rounds: int = 1) -> ArgumentParser:
+    """The options that benchmarks share; add a benchmark's own, then call `start`."""
     parser = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each side (default: {rounds})")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results)")
+    parser.add_argument("--tiny", action="store_true", help="the smallest sizes: to try the script")
     return parser
 
 
 def start(parser: ArgumentParser) -> Namespace:
-    """Read the command line and print what the benchmark runs on and with."""
+    """Read the command line and print what the benchmark runs on and with.
+
+    `arguments.size` is the name of the sizes to measure: `tiny`, or the device's, `cuda` or `cpu`.
+    """
     arguments = parser.parse_args()
+    arguments.size = "tiny" if arguments.tiny else DEVICE
+    arguments.rounds = 1 if arguments.tiny else arguments.rounds
+    arguments.out = arguments.out or (Path(tempfile.mkdtemp()) if arguments.tiny else RESULTS)
     torch.set_num_threads(arguments.threads)
     print(hardware(), versions(), sep="\n", flush=True)
     return arguments
@@ -50,9 +74,33 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Python, CUDA and the packages that the figures depend on."""
-    found = {package: version(package) for package in PACKAGES}
+    """Python, CUDA and the packages that the figures depend on; None for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
     return {"python": platform.python_version(), "cuda": torch.version.cuda, **found}
+
+
+def peer(module: str) -> ModuleType | None:
+    """A module to compare with, or None, with a printed line that says why it cannot be imported."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        print(f"{module} is left out: {error}", flush=True)
+        return None
+
+
+def reason_of(error: Exception) -> str:
+    """An exception as one line, of at most 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def compiled(function: Callable[..., Any], tiny: bool) -> Callable[..., Any]:
+    """`function` under torch.compile; at tiny sizes traced alone, since generating code would take minutes."""
+    return torch.compile(function, dynamic=False, backend="aot_eager" if tiny else "inductor")
 
 
 def timed(function: Callable[[], object], rounds: int = 20) -> float:
@@ -91,10 +139,31 @@ def seconds_of(function: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def write_result(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Keep `rows` with hardware and versions as `results/<name>-<cpu or cuda>.json`."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{DEVICE}.json"
-    content = {"benchmark": name, "hardware": hardware(), "versions": versions(), "rows": list(rows)}
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    return path
+COPY_BYTES = {"cuda": 2**30, "cpu": 2**28, "tiny": 2**20}
+
+
+def copy_bandwidth(size: str) -> float:
+    """Bytes a second of a large copy, read and written: what a pass over memory can reach at most."""
+    source = torch.randn(COPY_BYTES[size] // 4, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / timed(lambda: target.copy_(source), rounds=10)
+
+
+class Results:
+    """The rows of a benchmark in `<folder>/<name>-<cpu or cuda>.json`, with hardware and versions.
+
+    The file is written anew with each row, so that a run that is stopped leaves all that it has measured.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.path = folder / f"{name}-{DEVICE}.json"
+        self.rows: list[Mapping[str, Any]] = []
+        self._about = {"benchmark": name, "hardware": hardware(), "versions": versions()}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, *rows: Mapping[str, Any]) -> None:
+        """Keep rows; they are on disk when this returns."""
+        self.rows += rows
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps({**self._about, "rows": self.rows}, indent=2) + "\n", encoding="utf-8")
+        part.replace(self.path)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from common import hardware, versions, write_result
+from common import RESULTS, Results, hardware, versions
 
 from tasks.context import Context
 from tasks.params import Params, Pretrain, load_params
@@ -52,17 +52,17 @@ def main() -> None:
     arguments = parser.parse_args()
     params = load_params()
     print(hardware(), versions())
-    rows: list[dict[str, Any]] = []
+    results = Results("held_out_loss", RESULTS)
     for seed in arguments.seeds:
         for optimizer in arguments.optimizers:
             row = train(params, optimizer, seed, arguments.threads)
-            first = next((other for other in rows if other["seed"] == seed), row)
+            first = next((other for other in results.rows if other["seed"] == seed), row)
             row["of_first"] = row["heldout_loss"] / first["heldout_loss"]
-            rows.append(row)
+            results.add(row)
             print(
                 "| {optimizer} | {seed} | {heldout_loss:.4f} | {of_first:.4f} | {seconds} |".format(**row), flush=True
             )
-    print(write_result("held_out_loss", rows))
+    print(results.path)
 
 
 if __name__ == "__main__":

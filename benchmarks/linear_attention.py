@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import DEVICE, command_line, start, write_result
+from common import DEVICE, Results, command_line, compiled, start
 from sides import OURS, Side, compare, print_table
 from torch import Tensor
 
@@ -27,6 +27,7 @@ SIZES = {
         (8, 1024, 2240, torch.float32),
     ],
     "cpu": [(2, 256, 256, torch.float32), (2, 256, 256, torch.bfloat16)],
+    "tiny": [(1, 17, 64, torch.float32)],
 }
 
 
@@ -69,15 +70,16 @@ def softmax(qkv: Tensor, query_weight: Tensor, key_weight: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*heads_of(qkv, query_weight, key_weight)).transpose(1, 2).flatten(2)
 
 
-def measure(batch: int, tokens: int, width: int, dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
+def measure(batch: int, tokens: int, width: int, dtype: torch.dtype, rounds: int, tiny: bool) -> list[dict[str, Any]]:
     """The rows of one size."""
+    torch.compiler.reset()  # past a number of shapes the compiled side would silently run uncompiled
     torch.manual_seed(0)
     qkv = torch.randn(batch, tokens, 3 * width, device=DEVICE, dtype=dtype)
     weights = 1 + 0.1 * torch.randn(2, width, device=DEVICE)
     sides = [
         Side(OURS, ours, summed),
         Side("eager", eager, summed),
-        Side("torch.compile", torch.compile(eager, dynamic=False), summed),
+        Side("torch.compile", compiled(eager, tiny), summed),
         Side("materialised", materialised, summed),
         Side("SDPA", softmax, softmax, "another function: softmax"),
     ]
@@ -88,11 +90,12 @@ def measure(batch: int, tokens: int, width: int, dtype: torch.dtype, rounds: int
 def main() -> None:
     """Print a table for each size, and keep all rows."""
     arguments = start(command_line(__doc__, rounds=20))
-    rows = []
-    for batch, tokens, width, dtype in SIZES[DEVICE]:
-        rows += (found := measure(batch, tokens, width, dtype, arguments.rounds))
+    results = Results("linear_attention", arguments.out)
+    for batch, tokens, width, dtype in SIZES[arguments.size]:
+        found = measure(batch, tokens, width, dtype, arguments.rounds, arguments.tiny)
+        results.add(*found)
         print_table(f"{batch} x {tokens} tokens of {width} channels, {dtype}", found)
-    print(f"\n{write_result('linear_attention', rows)}")
+    print(f"\n{results.path}")
 
 
 if __name__ == "__main__":

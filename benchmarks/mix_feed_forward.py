@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import DEVICE, command_line, start, timed_in_turns, write_result
+from common import DEVICE, Results, command_line, compiled, reason_of, start, timed_in_turns
 from torch import Tensor
 
 from kernels.mix_feed_forward import mix_feed_forward
@@ -28,6 +28,7 @@ from kernels.mix_feed_forward.reference import mix_feed_forward as reference
 SIZES = {
     "cuda": [(1, (16, 16), 5600), (1, (32, 32), 5600), (8, (32, 32), 5600), (2, (24, 40), 5600)],
     "cpu": [(64, (4, 4), 640), (4, (16, 16), 640)],
+    "tiny": [(1, (3, 4), 32)],
 }
 # of the largest entry; in bfloat16 the eager sides round between their operations
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -73,11 +74,11 @@ def to_tokens(image_BCHW: Tensor) -> Tensor:
     return image_BCHW.flatten(2).transpose(1, 2)
 
 
-def make_sides(size: tuple[int, int]) -> dict[str, Operation]:
+def make_sides(size: tuple[int, int], tiny: bool) -> dict[str, Operation]:
     """Every side that runs on this device, on tokens."""
     sides: dict[str, Operation] = {
         "eager": lambda *leaves: reference(*leaves, size),
-        "compiled": torch.compile(lambda *leaves: reference(*leaves, size), dynamic=False),
+        "compiled": compiled(lambda *leaves: reference(*leaves, size), tiny),
         "auto": lambda *leaves: mix_feed_forward(*leaves, size, "auto"),
     }
     if DEVICE == "cuda":
@@ -92,26 +93,35 @@ def with_gradients(operation: Operation, leaves: tuple[Tensor, ...], gradient: T
 
 
 def error_of(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
-    """The largest difference of any value or gradient, relative to the largest entry of its kind. NaN counts as inf."""
-    errors = [((one - other).abs().max() / other.abs().max()).item() for one, other in zip(found, exact, strict=True)]
-    return max(error if error == error else float("inf") for error in errors)
+    """The largest difference of any value or gradient, relative to the largest entry of its kind; NaN if one is NaN."""
+    errors = [(one - other).abs().max() / other.abs().max() for one, other in zip(found, exact, strict=True)]
+    return torch.stack(errors).max().item()
 
 
-def measure(images: int, size: tuple[int, int], inner: int, dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    images: int, size: tuple[int, int], inner: int, dtype: torch.dtype, rounds: int, tiny: bool
+) -> list[dict[str, Any]]:
     """Rows of one size and dtype: each side's error, and its times if that is within bounds."""
     torch.compiler.reset()  # past a number of shapes the compiled side would silently run uncompiled
     problem = make_problem(images, size, inner, dtype)
     image, image_gradient = (to_image(tensor, size) for tensor in (problem.leaves[0], problem.gradient))
-    arguments = {name: (side, problem.leaves, problem.gradient) for name, side in make_sides(size).items()}
+    arguments = {name: (side, problem.leaves, problem.gradient) for name, side in make_sides(size, tiny).items()}
     image_leaves = (image.requires_grad_(), *problem.leaves[1:])
     arguments["channels first"] = (channels_first, image_leaves, image_gradient)
     errors = {}
+    problems: dict[str, str] = {}
     for name, side in arguments.items():
-        found = with_gradients(*side)
+        try:
+            found = with_gradients(*side)
+        except Exception as error:
+            problems[name] = reason_of(error)
+            continue
         if name == "channels first":
             found = (to_tokens(found[0]), to_tokens(found[1]), *found[2:])
         errors[name] = error_of(found, problem.exact)
-    agreeing = {name: side for name, side in arguments.items() if errors[name] <= TOLERANCE[dtype]}
+        if not errors[name] <= TOLERANCE[dtype]:
+            problems[name] = f"off by {errors[name]:.1e}"
+    agreeing = {name: side for name, side in arguments.items() if name not in problems}
     with torch.no_grad():
         forward = {name: lambda side=side: side[0](*side[1]) for name, side in agreeing.items()}
         times = {PASSES[0]: timed_in_turns(forward, rounds)}
@@ -119,7 +129,9 @@ def measure(images: int, size: tuple[int, int], inner: int, dtype: torch.dtype, 
     times[PASSES[1]] = timed_in_turns(both, rounds)
     shape = {"images": images, "grid": list(size), "inner": inner, "dtype": str(dtype).removeprefix("torch.")}
     return [
-        shape | {"pass": kind, "side": name, "error": errors[name]} | speed_of(name, times[kind])
+        shape
+        | {"pass": kind, "side": name, "error": errors.get(name), "problem": problems.get(name)}
+        | speed_of(name, times[kind])
         for kind in PASSES
         for name in arguments
     ]
@@ -135,9 +147,10 @@ def line_of(row: dict[str, Any]) -> str:
     """A row of the printed table."""
     size = f"{row['images']} x {row['grid'][0]}x{row['grid'][1]} x {row['inner']}"
     own, ratio = row["ms"], row["times_as_fast_as_eager"]
-    speed = f"{own:.3f}" if own else "disagrees"
+    speed = f"{own:.3f}" if own else row["problem"]
     compared = f"{ratio:.2f}" if ratio else ""
-    return f"| {size} | {row['dtype']} | {row['pass']} | {row['side']} | {speed} | {compared} | {row['error']:.1e} |"
+    error = "" if row["error"] is None else f"{row['error']:.1e}"
+    return f"| {size} | {row['dtype']} | {row['pass']} | {row['side']} | {speed} | {compared} | {error} |"
 
 
 def main() -> None:
@@ -146,13 +159,13 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     print("\n| images x grid x inner | dtype | pass | side | ms | times as fast as eager | error |")
     print("|---|---|---|---|---|---|---|")
-    rows: list[dict[str, Any]] = []
-    for problem in SIZES[DEVICE]:
+    results = Results("mix_feed_forward", arguments.out)
+    for problem in SIZES[arguments.size]:
         for dtype in TOLERANCE:
-            found = measure(*problem, dtype, arguments.rounds)
+            found = measure(*problem, dtype, arguments.rounds, arguments.tiny)
+            results.add(*found)
             print(*map(line_of, found), sep="\n", flush=True)
-            rows += found
-    print(f"\nkept in {write_result('mix_feed_forward', rows)}")
+    print(f"\nkept in {results.path}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import DEVICE, command_line, start, write_result
+from common import DEVICE, Results, command_line, compiled, start
 from sides import OURS, Side, compare, print_table
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from kernels.modulation import gated_residual, modulate, reference
 SIZES = {
     "cuda": [(8, 1024, 2240, torch.bfloat16), (1, 1024, 2240, torch.bfloat16), (8, 1024, 2240, torch.float32)],
     "cpu": [(2, 256, 256, torch.float32), (2, 256, 256, torch.bfloat16)],
+    "tiny": [(1, 17, 64, torch.float32)],
 }
 Operation = Callable[..., Tensor]
 OPERATIONS: dict[str, tuple[Operation, Operation]] = {
@@ -36,13 +37,16 @@ def arguments_of(name: str, batch: int, tokens: int, width: int, dtype: torch.dt
     return [x, shift, scale] if name == "modulate" else [x, gate, y]
 
 
-def measure(name: str, batch: int, tokens: int, width: int, dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    name: str, batch: int, tokens: int, width: int, dtype: torch.dtype, rounds: int, tiny: bool
+) -> list[dict[str, Any]]:
     """The rows of one operation at one size."""
+    torch.compiler.reset()  # past a number of shapes the compiled side would silently run uncompiled
     ours, eager = OPERATIONS[name]
     sides = [
         Side(OURS, ours, eager),
         Side("eager", eager, eager),
-        Side("torch.compile", torch.compile(eager, dynamic=False), eager),
+        Side("torch.compile", compiled(eager, tiny), eager),
     ]
     size = {"operation": name, "batch": batch, "tokens": tokens, "width": width, "dtype": str(dtype)}
     return [size | row for row in compare(sides, arguments_of(name, batch, tokens, width, dtype), rounds)]
@@ -51,12 +55,13 @@ def measure(name: str, batch: int, tokens: int, width: int, dtype: torch.dtype, 
 def main() -> None:
     """Print a table for each operation and size, and keep all rows."""
     arguments = start(command_line(__doc__, rounds=20))
-    rows = []
+    results = Results("modulation", arguments.out)
     for name in OPERATIONS:
-        for batch, tokens, width, dtype in SIZES[DEVICE]:
-            rows += (found := measure(name, batch, tokens, width, dtype, arguments.rounds))
+        for batch, tokens, width, dtype in SIZES[arguments.size]:
+            found = measure(name, batch, tokens, width, dtype, arguments.rounds, arguments.tiny)
+            results.add(*found)
             print_table(f"{name}: {batch} x {tokens} tokens of {width} channels, {dtype}", found)
-    print(f"\n{write_result('modulation', rows)}")
+    print(f"\n{results.path}")
 
 
 if __name__ == "__main__":

@@ -1,34 +1,38 @@
 """Time of the whole network, in training and in sampling, against diffusers' SanaTransformer2DModel with equal weights.
 
-    python benchmarks/network.py [--rounds 10] [--threads 1] [--compiled]
+    python benchmarks/network.py [--rounds 10] [--threads 1] [--pixels 512 1024] [--compiled]
 
 The sides take turns, and the least of their times counts; "times" is how often ours is done in the time of the side. A
 training step is a forward and a backward pass with the loss between them, no optimizer. Sampling is Flow-DPM-Solver++
 2M with guidance, from noise to latents; diffusers' side runs its own scheduler as `SanaPipeline` does. Every side's
-velocity is first compared with diffusers' network in float64, and its latents with those of diffusers' side; one that
-is off by more than bfloat16 allows ends the run.
+velocity is first compared with an exact one, and its latents with those of diffusers' side; one that is off by more
+than bfloat16 allows has no time. Exact is diffusers' network in float64, or our plain PyTorch in float64 where
+diffusers is not installed.
 
-On a GPU the network is the published 1.6B's 20 blocks of 2240 channels on 1024 tokens (1024 pixels) with bfloat16
-weights; on the CPU the grown network of the embedded default under bfloat16 autocast, as it is trained there. torch's
-compiled diffusers is a side on a GPU, and on the CPU with `--compiled`.
+On a GPU the network is the published 1.6B's 20 blocks of 2240 channels on 256 tokens (512 pixels) and on 1024 (1024
+pixels), with bfloat16 weights; on the CPU the grown network of the embedded default under bfloat16 autocast, as it is
+trained there. With `--compiled` torch's compiled diffusers is a side too.
 """
 
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from common import DEVICE, command_line, start, timed_in_turns, write_result
-from diffusers import SanaTransformer2DModel
+from common import DEVICE, Results, command_line, compiled, peer, reason_of, start, timed_in_turns
 from torch import Tensor
 
+from kernels.choice import choose_kernels, chosen_kernels
 from model.network import NetworkConfig, Sana
 from model.sampler import sample
-from model.weights.export import scheduler, to_transformer
+
+if TYPE_CHECKING:
+    from diffusers import SanaTransformer2DModel
 
 FLOW_SHIFT, GUIDANCE, SAMPLER = 3.0, 4.5, "flow_dpm-solver"
 TOLERANCE = 5e-2  # of the norm, in bfloat16; solvers add up the errors of their steps
+OURS = "ours"
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,19 @@ class Size:
     """A network with its batches and steps."""
 
     config: NetworkConfig
-    side: int  # of the latent
+    pixels: int  # of a picture's side
+    side: int  # of its latent
     text_tokens: int
     batch: int
     sampled: int
     steps: int
 
 
+PUBLISHED = NetworkConfig(32, 2240, 20, 32, 20, 2.5, 1, 2304, True, "diffusers")
 SIZES = {
-    "cuda": Size(NetworkConfig(32, 2240, 20, 32, 20, 2.5, 1, 2304, True, "diffusers"), 32, 300, 4, 1, 20),
-    "cpu": Size(NetworkConfig(32, 256, 8, 32, 4, 2.5, 1, 128, True, "diffusers"), 4, 12, 64, 64, 8),
+    "cuda": [Size(PUBLISHED, 512, 16, 300, 16, 4, 20), Size(PUBLISHED, 1024, 32, 300, 4, 1, 20)],
+    "cpu": [Size(NetworkConfig(32, 256, 8, 32, 4, 2.5, 1, 128, True, "diffusers"), 32, 4, 12, 64, 64, 8)],
+    "tiny": [Size(NetworkConfig(4, 32, 1, 16, 2, 2.5, 1, 16, True, "diffusers"), 32, 3, 5, 2, 1, 2)],
 }
 
 
@@ -55,7 +62,7 @@ class Problem:
 
     size: Size
     ours: Sana
-    theirs: SanaTransformer2DModel
+    theirs: "SanaTransformer2DModel | None"
     latents_BCHW: Tensor
     timesteps_B: Tensor
     text_BTE: Tensor
@@ -74,10 +81,15 @@ def make_problem(size: Size) -> Problem:
     shape = (size.batch, size.config.in_channels, size.side, size.side)
     mask = torch.ones(size.batch, size.text_tokens, dtype=torch.bool, device=DEVICE)
     mask[::2, -1] = False
+    theirs = None
+    if peer("diffusers") is not None:
+        from model.weights.export import to_transformer
+
+        theirs = to_transformer(ours, size.side).train()
     return Problem(
         size,
         ours.train(),
-        to_transformer(ours, size.side).train(),
+        theirs,
         torch.randn(shape, device=DEVICE, dtype=dtype),
         1000 * torch.rand(size.batch, device=DEVICE),
         torch.randn(size.batch, size.text_tokens, size.config.caption_channels, device=DEVICE, dtype=dtype),
@@ -146,6 +158,8 @@ def their_latents(problem: Problem, network: Callable[..., Any]) -> Tensor:
     null_mask = torch.zeros_like(problem.mask_BT[:count])
     null_mask[:, 0] = True
     both, mask = torch.cat([null, texts[:count]]), torch.cat([null_mask, problem.mask_BT[:count]])
+    from model.weights.export import scheduler
+
     solver = scheduler(SAMPLER, FLOW_SHIFT)
     solver.set_timesteps(problem.size.steps, device=DEVICE)
     x = problem.latents_BCHW[:count].float()
@@ -168,58 +182,117 @@ def error_of(found: Tensor, exact: Tensor) -> float:
     return ((found.double() - exact).norm() / exact.norm()).item()
 
 
-def measure(problem: Problem, rounds: int, compiled: bool) -> list[dict[str, Any]]:
-    """A row for each side and task. Raises ValueError if a side's output is off: then no speed is given."""
-    ours, theirs = problem.ours, problem.theirs
-    sides = {"ours": ours, "diffusers": theirs}
-    if compiled:
-        sides |= {"diffusers, compiled": torch.compile(theirs, dynamic=False)}
+def make_sides(problem: Problem, with_compiled: bool, tiny: bool) -> dict[str, Callable[..., Any]]:
+    """The networks that are compared; ours alone where diffusers is not installed."""
+    sides: dict[str, Callable[..., Any]] = {OURS: problem.ours}
+    if problem.theirs is not None:
+        sides["diffusers"] = problem.theirs
+        if with_compiled:
+            sides["diffusers, compiled"] = compiled(problem.theirs, tiny)
+    return sides
+
+
+def measure(problem: Problem, rounds: int, with_compiled: bool, tiny: bool, keep: Callable[..., None]) -> None:
+    """Give `keep` a row for each side and task as soon as the task is measured; a side that is off has no time."""
+    sides = make_sides(problem, with_compiled, tiny)
+    networks = {name: problem.ours if name == OURS else problem.theirs for name in sides}
     velocities = {
-        name: (lambda side=side, of=our_velocity if name == "ours" else their_velocity: of(problem, side))
+        name: (lambda side=side, of=our_velocity if name == OURS else their_velocity: of(problem, side))
         for name, side in sides.items()
     }
     latents = {
-        name: ((lambda: our_latents(problem)) if name == "ours" else lambda side=side: their_latents(problem, side))
+        name: ((lambda: our_latents(problem)) if name == OURS else lambda side=side: their_latents(problem, side))
         for name, side in sides.items()
     }
-    steps = {name: training_step(run, ours if name == "ours" else theirs) for name, run in velocities.items()}
+    steps = {name: training_step(run, networks[name]) for name, run in velocities.items()}
+    about = {"pixels": problem.size.pixels, "dtype": "bfloat16", "compiled": with_compiled}
+    if problem.theirs is None:
+        keep(about | {"side": "diffusers", "problem": "diffusers is not installed"})
+    exact = exact_velocity(problem)
+    keep(*(about | row for row in compare("training step", velocities, steps, exact, rounds)))
+    exact = None if problem.theirs is None else their_latents(problem, problem.theirs).double()
+    keep(*(about | row for row in compare("sampling", latents, latents, exact, rounds)))
+
+
+def compare(
+    task: str,
+    outputs: dict[str, Callable[[], Tensor]],
+    timed: dict[str, Callable[[], object]],
+    exact: Tensor | None,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """A row for each side of a task: how far its output is from `exact`, if that is known, and its time."""
+    errors: dict[str, float] = {}
+    problems: dict[str, str] = {}
+    for name, run in outputs.items():
+        try:
+            found = run().detach()
+        except Exception as error:
+            problems[name] = reason_of(error)
+            continue
+        if exact is not None:
+            errors[name] = error_of(found, exact)
+            if not errors[name] <= TOLERANCE:
+                problems[name] = f"off by {errors[name]:.1e} of the norm: no speed is given"
+    seconds = timed_in_turns({name: run for name, run in timed.items() if name not in problems}, rounds)
     rows = []
-    with torch.no_grad():
-        exact = {"training step": exact_velocity(problem), "sampling": their_latents(problem, theirs).double()}
-    for task, outputs, timed in (("training step", velocities, steps), ("sampling", latents, latents)):
-        errors = {name: error_of(run().detach(), exact[task]) for name, run in outputs.items()}
-        if off := {name: error for name, error in errors.items() if not error <= TOLERANCE}:
-            raise ValueError(f"{task}: off by {off}: no speed is given")
-        seconds = timed_in_turns(timed, rounds)
-        rows += [
-            {"task": task, "side": name, "ms": 1e3 * own, "times": own / seconds["ours"], "error": errors[name]}
-            for name, own in seconds.items()
-        ]
+    for name in outputs:
+        row = {"task": task, "side": name, "error": errors.get(name), "problem": problems.get(name)}
+        own, ours = seconds.get(name), seconds.get(OURS)
+        rows.append(row | {"ms": own and 1e3 * own, "times": own and ours and own / ours})
     return rows
 
 
+@torch.no_grad()
 def exact_velocity(problem: Problem) -> Tensor:
-    """diffusers' output in float64."""
-    wide = SanaTransformer2DModel(**problem.theirs.config).to(DEVICE).double()
+    """The output in float64: diffusers', or by our plain PyTorch where diffusers is not installed."""
+    latents, text = problem.latents_BCHW.double(), problem.text_BTE.double()
+    if problem.theirs is None:
+        before = chosen_kernels()
+        choose_kernels("reference")
+        wide = Sana(problem.size.config).to(DEVICE).double()
+        wide.load_state_dict({name: tensor.double() for name, tensor in problem.ours.state_dict().items()})
+        found = wide(latents, problem.timesteps_B.double(), wide.encode_text(text, problem.mask_BT))
+        choose_kernels(before)
+        return found
+    wide = type(problem.theirs)(**problem.theirs.config).to(DEVICE).double()
     wide.load_state_dict({name: tensor.double() for name, tensor in problem.theirs.state_dict().items()})
     return wide(
-        problem.latents_BCHW.double(),
-        encoder_hidden_states=problem.text_BTE.double(),
+        latents,
+        encoder_hidden_states=text,
         timestep=problem.timesteps_B.double(),
         encoder_attention_mask=problem.mask_BT.double(),
     ).sample
 
 
+def line_of(row: dict[str, Any]) -> str:
+    """A row of the printed table."""
+    start = f"| {row['pixels']} | {row.get('task', '')} | {row['side']} |"
+    if row["problem"]:
+        return f"{start} {row['problem']} | | |"
+    error = "" if row["error"] is None else f"{row['error']:.0e}"
+    times = "" if row["times"] is None else f"{row['times']:.2f}"
+    return f"{start} {row['ms']:.2f} | {times} | {error} |"
+
+
 def main() -> None:
     """Print the table and keep the rows."""
     parser = command_line(__doc__, rounds=10)
-    parser.add_argument("--compiled", action="store_true", default=DEVICE == "cuda", help="torch.compile's side too")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile's side too")
+    parser.add_argument("--pixels", nargs="+", type=int, help="sides of pictures (default: all that there are)")
     arguments = start(parser)
-    rows = measure(make_problem(SIZES[DEVICE]), arguments.rounds, arguments.compiled)
-    print("\n| task | side | ms | times | error |\n|---|---|---|---|---|")
-    for row in rows:
-        print("| {task} | {side} | {ms:.2f} | {times:.2f} | {error:.0e} |".format(**row))
-    print(f"\n{write_result('network', rows)}")
+    name = "network_compiled" if arguments.compiled else "network"
+    results = Results(name, arguments.out)
+    print("\n| pixels | task | side | ms | times | error |\n|---|---|---|---|---|---|")
+
+    def keep(*rows: dict[str, Any]) -> None:
+        results.add(*rows)
+        print(*map(line_of, rows), sep="\n", flush=True)
+
+    for size in SIZES[arguments.size]:
+        if arguments.pixels is None or size.pixels in arguments.pixels:
+            measure(make_problem(size), arguments.rounds, arguments.compiled, arguments.tiny, keep)
+    print(f"\n{results.path}")
 
 
 if __name__ == "__main__":

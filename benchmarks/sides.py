@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import timed_in_turns
+from common import reason_of, timed_in_turns
 from torch import Tensor
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest entry
@@ -25,25 +25,29 @@ class Side:
 def compare(sides: Sequence[Side], arguments: Sequence[Tensor], rounds: int) -> list[dict[str, Any]]:
     """A row for each side: error, seconds forward, seconds forward and backward, both also as multiples of ours.
 
-    A side that runs out of memory has no figures. Raises ValueError if one disagrees with its own definition.
+    A side that disagrees with its own definition, runs out of memory or fails has no figures, and its `problem` says
+    why.
     """
     leaves = [argument.detach().requires_grad_() for argument in arguments]
-    gradient = torch.randn_like(sides[0].function(*arguments))
+    gradient = torch.randn_like(sides[0].definition(*arguments))
     errors: dict[str, float] = {}
+    problems: dict[str, str] = {}
     for side in sides:
         try:
             errors[side.name] = error_of(side, leaves, gradient)
-        except torch.OutOfMemoryError:
+        except Exception as error:
             torch.cuda.empty_cache()
+            problems[side.name] = "out of memory" if isinstance(error, torch.OutOfMemoryError) else reason_of(error)
     able = [side for side in sides if side.name in errors]
     forward = timed_in_turns({side.name: _forward(side, arguments) for side in able}, rounds)
     both = timed_in_turns({side.name: _both(side, leaves, gradient) for side in able}, rounds)
     rows: list[dict[str, Any]] = []
     for side in sides:
-        row: dict[str, Any] = {"side": side.name, "remark": side.remark or None, "error": errors.get(side.name)}
+        row: dict[str, Any] = {"side": side.name, "remark": side.remark or None}
+        row |= {"error": errors.get(side.name), "problem": problems.get(side.name)}
         for name, seconds in (("forward", forward), ("forward_backward", both)):
-            own = seconds.get(side.name)
-            row |= {f"{name}_ms": own and 1e3 * own, f"{name}_of_ours": own and own / seconds[OURS]}
+            own, ours = seconds.get(side.name), seconds.get(OURS)
+            row |= {f"{name}_ms": own and 1e3 * own, f"{name}_of_ours": own and ours and own / ours}
         rows.append(row)
     return rows
 
@@ -66,13 +70,17 @@ def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
     print("| side | forward ms | of ours | forward + backward ms | of ours | error |\n|---|---|---|---|---|---|")
     for row in rows:
         name = f"{row['side']} ({row['remark']})" if row["remark"] else row["side"]
-        if row["error"] is None:
-            print(f"| {name} | out of memory | | | | |")
+        if row["problem"]:
+            print(f"| {name} | {row['problem']} | | | | |")
             continue
         forward, both = (
-            f"{row[f'{what}_ms']:.3f} | {row[f'{what}_of_ours']:.2f}" for what in ("forward", "forward_backward")
+            f"{row[f'{what}_ms']:.3f} | {_ratio(row[f'{what}_of_ours'])}" for what in ("forward", "forward_backward")
         )
-        print(f"| {name} | {forward} | {both} | {row['error']:.0e} |")
+        print(f"| {name} | {forward} | {both} | {row['error']:.0e} |", flush=True)
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _results(function: Callable[..., Tensor], leaves: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import nothing
-from common import DEVICE, RESULTS, write_result
+from common import RESULTS, Results
 
 PROJECT = Path(__file__).resolve().parents[1]
 KINDS = ("at once", "process", "flow", "scheduled")
@@ -61,10 +61,11 @@ def main() -> None:
 
 def keep(row: dict[str, Any]) -> Path:
     """Put a row into the result file, in place of one of the same kind and number of points."""
-    path = RESULTS / f"{NAME}-{DEVICE}.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    results = Results(NAME, RESULTS)
+    rows = json.loads(results.path.read_text())["rows"] if results.path.exists() else []
     others = [one for one in rows if any(one[key] != row[key] for key in ("kind", "points", "database"))]
-    return write_result(NAME, sorted([*others, row], key=lambda one: (one["points"], KINDS.index(one["kind"]))))
+    results.add(*sorted([*others, row], key=lambda one: (one["points"], KINDS.index(one["kind"]))))
+    return results.path
 
 
 def measured(kind: str, points: int) -> dict[str, Any]:

@@ -1,0 +1,242 @@
+"""The real training loop on synthetic encodings: samples a second, MFU, waiting for data, host synchronisations.
+
+    python benchmarks/training_loop.py [--steps 20]
+
+On a GPU it trains the published 1.6B at 512 pixels with 8-bit CAME under bfloat16 autocast, with an average of the
+weights, at the largest micro-batch of 32, 16, 8 and 4 that fits; on the CPU a small network. Each row is a run of
+`--steps` steps of `tasks.training.loop.Trainer` after three that warm up.
+
+* `mfu`: operations of forward and backward passes (`tasks.planning.flops`) over the seconds, as a share of what the
+  data sheet of the GPU says it can do in bfloat16; `mfu_of_measured` the same of a large matrix product, measured here.
+* `waits_for_data`: share of the time in which the GPU has nothing to do because the next batch is being read and
+  copied. Two events on the GPU's stream, put before and after that, are as far apart as the GPU was idle or copying.
+* `synchronisations`, `launches`: calls of the host that wait for the GPU, and kernels, in one step, by the profiler.
+* `busy`: share of a profiled step in which the GPU runs kernels.
+
+The row `memory filled` has torch fill all new memory, as its deterministic mode does unless it is told not to.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils.deterministic
+from common import DEVICE, PROJECT, Results, command_line, start, timed
+from synthetic import Encodings, write_encodings
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+import tasks.training.loop as loop
+from model.network import Sana
+from tasks.context import Context
+from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml
+from tasks.planning.flops import training_flops
+from tasks.pretrain import network_config
+from tasks.spool import open_spool
+from tasks.stage import configure_torch
+from tasks.tracking import Tracker
+from tasks.training.loop import Trainer
+from tasks.training.objective import NoisedBatch
+
+WARM_UP = 3
+DATA_SHEET = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+"""Operations a second in bfloat16, dense, by the makers' data sheets; by a part of the device's name."""
+
+SIZES: dict[str, tuple[Encodings, dict[str, Any], list[int]]] = {
+    "cuda": (
+        Encodings(32, 16, 300, 2304, 128, 8),
+        {"network.hidden_size": 2240, "network.cross_heads": 20, "pretrain.depth": 20, "compute.threads": 8},
+        [32, 16, 8, 4],
+    ),
+    "cpu": (Encodings(32, 4, 12, 128, 128, 8), {"pretrain.depth": 8, "compute.threads": 1}, [64]),
+    "tiny": (
+        Encodings(4, 3, 5, 16, 8, 2),
+        {"network.hidden_size": 32, "network.cross_heads": 2, "pretrain.depth": 1, "compute.threads": 1},
+        [4],
+    ),
+}
+
+
+def params_of(changes: dict[str, Any], batch: int) -> Params:
+    """The default's params with the benchmark's sizes, one micro-batch a step."""
+    common = {
+        "compute.dtype": "bfloat16",
+        "compute.device": DEVICE,
+        "pretrain.batch_size": batch,
+        "pretrain.grad_accumulation": 1,
+        "pretrain.optimizer": "came8bit",
+    }
+    return build_params(apply_overrides(read_yaml(PROJECT / PARAMS_FILE), common | changes, __file__), __file__)
+
+
+def make_trainer(params: Params, sizes: Encodings, folder: Path, tracker: Tracker) -> Trainer:
+    """A trainer of random weights over the encodings in `folder`."""
+    device = configure_torch(params, params.compute.threads)
+    context = Context("pretrain", params, folder / "out", folder / "state", tracker, device, params.compute.threads)
+    config = network_config(params.network, params.pretrain.depth, sizes.channels, sizes.caption_channels)
+    torch.manual_seed(0)
+    with torch.device(device):
+        network = Sana(config)
+    return Trainer(context, network, folder / "encoded", params.pretrain)
+
+
+class DataClock:
+    """Seconds in which the GPU waited for a batch to be read and copied to it; on the CPU the seconds that it took."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[Any, Any]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time every batch that the loop reads meanwhile; each is one micro-batch."""
+        read, move = loop.training_batch, NoisedBatch.part
+        begun: list[Any] = []
+
+        def timed_read(*arguments: Any) -> NoisedBatch:
+            begun.append(mark())
+            return read(*arguments)
+
+        def timed_move(batch: NoisedBatch, *arguments: Any) -> NoisedBatch:
+            moved = move(batch, *arguments)
+            self._spans.append((begun.pop(), mark()))
+            return moved
+
+        loop.training_batch, NoisedBatch.part = timed_read, timed_move
+        try:
+            yield
+        finally:
+            loop.training_batch, NoisedBatch.part = read, move
+
+    def seconds(self) -> float:
+        """The sum over all batches."""
+        if DEVICE == "cpu":
+            return sum(end - begin for begin, end in self._spans)
+        return sum(begin.elapsed_time(end) for begin, end in self._spans) / 1e3
+
+
+def mark() -> Any:
+    """Now: on a GPU an event on its stream, whose time is when the work before it is done."""
+    if DEVICE == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def synchronize() -> None:
+    """Wait until the GPU has nothing left to do."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(trainer: Trainer, steps: int, tokens: int, text_tokens: int, product: float) -> dict[str, Any]:
+    """The figures of `steps` steps; `product` is the measured speed of a matrix product, operations a second."""
+    for _ in range(WARM_UP):
+        trainer.update()
+    clock = DataClock()
+    synchronize()
+    started = time.perf_counter()
+    with clock.running():
+        for _ in range(steps):
+            trainer.update()
+    synchronize()
+    seconds = time.perf_counter() - started
+    samples = steps * trainer.training.batch_size
+    achieved = samples * training_flops(trainer.network.config, tokens, text_tokens) / seconds
+    sheet = data_sheet()
+    return {
+        "seconds_a_step": seconds / steps,
+        "samples_per_s": samples / seconds,
+        "TFLOP_per_s": achieved / 1e12,
+        "mfu": achieved / sheet if sheet else None,
+        "mfu_of_measured": achieved / product,
+        "waits_for_data": clock.seconds() / seconds,
+        **profiled_step(trainer),
+    }
+
+
+def profiled_step(trainer: Trainer) -> dict[str, Any]:
+    """What the profiler sees of one step on a GPU; on the CPU nothing."""
+    if DEVICE == "cpu":
+        return {"synchronisations": None, "launches": None, "busy": None, "peak_memory_GB": None}
+    synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        started = time.perf_counter()
+        trainer.update()
+        synchronize()
+        seconds = time.perf_counter() - started
+    calls = {event.key: event.count for event in profiled.key_averages()}
+    kernels = [event for event in profiled.events() if event.device_type == DeviceType.CUDA]
+    return {
+        "synchronisations": sum(n for key, n in calls.items() if key.startswith("cuda") and "Synchronize" in key),
+        "launches": sum(n for key, n in calls.items() if key.startswith(("cudaLaunchKernel", "cuLaunchKernel"))),
+        "fills": calls.get("aten::fill_", 0),
+        "busy": sum(event.time_range.elapsed_us() for event in kernels) / 1e6 / seconds,
+        "peak_memory_GB": torch.cuda.max_memory_allocated() / 1e9,
+    }
+
+
+def data_sheet() -> float | None:
+    """Operations a second in bfloat16 that the GPU's maker states; None for a GPU that is not listed."""
+    name = torch.cuda.get_device_name(0) if DEVICE == "cuda" else ""
+    return next((flops for part, flops in DATA_SHEET.items() if part in name), None)
+
+
+def product_speed(size: str) -> float:
+    """Operations a second of a large matrix product in bfloat16."""
+    n = {"cuda": 8192, "cpu": 1024, "tiny": 128}[size]
+    a, b = (torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * n**3 / timed(lambda: a @ b, rounds=10)
+
+
+def fitting_trainer(
+    sizes: Encodings, changes: dict[str, Any], batches: list[int], folder: Path, tracker: Tracker
+) -> Trainer:
+    """A trainer at the largest batch of which a step fits. Raises torch.OutOfMemoryError if none does."""
+    for batch in batches:
+        try:
+            trainer = make_trainer(params_of(changes, batch), sizes, folder, tracker)
+            trainer.update()
+            return trainer
+        except torch.OutOfMemoryError:
+            if batch == batches[-1]:
+                raise
+            print(f"a batch of {batch} does not fit", flush=True)
+        trainer = None  # its memory is what the next one needs
+        torch.cuda.empty_cache()
+    raise ValueError("no batch was given")
+
+
+def main() -> None:
+    """Print a row for each way of running, and keep them."""
+    parser = command_line(__doc__)
+    parser.add_argument("--steps", type=int, default=20, help="measured steps (default: 20)")
+    arguments = start(parser)
+    steps = 2 if arguments.tiny else arguments.steps
+    sizes, changes, batches = SIZES[arguments.size]
+    results = Results("training_loop", arguments.out)
+    product = product_speed(arguments.size)
+    results.add({"run": "matrix product", "TFLOP_per_s": product / 1e12})
+    with tempfile.TemporaryDirectory() as name, closing(open_spool(Path(name), "pretrain", tags={})) as spool:
+        folder = Path(name)
+        write_encodings(folder / "encoded", sizes)
+        trainer = fitting_trainer(sizes, changes, batches, folder, Tracker(spool))
+        trainer.training = replace(trainer.training, steps=10**9)
+        about = {"parameters": sum(one.numel() for one in trainer.network.parameters())}
+        about |= {"batch": trainer.training.batch_size, "steps": steps}
+        tokens, text = sizes.side**2, sizes.text_tokens
+        for run, fill in (("as a stage runs", False), ("memory filled", True)):
+            torch.utils.deterministic.fill_uninitialized_memory = fill
+            row = {"run": run, **about, **measure(trainer, steps, tokens, text, product)}
+            results.add(row)
+            print(row, flush=True)
+    print(results.path)
+
+
+if __name__ == "__main__":
+    main()
