@@ -4,9 +4,9 @@
 
 Runs from a clone, with nothing installed but torch, triton, transformers, accelerate, safetensors, numpy, scipy,
 pillow, pytest and pytest-xdist; a peer that is absent has a row that says so. The most valuable figures come first.
-Each part is a process of its own with a limit of its own. Its rows go to `<out>/<part>-cuda.json` the moment they exist. A part that fails or runs out of time
-is named, and the others go on. In the end one table compares the figures with their goals; `--table` prints it of the
-files that are there.
+Each part is a process of its own with a limit of its own. Its rows go to `<out>/<part>-cuda.json` the moment they
+exist. A part that fails or runs out of time is named, and the others go on. In the end one table compares the figures
+with their goals; `--table` prints it of the files that are there.
 
 `--tiny` runs every part at the smallest sizes, also without a GPU: to try the script, not to measure.
 """

@@ -5,6 +5,7 @@ manifest, and renames the folder into place. Bad input prints one line and exits
 """
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -144,6 +145,8 @@ def configure_torch(params: Params, threads: int) -> str:
 
     torch.set_num_threads(threads)
     device = choose_device(params.compute.device, "params.yaml: compute.device")
+    # cuBLAS repeats its results to the bit only with such a workspace, and reads this when it is first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         use_triton(params.compute.kernels, torch.device(device))
     except ValueError as error:

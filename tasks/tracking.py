@@ -97,6 +97,8 @@ def open_tracker(stage: str) -> Iterator[Tracker]:
 def run_tags(stage: str, workspace: Path) -> dict[str, str]:
     """Tags that join a run to its stage, its workspace and its commit."""
     tags = {"sana15.stage": stage, "sana15.workspace": str(workspace)}
+    if shutil.which("git") is None:
+        return tags
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=workspace, capture_output=True, text=True, check=False)
     return tags | ({"mlflow.source.git.commit": git.stdout.strip()} if git.returncode == 0 else {})
 

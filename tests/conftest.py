@@ -12,6 +12,7 @@ os.environ["DVC_NO_ANALYTICS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven processes more, for jobs that we have none of
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as stages have it: without, torch refuses on a GPU
 
 import pytest
 import torch

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from webdataset import TarWriter
 
 from tasks.data.arrays import to_npy, view_npy
 from tasks.data.indexed_shard import IndexedShard, SpanRecorder
@@ -72,6 +71,8 @@ def write_split(folder: Path, split: str, samples: Iterable[Sample], samples_per
 
 
 def _write_shard(path: Path, samples: Iterator[Sample]) -> ShardEntry:
+    from webdataset import TarWriter  # only writing needs it: training runs where it is not installed
+
     sizes: list[tuple[int, int] | None] = []
     spans = SpanRecorder()
     with (

@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import came_pytorch
 import pytest
 import torch
 from torch import Tensor, nn
@@ -109,6 +108,7 @@ def test_came_is_the_papers_algorithm_in_double_precision(shape: tuple[int, ...]
 
 
 def test_came_equals_came_pytorch_on_matrices_and_vectors() -> None:
+    came_pytorch = pytest.importorskip("came_pytorch")
     shapes = [(24, 40), (160, 128), (40,)]
     ours, theirs = make_parameters(shapes), make_parameters(shapes)
     first = Came(ours, lr=1e-3, weight_decay=0.01)
