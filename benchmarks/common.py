@@ -6,7 +6,7 @@ import platform
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,17 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Python, CUDA and the packages that the figures depend on."""
-    found = {package: version(package) for package in PACKAGES}
+    """Python, CUDA and the packages that the figures depend on, None for one that is not installed."""
+    found = {package: installed(package) for package in PACKAGES}
     return {"python": platform.python_version(), "cuda": torch.version.cuda, **found}
+
+
+def installed(package: str) -> str | None:
+    """The version of `package`, or None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def timed(function: Callable[[], object], rounds: int = 20) -> float:

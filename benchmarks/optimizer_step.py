@@ -3,8 +3,8 @@
     python benchmarks/optimizer_step.py [--rounds 20] [--width 224] [--depth 12] [--dtype float32]
 
 The default on the CPU is 10 million parameters, SANA-1.5's kinds of layers at a tenth of its width; on a GPU two blocks
-of its own width, 0.2 billion. Peers: came-pytorch (32 bits),
-bitsandbytes' AdamW8bit, torch's fused AdamW, and a plain statement of the published CAME-8bit, whose chunks are rows.
+of its own width, 0.2 billion. Peers: came-pytorch (32 bits), bitsandbytes' AdamW8bit where it is installed, torch's
+fused AdamW, and a plain statement of the published CAME-8bit, whose chunks are rows.
 Before its time is printed each side steps beside its own reference, and a side that disagrees with it has no time.
 Bandwidth is 14 bytes a parameter (8 in bfloat16: read gradient, code and parameter, write code and parameter) over the
 time, beside that of a measured copy. On a GPU the share of the copy's bandwidth is also given by the 27 (15) bytes that
@@ -16,7 +16,7 @@ from typing import Any
 
 import came_pytorch
 import torch
-from common import DEVICE, command_line, start, timed, timed_in_turns, write_result
+from common import DEVICE, command_line, installed, start, timed, timed_in_turns, write_result
 from row_chunks import RowChunkCame
 from torch import nn
 from torch.nn import Parameter
@@ -64,6 +64,8 @@ SIDES = {
     "adamw8bit": named("adamw8bit"),
     "adamw": named("adamw"),
 }
+if not installed("bitsandbytes"):
+    del SIDES["adamw8bit"]
 # what each side must follow, and how far apart paths may end, of the way that the reference went
 REFERENCES = {
     "came8bit": (plain_came, 0.05),

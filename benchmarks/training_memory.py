@@ -5,7 +5,8 @@
 The network is SANA-1.5's at 512 pixels: 2240 channels, 60 blocks (4.8B), bfloat16 weights, cached latents and texts, no
 average of the weights. Three steps are made, so that optimizer state and its scratch are there; the peak is what torch
 allocated. A side that runs out of memory has no figure. Beside it stands what the plan (`tasks/planning`) says of
-weights, gradients and state, to which activations come. Needs a GPU.
+weights, gradients and state, to which activations come.
+AdamW8bit has a row where bitsandbytes is installed. Needs a GPU.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import sys
 from typing import Any
 
 import torch
-from common import DEVICE, hardware, versions, write_result
+from common import DEVICE, hardware, installed, versions, write_result
 
 from kernels.came8bit.in_backward import StepInBackward
 from kernels.optimizers import build_optimizer
@@ -23,6 +24,8 @@ from tasks.planning.memory import gradient_bytes, optimizer_bytes, weight_bytes
 
 SIDE, TEXT_TOKENS, CAPTION_CHANNELS, STEPS = 16, 300, 2304, 3
 SIDES = [("came8bit", True), ("came8bit", False), ("came", False), ("adamw8bit", False), ("adamw", False)]
+if not installed("bitsandbytes"):
+    SIDES.remove(("adamw8bit", False))
 
 
 def peak(config: NetworkConfig, name: str, in_backward: bool, batch: int) -> int | None:
