@@ -50,6 +50,7 @@ FOR_TARGET = --python-version $(PYTHON_VERSION) --implementation cp --only-binar
 DOWNLOAD = $(PYTHON) -m pip download --quiet --dest $(WHEELS_DIR) --find-links $(WHEELS_DIR) -c constraints.txt $(FOR_TARGET)
 # published as source alone: pure Python, so a wheel that is built here fits there
 SOURCE_ONLY := antlr4-python3-runtime
+# torch===VERSION is never a +cpu build, torch==VERSION may be one
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 one_of = $(if $(filter $($1),$2),,$(error $1 is "$($1)": it must be one of $2))
 
@@ -62,13 +63,14 @@ ifeq ($(WHEELS),gpu)
 else
 	@$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(WHEELS_DIR) -c constraints.txt . $(SOURCE_ONLY)
 	@rm -rf build
-	@grep -vE '^(torch|triton)==' constraints.txt | $(DOWNLOAD) --no-deps -r /dev/stdin
 ifeq ($(TORCH),cuda)
 	@$(DOWNLOAD) torch===$(PINNED_TORCH)
 endif
 ifeq ($(TORCH),cpu)
-	@$(DOWNLOAD) torch==$(PINNED_TORCH)+cpu triton
+	@$(DOWNLOAD) torch==$(PINNED_TORCH)+cpu triton || \
+		{ echo "no index that pip knows has torch $(PINNED_TORCH)+cpu: name one in PIP_EXTRA_INDEX_URL" >&2; exit 1; }
 endif
+	@grep -vE '^(torch|triton)==' constraints.txt | $(DOWNLOAD) --no-deps -r /dev/stdin
 endif
 	@echo "$(WHEELS_DIR): $$(ls $(WHEELS_DIR) | wc -l) wheels, $$(du -sm $(WHEELS_DIR) | cut -f1) MB"
 
