@@ -8,8 +8,8 @@ GPUS ?=
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
 export PREFECT_PORT MLFLOW_PORT
-# of `make wheels`
-PYTHON_VERSION ?= $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# of `make wheels`; containers of Python set the first one in the environment, to their own patch release
+PYTHON_VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 TORCH ?= cuda
 WHEELS ?= all
 WHEELS_DIR ?= wheels
