@@ -8,8 +8,13 @@ GPUS ?=
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
 export PREFECT_PORT MLFLOW_PORT
+# of `make wheels`; containers of Python set the first one in the environment, to their own patch release
+PYTHON_VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+TORCH ?= cuda
+WHEELS ?= all
+WHEELS_DIR ?= wheels
 
-.PHONY: help setup run plan test test-slurm lint up status down
+.PHONY: help setup run plan test test-slurm lint wheels up status down
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -38,6 +43,36 @@ test-slurm: setup ## pass the tests that need Slurm, on one of their own (says w
 lint: setup ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# For Linux on x86_64 with glibc 2.28 or newer, which torch's wheels need. pip takes tags literally, so each is named.
+FOR_TARGET = --python-version $(PYTHON_VERSION) --implementation cp --only-binary :all: \
+	$(foreach glibc,28 27 26 25 24 23 22 21 20 19 18 17,--platform manylinux_2_$(glibc)_x86_64) --platform manylinux2014_x86_64
+DOWNLOAD = $(PYTHON) -m pip download --quiet --dest $(WHEELS_DIR) --find-links $(WHEELS_DIR) -c constraints.txt $(FOR_TARGET)
+# published as source alone: pure Python, so a wheel that is built here fits there
+SOURCE_ONLY := antlr4-python3-runtime
+# torch===VERSION is never a +cpu build, torch==VERSION may be one
+PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+one_of = $(if $(filter $($1),$2),,$(error $1 is "$($1)": it must be one of $2))
+
+wheels: ## collect in wheels/ what an install without a network needs (PYTHON_VERSION=3.12, TORCH=none, WHEELS=gpu)
+	$(call one_of,PYTHON_VERSION,3.11 3.12 3.13)$(call one_of,TORCH,cuda cpu none)$(call one_of,WHEELS,all gpu)
+	@rm -rf build $(WHEELS_DIR)/*.whl
+	@mkdir -p $(WHEELS_DIR)
+ifeq ($(WHEELS),gpu)
+	@$(DOWNLOAD) --no-deps -r benchmarks/gpu-requirements.txt
+else
+	@$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(WHEELS_DIR) -c constraints.txt . $(SOURCE_ONLY)
+	@rm -rf build
+ifeq ($(TORCH),cuda)
+	@$(DOWNLOAD) torch===$(PINNED_TORCH)
+endif
+ifeq ($(TORCH),cpu)
+	@$(DOWNLOAD) torch==$(PINNED_TORCH)+cpu triton || \
+		{ echo "no index that pip knows has torch $(PINNED_TORCH)+cpu: name one in PIP_EXTRA_INDEX_URL" >&2; exit 1; }
+endif
+	@grep -vE '^(torch|triton)==' constraints.txt | $(DOWNLOAD) --no-deps -r /dev/stdin
+endif
+	@echo "$(WHEELS_DIR): $$(ls $(WHEELS_DIR) | wc -l) wheels, $$(du -sm $(WHEELS_DIR) | cut -f1) MB"
 
 up: setup ## start Prefect's server, a worker and MLflow's UI (PREFECT_PORT=, MLFLOW_PORT=)
 	$(BIN)/python -m flows.servers up
