@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -71,13 +72,8 @@ def machine(python: str) -> set[str]:
 
 def benchmark_files() -> list[Path]:
     """`benchmarks/gpu.py`, the benchmarks that it runs, and what they import from their folder."""
-    source = (ROOT / "benchmarks/gpu.py").read_text()
-    [limits] = [
-        node.value
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LIMITS"
-    ]
-    waiting, files = ["gpu", *ast.literal_eval(limits)], []
+    parts = runpy.run_path(str(ROOT / "benchmarks/gpu.py"))["PARTS"]
+    waiting, files = ["gpu", *(part.script or part.name for part in parts)], []
     while waiting:
         file = ROOT / "benchmarks" / f"{waiting.pop()}.py"
         if file.exists() and file not in files:
