@@ -51,7 +51,9 @@ def run_stage(root: Path, name: str) -> dict[str, Any]:
     """Run one stage: its seconds and metrics, or the last line that it said."""
     stem, _, branch = name.partition("@")
     command = [sys.executable, "-m", f"tasks.{stem}", *([ARGUMENTS[stem], branch] if branch else [])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    # a relative path would start at the workspace
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), *map(os.path.abspath, paths)])}
     started = time.monotonic()
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - started
