@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import os
+import secrets
 import shutil
 import socket
 import sqlite3
@@ -109,6 +110,7 @@ def served(folder: Path) -> Iterator[dict[str, str]]:
         if name == DATABASE or not name.startswith(("PREFECT", "MLFLOW"))
     }
     settings = {"PREFECT_HOME": str(folder / ".prefect"), "PREFECT_API_URL": f"http://{HOST}:{port}/api"}
+    settings |= dict.fromkeys(("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"), secrets.token_urlsafe())
     environment = plain | settings | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", port, "--no-ui"]
     with open(folder / "server.log", "w") as log:

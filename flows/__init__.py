@@ -1,11 +1,17 @@
 """What runs when: the Prefect flow over the stages, its copies for overrides, and the local servers.
 
 Prefect reads its settings when it is imported, so the project's defaults are set here, before any module of this room
-does. Each can be overridden by an environment variable of the same name.
+does. Each can be overridden by an environment variable of the same name. The password of the project's own server is
+set here too (`flows.access`), unless Prefect has read its settings already.
 """
 
 import os
+import sys
 from pathlib import Path
+
+from flows.access import tell_prefect
+from tasks.errors import UserError
+from tasks.processes import BAD_INPUT
 
 DEFAULTS = {
     "PREFECT_HOME": str(Path.cwd() / ".prefect"),
@@ -24,3 +30,11 @@ DEFAULTS = {
 
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
+
+if "prefect" not in sys.modules:
+    try:
+        tell_prefect(os.environ)
+    except UserError as error:
+        from flows.terminal import complain
+
+        sys.exit(complain(error, BAD_INPUT))

@@ -1,12 +1,16 @@
 """The local servers: `python -m flows.servers up`, `status`, `down`.
 
-Prefect's server with a work pool, the deployment and a process worker, and MLflow's UI, all on 127.0.0.1 only: neither
-asks for a password. Each runs in a session of its own, with its pid and its log in `.sana15/servers/`. `PREFECT_PORT`
-and `MLFLOW_PORT` choose other ports.
+Prefect's server with a work pool, the deployments and a process worker, and MLflow's UI, all on 127.0.0.1 only. All
+accounts of the host reach that address, so both servers ask for the password in `.sana15/password` (`flows.access`).
+Each runs in a session of its own, with its pid and its log in `.sana15/servers/`. `PREFECT_PORT` and `MLFLOW_PORT`
+choose other ports.
 """
 
 import argparse
+import base64
 import os
+import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,31 +18,55 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import urlsplit
 
 import psutil
 
+from flows.access import (
+    API_VARIABLE,
+    CLIENT_VARIABLE,
+    PASSWORD,
+    SERVER_VARIABLE,
+    USER,
+    credentials,
+    password_file,
+)
 from flows.terminal import complain
 from tasks.errors import UserError
+from tasks.files import write_bytes
 from tasks.layout import STATE
-from tasks.mlflow_store import connect, tracking_uri
+from tasks.mlflow_store import connect, main_project, tracking_uri
 from tasks.processes import BAD_INPUT
 
 HOST = "127.0.0.1"
 FOLDER = STATE / "servers"
 POOL = "sana15"
-API_VARIABLE = "PREFECT_API_URL"
+POOL_TEMPLATE = Path(__file__).parent / "pools" / "process.json"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""A proxy that the environment names would learn the password."""
+GUARDED = (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
+"""The answers to our password and to none of a server that is well."""
+MLFLOW_USERS = FOLDER / "mlflow_users.db"
+MLFLOW_SETTINGS = f"""[mlflow]
+default_permission = NO_PERMISSIONS
+database_uri = sqlite:///{MLFLOW_USERS}
+auth_cache_ttl_seconds = 300
+"""
+"""MLflow's settings for users. A password is a hash that takes long to compute, and a page asks dozens of times."""
 
 
 @dataclass(frozen=True)
 class Server:
     """A process that stays.
 
-    One that listens has a port, the variable that chooses it, and a path that tells its health.
+    One that listens has a port, the variable that chooses it, and a path that only the password opens.
     """
 
     name: str
@@ -63,43 +91,60 @@ class Server:
         return FOLDER / f"{self.name}.pid"
 
     def process(self) -> psutil.Process | None:
-        """Its process, if it was started here and lives; a program that has got the same pid since does not count."""
-        try:
-            pid, began = self.pid_file.read_text(encoding="utf-8").split()
-            process = psutil.Process(int(pid))
-            alive = process.create_time() == float(began) and process.status() != psutil.STATUS_ZOMBIE
-        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-            return None
-        return process if alive else None
+        """Its process, if it was started here and lives."""
+        return _recorded(self.pid_file)
 
     def healthy(self) -> bool:
-        """Whether it answers; one without a port is well while it lives."""
-        if self.process() is None:
-            return False
+        """Whether it answers to our password alone; one without a port is well while it lives."""
+        if self.port is None:
+            return self.process() is not None
+        return (self._answer(credentials()), self._answer()) == GUARDED
+
+    def refuse_other_password(self) -> None:
+        """Raises UserError if it answers to another password than ours, or to none, as it was begun with that."""
+        for given, wrong, fault in (
+            (credentials(), HTTPStatus.UNAUTHORIZED, f"does not take the password in {PASSWORD}"),
+            (None, HTTPStatus.OK, "asks for no password"),
+        ):
+            if self._answer(given) == wrong:
+                raise UserError(f"{self.name} {fault}: run make down, then make up")
+
+    def _answer(self, given: str | None = None) -> int | None:
+        """The HTTP status that it answers with, to these credentials or to none; None if it does not answer.
+
+        Another account's program that has the port is not asked: it would learn the password.
+        """
+        if not _listens(self.process(), self.port):
+            return None
+        request = urllib.request.Request(self.url + self.health)
+        if given is not None:
+            request.add_header("Authorization", f"Basic {base64.b64encode(given.encode()).decode()}")
         try:
-            return self.port is None or urllib.request.urlopen(self.url + self.health, timeout=2).status == 200
+            return DIRECTLY.open(request, timeout=2).status
+        except urllib.error.HTTPError as error:
+            return error.code
         except OSError:
-            return False
+            return None
 
 
 def servers() -> tuple[Server, Server, Server]:
     """Prefect's server, MLflow's, and the worker."""
     prefect, mlflow = int(os.environ.get("PREFECT_PORT", "4200")), int(os.environ.get("MLFLOW_PORT", "5000"))
-    store = ("--backend-store-uri", tracking_uri(), "--workers", "1")
+    guarded = ("--app-name", "basic-auth", "--workers", "1")
     return (
         Server(
             "prefect",
             _module("prefect", "server", "start", "--host", HOST, "--port", str(prefect)),
             prefect,
             "PREFECT_PORT",
-            "/api/health",
+            "/api/admin/version",
         ),
         Server(
             "mlflow",
-            _module("mlflow", "server", "--host", HOST, "--port", str(mlflow), *store),
+            _module("mlflow", "server", "--host", HOST, "--port", str(mlflow), *guarded),
             mlflow,
             "MLFLOW_PORT",
-            "/health",
+            "/version",
         ),
         Server("worker", _module("prefect", "worker", "start", "--pool", POOL, "--name", "local")),
     )
@@ -110,6 +155,19 @@ def prefect_api() -> str:
     return f"{servers()[0].url}/api"
 
 
+def is_own_server(url: str) -> bool:
+    """Whether `url` is the address of the Prefect server that `make up` has started for this project.
+
+    Not where that is down: another account's program may have got its port since. `localhost` may mean an address that
+    it does not listen on.
+    """
+    try:
+        host, port = urlsplit(url).hostname, urlsplit(url).port
+    except ValueError:
+        return False
+    return host == HOST and _listens(_recorded(main_project(Path.cwd()) / FOLDER / "prefect.pid"), port)
+
+
 def up() -> None:
     """Start what is not up, deploy the flow, and return when all of it answers. Raises UserError naming a busy port."""
     prefect, mlflow, worker = servers()
@@ -117,26 +175,34 @@ def up() -> None:
         if server.process() is None:
             refuse_busy_port(server)
     connect()  # makes the database, which MLflow's server and a first run would otherwise both begin to
-    os.environ[API_VARIABLE] = prefect_api()
-    for server in (prefect, mlflow):
-        start(server)
+    os.environ |= {API_VARIABLE: prefect_api(), CLIENT_VARIABLE: credentials(), SERVER_VARIABLE: credentials()}
+    start(prefect)
+    if mlflow.process() is None:
+        # the store's address may hold a password of its own
+        start(mlflow, new_mlflow_users() | {"MLFLOW_BACKEND_STORE_URI": tracking_uri()})
     for server in (prefect, mlflow):
         await_health(server)
-    _quietly(_module("prefect", "work-pool", "create", POOL, "--type", "process", "--overwrite"))
+    template = ("--base-job-template", str(POOL_TEMPLATE))
+    _quietly(_module("prefect", "work-pool", "create", POOL, "--type", "process", *template, "--overwrite"))
     _quietly(_module("prefect", "--no-prompt", "deploy", "--all"))
     start(worker)
     status()
 
 
 def status() -> None:
-    """Print a line for each server: whether it is up, where, and its log; and how commands find Prefect's, if it is."""
+    """Print a line for each server: whether it is up, where, and its log; and the way in, if Prefect's is.
+
+    The password itself is not printed: what is printed may be kept in a log.
+    """
     healthy = {server.name: server.healthy() for server in servers()}
     for server in servers():
         where = server.url if server.port else f"work pool {POOL}"
         state = "up  " if healthy[server.name] else "down"
         print(f"{server.name:8} {state} {where:28} log: {server.log}")
     if healthy["prefect"]:
-        print(f"export {API_VARIABLE}={prefect_api()}")
+        path = shlex.quote(str(password_file()))
+        print(f'export {API_VARIABLE}={prefect_api()} {CLIENT_VARIABLE}="$(cat {path})"')
+        print(f"to log in, cat {path}: Prefect takes the whole line, MLflow {USER} and what is behind the colon")
 
 
 def down() -> None:
@@ -145,14 +211,37 @@ def down() -> None:
         stop(server)
 
 
-def start(server: Server) -> None:
-    """Start a server in a session of its own, unless it is up."""
+def new_mlflow_users() -> dict[str, str]:
+    """Begin MLflow's list of users anew, with the owner alone; returns the environment for its application.
+
+    MLflow takes a password only for a user that is not there yet. A route that it has no rule for is closed to all. The
+    secret key is for its forms, so that each start may have another.
+    """
+    MLFLOW_USERS.unlink(missing_ok=True)
+    settings = MLFLOW_USERS.with_suffix(".ini")
+    write_bytes(settings, MLFLOW_SETTINGS.encode())
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_USERNAME": USER,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": credentials().partition(":")[2],
+        "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+    }
+
+
+def start(server: Server, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Start a server in a session of its own, with `environment` added to this process's, unless it is up."""
     if server.process() is not None:
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(server.log, "ab") as log:
         child = subprocess.Popen(
-            server.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            server.command,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     server.pid_file.write_text(f"{child.pid} {psutil.Process(child.pid).create_time()}", encoding="utf-8")
 
@@ -172,9 +261,13 @@ def stop(server: Server) -> None:
 
 
 def await_health(server: Server) -> None:
-    """Return when the server answers. Raises UserError with the log's last line if it ends or takes too long."""
+    """Return when the server answers to our password alone.
+
+    Raises UserError if it answers to another one, and with the log's last line if it ends or takes too long.
+    """
     deadline = time.monotonic() + START_SECONDS
     while not server.healthy():
+        server.refuse_other_password()
         if server.process() is None or time.monotonic() > deadline:
             lines = server.log.read_text(encoding="utf-8", errors="replace").split("\n")
             last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
@@ -194,6 +287,27 @@ def refuse_busy_port(server: Server) -> None:
             raise UserError(
                 f"port {server.port} is in use by {_listener(server.port)}: set {server.variable}={other}, or stop it"
             ) from None
+
+
+def _recorded(pid_file: Path) -> psutil.Process | None:
+    """The process that this file tells of, if it lives; a program that has got the same pid since does not count."""
+    try:
+        pid, began = pid_file.read_text(encoding="utf-8").split()
+        process = psutil.Process(int(pid))
+        alive = process.create_time() == float(began) and process.status() != psutil.STATUS_ZOMBIE
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        return None
+    return process if alive else None
+
+
+def _listens(process: psutil.Process | None, port: int | None) -> bool:
+    """Whether this process, or one that it has begun, listens on the port."""
+    try:
+        every = [process, *process.children(recursive=True)] if process is not None else []
+        listening = [one for child in every for one in child.net_connections("tcp")]
+    except psutil.Error:
+        return False
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in listening)
 
 
 def _listener(port: int) -> str:

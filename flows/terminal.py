@@ -5,6 +5,9 @@ import signal
 import sys
 from collections.abc import Callable
 
+import httpx
+
+from flows.access import refusal, refuse_server_of_settings
 from tasks.errors import UserError
 from tasks.processes import BAD_INPUT
 
@@ -21,11 +24,16 @@ def in_terminal(run: Callable[[], object]) -> int:
     speak_plainly()
     exit_on_term()
     try:
+        refuse_server_of_settings()
         run()
     except UserError as error:
         return complain(error, BAD_INPUT)
     except FlowFailed as error:
         return complain(error, FAILED)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.UNAUTHORIZED:
+            raise
+        return complain(refusal(str(error.request.url.copy_with(path="/api", query=None))), BAD_INPUT)
     except KeyboardInterrupt:
         return complain("stopped; run the same command to go on", STOPPED)
     return 0

@@ -18,7 +18,7 @@ import yaml
 from dvc.config import Config
 
 from flows.pins import LOCK_FILE
-from tasks.files import read_json, sha256_json, write_bytes, write_json
+from tasks.files import private_folder, read_json, sha256_json, write_bytes, write_json
 from tasks.layout import STATE
 from tasks.locks import hold
 from tasks.params import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
@@ -44,6 +44,7 @@ def open_workspace(project: Path, profile: str | None, overrides: Mapping[str, A
 
 def write_copy(project: Path, copy: Path, values: Mapping[str, Any]) -> None:
     """Make `copy` a workspace with the project's code and these params, or bring its code and params up to date."""
+    private_folder(copy / STATE)
     refresh_code(project, copy)
     write_bytes(copy / PARAMS_FILE, yaml.safe_dump(dict(values), sort_keys=False).encode())
     share_cache(project, copy)

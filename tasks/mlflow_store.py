@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from tasks.files import private_folder
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "sana15"
+DATABASE = "mlflow.db"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -32,7 +35,7 @@ def main_project(folder: Path) -> Path:
 
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or the SQLite file `mlflow.db` in the main project."""
-    return os.environ.get(URI_VARIABLE) or f"sqlite:///{main_project(Path.cwd()) / 'mlflow.db'}"
+    return os.environ.get(URI_VARIABLE) or f"sqlite:///{main_project(Path.cwd()) / DATABASE}"
 
 
 def connect() -> tuple["MlflowClient", str]:
@@ -46,6 +49,9 @@ def connect() -> tuple["MlflowClient", str]:
         os.environ.setdefault(name, "true")
     uri = tracking_uri()
     refuse_silent_port(uri)
+    if not os.environ.get(URI_VARIABLE):
+        # for its owner alone, as all that MLflow's server asks a password for
+        (main_project(Path.cwd()) / DATABASE).touch(mode=0o600)
     import mlflow
 
     for noisy in ("alembic", "mlflow.store", "urllib3.connectionpool"):
@@ -57,8 +63,10 @@ def connect() -> tuple["MlflowClient", str]:
     if experiment is not None:
         return client, experiment.experiment_id
     # a file store beside the database; a server knows its own
-    location = str(main_project(Path.cwd()) / "mlartifacts") if uri.startswith("sqlite:") else None
-    return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+    if uri.startswith("sqlite:"):
+        private_folder(location := main_project(Path.cwd()) / "mlartifacts")
+        return client, client.create_experiment(EXPERIMENT, artifact_location=str(location))
+    return client, client.create_experiment(EXPERIMENT)
 
 
 def refuse_silent_port(uri: str) -> None:

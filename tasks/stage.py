@@ -21,6 +21,7 @@ from tasks.context import Context, Interrupted, Metrics
 from tasks.errors import UserError
 from tasks.external import external_inputs, note_made
 from tasks.files import (
+    private_folder,
     replace_folder,
     sha256_file,
     sha256_json,
@@ -80,6 +81,7 @@ def input_digests(stage: Stage, params: Params, external: dict[str, str]) -> tup
 
 def run_stage(stage: Stage, params: Params) -> Metrics:
     """Run a stage in this process; see the module's docstring. Raises UserError while another process runs it here."""
+    private_folder(layout.STATE)
     with hold(layout.STATE / "locks" / stage.name, f"{stage.name} is being run in this folder"):
         return _run_locked(stage, params)
 

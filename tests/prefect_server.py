@@ -1,6 +1,7 @@
 """A Prefect server of a test's own, with workers that can be killed."""
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,11 +15,16 @@ from clones import Clone, free_port
 
 
 class PrefectServer:
-    """A server and workers, in sessions of their own, with their output in files of `folder`."""
+    """A server and workers, in sessions of their own, with their output in files of `folder`.
+
+    It asks for a password, as a shared one does; `access` is what the environment of its clients must hold.
+    """
 
     def __init__(self, clone: Clone, folder: Path) -> None:
         self.clone, self.folder, port = clone, folder, free_port()
-        clone.environment["PREFECT_API_URL"] = self.api = f"http://127.0.0.1:{port}/api"
+        self.api, password = f"http://127.0.0.1:{port}/api", secrets.token_urlsafe(32)
+        self.access = {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": password}
+        clone.environment.update(self.access, PREFECT_SERVER_API_AUTH_STRING=password)
         clone.environment["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
         clone.environment["PREFECT_WORKER_QUERY_SECONDS"] = "2"  # 10 by default
         self._begun: list[psutil.Popen] = []

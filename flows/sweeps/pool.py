@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Cancelling, Crashed
 
-from flows.servers import API_VARIABLE
+from flows.access import API_VARIABLE, refusal
 from flows.sweeps.definition import Cluster
 from flows.sweeps.heart import Silence
 from flows.sweeps.place import LOOK_EVERY_SECONDS, SETTLE_SECONDS, State
@@ -224,6 +224,8 @@ class WorkPool:
             except httpx.HTTPStatusError as error:
                 if error.response.status_code == httpx.codes.NOT_FOUND:
                     raise ObjectNotFound(error) from error
+                if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                    raise UserError(refusal(str(self._client.api_url))) from None
                 if not error.response.is_server_error:
                     raise UserError(f"Prefect refuses: {' '.join(error.response.text.split())}") from None
                 failure = str(error.response.status_code)

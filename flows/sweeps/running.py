@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from prefect import get_client
 
+from flows.access import API_VARIABLE, CLIENT_VARIABLE, SERVER_VARIABLE, refuse_server_of_settings
 from flows.full_pipeline import full_pipeline
-from flows.servers import API_VARIABLE
 from flows.sweeps.points import Point
 from flows.terminal import FAILED, FlowFailed, complain, exit_on_term, speak_plainly
 from flows.workspace import write_copy
@@ -88,13 +88,15 @@ def last_lines(folder: Path, count: int = 1) -> str:
 def environment(folder: Path, elsewhere: bool) -> dict[str, str]:
     """The environment of a point's process: this one's, without what belongs to this flow run.
 
-    A point here talks to the Prefect server that the sweep talks to. One that runs `elsewhere` cannot reach a server
-    that listens on this machine only, and may outlive it: it has one of its own. Prefect's files are in its folder.
+    A point here talks to the Prefect server that the sweep talks to, with the sweep's password. One that runs
+    `elsewhere` cannot reach a server that listens on this machine only, and may outlive it: it has one of its own, and
+    does not need the password of this one. Prefect's files are in its folder.
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
     own.pop(PARENT_VARIABLE, None)
     if elsewhere and urlsplit(own.get(API_VARIABLE, "")).hostname in LOCAL_HOSTS:
-        del own[API_VARIABLE]
+        for name in (API_VARIABLE, CLIENT_VARIABLE, SERVER_VARIABLE):
+            own.pop(name, None)
     elif not elsewhere and API_VARIABLE not in own:
         own[API_VARIABLE] = str(get_client(sync_client=True).api_url)  # the temporary one of this flow run
     return own | {"PREFECT_HOME": str(folder / ".prefect"), "PYTHONUNBUFFERED": "1"}
@@ -124,6 +126,7 @@ def main() -> int:
     requeue = Requeue()
     speak_plainly()
     try:
+        refuse_server_of_settings()
         with hold(LOCK, f"{Path.cwd()} is in use", LEAVING_SECONDS):
             await_leavers()
             OUTCOME.unlink(missing_ok=True)

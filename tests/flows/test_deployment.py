@@ -4,16 +4,22 @@ The runs are shared by the tests below: one by the deployment and one by `dvc re
 cache.
 """
 
+import base64
 import json
 import re
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import yaml
-from clones import BIN, PROJECT, Clone, free_port, new_clone, new_origin
+from clones import BIN, PROJECT, Clone, as_another_account, free_port, new_clone, new_origin
 from small_workspace import PUBLISHED_DETECTOR
 
+from flows.access import PASSWORD
+from flows.servers import POOL
 from flows.workspace import merged_params
 
 
@@ -27,11 +33,14 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     """A clone with its servers up, on ports of their own."""
     ports = {"PREFECT_PORT": free_port(), "MLFLOW_PORT": free_port()}
-    api = f"http://127.0.0.1:{ports['PREFECT_PORT']}/api"
-    clone = new_clone(origin, tmp_path_factory.mktemp("flow"), **ports, PREFECT_API_URL=api)
+    clone = new_clone(origin, tmp_path_factory.mktemp("flow"), **ports)
     try:
         up = clone.python("-m", "flows.servers", "up")
         assert up.returncode == 0, up.stderr
+        (line,) = [line for line in up.stdout.splitlines() if line.startswith("export ")]
+        # as in a shell that has read the line: what the servers need to know is in it
+        shell = clone.run("sh", "-c", f'{line}; printf "%s\n" "$PREFECT_API_URL" "$PREFECT_API_AUTH_STRING"')
+        clone.environment["PREFECT_API_URL"], clone.environment["PREFECT_API_AUTH_STRING"] = shell.stdout.split()
         yield clone
     finally:
         clone.python("-m", "flows.servers", "down")
@@ -127,6 +136,102 @@ def test_an_experiment_of_dvc_runs_what_is_behind_its_parameter_and_shows_its_sc
     (experiment,) = [rev["data"] for base in shown for run in base["experiments"] or [] for rev in run["revs"]]
     assert experiment["params"]["params.yaml"]["data"]["finetune"]["steps"] == 12
     assert set(experiment["metrics"]["results/metrics.json"]["data"]) == set(json.loads(before[2]))
+
+
+ASK = """
+import json, sys, urllib.error, urllib.request
+for url, body, given in json.load(sys.stdin):
+    request = urllib.request.Request(url, body if body is None else json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    if given:
+        request.add_header("Authorization", "Basic " + given)
+    try:
+        answer = urllib.request.urlopen(request)
+    except urllib.error.HTTPError as error:
+        answer = error
+    print(json.dumps([url, answer.status, answer.read().decode(errors="replace")]))
+"""
+Answer = tuple[str, int, str]
+
+
+def asked(*requests: tuple[str, Any], given: str = "") -> list[Answer]:
+    """What another account is answered: the address, the status, the text. `given` are credentials."""
+    token = base64.b64encode(given.encode()).decode()
+    done = as_another_account(ASK, json.dumps([(*request, token) for request in requests]))
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def password(served: Clone) -> str:
+    return (served.root / PASSWORD).read_text().strip()
+
+
+@pytest.fixture
+def run_with(served: Clone, password: str) -> Callable[[Any], tuple[str, Any]]:
+    """A request for a run of the deployment with these job variables."""
+    api = served.environment["PREFECT_API_URL"]
+    ((_, status, text),) = asked((f"{api}/deployments/name/sana15/full-pipeline", None), given=password)
+    assert status == 200
+    url = f"{api}/deployments/{json.loads(text)['id']}/create_flow_run"
+    far = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
+    return lambda variables: (url, {"job_variables": variables, "state": far})
+
+
+def test_another_account_gets_nothing_from_the_servers_without_the_password(
+    served: Clone, password: str, run_with: Callable[[Any], tuple[str, Any]]
+) -> None:
+    api, mlflow = served.environment["PREFECT_API_URL"], f"http://127.0.0.1:{served.environment['MLFLOW_PORT']}"
+    requests = [
+        run_with({"command": "id"}),
+        run_with({}),
+        (f"{api}/deployments/filter", {}),
+        (f"{api}/work_pools/{POOL}", None),
+        (f"{api}/admin/settings", None),
+        (f"{mlflow}/", None),
+        (f"{mlflow}/api/2.0/mlflow/experiments/search", {"max_results": 1}),
+        (f"{mlflow}/ajax-api/2.0/mlflow/experiments/search", {"max_results": 1}),
+        (f"{mlflow}/ajax-api/3.0/mlflow/assistant/config", None),
+        (f"{mlflow}/graphql", {"query": "{ __typename }"}),
+        (f"{mlflow}/api/2.0/mlflow-artifacts/artifacts", None),
+        (f"{mlflow}/get-artifact?path=x&run_uuid=y", None),
+    ]
+    for given in ("", "admin:password", "admin:password1234", "sana15:", "sana15:password1234", f"{password}x"):
+        assert {(url, status) for url, status, _ in asked(*requests, given=given)} == {
+            (url, 401) for url, _ in requests
+        }
+    with_it = {url: status for url, status, _ in asked(*requests[1:8], given=password)}
+    assert set(with_it.values()) == {200, 201}, with_it
+
+
+def test_with_the_password_a_run_still_cannot_be_given_another_command(
+    password: str, run_with: Callable[[Any], tuple[str, Any]]
+) -> None:
+    variables = ({"command": "id"}, {"working_dir": "/"}, {"env": {"PYTHONPATH": "/"}})
+    for (_, status, text), (name,) in zip(
+        asked(*(run_with(one) for one in variables), given=password), variables, strict=True
+    ):
+        assert status == 422 and name in text
+
+
+def test_the_line_that_up_prints_leads_a_new_shell_to_the_server(served: Clone, password: str) -> None:
+    said = served.python("-m", "flows.servers", "status").stdout
+    assert password.partition(":")[2] not in said
+    (line,) = [line for line in said.splitlines() if line.startswith("export ")]
+    new = {name: value for name, value in served.environment.items() if not name.startswith("PREFECT")}
+    shell = ["sh", "-c", f"{line}; prefect deployment ls"]
+    done = subprocess.run(shell, cwd="/", env=new, capture_output=True, text=True)
+    assert done.returncode == 0 and "full-pipeline" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_password_is_in_no_other_file_and_on_no_command_line(deployed: Clone, password: str) -> None:
+    secret = password.partition(":")[2].encode()
+    files = [path for path in deployed.root.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [path for path in files if secret in path.read_bytes()] == [deployed.root / PASSWORD]
+    lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in lines if secret.decode() in line]
+    for folder, mode in ((".sana15", 0o700), (".prefect", 0o700), ("mlartifacts", 0o700), ("mlflow.db", 0o600)):
+        assert (deployed.root / folder).stat().st_mode & 0o777 == mode
 
 
 def test_tags_join_git_dvc_and_prefect_in_mlflow(deployed: Clone) -> None:

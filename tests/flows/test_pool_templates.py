@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 from clones import PROJECT
 from prefect.client.orchestration import PrefectClient
+from prefect.utilities.schema_tools import ValidationError, validate
 from prefect.workers.base import BaseJobConfiguration
 from prefect.workers.process import ProcessJobConfiguration
 
@@ -19,6 +20,8 @@ POOLS = PROJECT / "flows/pools"
 Job = TypeVar("Job", bound=BaseJobConfiguration)
 SCRATCH = {"name": "shared", "emptyDir": {}}
 ASKED = {"image": "registry.example/sana15:1", "folder": "/shared"}
+ASKED_OF = {"process": {}, "kubernetes": ASKED}
+TEMPLATES = [path.stem for path in sorted(POOLS.glob("*.json"))]
 
 
 class KubernetesJob(BaseJobConfiguration):
@@ -50,7 +53,7 @@ def container_of(job: dict[str, Any]) -> dict[str, Any]:
     return container
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted(POOLS.glob("*.json"))])
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_uses_what_it_declares_and_declares_what_it_uses(name: str) -> None:
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template(name)["job_configuration"])))
     assert used == template(name)["variables"]["properties"].keys()
@@ -58,7 +61,40 @@ def test_a_template_uses_what_it_declares_and_declares_what_it_uses(name: str) -
 
 def test_the_process_template_renders() -> None:
     job = rendered(ProcessJobConfiguration, "process", {"env": {"A": "b"}})
-    assert (job.env, job.stream_output, job.command) == ({"OMP_NUM_THREADS": "1", "A": "b"}, False, None)
+    assert (job.env, job.stream_output, job.command) == ({"A": "b"}, False, None)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"command": "id"},
+        {"working_dir": "/elsewhere"},
+        {"entrypoint": "other.py:flow"},
+        {"env.PATH": "/elsewhere"},
+        *({"env": {name: "x"}} for name in ("PATH", "PYTHONPATH", "LD_PRELOAD", "PREFECT_API_URL", "NCCL_NET_PLUGIN")),
+        {"env": {"MLFLOW_TRACKING_PASSWORD": "which a server would show"}},
+    ],
+)
+def test_variables_that_lead_to_other_code_are_refused(name: str, variables: dict[str, Any]) -> None:
+    schema, (what,) = template(name)["variables"], variables
+    with pytest.raises(ValidationError, match="was unexpected" if what != "env" else "does not match"):
+        validate(ASKED_OF[name] | variables, schema, raise_on_error=True)
+    validate(ASKED_OF[name] | {"env": {"MLFLOW_TRACKING_URI": "http://head:5000"}}, schema, raise_on_error=True)
+
+
+def test_a_command_or_folder_that_comes_past_the_check_is_no_part_of_the_job() -> None:
+    job = rendered(ProcessJobConfiguration, "process", {"command": "id", "working_dir": "/elsewhere"})
+    assert (job.command, job.working_dir) == (None, None)
+    assert not {"command", "args"} & container_of(manifest(command="id", args=["id"])).keys()
+
+
+def test_an_image_that_the_pool_fixes_cannot_be_replaced() -> None:
+    fixed = template("kubernetes")
+    fixed["variables"]["properties"]["image"] |= {"const": ASKED["image"], "default": ASKED["image"]}
+    with pytest.raises(ValidationError, match="was expected"):
+        validate(ASKED | {"image": "other"}, fixed["variables"], raise_on_error=True)
+    validate(ASKED, fixed["variables"], raise_on_error=True)
 
 
 @pytest.mark.parametrize("version", ["1.34", "1.37"])

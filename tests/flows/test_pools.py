@@ -20,7 +20,8 @@ from clones import BIN, PROJECT, Clone, free_port, new_clone, new_origin
 from dvc.config import Config
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.settings.legacy import Setting
 from prefect.states import Cancelling, Crashed, Running
 from prefect_server import PrefectServer, kill_all, wait_for
 
@@ -81,10 +82,15 @@ TEMPLATE = "flows/pools/process.json"
 # --- flow runs
 
 
+def access(server: PrefectServer) -> dict[Setting, str]:
+    """The settings of its clients."""
+    return {PREFECT_API_URL: server.api, PREFECT_API_AUTH_STRING: server.access["PREFECT_API_AUTH_STRING"]}
+
+
 @pytest.fixture
 def pool(server: PrefectServer) -> Iterator[WorkPool]:
     """The pool as a sweep sees it."""
-    with temporary_settings({PREFECT_API_URL: server.api}):
+    with temporary_settings(access(server)):
         yield WorkPool(server.clone.root, POOL, Cluster(), TAG)
 
 
@@ -159,7 +165,7 @@ def test_a_run_is_found_by_its_points_key_cancelled_by_its_sweeps_tag_and_never_
 def test_a_silent_run_is_lost_but_one_that_was_being_cancelled_is_not_run_again(
     server: PrefectServer, tmp_path: Path
 ) -> None:
-    with temporary_settings({PREFECT_API_URL: server.api}):
+    with temporary_settings(access(server)):
         pool, client = WorkPool(server.clone.root, POOL, Cluster(lost_seconds=1), TAG), get_client(sync_client=True)
         for name, begun_as, phase, becomes in (
             ("silent", Running(), "lost", "Crashed"),
@@ -244,6 +250,9 @@ def test_without_a_server_or_a_pool_one_line_says_what_to_do(
         WorkPool(server.clone.root, "nowhere", Cluster(), TAG)
     with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(UserError, match="PREFECT_API_URL"):
         WorkPool(server.clone.root, POOL, Cluster(), TAG)
+    with temporary_settings({PREFECT_API_AUTH_STRING: "another"}), pytest.raises(UserError) as refused:
+        WorkPool(server.clone.root, POOL, Cluster(), TAG)
+    assert "does not accept the password: PREFECT_API_AUTH_STRING" in str(refused.value)
     monkeypatch.setattr("flows.sweeps.pool.PATIENCE_SECONDS", 0.5)
     nobody = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: nobody}), pytest.raises(UserError, match=f"{nobody}.* does not answer"):
@@ -360,7 +369,7 @@ def test_points_in_clones_of_their_own_give_the_same_table_and_dvc_pull_brings_t
 ) -> None:
     server.say("work-pool", "create", "clones", "--type", "process", "--base-job-template", str(PROJECT / TEMPLATE))
     clone, logs = new_clone(published, tmp_path / "clone"), [tmp_path / "first.log", tmp_path / "second.log"]
-    clone.environment["PREFECT_API_URL"] = server.api
+    clone.environment.update(server.access)
     workers = [server.worker(f"clones-{name}", "clones") for name in ("left", "right")]
     sweeps = [clone.begin_sweep("work-pool", logs[0])]
 
@@ -447,7 +456,7 @@ def git(root: Path, *words: str) -> str:
 def test_a_clone_with_other_code_than_the_sweeps_refuses_the_point(
     server: PrefectServer, published: Path, tmp_path: Path
 ) -> None:
-    clone = new_clone(published, tmp_path / "clone", PREFECT_API_URL=server.api)
+    clone = new_clone(published, tmp_path / "clone", **server.access)
     digest = "from pathlib import Path; from flows.sweeps.points import code_of; print(code_of(Path.cwd()))"
     code = clone.python("-c", digest).stdout.strip()
     assert code == code_of(PROJECT)

@@ -9,20 +9,34 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.access import credentials
 from flows.servers import Server, await_health, refuse_busy_port, start, status, stop
 from tasks.errors import UserError
 
 PROJECT = Path(__file__).parents[2]
+GUARDED = """
+import os, sys
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, HTTPServer
+password = os.environ["ASKS_FOR"]
+class Guarded(BaseHTTPRequestHandler):
+    def do_GET(self):
+        given = self.headers.get("Authorization")
+        known = not password or given == "Basic " + b64encode(password.encode()).decode()
+        self.send_response(200 if known else 401)
+        self.end_headers()
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Guarded).serve_forever()
+"""
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """A real small web server; `.sana15` lies in the test's folder."""
+    """A real small web server that asks for the password; `.sana15` lies in the test's folder."""
     monkeypatch.chdir(tmp_path)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = (sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1")
+    command = (sys.executable, "-c", GUARDED, str(port))
     return Server("web", command, port, "WEB_PORT", "/")
 
 
@@ -48,10 +62,10 @@ def test_up_ends_with_one_line_and_starts_nothing_if_a_port_is_busy(tmp_path: Pa
 
 
 def test_a_server_starts_once_answers_and_is_gone_after_stop(server: Server) -> None:
-    start(server)
+    start(server, {"ASKS_FOR": credentials()})
     await_health(server)
     process = server.process()
-    start(server)
+    start(server, {"ASKS_FOR": credentials()})
     assert server.process() == process
     stop(server)
     assert not process.is_running()
@@ -79,5 +93,19 @@ def test_status_prints_the_line_that_leads_commands_to_the_server(
     for healthy in (True, False):
         monkeypatch.setattr(Server, "healthy", lambda _server, healthy=healthy: healthy)
         status()
-        printed = capsys.readouterr().out.splitlines()
-        assert ("export PREFECT_API_URL=http://127.0.0.1:4321/api" in printed) == healthy
+        printed = capsys.readouterr().out
+        assert ("\nexport PREFECT_API_URL=http://127.0.0.1:4321/api " in printed) == healthy
+        assert credentials().partition(":")[2] not in printed
+
+
+@pytest.mark.parametrize(
+    ("password", "said"), [("", "asks for no password"), ("sana15:another", "does not take the password")]
+)
+def test_a_server_with_another_password_or_none_is_not_taken_for_ours(server: Server, password: str, said: str) -> None:
+    start(server, {"ASKS_FOR": password})
+    try:
+        with pytest.raises(UserError, match=f"web {said}.*: run make down, then make up"):
+            await_health(server)
+        assert not server.healthy()
+    finally:
+        stop(server)

@@ -421,16 +421,20 @@ def test_what_another_process_runs_is_followed_by_its_lock_and_lost_when_it_dies
     assert local.state(points[0], handle) == State("failed", "ended by SIGTERM: it said nothing")
 
 
-def test_a_point_elsewhere_is_told_of_no_server_that_only_this_machine_can_reach(
+def test_a_point_elsewhere_is_told_of_no_server_that_only_this_machine_can_reach_nor_its_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "of that server")
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "of the sweep")
-    assert environment(tmp_path, elsewhere=False)["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
+    access = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
+    here = environment(tmp_path, elsewhere=False)
+    assert [here[name] for name in access] == ["http://127.0.0.1:4200/api", "of that server"]
     own = environment(tmp_path, elsewhere=True)
-    assert "PREFECT_API_URL" not in own and "PREFECT__FLOW_RUN_ID" not in own
+    assert not {*access, "PREFECT_SERVER_API_AUTH_STRING", "PREFECT__FLOW_RUN_ID"} & own.keys()
     monkeypatch.setenv("PREFECT_API_URL", "http://head-node:4200/api")
-    assert environment(tmp_path, elsewhere=True)["PREFECT_API_URL"] == "http://head-node:4200/api"
+    away = environment(tmp_path, elsewhere=True)
+    assert [away[name] for name in access] == ["http://head-node:4200/api", "of that server"]
 
 
 # --- the table

@@ -253,14 +253,33 @@ def test_a_row_that_mlflow_refuses_does_not_hold_up_the_rest(store: Path) -> Non
     assert [history(run, "loss") for run in runs("train")] == [[(1, 0.5)]]
 
 
+CREDENTIALS = ("sana15", "a password of a test")
+
+
 @contextmanager
 def mlflow_server(port: int, store: Path) -> Iterator[None]:
-    """A real `mlflow server` on the store's database."""
+    """A real `mlflow server` on the store's database, which asks for a password as a shared one does."""
+    users = f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = sqlite:///{store / 'users.db'}\n"
+    (store / "users.ini").write_text(users)
+    user, password = CREDENTIALS
+    own = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(store / "users.ini"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": user,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of its forms",
+    }
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}", "--artifacts-destination", str(store / "a")]
+    command += [
+        "--app-name",
+        "basic-auth",
+        "--backend-store-uri",
+        f"sqlite:///{store / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(store / "a"),
+    ]
     with (
         open(store / "server.log", "wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as server,
+        subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log, start_new_session=True) as server,
     ):
         try:
             wait_until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200)
@@ -288,6 +307,8 @@ def test_a_tracker_that_is_down_costs_no_time_and_gets_every_row_once_when_it_is
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    for name, value in zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), CREDENTIALS, strict=True):
+        monkeypatch.setenv(name, value)
     with open_tracker("pretrain") as tracker:
         started = time.monotonic()
         for step in range(300):
