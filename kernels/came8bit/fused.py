@@ -95,6 +95,7 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
     table = torch.zeros(len(matrices) + len(others), FIELDS.value, dtype=torch.int64)
     of_matrices, of_others = table[: len(matrices)], table[len(matrices) :]
     row_sums, column_sums = across * rows, strips * columns
+    factor_starts = _starts(_cdiv(rows + columns, 4) * 4)  # multiples of 16 bytes
     for name, numbers in (
         (ROWS, rows),
         (COLUMNS, columns),
@@ -103,7 +104,7 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
         (FIRST_BLOCK, _starts(blocks)[:-1]),
         (ROW_SUMS, _starts(row_sums)[:-1]),
         (COLUMN_SUMS, _starts(column_sums)[:-1] + row_sums.sum()),
-        (FACTORS, _starts(rows + columns)[:-1]),
+        (FACTORS, factor_starts[:-1]),
     ):
         of_matrices[:, name.value] = numbers
     of_others[:, ROWS.value], of_others[:, FIRST_BLOCK.value] = sizes, _starts(other_blocks)[:-1]
@@ -120,7 +121,7 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
         _starts(chunks).int().to(device),
         _starts(torch.cat([strips * across, other_blocks])).int().to(device),
         int((row_sums + column_sums).sum()),
-        int((rows + columns).sum()),
+        int(factor_starts[-1]),
     )
 
 
@@ -289,6 +290,9 @@ def ahead_of_time() -> list[Build]:
 
     def typed(kernel: Any, constants: dict[str, Any]) -> Build:
         arguments = [name for name in kernel.arg_names if name not in constants]
-        return Build(kernel, {name: integers.get(name) or numbers.get(name, "*fp32") for name in arguments}, constants)
+        types = {name: integers.get(name) or numbers.get(name, "*fp32") for name in arguments}
+        # the others' norms begin where those of the tiles end
+        whole = frozenset(name for name in arguments if types[name].startswith("*") and name != "norms")
+        return Build(kernel, types, constants, whole)
 
     return [typed(kernel, constants) for kernel, constants in builds]
