@@ -59,9 +59,19 @@ def clip_of(norms, index, entries):
 
 
 @triton.jit
-def of_blocks(table, index, FIELD: tl.constexpr, place, first, last, ALIGNED: tl.constexpr):
+def momentum_of(table, index, ALIGNED: tl.constexpr):
+    """Whether a matrix's momentum is in 8 bits, and where it lies: codes, scales and minima, or else floats."""
+    packed = field(table, index, PACKED) != 0
+    codes = pointer(table, index, MOMENTUM, tl.uint8, ALIGNED)
+    scales = pointer(table, index, SCALE, tl.float32, ALIGNED)
+    minima = pointer(table, index, MINIMUM, tl.float32, ALIGNED)
+    floats = pointer(table, index, MOMENTUM, tl.float32, ALIGNED)
+    return packed, codes, scales, minima, floats
+
+
+@triton.jit
+def load_of_blocks(numbers, place, first, last):
     """The scale or minimum of each place's block, which is `first` or `last`; no `last`: all are in `first`."""
-    numbers = pointer(table, index, FIELD, tl.float32, ALIGNED)
     number = tl.load(numbers + first)
     if last is not None:
         number = tl.where(place // BLOCK_ENTRIES == first, number, tl.load(numbers + last))
@@ -69,18 +79,19 @@ def of_blocks(table, index, FIELD: tl.constexpr, place, first, last, ALIGNED: tl
 
 
 @triton.jit
-def load_momentum(table, index, place, inside, first, last, values, MAP: tl.constexpr, ALIGNED: tl.constexpr):
-    """The momentum at these places of the flattened matrix; its blocks as in `of_blocks`."""
-    if field(table, index, PACKED) != 0:
-        code = tl.load(pointer(table, index, MOMENTUM, tl.uint8, ALIGNED) + place, mask=inside, other=0)
-        scale = of_blocks(table, index, SCALE, place, first, last, ALIGNED)
+def load_momentum(momentum, place, inside, first, last, values, MAP: tl.constexpr):
+    """The momentum at these places of the flattened matrix; its blocks as in `load_of_blocks`."""
+    packed, codes, scales, minima, floats = momentum
+    if packed:
+        code = tl.load(codes + place, mask=inside, other=0)
+        scale = load_of_blocks(scales, place, first, last)
         if MAP == "dynamic":
-            momentum = tl.load(values + code.to(tl.int32)) * scale
+            loaded = tl.load(values + code.to(tl.int32)) * scale
         else:
-            momentum = code.to(tl.float32) * scale + of_blocks(table, index, MINIMUM, place, first, last, ALIGNED)
+            loaded = code.to(tl.float32) * scale + load_of_blocks(minima, place, first, last)
     else:
-        momentum = tl.load(pointer(table, index, MOMENTUM, tl.float32, ALIGNED) + place, mask=inside, other=0.0)
-    return momentum
+        loaded = tl.load(floats + place, mask=inside, other=0.0)
+    return loaded
 
 
 @triton.jit
@@ -117,6 +128,9 @@ def tiles_kernel(
         root = tl.sqrt(tl.load(row_totals + index) / rows.to(tl.float32))
     if PASS == SURPRISE:
         clip = clip_of(norm_totals, index, rows * columns)
+        momentum = momentum_of(table, index, ALIGNED)
+    if PASS != NORMS:
+        row_sums = parts + field(table, index, ROW_SUMS) + tile % across * rows
     total = tl.zeros([TILE_ROWS, TILE_COLUMNS], tl.float32)
     first_row = tile // across * STRIP
     for start in range(first_row, min(first_row + STRIP, rows), TILE_ROWS):
@@ -131,13 +145,12 @@ def tiles_kernel(
             # a tile is narrower than a block, so that its row lies in one or two
             entry = tl.minimum(row, rows - 1)[:, None] * columns
             first, last = (entry + first_column) // BLOCK_ENTRIES, (entry + last_column) // BLOCK_ENTRIES
-            old = load_momentum(table, index, place, inside, first, last, values, MAP, ALIGNED)
+            old = load_momentum(momentum, place, inside, first, last, values, MAP)
             update = x * clip
             x = tl.where(inside, update - (old + (update - old) * weight), 0.0)
         square = x * x
         total += square
         if PASS != NORMS:
-            row_sums = parts + field(table, index, ROW_SUMS) + tile % across * rows
             tl.store(row_sums + row, tl.sum(square, axis=1), mask=row < rows)
     by_column = tl.sum(total, axis=0)
     if PASS == NORMS:
@@ -301,7 +314,8 @@ def apply_kernel(
     square_column = tl.load(column_factors + column, mask=inside, other=0.0)
     g = tl.load(pointer(table, index, GRADIENT, GRADIENT_TYPE, ALIGNED) + place, mask=inside, other=0.0).to(tl.float32)
     update = g * square_row[:, None] * square_column * clip_of(norm_totals, index, rows * columns)
-    old = load_momentum(table, index, place, inside, block, None, values, MAP, ALIGNED)
+    packed, codes, scales, minima, floats = momentum_of(table, index, ALIGNED)
+    old = load_momentum((packed, codes, scales, minima, floats), place, inside, block, None, values, MAP)
     momentum = old + (update - old) * weight
     root = tl.sqrt(tl.load(instability_totals + index) / rows.to(tl.float32))
     column_factors, row_factors = factors_of(table, index, next_factors, columns)
@@ -309,17 +323,16 @@ def apply_kernel(
     column_factor = tl.load(column_factors + column, mask=inside, other=0.0)
     movement = momentum * row_factor[:, None] * column_factor
     descend(table, index, place, inside, movement, lr, decay, PARAMETER_TYPE, STOCHASTIC, ALIGNED)
-    if field(table, index, PACKED) != 0:
-        scales = pointer(table, index, SCALE, tl.float32, ALIGNED) + block
+    if packed:
         if MAP == "dynamic":
             code, scale = encode_dynamic(momentum, inside, thresholds)
         else:
             code, scale, minimum = encode_linear(momentum, inside, LEVELS)
-            tl.store(pointer(table, index, MINIMUM, tl.float32, ALIGNED) + block, minimum)
-        tl.store(scales, scale)
-        tl.store(pointer(table, index, MOMENTUM, tl.uint8, ALIGNED) + place, code, mask=inside)
+            tl.store(minima + block, minimum)
+        tl.store(scales + block, scale)
+        tl.store(codes + place, code, mask=inside)
     else:
-        tl.store(pointer(table, index, MOMENTUM, tl.float32, ALIGNED) + place, momentum, mask=inside)
+        tl.store(floats + place, momentum, mask=inside)
 
 
 @triton.jit

@@ -32,6 +32,7 @@ from kernels.saturation import counter
 from kernels.saturation.triton_kernel import store
 
 TILE = 64  # tokens that a program holds at a time
+QUERY_TILE = 32  # of those of queries' gradients, whose two products would spill registers with more
 RUN = 256  # tokens that a program sums over
 NORM_PROGRAMS = 512  # that share the tokens in the norm's backward pass, where there are enough of them
 LEAST_ROWS = 8  # of each of those
@@ -167,10 +168,10 @@ def query_gradient_kernel(
         g = tl.load(gradient + place, mask=inside[:, None], other=0.0).to(tl.float32)
         # a row beyond the last must not bring 0 / 0 into the sums
         denominator = tl.where(inside, tl.sum(q * keys[None, :], axis=1) + eps, 1.0)
-        out = tl.dot(q, tl.trans(key_values), input_precision="tf32x3") / denominator[:, None]
         dnum = g / denominator[:, None]
-        dden = -tl.sum(dnum * out, axis=1)
-        dq = tl.dot(dnum, key_values, input_precision="tf32x3") + dden[:, None] * keys[None, :]
+        through = tl.dot(dnum, key_values, input_precision="tf32x3")
+        dden = -tl.sum(through * q, axis=1) / denominator
+        dq = through + dden[:, None] * keys[None, :]
         dq = tl.where(q <= 0, 0.0, dq)
         tl.store(dqkv + place + 2 * row[:, None] * width, dq.to(dqkv.dtype.element_ty), mask=inside[:, None])
         matrix = tl.dot(tl.trans(dnum), q, matrix, input_precision="tf32x3")
@@ -317,7 +318,7 @@ def query_gradients(
     runs = triton.cdiv(tokens, RUN)
     dsums = sums.new_empty(batch, runs, heads, head_dim + 1, head_dim)
     arguments = (qkv_BNE, inverse_rms, query_weight_D, sums, gradient_BND.contiguous(), dqkv_BNE, dsums, tokens, eps)
-    query_gradient_kernel[(runs, heads, batch)](*arguments, d=head_dim, RUN=RUN, TILE=TILE)
+    query_gradient_kernel[(runs, heads, batch)](*arguments, d=head_dim, RUN=RUN, TILE=QUERY_TILE)
     return dsums.sum(1)
 
 
