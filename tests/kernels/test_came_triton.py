@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from ahead_of_time import CAPABILITIES, compile_ahead_of_time
 from torch import Tensor, nn
 
 from kernels.came8bit import Came, Came8bit, fused
-from tests.kernels.ahead_of_time import CAPABILITIES, compile_ahead_of_time
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODULE = "kernels.came8bit.fused"
