@@ -74,7 +74,7 @@ def load_of_blocks(numbers, place, first, last):
     """The scale or minimum of each place's block, which is `first` or `last`; no `last`: all are in `first`."""
     number = tl.load(numbers + first)
     if last is not None:
-        number = tl.where(place // BLOCK_ENTRIES == first, number, tl.load(numbers + last))
+        number = tl.where(place < last * BLOCK_ENTRIES, number, tl.load(numbers + last))
     return number
 
 

@@ -130,7 +130,7 @@ def test_ties_of_bfloat16_go_to_the_even_neighbour() -> None:
     assert ends[0][0] == 190
 
 
-@pytest.mark.parametrize("columns", [41, 47, 55, 61, 82, 83])
+@pytest.mark.parametrize("columns", [41, 47, 48, 55, 61, 82, 83, 112, 240, 2240])
 def test_rows_and_columns_of_flat_entries_are_exact(columns: int) -> None:
     compared(Came8bit, [(16_500 // columns, columns)], steps=1)
 

@@ -25,10 +25,11 @@ KERNELS = sorted(
 
 
 class Limits(NamedTuple):
-    """The most registers a thread and the largest share of narrow loads. No kernel may spill."""
+    """The most registers and bytes of local memory a thread, and the largest share of narrow loads."""
 
     registers: int = 64
     narrow: float = 0.5
+    local_bytes: int = 0
 
 
 FOR_PRODUCTS = "operands and sums of tensor cores, in three parts for float32, lie in registers"
@@ -38,12 +39,15 @@ EXCEPTIONS: dict[tuple[str, str, str], tuple[Limits, str]] = {
     ("statistics_kernel", "", ""): (Limits(narrow=0.8), FOR_SUMS),
     ("totals_kernel", "", ""): (Limits(narrow=1.0), FOR_SUMS),
     ("tiles_kernel", "PASS", "1"): (Limits(narrow=0.7), "reads gradients alone: two wide loads beside the common ones"),
-    ("tiles_kernel", "MAP", "dynamic"): (Limits(narrow=0.6), "looks each code up in the map's 256 values"),
+    ("tiles_kernel", "MAP", "dynamic"): (
+        Limits(narrow=0.6, local_bytes=56),
+        "looks each code up in the map's 256 values, which Triton 3.6 (not 3.7) lays out anew and spills for",
+    ),
     ("apply_kernel", "MAP", "dynamic"): (Limits(narrow=0.85), "compares each entry with eight of the map's thresholds"),
     ("key_value_kernel", "", ""): (Limits(registers=176), FOR_PRODUCTS),
     ("output_kernel", "", ""): (Limits(registers=128), FOR_PRODUCTS),
     ("query_gradient_kernel", "", ""): (Limits(registers=255), FOR_PRODUCTS),
-    ("key_value_gradient_kernel", "", ""): (Limits(registers=160), FOR_PRODUCTS),
+    ("key_value_gradient_kernel", "", ""): (Limits(registers=176), FOR_PRODUCTS),
     ("forward_kernel", "", ""): (Limits(registers=128, narrow=1.0), FOR_CHANNELS),
     ("mixed_gradient_kernel", "", ""): (Limits(registers=128, narrow=1.0), FOR_CHANNELS),
     ("x_gradient_kernel", "", ""): (Limits(narrow=1.0), FOR_CHANNELS),
@@ -81,7 +85,7 @@ def test_a_kernel_keeps_to_its_registers_and_loads_wide(module: str, kernel: str
     assert builds
     for one in builds:
         limits, what = limits_of(one), f"{one.kernel} {one.types} {one.constants}: {one.code}"
-        assert one.code.local_bytes == 0, what
+        assert one.code.local_bytes <= limits.local_bytes, what
         assert one.code.registers <= limits.registers, what
         assert one.code.narrow_loads <= limits.narrow * one.code.loads, what
 
