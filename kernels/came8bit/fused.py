@@ -61,7 +61,8 @@ TILE = {"STRIP": 512, "ROWS": 16, "COLUMNS": 256}
 """A program of a pass in tiles walks down STRIP rows of COLUMNS columns, ROWS at a time."""
 CHUNK = 1024
 """Entries of a row or column statistic that one program updates."""
-# by the compiled code: enough wide loads in flight, and registers for half of a multiprocessor's threads or more
+# chosen by the compiled code: a thread has loads of 8 or 16 bytes, and at most 64 registers, of which a multiprocessor
+# has enough for half of its threads
 TILES_LAUNCH = {
     SQUARES.value: {"num_warps": 8},
     NORMS.value: {"num_warps": 8},
@@ -267,7 +268,7 @@ def _table(plan: Plan, works: list[Work]) -> Tensor:
 def ahead_of_time() -> list[Build]:
     """Every kernel at the sizes of real runs, for parameters and gradients both bfloat16 or both float32.
 
-    The dynamic map, which float32 does not change, is there for bfloat16 alone.
+    The kernels of the dynamic map are named for bfloat16 alone.
     """
     sizes = {"STRIP": TILE["STRIP"], "TILE_ROWS": TILE["ROWS"], "TILE_COLUMNS": TILE["COLUMNS"]}
     statistic = {"CHUNK": CHUNK, "STRIP": TILE["STRIP"], "TILE_COLUMNS": TILE["COLUMNS"]}
@@ -296,6 +297,6 @@ def _build(kernel: Any, constants: dict[str, Any], launch: Mapping[str, int] = M
     numbers = {name: "fp32" for name in ("weight", "square_weight", "floor", "lr", "decay")}
     arguments = [name for name in kernel.arg_names if name not in constants]
     types = {name: integers.get(name) or numbers.get(name, "*fp32") for name in arguments}
-    # the norms of what is no matrix begin where those of the tiles end
+    # norms may be a part of scratch memory that begins anywhere; all else is allocated by itself
     aligned = frozenset(name for name in arguments if types[name].startswith("*") and name != "norms")
     return Build(kernel, types, constants, aligned, launch)
