@@ -16,9 +16,9 @@ ROUNDER = tl.constexpr(12582912.0)
 def encode_linear(x, inside, LEVELS: tl.constexpr):
     """Codes, scale and minimum of one block."""
     # tl.min and tl.max skip NaN, which would hide it.
-    bad = tl.max((inside & (x != x)).to(tl.int32), axis=0) > 0
-    minimum = tl.where(bad, float("nan"), tl.min(tl.where(inside, x, float("inf")), axis=0))
-    maximum = tl.where(bad, float("nan"), tl.max(tl.where(inside, x, float("-inf")), axis=0))
+    bad = tl.max((inside & (x != x)).to(tl.int32)) > 0
+    minimum = tl.where(bad, float("nan"), tl.min(tl.where(inside, x, float("inf"))))
+    maximum = tl.where(bad, float("nan"), tl.max(tl.where(inside, x, float("-inf"))))
     span = maximum - minimum
     divisor = tl.where(span == 0.0, 1.0, span)
     rounded = tl.div_rn(x - minimum, divisor) * LEVELS + ROUNDER - ROUNDER
@@ -28,8 +28,8 @@ def encode_linear(x, inside, LEVELS: tl.constexpr):
 @triton.jit
 def encode_dynamic(x, inside, thresholds):
     """Codes and scale of one block; `thresholds` are the 255 ascending ones of the dynamic map."""
-    bad = tl.max((inside & (x != x)).to(tl.int32), axis=0) > 0
-    scale = tl.where(bad, float("nan"), tl.max(tl.where(inside, tl.abs(x), 0.0), axis=0))
+    bad = tl.max((inside & (x != x)).to(tl.int32)) > 0
+    scale = tl.where(bad, float("nan"), tl.max(tl.where(inside, tl.abs(x), 0.0)))
     y = tl.div_rn(x, tl.where(scale == 0.0, 1.0, scale))
     code = tl.zeros(x.shape, tl.int32)
     for power in tl.static_range(8):

@@ -18,8 +18,9 @@ each pass: scratch memory holds sums only, less than 0.04 bytes for each entry o
 Parameters, gradients and states are contiguous and whole; a matrix has fewer than 2^31 entries and 2^20 columns.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +61,14 @@ TILE = {"STRIP": 512, "ROWS": 16, "COLUMNS": 256}
 """A program of a pass in tiles walks down STRIP rows of COLUMNS columns, ROWS at a time."""
 CHUNK = 1024
 """Entries of a row or column statistic that one program updates."""
+# chosen by the compiled code: a thread has loads of 8 or 16 bytes, and at most 64 registers, of which a multiprocessor
+# has enough for half of its threads
+TILES_LAUNCH = {
+    SQUARES.value: {"num_warps": 8},
+    NORMS.value: {"num_warps": 8},
+    SURPRISE.value: {"num_warps": 16, "maxnreg": 64},
+}
+APPLY_LAUNCH = {"num_warps": 8}
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 
 
@@ -95,6 +104,7 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
     table = torch.zeros(len(matrices) + len(others), FIELDS.value, dtype=torch.int64)
     of_matrices, of_others = table[: len(matrices)], table[len(matrices) :]
     row_sums, column_sums = across * rows, strips * columns
+    factor_starts = _starts(_cdiv(rows + columns, 4) * 4)  # multiples of 16 bytes
     for name, numbers in (
         (ROWS, rows),
         (COLUMNS, columns),
@@ -103,7 +113,7 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
         (FIRST_BLOCK, _starts(blocks)[:-1]),
         (ROW_SUMS, _starts(row_sums)[:-1]),
         (COLUMN_SUMS, _starts(column_sums)[:-1] + row_sums.sum()),
-        (FACTORS, _starts(rows + columns)[:-1]),
+        (FACTORS, factor_starts[:-1]),
     ):
         of_matrices[:, name.value] = numbers
     of_others[:, ROWS.value], of_others[:, FIRST_BLOCK.value] = sizes, _starts(other_blocks)[:-1]
@@ -120,7 +130,7 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
         _starts(chunks).int().to(device),
         _starts(torch.cat([strips * across, other_blocks])).int().to(device),
         int((row_sums + column_sums).sum()),
-        int((rows + columns).sum()),
+        int(factor_starts[-1]),
     )
 
 
@@ -192,6 +202,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
             "PASS": which.value,
             "ALIGNED": aligned,
             **sizes,
+            **TILES_LAUNCH[which.value],
         }
         tiles_kernel[(len(plan.tiles),)](table, plan.tiles, *scratches, values, weights[0], **options)
 
@@ -226,7 +237,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
         ]
         options = {"MAP": map or "linear", **how, "BLOCK": BLOCK, "LEVELS": LEVELS}
         own = (table, plan.blocks, *scratches, values, thresholds)
-        apply_kernel[(len(plan.blocks),)](*own, weights[0], *move, **types, **options)
+        apply_kernel[(len(plan.blocks),)](*own, weights[0], *move, **types, **options, **APPLY_LAUNCH)
     if others:
         over_others(apply=True)
 
@@ -255,40 +266,37 @@ def _table(plan: Plan, works: list[Work]) -> Tensor:
 
 
 def ahead_of_time() -> list[Build]:
-    """Every kernel with bfloat16 parameters, and the largest with float32 too, at the sizes of real runs."""
-    integers = {"table": "*i64", "owners": "*i32", "starts": "*i32"}
-    numbers = {name: "fp32" for name in ("weight", "square_weight", "floor", "lr", "decay")}
+    """Every kernel at the sizes of real runs, for parameters and gradients both bfloat16 or both float32.
+
+    The kernels of the dynamic map are named for bfloat16 alone.
+    """
     sizes = {"STRIP": TILE["STRIP"], "TILE_ROWS": TILE["ROWS"], "TILE_COLUMNS": TILE["COLUMNS"]}
     statistic = {"CHUNK": CHUNK, "STRIP": TILE["STRIP"], "TILE_COLUMNS": TILE["COLUMNS"]}
     builds = [
-        (statistics_kernel, {"ROW": SQUARE_ROW.value, "COLUMN": SQUARE_COLUMN.value, **statistic}),
-        (totals_kernel, {"CHUNK": CHUNK}),
+        _build(statistics_kernel, {"ROW": SQUARE_ROW.value, "COLUMN": SQUARE_COLUMN.value, **statistic}),
+        _build(totals_kernel, {"CHUNK": CHUNK}),
     ]
     for dtype in (tl.float32, tl.bfloat16):
         types = {"PARAMETER_TYPE": dtype, "GRADIENT_TYPE": dtype}
-        for chosen in (SQUARES, NORMS, SURPRISE) if dtype == tl.bfloat16 else (SURPRISE,):
-            builds.append(
-                (
-                    tiles_kernel,
-                    {"GRADIENT_TYPE": dtype, "MAP": "linear", "PASS": chosen.value, "ALIGNED": True, **sizes},
-                )
-            )
-        for map in ("linear", "dynamic") if dtype == tl.bfloat16 else ("linear",):
-            options = {
-                "MAP": map,
-                "STOCHASTIC": dtype == tl.bfloat16,
-                "ALIGNED": True,
-                "BLOCK": BLOCK,
-                "LEVELS": LEVELS,
-            }
-            builds.append((apply_kernel, {**types, **options}))
-        for apply in (False, True) if dtype == tl.bfloat16 else (True,):
-            builds.append(
-                (others_kernel, {**types, "APPLY": apply, "STOCHASTIC": False, "ALIGNED": True, "BLOCK": BLOCK})
-            )
+        how = {"STOCHASTIC": dtype == tl.bfloat16, "ALIGNED": True, "BLOCK": BLOCK}
+        maps = ("linear", "dynamic") if dtype == tl.bfloat16 else ("linear",)
+        for which, launch in TILES_LAUNCH.items():
+            # the first two do not read the momentum
+            for map in maps if which == SURPRISE.value else maps[:1]:
+                options = {"MAP": map, "PASS": which, "ALIGNED": True, **sizes}
+                builds.append(_build(tiles_kernel, {"GRADIENT_TYPE": dtype, **options}, launch))
+        for map in maps:
+            builds.append(_build(apply_kernel, {**types, "MAP": map, **how, "LEVELS": LEVELS}, APPLY_LAUNCH))
+        for apply in (False, True):
+            builds.append(_build(others_kernel, {**types, "APPLY": apply, **how}))
+    return builds
 
-    def typed(kernel: Any, constants: dict[str, Any]) -> Build:
-        arguments = [name for name in kernel.arg_names if name not in constants]
-        return Build(kernel, {name: integers.get(name) or numbers.get(name, "*fp32") for name in arguments}, constants)
 
-    return [typed(kernel, constants) for kernel, constants in builds]
+def _build(kernel: Any, constants: dict[str, Any], launch: Mapping[str, int] = MappingProxyType({})) -> Build:
+    integers = {"table": "*i64", "owners": "*i32", "starts": "*i32"}
+    numbers = {name: "fp32" for name in ("weight", "square_weight", "floor", "lr", "decay")}
+    arguments = [name for name in kernel.arg_names if name not in constants]
+    types = {name: integers.get(name) or numbers.get(name, "*fp32") for name in arguments}
+    # norms may be a part of scratch memory that begins anywhere; all else is allocated by itself
+    aligned = frozenset(name for name in arguments if types[name].startswith("*") and name != "norms")
+    return Build(kernel, types, constants, aligned, launch)

@@ -46,25 +46,52 @@ def width_of(table, index, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def factors_of(table, index, factors, columns):
+    """Where a matrix's column factors begin, at a multiple of 16 bytes, and the row factors behind them."""
+    first = tl.multiple_of(factors + field(table, index, FACTORS), 16)
+    return first, first + columns
+
+
+@triton.jit
 def clip_of(norms, index, entries):
     """What scales an update of `entries` entries and squared norm `norms[index]` down to a root mean square of 1."""
     return tl.minimum(tl.sqrt(entries.to(tl.float32) / tl.load(norms + index)), 1.0)
 
 
 @triton.jit
-def load_momentum(table, index, place, inside, block, values, MAP: tl.constexpr, ALIGNED: tl.constexpr):
-    """The momentum at these places of the flattened matrix, which lie in block or blocks `block`."""
-    if field(table, index, PACKED) != 0:
-        code = tl.load(pointer(table, index, MOMENTUM, tl.uint8, ALIGNED) + place, mask=inside, other=0)
-        scale = tl.load(pointer(table, index, SCALE, tl.float32, ALIGNED) + block)
+def momentum_of(table, index, ALIGNED: tl.constexpr):
+    """Whether a matrix's momentum is in 8 bits, and where it lies: codes, scales and minima, or else floats."""
+    packed = field(table, index, PACKED) != 0
+    codes = pointer(table, index, MOMENTUM, tl.uint8, ALIGNED)
+    scales = pointer(table, index, SCALE, tl.float32, ALIGNED)
+    minima = pointer(table, index, MINIMUM, tl.float32, ALIGNED)
+    floats = pointer(table, index, MOMENTUM, tl.float32, ALIGNED)
+    return packed, codes, scales, minima, floats
+
+
+@triton.jit
+def load_of_blocks(numbers, place, first, last):
+    """The scale or minimum of each place's block, which is `first` or `last`; no `last`: all are in `first`."""
+    number = tl.load(numbers + first)
+    if last is not None:
+        number = tl.where(place < last * BLOCK_ENTRIES, number, tl.load(numbers + last))
+    return number
+
+
+@triton.jit
+def load_momentum(momentum, place, inside, first, last, values, MAP: tl.constexpr):
+    """The momentum at these places of the flattened matrix; its blocks as in `load_of_blocks`."""
+    packed, codes, scales, minima, floats = momentum
+    if packed:
+        code = tl.load(codes + place, mask=inside, other=0)
+        scale = load_of_blocks(scales, place, first, last)
         if MAP == "dynamic":
-            momentum = tl.load(values + code.to(tl.int32)) * scale
+            loaded = tl.load(values + code.to(tl.int32)) * scale
         else:
-            minimum = tl.load(pointer(table, index, MINIMUM, tl.float32, ALIGNED) + block)
-            momentum = code.to(tl.float32) * scale + minimum
+            loaded = code.to(tl.float32) * scale + load_of_blocks(minima, place, first, last)
     else:
-        momentum = tl.load(pointer(table, index, MOMENTUM, tl.float32, ALIGNED) + place, mask=inside, other=0.0)
-    return momentum
+        loaded = tl.load(floats + place, mask=inside, other=0.0)
+    return loaded
 
 
 @triton.jit
@@ -91,33 +118,39 @@ def tiles_kernel(
     rows, columns = field(table, index, ROWS).to(tl.int32), width_of(table, index, ALIGNED)
     tile = tl.program_id(0) - field(table, index, FIRST_TILE).to(tl.int32)
     across = tl.cdiv(columns, TILE_COLUMNS)
-    column = tile % across * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
+    first_column = tile % across * TILE_COLUMNS
+    last_column = min(first_column + TILE_COLUMNS, columns) - 1
+    column = first_column + tl.arange(0, TILE_COLUMNS)
     gradient = pointer(table, index, GRADIENT, GRADIENT_TYPE, ALIGNED)
     if PASS != SQUARES:
-        factor = factors + field(table, index, FACTORS)
-        column_factor = tl.load(factor + rows + column, mask=column < columns, other=0.0)
+        column_factors, row_factors = factors_of(table, index, factors, columns)
+        column_factor = tl.load(column_factors + column, mask=column < columns, other=0.0)
         root = tl.sqrt(tl.load(row_totals + index) / rows.to(tl.float32))
     if PASS == SURPRISE:
         clip = clip_of(norm_totals, index, rows * columns)
+        momentum = momentum_of(table, index, ALIGNED)
+    if PASS != NORMS:
+        row_sums = parts + field(table, index, ROW_SUMS) + tile % across * rows
     total = tl.zeros([TILE_ROWS, TILE_COLUMNS], tl.float32)
-    first = tile // across * STRIP
-    for start in range(first, min(first + STRIP, rows), TILE_ROWS):
+    first_row = tile // across * STRIP
+    for start in range(first_row, min(first_row + STRIP, rows), TILE_ROWS):
         row = start + tl.arange(0, TILE_ROWS)
         inside = (row < rows)[:, None] & (column < columns)[None, :]
         place = row[:, None] * columns + column[None, :]
         x = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
         if PASS != SQUARES:
-            row_factor = tl.load(factor + row, mask=row < rows, other=0.0) * root
+            row_factor = tl.load(row_factors + row, mask=row < rows, other=0.0) * root
             x = x * row_factor[:, None] * column_factor[None, :]
         if PASS == SURPRISE:
-            block = tl.where(inside, place // BLOCK_ENTRIES, 0)
-            old = load_momentum(table, index, place, inside, block, values, MAP, ALIGNED)
+            # a tile is narrower than a block, so that its row lies in one or two
+            entry = tl.minimum(row, rows - 1)[:, None] * columns
+            first, last = (entry + first_column) // BLOCK_ENTRIES, (entry + last_column) // BLOCK_ENTRIES
+            old = load_momentum(momentum, place, inside, first, last, values, MAP)
             update = x * clip
             x = tl.where(inside, update - (old + (update - old) * weight), 0.0)
         square = x * x
         total += square
         if PASS != NORMS:
-            row_sums = parts + field(table, index, ROW_SUMS) + tile % across * rows
             tl.store(row_sums + row, tl.sum(square, axis=1), mask=row < rows)
     by_column = tl.sum(total, axis=0)
     if PASS == NORMS:
@@ -150,15 +183,13 @@ def statistics_kernel(
     rows, columns = field(table, index, ROWS).to(tl.int32), field(table, index, COLUMNS).to(tl.int32)
     chunk = tl.program_id(0) - field(table, index, FIRST_CHUNK).to(tl.int32)
     row_chunks = tl.cdiv(rows, CHUNK)
+    column_factors, row_factors = factors_of(table, index, factors, columns)
     if chunk < row_chunks:
-        statistic, factor = pointer(table, index, ROW, tl.float32, False), factors + field(table, index, FACTORS)
+        statistic, factor = pointer(table, index, ROW, tl.float32, False), row_factors
         part, length, other = parts + field(table, index, ROW_SUMS), rows, columns
         count, start = tl.cdiv(columns, TILE_COLUMNS), chunk * CHUNK
     else:
-        statistic, factor = (
-            pointer(table, index, COLUMN, tl.float32, False),
-            factors + field(table, index, FACTORS) + rows,
-        )
+        statistic, factor = pointer(table, index, COLUMN, tl.float32, False), column_factors
         part, length, other = parts + field(table, index, COLUMN_SUMS), columns, rows
         count, start = tl.cdiv(rows, STRIP), (chunk - row_chunks) * CHUNK
     entry = start + tl.arange(0, CHUNK)
@@ -267,37 +298,41 @@ def apply_kernel(
     index = tl.load(owners + tl.program_id(0))
     rows, columns = field(table, index, ROWS).to(tl.int32), width_of(table, index, ALIGNED)
     block = tl.program_id(0) - field(table, index, FIRST_BLOCK).to(tl.int32)
-    entry = tl.arange(0, BLOCK)
-    place = block * BLOCK + entry
+    # a run of entries lies in one row, and has one factor of it
+    RUN: tl.constexpr = 16 if ALIGNED else 1
+    run, entry = tl.arange(0, BLOCK // RUN) * RUN, tl.arange(0, RUN)
+    place = (block * BLOCK + run)[:, None] + entry[None, :]
     inside = place < rows * columns
-    # entry / columns without a division: exact below 2^21, where the half keeps the product off the integers
-    shifted = block * BLOCK % columns + entry
+    # run / columns without a division: exact below 2^21, where the half keeps the product off the integers
+    shifted = block * BLOCK % columns + run
     below = ((shifted.to(tl.float32) + 0.5) * (1.0 / columns.to(tl.float32))).to(tl.int32)
-    row, column = block * BLOCK // columns + below, shifted - below * columns
-    first = field(table, index, FACTORS)
+    row = block * BLOCK // columns + below
+    column = tl.multiple_of(shifted - below * columns, RUN)[:, None] + entry[None, :]
+    column_factors, row_factors = factors_of(table, index, factors, columns)
     square_root = tl.sqrt(tl.load(square_totals + index) / rows.to(tl.float32))
-    square_row = tl.load(factors + first + row, mask=inside, other=0.0) * square_root
-    square_column = tl.load(factors + first + rows + column, mask=inside, other=0.0)
+    square_row = tl.load(row_factors + row, mask=row < rows, other=0.0) * square_root
+    square_column = tl.load(column_factors + column, mask=inside, other=0.0)
     g = tl.load(pointer(table, index, GRADIENT, GRADIENT_TYPE, ALIGNED) + place, mask=inside, other=0.0).to(tl.float32)
-    update = g * square_row * square_column * clip_of(norm_totals, index, rows * columns)
-    old = load_momentum(table, index, place, inside, block, values, MAP, ALIGNED)
+    update = g * square_row[:, None] * square_column * clip_of(norm_totals, index, rows * columns)
+    packed, codes, scales, minima, floats = momentum_of(table, index, ALIGNED)
+    old = load_momentum((packed, codes, scales, minima, floats), place, inside, block, None, values, MAP)
     momentum = old + (update - old) * weight
     root = tl.sqrt(tl.load(instability_totals + index) / rows.to(tl.float32))
-    row_factor = tl.load(next_factors + first + row, mask=inside, other=0.0) * root
-    column_factor = tl.load(next_factors + first + rows + column, mask=inside, other=0.0)
-    movement = momentum * row_factor * column_factor
+    column_factors, row_factors = factors_of(table, index, next_factors, columns)
+    row_factor = tl.load(row_factors + row, mask=row < rows, other=0.0) * root
+    column_factor = tl.load(column_factors + column, mask=inside, other=0.0)
+    movement = momentum * row_factor[:, None] * column_factor
     descend(table, index, place, inside, movement, lr, decay, PARAMETER_TYPE, STOCHASTIC, ALIGNED)
-    if field(table, index, PACKED) != 0:
-        scales = pointer(table, index, SCALE, tl.float32, ALIGNED) + block
+    if packed:
         if MAP == "dynamic":
             code, scale = encode_dynamic(momentum, inside, thresholds)
         else:
             code, scale, minimum = encode_linear(momentum, inside, LEVELS)
-            tl.store(pointer(table, index, MINIMUM, tl.float32, ALIGNED) + block, minimum)
-        tl.store(scales, scale)
-        tl.store(pointer(table, index, MOMENTUM, tl.uint8, ALIGNED) + place, code, mask=inside)
+            tl.store(minima + block, minimum)
+        tl.store(scales + block, scale)
+        tl.store(codes + place, code, mask=inside)
     else:
-        tl.store(pointer(table, index, MOMENTUM, tl.float32, ALIGNED) + place, momentum, mask=inside)
+        tl.store(floats + place, momentum, mask=inside)
 
 
 @triton.jit

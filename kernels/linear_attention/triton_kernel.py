@@ -6,11 +6,11 @@ Forward: the root mean square of each token's queries and keys (over all heads),
 
 and out_i = S q_i / (z . q_i + eps). Backward, with g the gradient of the output and den_i = z . q_i + eps:
 
-    dnum_i = g_i / den_i,    dden_i = - dnum_i . out_i,
+    dnum_i = g_i / den_i,    dden_i = - dnum_i . out_i = - (S^T dnum_i) . q_i / den_i,
     dq_i = S^T dnum_i + dden_i z,    dS = sum_i dnum_i q_i^T,    dz = sum_i dden_i q_i,
     dk_j = dS^T v_j + dz,    dv_j = dS k_j,
 
-through ReLU and then the norm. Normed queries and keys and the output are recomputed rather than kept.
+through ReLU and then the norm. Normed queries and keys are recomputed rather than kept.
 
 Sums over tokens are partial sums of fixed runs of tokens, added up in a second pass: no atomics, the same bits every
 time, and a picture's output does not depend on what else is in the batch. All arithmetic is in float32, and products
@@ -32,10 +32,15 @@ from kernels.saturation import counter
 from kernels.saturation.triton_kernel import store
 
 TILE = 64  # tokens that a program holds at a time
+SUM_TILE = 32  # the same of programs that sum over tokens: with more they spill registers
 RUN = 256  # tokens that a program sums over
 NORM_PROGRAMS = 512  # that share the tokens in the norm's backward pass, where there are enough of them
 LEAST_ROWS = 8  # of each of those
-ROW_WARPS = 8  # of the programs that hold whole rows
+# chosen by the compiled code: of programs that hold whole rows; of those that also keep sums over rows; and of the
+# key-value sums, where Triton's pipelining would copy four bytes at a time to shared memory
+ROW_LAUNCH = {"num_warps": 8}
+ROW_SUM_LAUNCH = {"num_warps": 16, "maxnreg": 64}
+KEY_VALUE_LAUNCH = {"num_stages": 1}
 
 
 @triton.jit
@@ -167,10 +172,10 @@ def query_gradient_kernel(
         g = tl.load(gradient + place, mask=inside[:, None], other=0.0).to(tl.float32)
         # a row beyond the last must not bring 0 / 0 into the sums
         denominator = tl.where(inside, tl.sum(q * keys[None, :], axis=1) + eps, 1.0)
-        out = tl.dot(q, tl.trans(key_values), input_precision="tf32x3") / denominator[:, None]
         dnum = g / denominator[:, None]
-        dden = -tl.sum(dnum * out, axis=1)
-        dq = tl.dot(dnum, key_values, input_precision="tf32x3") + dden[:, None] * keys[None, :]
+        through = tl.dot(dnum, key_values, input_precision="tf32x3")
+        dden = -tl.sum(through * q, axis=1) / denominator
+        dq = through + dden[:, None] * keys[None, :]
         dq = tl.where(q <= 0, 0.0, dq)
         tl.store(dqkv + place + 2 * row[:, None] * width, dq.to(dqkv.dtype.element_ty), mask=inside[:, None])
         matrix = tl.dot(tl.trans(dnum), q, matrix, input_precision="tf32x3")
@@ -224,10 +229,6 @@ def norm_gradient_kernel(
         dx = inverse * (g * weight - normed * mean)
         tl.store(dqkv + place, dx.to(dqkv.dtype.element_ty), mask=inside)
     tl.store(dweights + (part * tl.num_programs(0) + tl.program_id(0)) * width + channel, dweight, mask=inside)
-
-
-NORM_KERNELS = (inverse_rms_kernel, norm_gradient_kernel)
-HEAD_KERNELS = (key_value_kernel, output_kernel, query_gradient_kernel, key_value_gradient_kernel)
 
 
 def linear_attention(qkv_BNE: Tensor, norms: NormWeights | None, head_dim: int, eps: float) -> Tensor:
@@ -286,7 +287,7 @@ def inverse_root_mean_squares(qkv_BNE: Tensor) -> Tensor:
     batch, tokens, width = qkv_BNE.shape[0], qkv_BNE.shape[1], qkv_BNE.shape[2] // 3
     inverse_rms = qkv_BNE.new_empty(2, batch, tokens, dtype=torch.float32)
     block = triton.next_power_of_2(width)
-    inverse_rms_kernel[(batch * tokens, 2)](qkv_BNE, inverse_rms, width, NORM_EPS, BLOCK=block, num_warps=ROW_WARPS)
+    inverse_rms_kernel[(batch * tokens, 2)](qkv_BNE, inverse_rms, width, NORM_EPS, BLOCK=block, **ROW_LAUNCH)
     return inverse_rms
 
 
@@ -298,7 +299,8 @@ def key_value_sums(qkv_BNE: Tensor, inverse_rms: Tensor | None, key_weight_D: Te
     # the interpreter multiplies the bits of bfloat16 as if they were integers
     exact = qkv_BNE.dtype != torch.float32 and not INTERPRETED
     arguments = (qkv_BNE, inverse_rms, key_weight_D, sums, tokens)
-    key_value_kernel[(runs, heads, batch)](*arguments, d=head_dim, RUN=RUN, TILE=TILE, EXACT=exact)
+    sizes = {"d": head_dim, "RUN": RUN, "TILE": SUM_TILE}
+    key_value_kernel[(runs, heads, batch)](*arguments, **sizes, EXACT=exact, **KEY_VALUE_LAUNCH)
     return sums.sum(1)
 
 
@@ -317,7 +319,7 @@ def query_gradients(
     runs = triton.cdiv(tokens, RUN)
     dsums = sums.new_empty(batch, runs, heads, head_dim + 1, head_dim)
     arguments = (qkv_BNE, inverse_rms, query_weight_D, sums, gradient_BND.contiguous(), dqkv_BNE, dsums, tokens, eps)
-    query_gradient_kernel[(runs, heads, batch)](*arguments, d=head_dim, RUN=RUN, TILE=TILE)
+    query_gradient_kernel[(runs, heads, batch)](*arguments, d=head_dim, RUN=RUN, TILE=SUM_TILE)
     return dsums.sum(1)
 
 
@@ -330,22 +332,33 @@ def norm_gradients(
     grid = (triton.cdiv(rows, share), 2)
     dweights = inverse_rms.new_empty(2, grid[0], width)
     arguments = (qkv_BNE, inverse_rms, query_weight_D, key_weight_D, dqkv_BNE, dweights, rows, share, width)
-    norm_gradient_kernel[grid](*arguments, BLOCK=triton.next_power_of_2(width), num_warps=ROW_WARPS)
+    norm_gradient_kernel[grid](*arguments, BLOCK=triton.next_power_of_2(width), **ROW_SUM_LAUNCH)
     return dweights.sum(1)
 
 
 def ahead_of_time() -> list[Build]:
     """The kernels at the 1.6B's 2240 channels, heads of 32 and any number of tokens; the output's also without norm."""
-    builds = [_build(kernel, dtype, {}) for kernel in (*NORM_KERNELS, *HEAD_KERNELS) for dtype in ("bf16", "fp32")]
-    return [*builds, _build(output_kernel, "fp16", {"inverse_rms": None, "query_weight": None})]
+    builds = [
+        _build(kernel, dtype, tile, launch)
+        for kernel, tile, launch in (
+            (inverse_rms_kernel, TILE, ROW_LAUNCH),
+            (norm_gradient_kernel, TILE, ROW_SUM_LAUNCH),
+            (key_value_kernel, SUM_TILE, KEY_VALUE_LAUNCH),
+            (output_kernel, TILE, {}),
+            (query_gradient_kernel, SUM_TILE, {}),
+            (key_value_gradient_kernel, TILE, {}),
+        )
+        for dtype in ("bf16", "fp32")
+    ]
+    return [*builds, _build(output_kernel, "fp16", TILE, {}, inverse_rms=None, query_weight=None)]
 
 
-def _build(kernel: triton.JITFunction, dtype: str, absent: dict[str, None]) -> Build:
-    constants = {"d": 32, "RUN": RUN, "TILE": TILE, "BLOCK": 4096, "EXACT": dtype != "fp32", **absent}
+def _build(kernel: triton.JITFunction, dtype: str, tile: int, launch: dict[str, int], **absent: None) -> Build:
+    constants = {"d": 32, "RUN": RUN, "TILE": tile, "BLOCK": 4096, "EXACT": dtype != "fp32", **absent}
     own = {name: value for name, value in constants.items() if name in kernel.arg_names}
     wide = ("inverse_rms", "query_weight", "key_weight", "sums", "dsums", "dweights")
     pointers = dict.fromkeys(("qkv", "dqkv", "out", "gradient"), f"*{dtype}") | dict.fromkeys(wide, "*fp32")
     known = pointers | {"saturated": "*i64", "eps": "fp32"}
     types = {name: known.get(name, "i32") for name in kernel.arg_names if name not in own}
     divisible = frozenset(name for name in types if name in pointers or name in ("width", "tokens"))
-    return Build(kernel, types, own, divisible, {"num_warps": ROW_WARPS} if kernel in NORM_KERNELS else {})
+    return Build(kernel, types, own, divisible, launch)

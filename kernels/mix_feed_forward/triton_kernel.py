@@ -19,8 +19,11 @@ from kernels.saturation import counter
 from kernels.saturation.triton_kernel import store
 
 TILE = {"BLOCK": 128, "ROWS": 16, "COLUMNS": 4}
-# by the compiler's count: two channels a thread spill nothing, but the kernel with the sums has registers for one only
-FORWARD_WARPS, MIXED_GRADIENT_WARPS, X_GRADIENT_WARPS = 2, 4, 2
+# chosen by the compiled code: two channels a thread spill nothing, but the kernel with the sums has registers for one
+# only, and left alone takes so many that a multiprocessor holds 12 warps instead of 16
+FORWARD_LAUNCH = {"num_warps": 2}
+MIXED_GRADIENT_LAUNCH = {"num_warps": 4, "maxnreg": 128}
+X_GRADIENT_LAUNCH = {"num_warps": 2}
 PARTS = 32
 """Programs that share the strips of a block of channels in the backward pass: the partial sums of each weight."""
 MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
@@ -243,7 +246,7 @@ def forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) 
     out_BNI = x_BNC.new_empty(images, tokens, channels // 2)
     grid = (strips_of(images, size) * blocks_of(channels // 2),)
     tensors = (x_BNC, weight, bias, out_BNI, counter(x_BNC.device))
-    forward_kernel[grid](*tensors, *size, channels // 2, **TILE, num_warps=FORWARD_WARPS)
+    forward_kernel[grid](*tensors, *size, channels // 2, **TILE, **FORWARD_LAUNCH)
     return out_BNI
 
 
@@ -262,11 +265,11 @@ def backward(
         *(x_BNC, weight, bias, out_gradient_BNI, mixed_gradient_BNC, sums_PSC),
         *(*size, channels // 2, strips, parts),
         **TILE,
-        num_warps=MIXED_GRADIENT_WARPS,
+        **MIXED_GRADIENT_LAUNCH,
     )
     x_gradient_BNC = torch.empty_like(x_BNC)
     x_gradient_kernel[(strips * blocks_of(channels),)](
-        *(x_BNC, weight, mixed_gradient_BNC, x_gradient_BNC), *size, channels, **TILE, num_warps=X_GRADIENT_WARPS
+        *(x_BNC, weight, mixed_gradient_BNC, x_gradient_BNC), *size, channels, **TILE, **X_GRADIENT_LAUNCH
     )
     sums_SC = sums_PSC.sum(0)
     return x_gradient_BNC, sums_SC[:9].T.reshape(weight.shape), sums_SC[9]
@@ -301,10 +304,10 @@ def mix_feed_forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[in
 def ahead_of_time() -> list[Build]:
     """The kernels at any grid with 1.6B's 5600 inner channels, for tensors of either dtype and float32 weights."""
     builds = []
-    for kernel, warps in (
-        (forward_kernel, FORWARD_WARPS),
-        (mixed_gradient_kernel, MIXED_GRADIENT_WARPS),
-        (x_gradient_kernel, X_GRADIENT_WARPS),
+    for kernel, launch in (
+        (forward_kernel, FORWARD_LAUNCH),
+        (mixed_gradient_kernel, MIXED_GRADIENT_LAUNCH),
+        (x_gradient_kernel, X_GRADIENT_LAUNCH),
     ):
         for dtype in ("bf16", "fp32"):
             tokens = dict.fromkeys(("x", "out", "out_gradient", "mixed_gradient", "x_gradient"), f"*{dtype}")
@@ -312,5 +315,5 @@ def ahead_of_time() -> list[Build]:
             names = [name for name in kernel.arg_names if name not in TILE]
             types = {name: pointers.get(name, "i32") for name in names}
             divisible = frozenset(name for name in names if name in pointers or name in ("inner", "channels"))
-            builds.append(Build(kernel, types, TILE, divisible, {"num_warps": warps}))
+            builds.append(Build(kernel, types, TILE, divisible, launch))
     return builds

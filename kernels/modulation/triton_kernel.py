@@ -23,7 +23,9 @@ from kernels.saturation.triton_kernel import store
 
 PROGRAMS = 512  # that share the tokens of a sum, where there are enough of them
 LEAST_ROWS = 8  # of each of those
-WARPS = 8  # of every program
+# chosen by the compiled code: of programs that hold a row, and of those that also keep sums over rows
+LAUNCH = {"num_warps": 8}
+SUM_LAUNCH = {"num_warps": 16, "maxnreg": 64}
 
 
 @triton.jit
@@ -132,7 +134,7 @@ class ModulateFunction(torch.autograd.Function):
         out_BND = torch.empty_like(x_BND)
         outputs = (out_BND, means, inverse_deviations, counter(x_BND.device))
         arguments = (x_BND, shift_B1D, scale_B1D, *outputs, width, scale_B1D.stride(0), LAYER_NORM_EPS)
-        modulate_kernel[(tokens, batch)](*arguments, BLOCK=triton.next_power_of_2(width), num_warps=WARPS)
+        modulate_kernel[(tokens, batch)](*arguments, BLOCK=triton.next_power_of_2(width), **LAUNCH)
         ctx.save_for_backward(x_BND, scale_B1D, means, inverse_deviations)
         return out_BND
 
@@ -146,7 +148,7 @@ class ModulateFunction(torch.autograd.Function):
         dtime = means.new_empty(2, batch, runs, width)
         inputs = (x_BND, scale_B1D, means, inverse_deviations, gradient_BND.contiguous())
         arguments = (*inputs, dx_BND, dtime, tokens, share, width, scale_B1D.stride(0))
-        modulate_gradient_kernel[(runs, batch)](*arguments, BLOCK=triton.next_power_of_2(width), num_warps=WARPS)
+        modulate_gradient_kernel[(runs, batch)](*arguments, BLOCK=triton.next_power_of_2(width), **SUM_LAUNCH)
         dshift_B1D, dscale_B1D = dtime.sum(2, keepdim=True).to(scale_B1D.dtype)
         return dx_BND, dshift_B1D, dscale_B1D
 
@@ -161,7 +163,7 @@ class GatedResidualFunction(torch.autograd.Function):
         batch, tokens, width = x_BND.shape
         out_BND = torch.empty_like(x_BND)
         arguments = (x_BND, gate_B1D, y_BND, out_BND, counter(x_BND.device), width, gate_B1D.stride(0))
-        gated_residual_kernel[(tokens, batch)](*arguments, BLOCK=triton.next_power_of_2(width), num_warps=WARPS)
+        gated_residual_kernel[(tokens, batch)](*arguments, BLOCK=triton.next_power_of_2(width), **LAUNCH)
         ctx.save_for_backward(gate_B1D, y_BND)
         return out_BND
 
@@ -175,7 +177,7 @@ class GatedResidualFunction(torch.autograd.Function):
         dgate = y_BND.new_empty(batch, runs, width, dtype=torch.float32)
         inputs = (gate_B1D, y_BND, gradient_BND.contiguous())
         arguments = (*inputs, dy_BND, dgate, tokens, share, width, gate_B1D.stride(0))
-        gated_residual_gradient_kernel[(runs, batch)](*arguments, BLOCK=triton.next_power_of_2(width), num_warps=WARPS)
+        gated_residual_gradient_kernel[(runs, batch)](*arguments, BLOCK=triton.next_power_of_2(width), **SUM_LAUNCH)
         return gradient_BND, dgate.sum(1, keepdim=True).to(gate_B1D.dtype), dy_BND
 
 
@@ -197,12 +199,17 @@ def ahead_of_time() -> list[Build]:
     """The kernels at the 1.6B's 2240 channels and any number of tokens."""
     statistics = dict.fromkeys(("means", "inverse_deviations", "dtime", "dgate"), "*fp32") | {"saturated": "*i64"}
     builds = []
-    for kernel in (modulate_kernel, modulate_gradient_kernel, gated_residual_kernel, gated_residual_gradient_kernel):
+    for kernel, launch in (
+        (modulate_kernel, LAUNCH),
+        (modulate_gradient_kernel, SUM_LAUNCH),
+        (gated_residual_kernel, LAUNCH),
+        (gated_residual_gradient_kernel, SUM_LAUNCH),
+    ):
         for dtype in ("bf16", "fp32", "fp16"):
             tokens = ("x", "y", "shift", "scale", "gate", "out", "gradient", "dx", "dy")
             pointers = dict.fromkeys(tokens, f"*{dtype}") | statistics
             others = {"eps": "fp32"}
             types = {name: (pointers | others).get(name, "i32") for name in kernel.arg_names if name != "BLOCK"}
             divisible = frozenset(name for name in types if name in pointers or name in ("width", "stride"))
-            builds.append(Build(kernel, types, {"BLOCK": 4096}, divisible, {"num_warps": WARPS}))
+            builds.append(Build(kernel, types, {"BLOCK": 4096}, divisible, launch))
     return builds

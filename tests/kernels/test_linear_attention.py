@@ -243,6 +243,7 @@ def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) 
         linear_attention(torch.randn(1, 3, 96), None, 32, EPS, "triton")
 
 
+@pytest.mark.ahead_of_time
 def test_the_kernels_compile_for_a100_h100_and_b200() -> None:
     compiled = compile_ahead_of_time("kernels.linear_attention.triton_kernel")
     assert {one.capability for one in compiled} == set(CAPABILITIES)

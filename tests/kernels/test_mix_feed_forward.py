@@ -296,6 +296,7 @@ def test_shapes_that_do_not_fit_are_refused_in_words(kernels: choice.Choice) -> 
         mix_feed_forward(x[..., :3], weight[:3], bias[:3], (2, 3), kernels)
 
 
+@pytest.mark.ahead_of_time
 def test_the_kernels_compile_for_three_generations_of_gpus() -> None:
     compiled = compile_ahead_of_time(MODULE)
     kernels = {"forward_kernel", "mixed_gradient_kernel", "x_gradient_kernel"}

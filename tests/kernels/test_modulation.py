@@ -199,6 +199,7 @@ def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) 
         modulate(x, row, row, "triton")
 
 
+@pytest.mark.ahead_of_time
 def test_the_kernels_compile_for_a100_h100_and_b200() -> None:
     compiled = compile_ahead_of_time("kernels.modulation.triton_kernel")
     assert {one.capability for one in compiled} == set(CAPABILITIES)
