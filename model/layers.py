@@ -122,7 +122,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, latents_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (B, N, D) and their grid (H, W)."""
-        x = self.proj(latents_BCHW)
+        x = self.proj(latents_BCHW.to(self.proj.weight.dtype))  # solvers keep latents in float32
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
 

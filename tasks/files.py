@@ -69,9 +69,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 def private_folder(folder: Path) -> None:
     """Make a folder that only its owner may enter; one of this user's that others may enter is closed to them."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
+    close_to_others(folder)
+
+
+def private_file(path: Path) -> None:
+    """Make a file, if it is not there, that only its owner may read; one of this user's is closed to others."""
+    path.touch(mode=0o600)
+    close_to_others(path)
+
+
+def close_to_others(path: Path) -> None:
+    """Take other users' rights on a file or folder of this user's away; one of another user's is left as it is."""
+    status = path.stat()
     if status.st_uid == os.geteuid() and (mode := stat.S_IMODE(status.st_mode)) & 0o077:
-        folder.chmod(mode & ~0o077)
+        path.chmod(mode & ~0o077)
 
 
 def write_manifest(folder: Path) -> str:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tasks.files import private_folder
+from tasks.files import private_file, private_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "sana15"
 DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -50,8 +51,9 @@ def connect() -> tuple["MlflowClient", str]:
     uri = tracking_uri()
     refuse_silent_port(uri)
     if not os.environ.get(URI_VARIABLE):
-        # for its owner alone, as all that MLflow's server asks a password for
-        (main_project(Path.cwd()) / DATABASE).touch(mode=0o600)
+        # for their owner alone, as MLflow's server asks for a password; also what was there before it did
+        private_file(main_project(Path.cwd()) / DATABASE)
+        private_folder(main_project(Path.cwd()) / ARTIFACTS)
     import mlflow
 
     for noisy in ("alembic", "mlflow.store", "urllib3.connectionpool"):
@@ -64,7 +66,7 @@ def connect() -> tuple["MlflowClient", str]:
         return client, experiment.experiment_id
     # a file store beside the database; a server knows its own
     if uri.startswith("sqlite:"):
-        private_folder(location := main_project(Path.cwd()) / "mlartifacts")
+        private_folder(location := main_project(Path.cwd()) / ARTIFACTS)
         return client, client.create_experiment(EXPERIMENT, artifact_location=str(location))
     return client, client.create_experiment(EXPERIMENT)
 

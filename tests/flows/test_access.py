@@ -18,6 +18,7 @@ from flows.access import PASSWORD, credentials, tell_prefect
 from flows.servers import Server, start, stop
 from tasks.errors import UserError
 from tasks.files import private_folder
+from tasks.mlflow_store import connect
 
 CLIENT, SERVER = "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"
 SAY = "from flows.access import credentials; print(credentials())"
@@ -174,6 +175,17 @@ def test_a_server_that_only_a_file_of_settings_names_is_refused_before_it_is_tol
     done = python("import sys; from flows.full_pipeline import main; sys.exit(main([]))")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "http://head:4200/api: name it in PREFECT_API_URL instead" in done.stderr
+
+
+def test_a_store_of_an_earlier_version_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    connect()
+    database, artifacts = tmp_path / "mlflow.db", tmp_path / "mlartifacts"
+    database.chmod(0o644)
+    artifacts.chmod(0o755)
+    connect()
+    assert (database.stat().st_mode & 0o777, artifacts.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
 def test_a_folder_that_others_could_enter_is_closed_to_them(tmp_path: Path) -> None:

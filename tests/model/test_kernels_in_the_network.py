@@ -11,6 +11,7 @@ from kernels.linear_attention import triton_kernel as attention
 from kernels.mix_feed_forward import triton_kernel as feed_forward
 from kernels.modulation import triton_kernel as modulation
 from model.network import NetworkConfig, Sana
+from model.sampler import sample
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -64,6 +65,23 @@ def test_kernels_give_the_network_s_output_and_gradients(qk_norm: bool, monkeypa
     assert (fused - plain).norm() <= 1e-5 * plain.norm()
     for ours, expected in zip(fused_gradients, plain_gradients, strict=True):
         assert (ours - expected).norm() <= 1e-4 * expected.norm() + 1e-6
+
+
+def test_bfloat16_weights_sample_without_autocast_what_float32_weights_do() -> None:
+    network, random = small_network(qk_norm=True).to(torch.bfloat16), torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 3, 3, 5, generator=random).to(DEVICE)
+    text, mask = torch.randn(2, 4, 6, generator=random).to(DEVICE), torch.ones(2, 4, dtype=torch.bool, device=DEVICE)
+
+    def latents() -> Tensor:
+        context = network.encode_text(text.to(next(network.parameters()).dtype), mask)
+        options = {"sampler": "flow_dpm-solver", "steps": 3, "guidance": 2.0, "flow_shift": 3.0}
+        return sample(network, noise, context, context, **options)
+
+    with torch.no_grad():
+        found = latents()
+        network.float()
+        exact = latents()
+    assert (found - exact).norm() <= 3e-2 * exact.norm()
 
 
 @pytest.mark.parametrize("choice", ["reference", "triton"])
