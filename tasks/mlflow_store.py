@@ -36,7 +36,12 @@ def main_project(folder: Path) -> Path:
 
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or the SQLite file `mlflow.db` in the main project."""
-    return os.environ.get(URI_VARIABLE) or f"sqlite:///{main_project(Path.cwd()) / DATABASE}"
+    return os.environ.get(URI_VARIABLE) or own_database()
+
+
+def own_database() -> str:
+    """The address of the SQLite file in the main project."""
+    return f"sqlite:///{main_project(Path.cwd()) / DATABASE}"
 
 
 def connect() -> tuple["MlflowClient", str]:
@@ -50,7 +55,7 @@ def connect() -> tuple["MlflowClient", str]:
         os.environ.setdefault(name, "true")
     uri = tracking_uri()
     refuse_silent_port(uri)
-    if not os.environ.get(URI_VARIABLE):
+    if uri == own_database():
         # for their owner alone, as MLflow's server asks for a password; also what was there before it did
         private_file(main_project(Path.cwd()) / DATABASE)
         private_folder(main_project(Path.cwd()) / ARTIFACTS)
