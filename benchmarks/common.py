@@ -12,13 +12,17 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
+
+# as stages have it; cuBLAS reads it once, when it is first used
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
@@ -111,21 +115,47 @@ def timed(function: Callable[[], object], rounds: int = 20) -> float:
 def timed_in_turns(functions: Mapping[str, Callable[[], object]], rounds: int = 20) -> dict[str, float]:
     """As `timed`, of functions that take turns, so that another program's load on the machine falls on all of them.
 
-    Each runs twice in its turn, and the second time counts: the first brings its data back into the caches.
+    Each runs twice in its turn, and the second time counts: the first brings its data back into the caches. One that
+    fails is named in a printed line, and has no time.
     """
-    for function in functions.values():
-        for _ in range(3):
-            function()
-    least = dict.fromkeys(functions, float("inf"))
+    least: dict[str, float] = {}
+    for name, function in functions.items():
+        if attempt(name, lambda function=function: [function() for _ in range(3)]):
+            least[name] = float("inf")
     for _ in range(rounds):
-        for name, function in functions.items():
-            function()
-            least[name] = min(least[name], seconds_of(function))
+        for name in list(least):
+            if not attempt(name, functions[name]):
+                del least[name]
+                continue
+            least[name] = min(least[name], seconds_of(functions[name]))
     return least
 
 
+def attempt(name: str, function: Callable[[], object]) -> bool:
+    """Call a function; if it fails, say so in a line, free what it held on the GPU, and return False."""
+    try:
+        function()
+    except Exception as error:
+        print(f"{name} fails while it is timed: {reason_of(error)}", flush=True)
+        torch.cuda.empty_cache()
+        return False
+    return True
+
+
+def synchronize() -> None:
+    """Wait until the GPU, if there is one, has nothing left to do."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def distance(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """Relative L2 distance of two lists of tensors, in float64."""
+    error = sum((one.double() - other.double()).square().sum() for one, other in zip(found, right, strict=True))
+    return (error / sum(other.double().square().sum() for other in right)).sqrt().item()
+
+
 def seconds_of(function: Callable[[], object]) -> float:
-    """Seconds of one call; on a GPU by its own events, so that launching counts only where work waits for it."""
+    """Seconds of one call. On a GPU they lie between two events on its stream, recorded before and after the call."""
     if DEVICE == "cpu":
         started = time.perf_counter()
         function()
@@ -147,6 +177,9 @@ def copy_bandwidth(size: str) -> float:
     source = torch.randn(COPY_BYTES[size] // 4, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.nbytes / timed(lambda: target.copy_(source), rounds=10)
+
+
+FAILED_WHILE_TIMED = "fails while it is timed"
 
 
 class Results:

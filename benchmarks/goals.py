@@ -48,6 +48,20 @@ def field(benchmark: str, name: str, **known: Any) -> Callable[[Rows], float | N
     return find
 
 
+def failed_tests(rows: Rows) -> float | None:
+    """The kernel tests that failed; None where none ran to its end."""
+    for row in rows.get("kernel_tests", []):
+        if row["test"] == "all" and row["passed"] > 0 and row["exit_code"] in (0, 1):
+            return row["failed"]
+    return None
+
+
+def largest_error(rows: Rows) -> float | None:
+    """The largest relative error of a first pass, of output or gradients."""
+    found = [row[name] for row in rows.get("first_step", []) for name in ("error", "gradient_error") if name in row]
+    return max(found, default=None)
+
+
 def gigabytes(what: str) -> Callable[[Rows], float | None]:
     """The peak under the limit of 24 GB, in GB; infinite where it ran out of memory."""
 
@@ -76,14 +90,22 @@ def _network(benchmark: str, pixels: int, task: str, side: str, goal: float) -> 
 FILLED = field("training_loop", "samples_per_s", run="memory filled")
 
 GOALS = (
-    Goal("kernel tests that fail", field("kernel_tests", "failed", test="all"), 0, at_least=False, form=".0f"),
+    Goal("first passes in bfloat16: largest relative error", largest_error, 0.05, at_least=False, form=".3f"),
+    Goal("kernel tests that fail", failed_tests, 0, at_least=False, form=".0f"),
     *(
-        Goal(
-            f"CAME-8bit step, {dtype}: share of a copy's bandwidth, by the bytes of its passes",
-            field("optimizer_step", "of_copy_by_passes", optimizer="came8bit", dtype=dtype),
-            0.7,
-        )
+        goal
         for dtype in ("bfloat16", "float32")
+        for goal in (
+            Goal(
+                f"CAME-8bit step, {dtype}: share of a copy's bandwidth, by the bytes of its passes",
+                field("optimizer_step", "of_copy_by_passes", optimizer="came8bit", dtype=dtype),
+                0.7,
+            ),
+            Goal(
+                f"the kernels of its passes alone, {dtype}: the same share",
+                field("optimizer_step", "of_copy", dtype=dtype, **{"pass": "all"}),
+            ),
+        )
     ),
     *(
         _network("network", pixels, task, "diffusers", 1.5)
@@ -114,8 +136,11 @@ GOALS = (
 
 
 def read_rows(folder: Path, device: str) -> Rows:
-    """The rows of all result files of a device in a folder."""
+    """The rows of all result files of a device in a folder. `gpu.py`'s own has those of its parts too."""
     rows: Rows = {}
+    day = folder / f"gpu-{device}.json"
+    for outcome in json.loads(day.read_text(encoding="utf-8"))["rows"] if day.exists() else []:
+        rows[outcome["part"]] = outcome["rows"]
     for path in sorted(folder.glob(f"*-{device}.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         rows[content["benchmark"]] = content["rows"]

@@ -5,8 +5,9 @@
 Runs from a clone, with nothing installed but torch, triton, transformers, accelerate, safetensors, numpy, scipy,
 pillow, pytest and pytest-xdist; a peer that is absent has a row that says so. The most valuable figures come first.
 Each part is a process of its own with a limit of its own. Its rows go to `<out>/<part>-cuda.json` the moment they
-exist. A part that fails or runs out of time is named, and the others go on. In the end one table compares the figures
-with their goals; `--table` prints it of the files that are there.
+exist, and all that have ended are in `<out>/gpu-cuda.json`. A part that fails or runs out of time is named, and the
+others go on. In the end one table compares the figures with their goals; `--table` prints it of the files that are
+there. What no time was left for is run by its name: `--parts linear_attention`.
 
 `--tiny` runs every part at the smallest sizes, also without a GPU: to try the script, not to measure.
 """
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,17 +39,17 @@ class Part:
 
 
 PARTS = (
-    Part("first_step", 50),
+    Part("first_step", 60),
     Part("kernel_tests", 100),
     Part("optimizer_step", 70),
-    Part("network", 90, ("--rounds", "5")),
-    Part("training_loop", 90),
-    Part("training_memory", 60),
-    Part("stages", 110),
+    Part("network", 100, ("--rounds", "5")),
+    Part("training_loop", 100),
+    Part("training_memory", 70),
+    Part("stages", 100),
     Part("network_compiled", 120, ("--compiled", "--rounds", "5"), "network"),
-    Part("linear_attention", 60),
-    Part("mix_feed_forward", 60),
-    Part("modulation", 60),
+    Part("linear_attention", 70),
+    Part("mix_feed_forward", 70),
+    Part("modulation", 70),
 )
 
 
@@ -91,18 +92,16 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def run_all(parts: Sequence[Part], minutes: float, options: Sequence[str], tiny: bool) -> list[Outcome]:
-    """Run parts in their order until the time is over."""
+def run_all(parts: Sequence[Part], minutes: float, options: Sequence[str], tiny: bool) -> Iterator[Outcome]:
+    """Run parts in their order until the time is over; yields how each ended."""
     end = time.monotonic() + 60 * minutes
-    outcomes = []
     for part in parts:
         left = end - time.monotonic()
         if left < LEAST_SECONDS:
-            outcomes.append(Outcome(part.name, 0.0, "not begun: no time was left"))
+            yield Outcome(part.name, 0.0, "not begun: no time was left")
             continue
         print(f"\n=== {part.name}", flush=True)
-        outcomes.append(run(part, TINY_SECONDS if tiny else min(part.seconds, left), options))
-    return outcomes
+        yield run(part, TINY_SECONDS if tiny else min(part.seconds, left), options)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -121,7 +120,7 @@ def main() -> int:
     """Run the parts and print the table; returns 0 if none failed, 1 if one did, 2 where there is no GPU."""
     options = arguments().parse_args()
     from common import DEVICE, RESULTS, Results
-    from goals import table
+    from goals import read_rows, table
 
     folder = options.out or (Path(tempfile.mkdtemp()) if options.tiny else RESULTS)
     if options.table:
@@ -133,13 +132,15 @@ def main() -> int:
     chosen = [part for part in PARTS if part.name in options.parts]
     minutes = len(chosen) * TINY_SECONDS / 60 if options.tiny else options.minutes
     shared = ["--out", str(folder), *(["--tiny"] if options.tiny else [])]
-    outcomes = run_all(chosen, minutes, shared, options.tiny)
+    for name in ("gpu", *(part.name for part in chosen)):  # what an earlier day left is not this day's
+        (folder / f"{name}-{DEVICE}.json").unlink(missing_ok=True)
     results = Results("gpu", folder)
-    results.add(*(vars(outcome) for outcome in outcomes))
+    for outcome in run_all(chosen, minutes, shared, options.tiny):
+        results.add({**vars(outcome), "rows": read_rows(folder, DEVICE).get(outcome.part, [])})
     print(f"\n{table(folder, DEVICE)}\n")
-    for outcome in outcomes:
-        print(f"{outcome.part}: {outcome.seconds:.0f} s {outcome.problem}", flush=True)
-    return 1 if any(outcome.problem for outcome in outcomes) else 0
+    for row in results.rows:
+        print(f"{row['part']}: {row['seconds']:.0f} s {row['problem']}", flush=True)
+    return 1 if any(row["problem"] for row in results.rows) else 0
 
 
 if __name__ == "__main__":

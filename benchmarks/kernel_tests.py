@@ -2,8 +2,8 @@
 
     python benchmarks/kernel_tests.py [--processes 8]
 
-On a GPU the kernels run on it; without one they run in Triton's interpreter. Tests that compile for GPUs that are not
-there are left out. The last row has the counts.
+On a GPU the kernels run on it; without one they run in Triton's interpreter. Left out are tests that compile for GPUs
+that are not there, and files whose tests run on the CPU alone. The last row has the counts.
 """
 
 import sys
@@ -12,7 +12,11 @@ from collections import Counter
 import pytest
 from common import PROJECT, Results, command_line, start
 
-FOLDERS = ("tests/kernels", "tests/model/test_kernels_in_the_network.py")
+FILES = (
+    *("tests/kernels/test_blockwise.py", "tests/kernels/test_came_triton.py", "tests/kernels/test_choice.py"),
+    *("tests/kernels/test_linear_attention.py", "tests/kernels/test_mix_feed_forward.py"),
+    *("tests/kernels/test_modulation.py", "tests/model/test_kernels_in_the_network.py"),
+)
 TINY = ("tests/kernels/test_choice.py",)
 
 
@@ -46,11 +50,11 @@ def main() -> int:
     arguments = start(parser)
     results = Results("kernel_tests", arguments.out)
     recorder = Recorder(results)
-    chosen = [str(PROJECT / path) for path in (TINY if arguments.tiny else FOLDERS)]
+    chosen = [str(PROJECT / path) for path in (TINY if arguments.tiny else FILES)]
     spread = ["-n", str(2 if arguments.tiny else arguments.processes)]
     options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(PROJECT), "-m", "not ahead_of_time"]
     code = pytest.main([*chosen, *spread, *options], plugins=[recorder])
-    results.add({"test": "all", "passed": 0, "failed": 0, "skipped": 0, **recorder.counts})
+    results.add({"test": "all", "passed": 0, "failed": 0, "skipped": 0, **recorder.counts, "exit_code": int(code)})
     print(results.path)
     return int(code)
 

@@ -11,7 +11,8 @@ diffusers is not installed.
 
 On a GPU the network is the published 1.6B's 20 blocks of 2240 channels on 256 tokens (512 pixels) and on 1024 (1024
 pixels), with bfloat16 weights; on the CPU the grown network of the embedded default under bfloat16 autocast, as it is
-trained there. With `--compiled` torch's compiled diffusers is a side too.
+trained there. With `--compiled` the side is diffusers with its blocks under torch.compile, in place of eager
+diffusers.
 """
 
 import contextlib
@@ -20,7 +21,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import DEVICE, Results, command_line, compiled, peer, reason_of, start, timed_in_turns
+from common import (
+    DEVICE,
+    FAILED_WHILE_TIMED,
+    Results,
+    command_line,
+    distance,
+    peer,
+    reason_of,
+    start,
+    timed_in_turns,
+)
 from torch import Tensor
 
 from kernels.choice import choose_kernels, chosen_kernels
@@ -73,7 +84,8 @@ def make_problem(size: Size) -> Problem:
     """Random weights and inputs; texts fill their tokens but for the last of every second one."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-    ours = Sana(size.config).to(DEVICE, dtype)
+    with torch.device(DEVICE):  # drawing 1.6 billion numbers on the CPU would take longer than all that is timed
+        ours = Sana(size.config).to(dtype)
     with torch.no_grad():  # new networks end in zeros, behind which nothing would show
         for name, parameter in ours.named_parameters():
             if not parameter.any() and name.endswith("weight"):
@@ -115,7 +127,7 @@ def their_velocity(problem: Problem, network: Callable[..., Any]) -> Tensor:
         return network(
             problem.latents_BCHW,
             encoder_hidden_states=problem.text_BTE,
-            timestep=problem.timesteps_B.to(problem.latents_BCHW.dtype),
+            timestep=problem.timesteps_B,
             encoder_attention_mask=problem.mask_BT.to(problem.latents_BCHW.dtype),
         ).sample
 
@@ -169,7 +181,7 @@ def their_latents(problem: Problem, network: Callable[..., Any]) -> Tensor:
             velocity = network(
                 twice,
                 encoder_hidden_states=both,
-                timestep=timestep.expand(len(twice)).to(texts.dtype),
+                timestep=timestep.expand(len(twice)),
                 encoder_attention_mask=mask.to(texts.dtype),
             ).sample.float()
         empty, full = velocity.chunk(2)
@@ -177,25 +189,26 @@ def their_latents(problem: Problem, network: Callable[..., Any]) -> Tensor:
     return x
 
 
-def error_of(found: Tensor, exact: Tensor) -> float:
-    """Relative L2 distance."""
-    return ((found.double() - exact).norm() / exact.norm()).item()
+def make_sides(problem: Problem, with_compiled: bool, tiny: bool) -> dict[str, torch.nn.Module]:
+    """The networks that are compared; ours alone where diffusers is not installed.
 
-
-def make_sides(problem: Problem, with_compiled: bool, tiny: bool) -> dict[str, Callable[..., Any]]:
-    """The networks that are compared; ours alone where diffusers is not installed."""
-    sides: dict[str, Callable[..., Any]] = {OURS: problem.ours}
-    if problem.theirs is not None:
-        sides["diffusers"] = problem.theirs
-        if with_compiled:
-            sides["diffusers, compiled"] = compiled(problem.theirs, tiny)
-    return sides
+    Compiled are diffusers' blocks, as its own `compile_repeated_blocks` does: all share one code, which is made once.
+    """
+    sides: dict[str, torch.nn.Module] = {OURS: problem.ours}
+    if problem.theirs is None:
+        return sides
+    if not with_compiled:
+        return sides | {"diffusers": problem.theirs}
+    for block in problem.theirs.transformer_blocks:
+        block.compile(dynamic=False, backend="aot_eager" if tiny else "inductor")
+    return sides | {"diffusers, compiled": problem.theirs}
 
 
 def measure(problem: Problem, rounds: int, with_compiled: bool, tiny: bool, keep: Callable[..., None]) -> None:
     """Give `keep` a row for each side and task as soon as the task is measured; a side that is off has no time."""
+    exact = exact_velocity(problem)
+    exact_latents = None if problem.theirs is None else their_latents(problem, problem.theirs).double()
     sides = make_sides(problem, with_compiled, tiny)
-    networks = {name: problem.ours if name == OURS else problem.theirs for name in sides}
     velocities = {
         name: (lambda side=side, of=our_velocity if name == OURS else their_velocity: of(problem, side))
         for name, side in sides.items()
@@ -204,14 +217,12 @@ def measure(problem: Problem, rounds: int, with_compiled: bool, tiny: bool, keep
         name: ((lambda: our_latents(problem)) if name == OURS else lambda side=side: their_latents(problem, side))
         for name, side in sides.items()
     }
-    steps = {name: training_step(run, networks[name]) for name, run in velocities.items()}
+    steps = {name: training_step(run, sides[name]) for name, run in velocities.items()}
     about = {"pixels": problem.size.pixels, "dtype": "bfloat16", "compiled": with_compiled}
     if problem.theirs is None:
         keep(about | {"side": "diffusers", "problem": "diffusers is not installed"})
-    exact = exact_velocity(problem)
     keep(*(about | row for row in compare("training step", velocities, steps, exact, rounds)))
-    exact = None if problem.theirs is None else their_latents(problem, problem.theirs).double()
-    keep(*(about | row for row in compare("sampling", latents, latents, exact, rounds)))
+    keep(*(about | row for row in compare("sampling", latents, latents, exact_latents, rounds)))
 
 
 def compare(
@@ -231,7 +242,7 @@ def compare(
             problems[name] = reason_of(error)
             continue
         if exact is not None:
-            errors[name] = error_of(found, exact)
+            errors[name] = distance([found], [exact])
             if not errors[name] <= TOLERANCE:
                 problems[name] = f"off by {errors[name]:.1e} of the norm: no speed is given"
     seconds = timed_in_turns({name: run for name, run in timed.items() if name not in problems}, rounds)
@@ -239,6 +250,8 @@ def compare(
     for name in outputs:
         row = {"task": task, "side": name, "error": errors.get(name), "problem": problems.get(name)}
         own, ours = seconds.get(name), seconds.get(OURS)
+        if own is None and name not in problems:
+            row["problem"] = FAILED_WHILE_TIMED
         rows.append(row | {"ms": own and 1e3 * own, "times": own and ours and own / ours})
     return rows
 
@@ -250,13 +263,16 @@ def exact_velocity(problem: Problem) -> Tensor:
     if problem.theirs is None:
         before = chosen_kernels()
         choose_kernels("reference")
-        wide = Sana(problem.size.config).to(DEVICE).double()
-        wide.load_state_dict({name: tensor.double() for name, tensor in problem.ours.state_dict().items()})
+        with torch.device("meta"):
+            wide = Sana(problem.size.config)
+        weights = {name: tensor.double() for name, tensor in problem.ours.state_dict().items()}
+        wide.load_state_dict(weights, assign=True)
         found = wide(latents, problem.timesteps_B.double(), wide.encode_text(text, problem.mask_BT))
         choose_kernels(before)
         return found
-    wide = type(problem.theirs)(**problem.theirs.config).to(DEVICE).double()
-    wide.load_state_dict({name: tensor.double() for name, tensor in problem.theirs.state_dict().items()})
+    with torch.device("meta"):
+        wide = type(problem.theirs)(**problem.theirs.config)
+    wide.load_state_dict({name: tensor.double() for name, tensor in problem.theirs.state_dict().items()}, assign=True)
     return wide(
         latents,
         encoder_hidden_states=text,

@@ -5,12 +5,13 @@
 On the CPU the default is 10 million float32 parameters, SANA-1.5's kinds of layers at a tenth of its width; on a GPU
 two blocks of its own width, 0.2 billion, in float32 and in bfloat16. Peers: came-pytorch (32 bits), bitsandbytes'
 AdamW8bit, torch's fused AdamW, and a plain statement of the published CAME-8bit, whose chunks are rows. A peer that is
-not installed has a row that says so. Before its time is printed each side steps beside its own reference, and a side
-that disagrees with it has no time.
+not installed has a row that says so. Before its time is printed each side steps in float32 beside its own reference,
+and a side that disagrees with it has no time.
 
 Bandwidth is 14 bytes a parameter (8 in bfloat16: read gradient, code and parameter, write code and parameter) over the
 time, beside that of a measured copy. On a GPU the share of the copy's bandwidth is also given by the 27 (15) bytes that
-the passes of the Triton kernels move, and for each pass by itself (rows with a `pass`).
+the passes of the Triton kernels move: of the whole step, Python's part included, and by the profiler of the kernels of
+each pass and of all passes together (rows with a `pass`).
 """
 
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from common import (
     DEVICE,
+    FAILED_WHILE_TIMED,
     Results,
     command_line,
     copy_bandwidth,
@@ -184,12 +186,16 @@ def measure(width: int, depth: int, dtype: torch.dtype, rounds: int, size: str) 
     rows = [about | {"copy_GB_per_s": copied / 1e9}]
     for side in SIDES:
         row = about | {"optimizer": side, "problem": problems.get(side), "deviation": deviations.get(side)}
-        if side in optimizers:
+        if side in optimizers and side not in seconds:
+            row["problem"] = FAILED_WHILE_TIMED
+        elif side in optimizers:
             row |= speed_of(side, seconds, optimizers[side], dtype, copied)
         rows.append(row)
     count = sum(parameter.numel() for parameter in make_network(width, depth, dtype).parameters())
+    if passes:
+        passes["all"] = sum(passes.values())
     for name, taken in passes.items():
-        moved = PASSES[dtype][name] * count
+        moved = (PASSES[dtype] | {"all": sum(PASSES[dtype].values())})[name] * count
         rows.append(about | {"pass": name, "seconds": taken, "GB_per_s": moved / taken / 1e9})
         rows[-1]["of_copy"] = moved / taken / copied
     return rows

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import reason_of, timed_in_turns
+from common import FAILED_WHILE_TIMED, reason_of, timed_in_turns
 from torch import Tensor
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest entry
@@ -45,6 +45,8 @@ def compare(sides: Sequence[Side], arguments: Sequence[Tensor], rounds: int) -> 
     for side in sides:
         row: dict[str, Any] = {"side": side.name, "remark": side.remark or None}
         row |= {"error": errors.get(side.name), "problem": problems.get(side.name)}
+        if not row["problem"] and (side.name not in forward or side.name not in both):
+            row["problem"] = FAILED_WHILE_TIMED
         for name, seconds in (("forward", forward), ("forward_backward", both)):
             own, ours = seconds.get(side.name), seconds.get(OURS)
             row |= {f"{name}_ms": own and 1e3 * own, f"{name}_of_ours": own and ours and own / ours}

@@ -2,10 +2,9 @@
 
     python benchmarks/stages.py
 
-Both run the same stages over workspaces of their own, each stage at the same time. A row for each stage has its seconds
-on both, and its losses with their relative difference. Where diffusers or webdataset is not installed the pictures
-cannot be encoded: the stages that train then start from random encodings, and the others have rows that say so. Without
-a GPU both run on the CPU.
+First the stages that train, from random encodings: a row for each has its seconds on both, and its losses with their
+relative difference. Then, on the GPU alone, those from rendered scenes to GenEval's score; where diffusers or
+webdataset is not installed a row says that they cannot run. Without a GPU all run on the CPU.
 """
 
 import json
@@ -23,28 +22,25 @@ import yaml
 from common import DEVICE, PROJECT, Results, command_line, peer, start
 from synthetic import Encodings, write_encodings
 
-from flows.graph import upstream_of
 from tasks import layout
-from tasks.params import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
+from tasks.params import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, read_yaml
 
 NEEDED = ("diffusers", "webdataset")
+DEPTH = 2  # one of the profile's
+TRAINING = ("pretrain", "grow", "train", "importance", f"prune@{DEPTH}", f"finetune@{DEPTH}")
+TINY = ("pretrain", "grow")
+PICTURES = ("shard", "autoencoder", "text_encoder", "encode", "pretrain", "judge", "geneval@small")
 ARGUMENTS = {"prune": "--depth", "finetune": "--depth", "geneval": "--model"}
-TRAINING = ("pretrain", "grow", "train", "importance", "prune", "finetune")
-LOSSES = ("heldout_loss", "heldout_loss_before", "auc")
+LOSSES = ("heldout_loss", "heldout_loss_before")
 ENCODINGS = Encodings(4, 4, 12, 32, 64, 100)
-TINY_STAGES = ("pretrain", "grow")
 
 
-def write_workspace(root: Path, device: str, encoded: bool) -> list[str]:
-    """A folder with the smoke profile's params for `device`, encodings if need be; returns its stages in order."""
+def write_workspace(root: Path, device: str) -> None:
+    """A folder with the smoke profile's params for `device`."""
     root.mkdir()
     values = apply_profile(read_yaml(PROJECT / PARAMS_FILE), "smoke", PROJECT / PROFILES)
     values = apply_overrides(values, {"compute.device": device}, __file__)
     (root / PARAMS_FILE).write_text(yaml.safe_dump(values), encoding="utf-8")
-    if encoded:
-        write_encodings(root / layout.ENCODED, ENCODINGS)
-    names = [name for name in upstream_of(build_params(values, __file__)) if name != "report"]
-    return [name for name in names if not encoded or name.partition("@")[0] in TRAINING]
 
 
 def run_stage(root: Path, name: str) -> dict[str, Any]:
@@ -87,32 +83,44 @@ def compared(name: str, gpu: dict[str, Any], cpu: dict[str, Any]) -> dict[str, A
     return row
 
 
-def rows_of(roots: Sequence[Path], names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Run the stages one after the other, each in both workspaces at once; a failed one does not stop the others."""
+def trained(folder: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of the stages that train; each runs on both devices at once, and a failed one does not stop the others."""
+    roots = [folder / "first", folder / "cpu"]
+    for root, device in zip(roots, (DEVICE, "cpu"), strict=True):
+        write_workspace(root, device)
+        write_encodings(root / layout.ENCODED, ENCODINGS)
     with ThreadPoolExecutor(2) as pool:
         for name in names:
             yield compared(name, *pool.map(lambda root, name=name: run_stage(root, name), roots))
+
+
+def from_pictures(root: Path) -> Iterator[dict[str, Any]]:
+    """Rows of the stages from pictures to a score, on one device; the first that fails is the last."""
+    write_workspace(root, DEVICE)
+    for name in PICTURES:
+        done = run_stage(root, name)
+        yield {"stage": f"{name}, from pictures", **done}
+        if done["problem"]:
+            return
 
 
 def main() -> None:
     """Print and keep a row for each stage."""
     arguments = start(command_line(__doc__))
     results = Results("stages", arguments.out)
-    absent = [module for module in NEEDED if peer(module) is None]
-    if absent:
-        why = f"{' and '.join(absent)} not installed: the stages that train run on random encodings"
-        results.add({"stage": "shard, autoencoder, text_encoder, encode, judge, geneval, controls", "problem": why})
-        print(why, flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        first, second = Path(folder) / "first", Path(folder) / "cpu"
-        encoded = arguments.tiny or bool(absent)
-        names = write_workspace(first, DEVICE, encoded)
-        write_workspace(second, "cpu", encoded)
-        if arguments.tiny:
-            names = [name for name in names if name in TINY_STAGES]
-        for row in rows_of((first, second), names):
-            results.add(row)
-            print(row, flush=True)
+
+    def keep(row: dict[str, Any]) -> None:
+        results.add(row)
+        print(row, flush=True)
+
+    with tempfile.TemporaryDirectory() as name:
+        for row in trained(Path(name), TINY if arguments.tiny else TRAINING):
+            keep(row)
+        if absent := [module for module in NEEDED if peer(module) is None]:
+            keep({"stage": "from pictures", "problem": f"{' and '.join(absent)} not installed"})
+        elif not arguments.tiny:
+            for row in from_pictures(Path(name) / "pictures"):
+                keep(row)
     print(results.path)
 
 

@@ -9,13 +9,15 @@ weights, at the largest micro-batch of 32, 16, 8 and 4 that fits; on the CPU a s
 * `mfu`: operations of forward and backward passes (`tasks.planning.flops`) over the seconds, as a share of what the
   data sheet of the GPU says it can do in bfloat16; `mfu_of_measured` the same of a large matrix product, measured here.
 * `waits_for_data`: share of the time in which the GPU has nothing to do because the next batch is being read and
-  copied. Two events on the GPU's stream, put before and after that, are as far apart as the GPU was idle or copying.
+  copied. One event goes on the GPU's stream before the reading and one behind the copy. The time between them is that
+  in which the GPU had no other work.
 * `synchronisations`, `launches`: calls of the host that wait for the GPU, and kernels, in one step, by the profiler.
-* `busy`: share of a profiled step in which the GPU runs kernels.
+* `busy`: share of a step in which the GPU runs kernels, by the profiler's times of these.
 
 The row `memory filled` has torch fill all new memory, as its deterministic mode does unless it is told not to.
 """
 
+import gc
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,7 +28,8 @@ from typing import Any
 
 import torch
 import torch.utils.deterministic
-from common import DEVICE, PROJECT, Results, command_line, start, timed
+from accelerate.state import AcceleratorState
+from common import DEVICE, PROJECT, Results, command_line, start, synchronize, timed
 from synthetic import Encodings, write_encodings
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -44,8 +47,9 @@ from tasks.training.loop import Trainer
 from tasks.training.objective import NoisedBatch
 
 WARM_UP = 3
-DATA_SHEET = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
-"""Operations a second in bfloat16, dense, by the makers' data sheets; by a part of the device's name."""
+WAITING = ("cudaStreamSynchronize", "cudaEventSynchronize")
+DATA_SHEET = {"A100": 312e12, "H100 80GB HBM3": 989e12, "H200": 989e12}
+"""Operations a second in bfloat16, dense, by the maker's data sheets (the H100's is the SXM); by a part of its name."""
 
 SIZES: dict[str, tuple[Encodings, dict[str, Any], list[int]]] = {
     "cuda": (
@@ -128,14 +132,10 @@ def mark() -> Any:
     return event
 
 
-def synchronize() -> None:
-    """Wait until the GPU has nothing left to do."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-
-
 def measure(trainer: Trainer, steps: int, tokens: int, text_tokens: int, product: float) -> dict[str, Any]:
     """The figures of `steps` steps; `product` is the measured speed of a matrix product, operations a second."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     for _ in range(WARM_UP):
         trainer.update()
     clock = DataClock()
@@ -156,24 +156,23 @@ def measure(trainer: Trainer, steps: int, tokens: int, text_tokens: int, product
         "mfu": achieved / sheet if sheet else None,
         "mfu_of_measured": achieved / product,
         "waits_for_data": clock.seconds() / seconds,
-        **profiled_step(trainer),
+        **profiled_step(trainer, seconds / steps),
     }
 
 
-def profiled_step(trainer: Trainer) -> dict[str, Any]:
-    """What the profiler sees of one step on a GPU; on the CPU nothing."""
+def profiled_step(trainer: Trainer, seconds: float) -> dict[str, Any]:
+    """What the profiler sees of one step on a GPU, which takes `seconds` without it; on the CPU nothing."""
     if DEVICE == "cpu":
         return {"synchronisations": None, "launches": None, "busy": None, "peak_memory_GB": None}
     synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-        started = time.perf_counter()
         trainer.update()
-        synchronize()
-        seconds = time.perf_counter() - started
+        synchronize()  # counted as cudaDeviceSynchronize, which the loop itself does not call
     calls = {event.key: event.count for event in profiled.key_averages()}
-    kernels = [event for event in profiled.events() if event.device_type == DeviceType.CUDA]
+    # spans that torch names, such as an optimizer's step, lie around the kernels that they are made of
+    kernels = [one for one in profiled.events() if one.device_type == DeviceType.CUDA and not one.is_user_annotation]
     return {
-        "synchronisations": sum(n for key, n in calls.items() if key.startswith("cuda") and "Synchronize" in key),
+        "synchronisations": sum(calls.get(name, 0) for name in WAITING),
         "launches": sum(n for key, n in calls.items() if key.startswith(("cudaLaunchKernel", "cuLaunchKernel"))),
         "fills": calls.get("aten::fill_", 0),
         "busy": sum(event.time_range.elapsed_us() for event in kernels) / 1e6 / seconds,
@@ -201,13 +200,16 @@ def fitting_trainer(
     for batch in batches:
         try:
             trainer = make_trainer(params_of(changes, batch), sizes, folder, tracker)
-            trainer.update()
+            for _ in range(2):  # the second one has the optimizer's state beside its activations
+                trainer.update()
             return trainer
         except torch.OutOfMemoryError:
             if batch == batches[-1]:
                 raise
             print(f"a batch of {batch} does not fit", flush=True)
-        trainer = None  # its memory is what the next one needs
+        trainer = None  # its memory is what the next one needs; accelerate leaves it in a cycle of references
+        AcceleratorState._reset_state(reset_partial_state=True)
+        gc.collect()
         torch.cuda.empty_cache()
     raise ValueError("no batch was given")
 

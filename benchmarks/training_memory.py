@@ -117,8 +117,10 @@ def within_limit(config: NetworkConfig, sizes: Encodings, batch: int, keep: Call
             diffusion = load_params(PROJECT / PARAMS_FILE).diffusion
             heldout_loss(networks[0], dataset, diffusion, 0, DEVICE, "bfloat16")
 
-    if networks:
+    if optimizers:
         keep({"what": "evaluation", **about, **peak_of(evaluate)})
+    else:
+        keep({"what": "evaluation", **about, "peak_bytes": None, "problem": "not tried: the step did not end"})
     if DEVICE == "cuda":
         torch.cuda.set_per_process_memory_fraction(1.0)
 

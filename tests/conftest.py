@@ -18,6 +18,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+torch.backends.cudnn.allow_tf32 = False  # or float32 convolutions on a GPU would be no reference
 # a shell's background job ignores Ctrl-C, and so would all that the tests begin
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():

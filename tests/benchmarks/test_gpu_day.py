@@ -45,6 +45,7 @@ def test_every_part_reaches_its_last_row_on_a_machine_with_little_more_than_torc
     rows = goals.read_rows(tmp_path / "out", device)
     assert [row["part"] for row in rows["gpu"]] == [part.name for part in gpu.PARTS]
     assert not [row for row in rows["gpu"] if row["problem"]]
+    assert {row["part"]: row["rows"] for row in rows["gpu"]} == {name: rows[name] for name in rows if name != "gpu"}
     assert rows.keys() == {"gpu", *(part.name for part in gpu.PARTS)}
     assert not [
         row
@@ -62,8 +63,9 @@ def test_every_part_reaches_its_last_row_on_a_machine_with_little_more_than_torc
         assert all(row["ms"] > 0 for row in rows[name][1:])
     assert [row["run"] for row in rows["training_loop"]] == ["matrix product", "as a stage runs", "memory filled"]
     assert len(rows["training_memory"]) == 7
-    assert [row["stage"] for row in rows["stages"][1:]] == ["pretrain", "grow"]
-    assert all(row["heldout_loss"] == row["cpu_heldout_loss"] for row in rows["stages"][1:]) or device == "cuda"
+    assert [row["stage"] for row in rows["stages"]] == ["pretrain", "grow", "from pictures"]
+    assert rows["stages"][2]["problem"] == "diffusers and webdataset not installed"
+    assert all(row["heldout_loss"] == row["cpu_heldout_loss"] for row in rows["stages"][:2]) or device == "cuda"
     for name in ("linear_attention", "mix_feed_forward", "modulation"):
         assert rows[name] and not [row for row in rows[name] if row["problem"]]
     assert goals.table(tmp_path / "out", device) in done.stdout
@@ -102,7 +104,7 @@ def test_a_part_that_fails_is_named_and_one_that_takes_too_long_is_killed_with_i
     fine = written(tmp_path, "fine", "")
     note = tmp_path / "child"
     monkeypatch.setattr(gpu, "TINY_SECONDS", 5)
-    outcomes = gpu.run_all([slow, failing, fine], 60, [str(note)], tiny=True)
+    outcomes = list(gpu.run_all([slow, failing, fine], 60, [str(note)], tiny=True))
     assert [one.problem for one in outcomes] == ["ran out of its 5 s", "exit status 1: no kernel image", ""]
     until = time.monotonic() + 60
     while psutil.pid_exists(int(note.read_text())) and time.monotonic() < until:
@@ -111,7 +113,7 @@ def test_a_part_that_fails_is_named_and_one_that_takes_too_long_is_killed_with_i
 
 
 def test_parts_for_which_no_time_is_left_are_named_and_not_begun(tmp_path: Path) -> None:
-    outcomes = gpu.run_all(gpu.PARTS[:2], 0.1, [], tiny=False)
+    outcomes = list(gpu.run_all(gpu.PARTS[:2], 0.1, [], tiny=False))
     assert {one.problem for one in outcomes} == {"not begun: no time was left"}
 
 
@@ -123,6 +125,24 @@ def test_a_row_is_on_disk_as_soon_as_it_is_added(tmp_path: Path) -> None:
         assert [row["row"] for row in content["rows"]] == list(range(1, count + 1))
         assert content["versions"]["torch"] and content["hardware"]
     assert os.listdir(results.path.parent) == [results.path.name]
+
+
+def test_a_side_that_fails_while_it_is_timed_has_no_time_and_the_others_do(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = []
+
+    def fails() -> None:
+        calls.append(len(calls))
+        if len(calls) > 4:
+            raise RuntimeError("out of memory")
+
+    assert common.timed_in_turns({"fails": fails, "fine": list}, rounds=3).keys() == {"fine"}
+    assert "fails fails while it is timed: RuntimeError: out of memory" in capsys.readouterr().out
+
+
+def test_no_kernel_test_is_no_success() -> None:
+    row = {"test": "all", "passed": 0, "failed": 0, "exit_code": 5}
+    assert goals.failed_tests({"kernel_tests": [row]}) is None
+    assert goals.failed_tests({"kernel_tests": [row | {"passed": 3, "failed": 1, "exit_code": 1}]}) == 1
 
 
 def test_a_goal_is_reached_missed_or_unmeasured() -> None:
