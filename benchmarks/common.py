@@ -118,28 +118,27 @@ def timed_in_turns(functions: Mapping[str, Callable[[], object]], rounds: int = 
     Each runs twice in its turn, and the second time counts: the first brings its data back into the caches. One that
     fails is named in a printed line, and has no time.
     """
-    least: dict[str, float] = {}
-    for name, function in functions.items():
-        if attempt(name, lambda function=function: [function() for _ in range(3)]):
-            least[name] = float("inf")
-    for _ in range(rounds):
+    least = dict.fromkeys(functions, float("inf"))
+    for turn in range(rounds + 1):
         for name in list(least):
-            if not attempt(name, functions[name]):
+            seconds = attempt(name, functions[name], warm_up=1 if turn else 3)
+            if seconds is None:
                 del least[name]
-                continue
-            least[name] = min(least[name], seconds_of(functions[name]))
+            elif turn:
+                least[name] = min(least[name], seconds)
     return least
 
 
-def attempt(name: str, function: Callable[[], object]) -> bool:
-    """Call a function; if it fails, say so in a line, free what it held on the GPU, and return False."""
+def attempt(name: str, function: Callable[[], object], warm_up: int) -> float | None:
+    """Seconds of a call after others that warm up; None, and a printed line that says why, if one fails."""
     try:
-        function()
+        for _ in range(warm_up):
+            function()
+        return seconds_of(function)
     except Exception as error:
         print(f"{name} fails while it is timed: {reason_of(error)}", flush=True)
         torch.cuda.empty_cache()
-        return False
-    return True
+        return None
 
 
 def synchronize() -> None:
