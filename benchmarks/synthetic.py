@@ -56,7 +56,7 @@ def write_shard(path: Path, sizes: Encodings, count: int, random: np.random.Gene
     """One shard of `count` samples with its index; returns what `index.json` says of it."""
     spans = SpanRecorder()
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, members in enumerate(samples(sizes, count, random)):
+        for number, members in enumerate(samples(sizes, path.stem, count, random)):
             begin = tar.offset
             for extension in sorted(members):
                 header = tarfile.TarInfo(f"{number:04d}.{extension}")
@@ -68,8 +68,8 @@ def write_shard(path: Path, sizes: Encodings, count: int, random: np.random.Gene
     return ShardEntry(path.name, count, path.stat().st_size, sha256_file(path), index.name, spans.members)
 
 
-def samples(sizes: Encodings, count: int, random: np.random.Generator) -> Iterator[dict[str, bytes]]:
-    """The members of `count` samples by extension."""
+def samples(sizes: Encodings, shard: str, count: int, random: np.random.Generator) -> Iterator[dict[str, bytes]]:
+    """The members of `count` samples of a shard by extension; each has a caption of its own."""
     for number in range(count):
         latent = random.standard_normal((sizes.channels, sizes.side, sizes.side), np.float32)
         tokens = sizes.text_tokens - number * sizes.text_tokens // (2 * count)
@@ -77,5 +77,5 @@ def samples(sizes: Encodings, count: int, random: np.random.Generator) -> Iterat
         yield {
             "latent.npy": to_npy(latent.astype(np.float16)),
             "text.npy": to_npy(text.astype(np.float16)),
-            "json": describe(32 * sizes.side, 32 * sizes.side, f"a photo of {number} things"),
+            "json": describe(32 * sizes.side, 32 * sizes.side, f"a photo of thing {number} of {shard}"),
         }
