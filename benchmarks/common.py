@@ -30,10 +30,7 @@ if str(PROJECT) not in sys.path:
     sys.path.insert(0, str(PROJECT))
 
 RESULTS = HERE / "results"
-PACKAGES = (
-    *("torch", "triton", "transformers", "accelerate", "diffusers", "bitsandbytes", "came-pytorch", "prefect"),
-    "mlflow",
-)
+PACKAGES = tuple("torch triton transformers accelerate diffusers bitsandbytes came-pytorch prefect mlflow".split())
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

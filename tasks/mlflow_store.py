@@ -55,10 +55,12 @@ def connect() -> tuple["MlflowClient", str]:
         os.environ.setdefault(name, "true")
     uri = tracking_uri()
     refuse_silent_port(uri)
+    artifacts = main_project(Path.cwd()) / ARTIFACTS
+    # for their owner alone, as MLflow's server asks for a password; also what was there before it did
     if uri == own_database():
-        # for their owner alone, as MLflow's server asks for a password; also what was there before it did
         private_file(main_project(Path.cwd()) / DATABASE)
-        private_folder(main_project(Path.cwd()) / ARTIFACTS)
+    if uri.startswith("sqlite:"):
+        private_folder(artifacts)
     import mlflow
 
     for noisy in ("alembic", "mlflow.store", "urllib3.connectionpool"):
@@ -70,10 +72,8 @@ def connect() -> tuple["MlflowClient", str]:
     if experiment is not None:
         return client, experiment.experiment_id
     # a file store beside the database; a server knows its own
-    if uri.startswith("sqlite:"):
-        private_folder(location := main_project(Path.cwd()) / ARTIFACTS)
-        return client, client.create_experiment(EXPERIMENT, artifact_location=str(location))
-    return client, client.create_experiment(EXPERIMENT)
+    location = str(artifacts) if uri.startswith("sqlite:") else None
+    return client, client.create_experiment(EXPERIMENT, artifact_location=location)
 
 
 def refuse_silent_port(uri: str) -> None:

@@ -5,12 +5,18 @@ what is installed, and do not find the project unless it is on their path.
 """
 
 import os
-from importlib.metadata import distributions, packages_distributions
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distributions, packages_distributions, requires
 from pathlib import Path
 
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+OF_CUDA = ("nvidia-", "cuda-")
+GPU_MACHINE = "torch triton transformers accelerate safetensors numpy scipy pillow pytest pytest-xdist".split()
+"""What `benchmarks/gpu.py` asks for."""
 PROJECT = "sana15"  # its finder is taken away, its modules are found where they are on the path
 HIDING = '''
 """Hides packages; imported by Python itself when it starts."""
@@ -41,8 +47,9 @@ sys.meta_path[:] = [one for one in sys.meta_path if not getattr(one, "__name__",
 
 def bare_environment(folder: Path, *packages: str) -> dict[str, str]:
     """Variables under which Python sees `packages` and what they need; `folder` gets the file that hides the rest."""
-    visible = closure(packages)
     installed = {canonicalize_name(one.metadata["Name"]) for one in distributions()}
+    visible = closure({Requirement(name) for name in packages}, f"{sys.version_info[0]}.{sys.version_info[1]}")
+    visible |= {name for name in installed if name.startswith(OF_CUDA)}
     modules = {
         module
         for module, owners in packages_distributions().items()
@@ -53,18 +60,29 @@ def bare_environment(folder: Path, *packages: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(folder)}
 
 
-def closure(packages: tuple[str, ...]) -> set[str]:
-    """Names of the packages and of all that they need, as far as it is installed here."""
-    needs = {canonicalize_name(one.metadata["Name"]): one.requires or [] for one in distributions()}
-    seen: set[str] = set()
-    waiting = [canonicalize_name(package) for package in packages]
+@cache
+def needed_by(requirement: Requirement, python: str) -> frozenset[Requirement]:
+    """What one requirement needs directly on Linux with that Python, by the metadata of what is installed here."""
+    try:
+        found = [Requirement(text) for text in requires(requirement.name) or []]
+    except PackageNotFoundError:
+        return frozenset()
+    here = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
+    extras = requirement.extras or {""}
+    return frozenset(
+        one
+        for one in found
+        # torch's CUDA build needs packages that its CPU build does not, in exact versions that are its own
+        if not one.name.startswith(OF_CUDA)
+        and (one.marker is None or any(one.marker.evaluate(here | {"extra": extra}) for extra in extras))
+    )
+
+
+def closure(wanted: set[Requirement], python: str) -> set[str]:
+    """Names of all that `wanted` need, themselves included; one that is not installed here is not followed."""
+    seen, waiting = set(), set(wanted)
     while waiting:
-        name = waiting.pop()
-        if name in seen or name not in needs:
-            continue
-        seen.add(name)
-        wanted = [Requirement(text) for text in needs[name]]
-        waiting += [
-            canonicalize_name(one.name) for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})
-        ]
-    return seen
+        requirement = waiting.pop()
+        seen.add((requirement.name, frozenset(requirement.extras)))
+        waiting |= {one for one in needed_by(requirement, python) if (one.name, frozenset(one.extras)) not in seen}
+    return {canonicalize_name(name) for name, _ in seen}

@@ -9,11 +9,11 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from packaging.markers import default_environment
+from bare_machine import GPU_MACHINE, closure
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -22,7 +22,6 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PYTHONS = ("3.11", "3.12", "3.13")
-GPU_MACHINE = "torch triton transformers accelerate safetensors numpy scipy pillow pytest pytest-xdist".split()
 # imported where they are used: without them there is no `adamw8bit`, and reports to MLflow wait in a folder
 OPTIONAL = {"bitsandbytes", "mlflow"}
 
@@ -35,34 +34,6 @@ def listed(file: str) -> set[str]:
 
 PINNED = listed("constraints.txt")
 GPU_WHEELS = listed("benchmarks/gpu-requirements.txt")
-
-
-@cache
-def needed_by(requirement: Requirement, python: str) -> frozenset[Requirement]:
-    """What one requirement needs directly on Linux with that Python, by the metadata of what is installed here."""
-    try:
-        found = [Requirement(text) for text in requires(requirement.name) or []]
-    except PackageNotFoundError:
-        return frozenset()
-    here = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
-    extras = requirement.extras or {""}
-    return frozenset(
-        one
-        for one in found
-        # torch's CUDA build needs packages that its CPU build does not, in exact versions that are its own
-        if not one.name.startswith(("nvidia-", "cuda-"))
-        and (one.marker is None or any(one.marker.evaluate(here | {"extra": extra}) for extra in extras))
-    )
-
-
-def closure(wanted: set[Requirement], python: str) -> set[str]:
-    """Names of all that `wanted` need, themselves included; one that is not installed here is not followed."""
-    seen, waiting = set(), set(wanted)
-    while waiting:
-        requirement = waiting.pop()
-        seen.add((requirement.name, frozenset(requirement.extras)))
-        waiting |= {one for one in needed_by(requirement, python) if (one.name, frozenset(one.extras)) not in seen}
-    return {canonicalize_name(name) for name, _ in seen}
 
 
 def machine(python: str) -> set[str]:

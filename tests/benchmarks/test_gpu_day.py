@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from bare_machine import bare_environment
+from bare_machine import GPU_MACHINE, bare_environment
 
 PROJECT = Path(__file__).parents[2]
 BENCHMARKS = PROJECT / "benchmarks"
@@ -19,14 +19,13 @@ import common  # noqa: E402
 import goals  # noqa: E402
 import gpu  # noqa: E402
 
-MACHINE = "torch triton transformers accelerate safetensors numpy scipy pillow pytest pytest-xdist".split()
 ABSENT = ("diffusers", "webdataset", "bitsandbytes", "came_pytorch", "mlflow", "prefect", "dvc", "matplotlib")
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of the machine, in which the absent packages really are."""
-    environment = bare_environment(tmp_path_factory.mktemp("site"), *MACHINE)
+    environment = bare_environment(tmp_path_factory.mktemp("site"), *GPU_MACHINE)
     absent = (*ABSENT, "kernels", "tasks", "flows")
     code = f"import importlib.util as u, torch, yaml; print([n for n in {absent} if u.find_spec(n)])"
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd="/", capture_output=True, text=True)
