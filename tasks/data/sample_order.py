@@ -2,7 +2,7 @@
 
 Samples of one shape are permuted in each epoch, and batches cut the epochs without gap or overlap. Where shapes differ
 (`tasks.data.aspect_buckets`), a batch has one shape: each shape's samples are cut into batches in just this way, and
-the batches of an epoch are permuted. What does not fill a batch of its shape is not lost but waits: its batch is filled,
+the batches of an epoch are permuted. What does not fill a batch of its shape waits: its batch is filled,
 and comes, in a later epoch. So a shape of fewer samples than a batch has its turn too, and at any step the samples of a
 shape have been seen equally often but for one time.
 """
