@@ -25,7 +25,6 @@ from model.network import NetworkConfig, Sana
 from tasks import geneval
 from tasks.computing import ranks
 from tasks.params.reading import PARAMS_FILE, apply_overrides, apply_profile, load_params, read_yaml
-from tasks.pretrain import network_config
 from tasks.runtime.context import Context
 from tasks.system import paths
 from tasks.system.processes import LEASE_VARIABLE
@@ -33,6 +32,7 @@ from tasks.tracking.spool import SPOOLS, open_spool
 from tasks.tracking.tracker import Tracker
 from tasks.training.ema import Ema
 from tasks.training.fsdp_sharding import gathered, is_sharded, local, shard
+from tasks.training.network_config import network_config
 from tasks.training.training_batch import FlowMatchingLoss
 from tasks.training.training_loop import Trainer
 from tasks.training.training_state import History, _generations, load_state, save_state
