@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from kernels.blockwise import BLOCK, Map, Quantized, dequantize, quantize
+from kernels.came8bit.came_update import Betas, Epsilons
 from kernels.came8bit.rounding import Key
-from kernels.came8bit.update import Betas, Epsilons
 
 QUANTIZED_ABOVE = 16_384
 

@@ -1,4 +1,4 @@
-"""The kernels of CAME's fused step; `fused` launches them and says what each pass is for.
+"""The kernels of CAME's step in Triton; `step_in_triton` launches them and says what each pass is for.
 
 A program finds its work in a table with a row of FIELDS numbers for each parameter: addresses, sizes, whether the
 momentum is in 8 bits, places in scratch memory, and the key of stochastic rounding.

@@ -1,7 +1,7 @@
 """The kernels' machine code, read where there is no GPU: registers, spills, and how they load.
 
 A multiprocessor has 65536 registers and room for 2048 threads, so that 64 registers a thread fill half of it. Loads are
-counted in the program's text and as `ahead_of_time.MachineCode` says; sums, sizes and addresses that all threads load
+counted in the program's text and as `compiling.MachineCode` says; sums, sizes and addresses that all threads load
 alike are among the narrow ones, up to thirteen in a kernel of CAME.
 """
 
@@ -9,11 +9,11 @@ import importlib
 from typing import NamedTuple
 
 import pytest
-from ahead_of_time import READABLE, Compiled, compile_ahead_of_time, tool_path
+from compiling import READABLE, Compiled, compile_ahead_of_time, tool_path
 
 pytestmark = [pytest.mark.ahead_of_time, pytest.mark.timeout(1200)]  # a hundred programs are compiled
 MODULES = (
-    "kernels.came8bit.fused",
+    "kernels.came8bit.step_in_triton",
     "kernels.linear_attention.triton_kernel",
     "kernels.modulation.triton_kernel",
     "kernels.mix_feed_forward.triton_kernel",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from ahead_of_time import CAPABILITIES, compile_ahead_of_time
+from compiling import CAPABILITIES, compile_ahead_of_time
 from measuring import poisoned_memory
 from torch import Tensor
 

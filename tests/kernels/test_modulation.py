@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from ahead_of_time import CAPABILITIES, compile_ahead_of_time
+from compiling import CAPABILITIES, compile_ahead_of_time
 from measuring import DEVICE, DTYPES, assert_near, poisoned_memory
 from torch import Tensor
 

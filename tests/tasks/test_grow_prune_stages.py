@@ -14,9 +14,9 @@ import torch
 from small_networks import small_network
 from small_workspace import write_encoded, write_params
 
+from model.block_importance import block_importance
 from model.checkpoint import load_network, save_network
 from model.growth import STRATEGIES
-from model.importance import block_importance
 from tasks import grow, importance, layout, prune
 from tasks.context import Context, Metrics
 from tasks.data.encoded import EncodedDataset

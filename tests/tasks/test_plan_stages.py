@@ -20,8 +20,8 @@ from small_workspace import write_encoded, write_params
 
 from flows.graph import submit_stages
 from kernels.optimizers import build_optimizer
+from model.block_importance import block_importance
 from model.checkpoint import load_network, save_network
-from model.importance import block_importance
 from model.network import Sana
 from model.text_encoder import TextEncoder, instruction_text, save_reading, train_tokenizer
 from tasks import autoencoder, controls, encode, grow, importance, judge, layout, pretrain, prune, text_encoder

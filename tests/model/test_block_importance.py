@@ -5,8 +5,8 @@ import pytest
 import torch
 from small_networks import small_batch, small_network
 
+from model.block_importance import block_importance
 from model.growth import grow
-from model.importance import block_importance
 from model.network import Sana, TextContext
 
 TIMES = (0.1, 0.45, 0.9)

@@ -13,7 +13,7 @@ what the one before it knew, need four collectives a step, however many paramete
 So no process holds rows of another, and beside its state each holds a few copies of one parameter's rows at a time.
 Every process must have gradients of the same parameters.
 
-Shapes: o rows of the O here, I inputs; K = 1, as in `update`; B blocks of the whole parameter.
+Shapes: o rows of the O here, I inputs; K = 1, as in `came_update`; B blocks of the whole parameter.
 """
 
 import math
@@ -25,9 +25,9 @@ from torch.distributed.tensor import DTensor
 
 from kernels.blockwise import BLOCK, Map
 from kernels.blockwise.reference import MAPS, blocks_of, encode
+from kernels.came8bit.came_update import FactoredMean
 from kernels.came8bit.rounding import descend
 from kernels.came8bit.state import State, Work, first_row, is_matrix, sharded_dimension
-from kernels.came8bit.update import FactoredMean
 
 
 def step(works: list[Work], map: Map | None) -> None:

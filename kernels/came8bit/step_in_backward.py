@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kernels.came8bit.optimizer import Came
+from kernels.came8bit.came_optimizer import Came
 from kernels.came8bit.state import Work, is_dtensor
 
 SMALL = 2**17

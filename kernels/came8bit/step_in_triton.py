@@ -1,4 +1,4 @@
-"""The CAME step of parameters that are alike in eleven launches, however many. Mathematics and state as in `update`.
+"""The CAME step of parameters that are alike in eleven launches, however many. It computes what `came_update` states.
 
 Alike are those of one device, of the same dtypes and settings, that both can or both cannot be read 16 bytes at a time.
 The kernels find their work in a table with a row for each parameter: addresses, sizes and places in scratch memory. The

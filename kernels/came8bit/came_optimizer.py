@@ -27,17 +27,17 @@ from torch.optim.optimizer import ParamsT
 
 from kernels.blockwise import Map
 from kernels.blockwise.reference import MAPS
-from kernels.came8bit import eager
+from kernels.came8bit import step_in_pytorch
+from kernels.came8bit.came_update import Betas, Epsilons
 from kernels.came8bit.rounding import Key, key_of
 from kernels.came8bit.state import Settings, State, Work, initial_state, is_dtensor, is_matrix, layout
-from kernels.came8bit.update import Betas, Epsilons
 from kernels.choice import Choice, use_triton
 
 DTYPES = (torch.float32, torch.bfloat16)  # of parameters and gradients
 
 
 class Came(torch.optim.Optimizer):
-    """CAME with float32 state. Parameters are float32 or bfloat16, whole or sharded by rows (see `sharded`).
+    """CAME with float32 state. Parameters are float32 or bfloat16, whole or sharded by rows (see `step_on_shards`).
 
     Betas are those of (momentum, square, instability), epsilons those of (square, instability). Weight decay is
     decoupled: p <- p - lr * (weight_decay * p + step). With `stochastic_rounding`, bfloat16 parameters are rounded once
@@ -104,25 +104,25 @@ class Came(torch.optim.Optimizer):
 
     def update(self, works: list[Work]) -> None:
         """Update parameters and states in place, each by what serves it. Steps are not counted here."""
-        sharded, fused, rest = [], [], []
+        sharded, in_triton, in_pytorch = [], [], []
         for work in works:
             if work.parameter.numel() == 0:
                 continue
             if is_dtensor(work.parameter):
                 sharded.append(work)
             elif use_triton(self.kernels, work.parameter.device) and _fits_kernels(work):
-                fused.append(work)
+                in_triton.append(work)
             else:
-                rest.append(work)
+                in_pytorch.append(work)
         if sharded:
-            from kernels.came8bit import sharded as by_rows
+            from kernels.came8bit import step_on_shards
 
-            by_rows.step(sharded, self.map)
-        if fused:
-            from kernels.came8bit import fused as by_kernels
+            step_on_shards.step(sharded, self.map)
+        if in_triton:
+            from kernels.came8bit import step_in_triton
 
-            by_kernels.step(fused, self.map)
-        eager.step(rest, self.map)
+            step_in_triton.step(in_triton, self.map)
+        step_in_pytorch.step(in_pytorch, self.map)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, bit for bit.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kernels.blockwise import Map
+from kernels.came8bit.came_update import FactoredMean, update_matrices, update_others
 from kernels.came8bit.rounding import descend
 from kernels.came8bit.state import State, Work, is_matrix, pack, unpack
-from kernels.came8bit.update import FactoredMean, update_matrices, update_others
 
 # Parameters are updated together up to this many entries: few enough to stay in a core's cache.
 BATCH_ENTRIES = 2**18

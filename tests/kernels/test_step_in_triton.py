@@ -5,14 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from ahead_of_time import CAPABILITIES, compile_ahead_of_time
+from compiling import CAPABILITIES, compile_ahead_of_time
 from measuring import poisoned_memory
 from torch import Tensor, nn
 
-from kernels.came8bit import Came, Came8bit, fused
+from kernels.came8bit import Came, Came8bit, step_in_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MODULE = "kernels.came8bit.fused"
+MODULE = "kernels.came8bit.step_in_triton"
 # packed with odd sizes and a tail; packed without; a 1x1 convolution; small ones; single rows and columns; others
 SHAPES = [
     (131, 127),
@@ -39,11 +39,11 @@ def poisoned() -> Iterator[None]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Matrices of a test's size have several strips, tiles and chunks."""
-    monkeypatch.setattr(fused, "TILE", {"STRIP": 64, "ROWS": 32, "COLUMNS": 64})
-    monkeypatch.setattr(fused, "CHUNK", 64)
-    fused.plan_of.cache_clear()
+    monkeypatch.setattr(step_in_triton, "TILE", {"STRIP": 64, "ROWS": 32, "COLUMNS": 64})
+    monkeypatch.setattr(step_in_triton, "CHUNK", 64)
+    step_in_triton.plan_of.cache_clear()
     yield
-    fused.plan_of.cache_clear()
+    step_in_triton.plan_of.cache_clear()
 
 
 def make(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[nn.Parameter]:
@@ -215,8 +215,8 @@ def test_what_the_kernels_do_not_serve_goes_the_eager_way() -> None:
 def test_plan_and_scratch_of_the_4_8b_are_small() -> None:
     block = [(6720, 2240), (2240, 2240), (2240, 2240), (4480, 2240), (2240, 2240), (11200, 2240), (2240, 5600)]
     entries = 60 * sum(rows * columns for rows, columns in block)
-    plan = fused.plan_of(tuple(block * 60), (2240,) * 600, torch.device("cpu"))
-    room = fused.scratch(plan, torch.device("meta"))
+    plan = step_in_triton.plan_of(tuple(block * 60), (2240,) * 600, torch.device("cpu"))
+    room = step_in_triton.scratch(plan, torch.device("meta"))
     kept = [tensor for tensor in plan if isinstance(tensor, Tensor)]
     assert sum(tensor.nbytes for tensor in [*kept, *room.values()]) / entries < 0.04
 
