@@ -27,9 +27,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.ahead_of_time import Build
 from kernels.choice import INTERPRETED
+from kernels.float16_triton import store
 from kernels.linear_attention.reference import NORM_EPS, NormWeights
-from kernels.saturation import counter
-from kernels.saturation.triton_kernel import store
 
 TILE = 64  # tokens that a program holds at a time
 SUM_TILE = 32  # the same of programs that sum over tokens: with more they spill registers
@@ -123,9 +122,7 @@ def load_sums(sums, head, heads, picture, d: tl.constexpr):
 
 
 @triton.jit
-def output_kernel(
-    qkv, inverse_rms, query_weight, sums, out, saturated, tokens, eps, d: tl.constexpr, TILE: tl.constexpr
-):
+def output_kernel(qkv, inverse_rms, query_weight, sums, out, tokens, eps, d: tl.constexpr, TILE: tl.constexpr):
     """The output of one tile of tokens, head and picture."""
     token = tl.program_id(0) * TILE + tl.arange(0, TILE)
     head, picture = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -138,7 +135,7 @@ def output_kernel(
     denominator = tl.sum(q * keys[None, :], axis=1) + eps
     channel = tl.arange(0, d)
     place = row[:, None] * width + head * d + channel[None, :]
-    store(out + place, numerator / denominator[:, None], inside[:, None] & (channel[None, :] < d), saturated)
+    store(out + place, numerator / denominator[:, None], inside[:, None])
 
 
 @triton.jit
@@ -259,7 +256,7 @@ class LinearAttentionFunction(torch.autograd.Function):
         batch, tokens, heads = *qkv_BNE.shape[:2], sums.shape[1]
         out_BND = qkv_BNE.new_empty(batch, tokens, heads * head_dim)
         grid = (triton.cdiv(tokens, TILE), heads, batch)
-        arguments = (qkv_BNE, inverse_rms, query_weight_D, sums, out_BND, counter(qkv_BNE.device), tokens, eps)
+        arguments = (qkv_BNE, inverse_rms, query_weight_D, sums, out_BND, tokens, eps)
         output_kernel[grid](*arguments, d=head_dim, TILE=TILE)
         return out_BND
 
@@ -358,7 +355,7 @@ def _build(kernel: triton.JITFunction, dtype: str, tile: int, launch: dict[str, 
     own = {name: value for name, value in constants.items() if name in kernel.arg_names}
     wide = ("inverse_rms", "query_weight", "key_weight", "sums", "dsums", "dweights")
     pointers = dict.fromkeys(("qkv", "dqkv", "out", "gradient"), f"*{dtype}") | dict.fromkeys(wide, "*fp32")
-    known = pointers | {"saturated": "*i64", "eps": "fp32"}
+    known = pointers | {"eps": "fp32"}
     types = {name: known.get(name, "i32") for name in kernel.arg_names if name not in own}
     divisible = frozenset(name for name in types if name in pointers or name in ("width", "tokens"))
     return Build(kernel, types, own, divisible, launch)

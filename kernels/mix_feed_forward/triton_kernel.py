@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.ahead_of_time import Build
-from kernels.saturation import counter
-from kernels.saturation.triton_kernel import store
+from kernels.float16_triton import store
 
 TILE = {"BLOCK": 128, "ROWS": 16, "COLUMNS": 4}
 # chosen by the compiled code: two channels a thread spill nothing, but the kernel with the sums has registers for one
@@ -113,7 +112,6 @@ def forward_kernel(
     weight,
     bias,
     out,
-    saturated,
     height,
     width,
     inner,
@@ -140,7 +138,7 @@ def forward_kernel(
                 mixed_gate = convolve(gates, gate_taps, gate_bias, step, COLUMNS)
                 token = (image * height + below - 1) * width + column + step
                 mask = inside & (column + step < width)
-                store(out + token * inner + value, mixed_value * silu(mixed_gate), mask, saturated)
+                store(out + token * inner + value, mixed_value * silu(mixed_gate), mask)
         values, gates = values[COLUMNS + 2 :], gates[COLUMNS + 2 :]
 
 
@@ -245,7 +243,7 @@ def forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) 
     images, tokens, channels = x_BNC.shape
     out_BNI = x_BNC.new_empty(images, tokens, channels // 2)
     grid = (strips_of(images, size) * blocks_of(channels // 2),)
-    tensors = (x_BNC, weight, bias, out_BNI, counter(x_BNC.device))
+    tensors = (x_BNC, weight, bias, out_BNI)
     forward_kernel[grid](*tensors, *size, channels // 2, **TILE, **FORWARD_LAUNCH)
     return out_BNI
 
@@ -311,7 +309,7 @@ def ahead_of_time() -> list[Build]:
     ):
         for dtype in ("bf16", "fp32"):
             tokens = dict.fromkeys(("x", "out", "out_gradient", "mixed_gradient", "x_gradient"), f"*{dtype}")
-            pointers = tokens | dict.fromkeys(("weight", "bias", "partial_sums"), "*fp32") | {"saturated": "*i64"}
+            pointers = tokens | dict.fromkeys(("weight", "bias", "partial_sums"), "*fp32")
             names = [name for name in kernel.arg_names if name not in TILE]
             types = {name: pointers.get(name, "i32") for name in names}
             divisible = frozenset(name for name in names if name in pointers or name in ("inner", "channels"))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.saturation import narrow
+from kernels.float16 import narrow
 
 LAYER_NORM_EPS = 1e-6
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.ahead_of_time import Build
+from kernels.float16_triton import store
 from kernels.modulation.reference import LAYER_NORM_EPS
-from kernels.saturation import counter
-from kernels.saturation.triton_kernel import store
 
 PROGRAMS = 512  # that share the tokens of a sum, where there are enough of them
 LEAST_ROWS = 8  # of each of those
@@ -35,9 +34,7 @@ def load(pointer, offset, inside):
 
 
 @triton.jit
-def modulate_kernel(
-    x, shift, scale, out, means, inverse_deviations, saturated, width, stride, eps, BLOCK: tl.constexpr
-):
+def modulate_kernel(x, shift, scale, out, means, inverse_deviations, width, stride, eps, BLOCK: tl.constexpr):
     """Token `program_id(0)` of picture `program_id(1)`; `stride` is from one picture's shift to the next's."""
     picture = tl.program_id(1).to(tl.int64)
     row = picture * tl.num_programs(0) + tl.program_id(0)
@@ -51,7 +48,7 @@ def modulate_kernel(
     tl.store(inverse_deviations + row, inverse_deviation)
     time = picture * stride + channel
     modulated = centred * inverse_deviation * (1.0 + load(scale, time, inside)) + load(shift, time, inside)
-    store(out + row * width + channel, modulated, inside, saturated)
+    store(out + row * width + channel, modulated, inside)
 
 
 @triton.jit
@@ -85,14 +82,14 @@ def modulate_gradient_kernel(
 
 
 @triton.jit
-def gated_residual_kernel(x, gate, y, out, saturated, width, stride, BLOCK: tl.constexpr):
+def gated_residual_kernel(x, gate, y, out, width, stride, BLOCK: tl.constexpr):
     """Token `program_id(0)` of picture `program_id(1)`; `stride` leads from a picture's gate to the next's."""
     picture = tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     inside = channel < width
     place = (picture * tl.num_programs(0) + tl.program_id(0)) * width + channel
     total = load(x, place, inside) + load(gate, picture * stride + channel, inside) * load(y, place, inside)
-    store(out + place, total, inside, saturated)
+    store(out + place, total, inside)
 
 
 @triton.jit
@@ -132,7 +129,7 @@ class ModulateFunction(torch.autograd.Function):
         means = x_BND.new_empty(batch, tokens, dtype=torch.float32)
         inverse_deviations = torch.empty_like(means)
         out_BND = torch.empty_like(x_BND)
-        outputs = (out_BND, means, inverse_deviations, counter(x_BND.device))
+        outputs = (out_BND, means, inverse_deviations)
         arguments = (x_BND, shift_B1D, scale_B1D, *outputs, width, scale_B1D.stride(0), LAYER_NORM_EPS)
         modulate_kernel[(tokens, batch)](*arguments, BLOCK=triton.next_power_of_2(width), **LAUNCH)
         ctx.save_for_backward(x_BND, scale_B1D, means, inverse_deviations)
@@ -162,7 +159,7 @@ class GatedResidualFunction(torch.autograd.Function):
         (gate_B1D,) = _alike(gate_B1D)
         batch, tokens, width = x_BND.shape
         out_BND = torch.empty_like(x_BND)
-        arguments = (x_BND, gate_B1D, y_BND, out_BND, counter(x_BND.device), width, gate_B1D.stride(0))
+        arguments = (x_BND, gate_B1D, y_BND, out_BND, width, gate_B1D.stride(0))
         gated_residual_kernel[(tokens, batch)](*arguments, BLOCK=triton.next_power_of_2(width), **LAUNCH)
         ctx.save_for_backward(gate_B1D, y_BND)
         return out_BND
@@ -197,7 +194,7 @@ def _runs(batch: int, tokens: int) -> tuple[int, int]:
 
 def ahead_of_time() -> list[Build]:
     """The kernels at the 1.6B's 2240 channels and any number of tokens."""
-    statistics = dict.fromkeys(("means", "inverse_deviations", "dtime", "dgate"), "*fp32") | {"saturated": "*i64"}
+    statistics = dict.fromkeys(("means", "inverse_deviations", "dtime", "dgate"), "*fp32")
     builds = []
     for kernel, launch in (
         (modulate_kernel, LAUNCH),

@@ -9,7 +9,6 @@ from torch import Tensor
 import kernels.choice
 from kernels.choice import Choice
 from kernels.linear_attention import NormWeights, linear_attention
-from kernels.saturation import saturated_values
 
 pytest.importorskip("triton")
 
@@ -129,11 +128,10 @@ def test_activations_of_the_sizes_that_users_report_overflow_nothing(
     case.qkv = (case.qkv.float() * largest / 3).clamp(-largest, largest).to(dtype)
     case.qkv[:, 5] = largest
     case.qkv[:, 6] = -largest
-    before = saturated_values()
     case.assert_right("triton")
-    out = case.computed("reference")[0]
-    assert_near(out, case.expected()[0], dtype, "output of the reference")
-    assert saturated_values() == before
+    out, exact = case.computed("reference")[0], case.expected()[0]
+    assert exact.abs().max() <= largest  # so that no result is one that the limit of float16 may change
+    assert_near(out, exact, dtype, "output of the reference")
 
 
 def test_gradients_that_only_fit_float16_behind_the_norm_arrive() -> None:
@@ -145,12 +143,12 @@ def test_gradients_that_only_fit_float16_behind_the_norm_arrive() -> None:
 
 
 @pytest.mark.parametrize("choice", ["triton", "reference"])
-def test_a_mean_of_float16s_largest_number_is_that_number(choice: Choice) -> None:
+def test_means_of_float16s_two_largest_numbers_are_these_numbers(choice: Choice) -> None:
     qkv = torch.full((1, 300, 3 * 32), 65504.0, dtype=torch.float16, device=DEVICE)
-    before = saturated_values()
+    qkv[..., -16:] = 65472.0
     out = linear_attention(qkv, None, 32, EPS, choice)
-    assert (out == 65504.0).all()
-    assert saturated_values() == before
+    # the second largest shows that the limit hides no error: one of 16 would make it one of its neighbours
+    assert (out[..., :16] == 65504.0).all() and (out[..., 16:] == 65472.0).all()
 
 
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "bare"])

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from kernels import choice
 from kernels.mix_feed_forward import mix_feed_forward
-from kernels.saturation import saturated_values
 
 pytest.importorskip("triton")
 from kernels.mix_feed_forward import triton_kernel
@@ -186,20 +185,18 @@ def test_twice_gives_the_same_bits() -> None:
 
 @pytest.mark.parametrize("kernels", ["triton", "reference"])
 @pytest.mark.parametrize("large", [65504.0, 3e4])
-def test_float16_results_beyond_its_range_are_its_largest_number_and_are_counted(
-    large: float, kernels: choice.Choice
-) -> None:
+def test_float16_results_beyond_its_range_are_its_largest_number(large: float, kernels: choice.Choice) -> None:
     x, weight, bias, gradient = make_inputs(1, (3, 5), 8, torch.float16)
     x = torch.where(x.abs() < 0.5, x, x.sign() * large)
     weight[:8] *= 1e-3  # some values of the result are in range, some are not
-    before = saturated_values()
     found = with_gradients(lambda *leaves: mix_feed_forward(*leaves, (3, 5), kernels), x, weight, bias, gradient)
     expected = exact(x, weight, bias, gradient, (3, 5))
     inside = expected[0].abs() < 65504
     assert inside.any() and not inside.all()
     torch.testing.assert_close(found[0].double(), expected[0].clamp(-65504, 65504), rtol=1e-3, atol=1e-5 * 65504)
     beyond = expected[0].abs() >= 65536
-    assert beyond.sum() <= saturated_values() - before <= (~inside).sum()
+    assert beyond.any()
+    assert torch.equal(found[0][beyond].double(), 65504 * expected[0][beyond].sign())
     # a gradient is never limited: loss scaling looks for its infinities
     inside = expected[1].abs() < 65504
     torch.testing.assert_close(found[1].double()[inside], expected[1][inside], rtol=1e-3, atol=1e-5 * 65504)

@@ -1,4 +1,4 @@
-"""AdaLN modulation and the gated residual: their definitions in float64, float16's limit and its count, bits."""
+"""AdaLN modulation and the gated residual: their definitions in float64, float16's limit, bits."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,6 @@ from torch import Tensor
 import kernels.choice
 from kernels.choice import Choice
 from kernels.modulation import gated_residual, modulate
-from kernels.saturation import saturated_values
 
 pytest.importorskip("triton")
 
@@ -100,15 +99,15 @@ def test_activations_of_the_sizes_that_users_report_overflow_nothing(
     arguments[0] = (arguments[0].float() * largest / 3).clamp(-largest, largest).to(dtype)
     if operation is gated_residual:
         arguments[2], arguments[1] = -arguments[0], arguments[1].abs().clamp(max=1)  # the sum stays in range
-    before = saturated_values()
+    right = definition(*(argument.double() for argument in arguments))
+    assert right.abs().max() <= largest  # so that no result is one that the limit of float16 may change
     assert_right(operation, definition, arguments, "triton", size=1 / 64)  # the gate's gradient is to fit as well
-    assert saturated_values() == before
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # the interpreter's, of a gradient
 @pytest.mark.parametrize("choice", ["triton", "reference"])
 @pytest.mark.parametrize("operation", [modulate, gated_residual])
-def test_float16_results_out_of_range_are_its_largest_number_and_are_counted(
+def test_float16_results_out_of_range_are_its_largest_number_and_others_are_not(
     operation: Operation, choice: Choice
 ) -> None:
     arguments = arguments_of(operation, (2, 19, 70), torch.float16)
@@ -116,11 +115,11 @@ def test_float16_results_out_of_range_are_its_largest_number_and_are_counted(
     arguments[1 if operation is modulate else 0][:] = 60000.0
     time[1] = 60000.0  # the second picture's scale or gate
     right = (modulated if operation is modulate else added)(*(argument.double() for argument in arguments))
-    before = saturated_values()
     actual = computed(operation, arguments, gradient_of((2, 19, 70), torch.float16), choice)
     beyond = right.abs() >= 65520
-    assert saturated_values() - before == beyond.sum().item() > 0
+    assert beyond.any() and not beyond.all()
     assert torch.equal(actual[0][beyond].double(), 65504 * right[beyond].sign())
+    torch.testing.assert_close(actual[0][~beyond].double(), right[~beyond], rtol=1e-3, atol=1e-2)
     # a saturated result has the gradient of one that fits
     assert actual[-1 if operation is modulate else 1].isfinite().all()
     assert actual[1].ne(0).any()
@@ -131,11 +130,9 @@ def test_float16_results_out_of_range_are_its_largest_number_and_are_counted(
 def test_infinities_and_nan_are_not_hidden(dtype: torch.dtype, choice: Choice) -> None:
     arguments = arguments_of(gated_residual, (1, 3, 16), dtype)
     arguments[0][0, 0, 0], arguments[0][0, 1, 1] = float("inf"), float("nan")
-    before = saturated_values()
     out = gated_residual(*arguments, choice)
     assert out[0, 0, 0] == float("inf") and out[0, 1, 1].isnan()
     assert out.isfinite().sum() == out.numel() - 2
-    assert saturated_values() == before
 
 
 @pytest.mark.parametrize("operation", [modulate, gated_residual])
