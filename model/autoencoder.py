@@ -8,12 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from diffusers.utils import import_utils
+from diffusers import AutoencoderDC
 from torch import Tensor
-
-# for models in 8 bits, which this is not, diffusers would import bitsandbytes, and with it torch's compiler
-import_utils._bitsandbytes_available = False
-from diffusers import AutoencoderDC  # noqa: E402
 
 SLICE_PIXELS = 2**20
 """Pixels that pass the network at once, in whole pictures: a batch of large ones is cut into slices of so many.
