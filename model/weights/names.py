@@ -47,7 +47,7 @@ def is_diffusers(names: Iterable[str]) -> bool:
 
 
 def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under diffusers' names. Raises ValueError that names a tensor the network does not have."""
+    """Our tensors under diffusers' names. Raises ValueError with the name of an unknown tensor."""
     theirs = {}
     for name, tensor in weights.items():
         prefix, module, leaf = _parts(name, BLOCKS)
@@ -69,8 +69,8 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """diffusers' tensors under our names. Names that are not diffusers' stay as they are.
 
-    Where a part is missing of a tensor that diffusers stores in parts, the other parts stay as they are, too. So whoever
-    checks the names finds both.
+    diffusers stores some tensors in parts. Where one part is missing, the other parts stay as they are, too, so that
+    whoever checks the names finds them.
     """
     ours, parts = {}, {}
     for name, tensor in weights.items():
