@@ -4,11 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from compiling import CAPABILITIES, compile_ahead_of_time
 from measuring import DEVICE, DTYPES, assert_near, poisoned_memory
 from torch import Tensor
 
-import kernels.choice
 from kernels.choice import Choice
 from kernels.modulation import gated_residual, modulate
 
@@ -76,8 +74,11 @@ def assert_right(
 
 
 @pytest.mark.parametrize("choice", ["triton", "reference"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [*((shape, torch.float32) for shape in SHAPES), *((SHAPES[1], dtype) for dtype in DTYPES[1:])],
+    ids=str,
+)
 @pytest.mark.parametrize(("operation", "definition"), PAIRS)
 def test_output_and_gradients_are_those_of_the_definition(
     operation: Operation, definition: Operation, shape: tuple[int, int, int], dtype: torch.dtype, choice: Choice
@@ -137,14 +138,14 @@ def test_infinities_and_nan_are_not_hidden(dtype: torch.dtype, choice: Choice) -
 
 @pytest.mark.parametrize("operation", [modulate, gated_residual])
 def test_a_second_run_gives_the_same_bits(operation: Operation) -> None:
-    arguments, gradient = arguments_of(operation, (3, 19, 70), torch.float32), gradient_of((3, 19, 70), torch.float32)
+    arguments, gradient = arguments_of(operation, (2, 10, 70), torch.float32), gradient_of((2, 10, 70), torch.float32)
     runs = [computed(operation, arguments, gradient, "triton") for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize("operation", [modulate, gated_residual])
 def test_strides_of_arguments_and_of_the_gradient_change_nothing(operation: Operation) -> None:
-    arguments, gradient = arguments_of(operation, (3, 19, 70), torch.float32), gradient_of((3, 19, 70), torch.float32)
+    arguments, gradient = arguments_of(operation, (2, 5, 70), torch.float32), gradient_of((2, 5, 70), torch.float32)
     right = computed(operation, arguments, gradient, "triton")
     turned = [tensor.transpose(0, 2).contiguous().transpose(0, 2) for tensor in (*arguments, gradient)]
     assert not any(tensor.is_contiguous() for tensor in turned)
@@ -153,7 +154,7 @@ def test_strides_of_arguments_and_of_the_gradient_change_nothing(operation: Oper
 
 
 def test_one_row_of_time_for_all_pictures_may_be_expanded() -> None:
-    arguments = arguments_of(modulate, (3, 19, 70), torch.float32)
+    arguments = arguments_of(modulate, (3, 5, 70), torch.float32)
     arguments[1:] = [row[:1].expand(3, -1, -1) for row in arguments[1:]]
     assert_right(modulate, modulated, arguments, "triton")
 
@@ -161,7 +162,7 @@ def test_one_row_of_time_for_all_pictures_may_be_expanded() -> None:
 @pytest.mark.parametrize("choice", ["triton", "reference"])
 @pytest.mark.parametrize("operation", [modulate, gated_residual])
 def test_autocast_changes_nothing(operation: Operation, choice: Choice) -> None:
-    arguments = arguments_of(operation, (3, 19, 70), torch.bfloat16)
+    arguments = arguments_of(operation, (2, 5, 70), torch.bfloat16)
     right = operation(*arguments, choice)
     with torch.autocast(DEVICE, torch.bfloat16):
         mine = operation(*arguments, choice)
@@ -187,17 +188,3 @@ def test_what_the_kernels_cannot_take_goes_to_the_reference_or_is_refused(operat
         assert torch.equal(operation(*refused, "auto"), operation(*refused, "reference"))
         with pytest.raises(ValueError, match=says):
             operation(*refused, "triton")
-
-
-def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.choice, "INTERPRETED", False)
-    x, row = torch.randn(1, 3, 16), torch.randn(1, 1, 16)
-    with pytest.raises(ValueError, match="cannot run on cpu"):
-        modulate(x, row, row, "triton")
-
-
-@pytest.mark.ahead_of_time
-def test_the_kernels_compile_for_a100_h100_and_b200() -> None:
-    compiled = compile_ahead_of_time("kernels.modulation.triton_kernel")
-    assert {one.capability for one in compiled} == set(CAPABILITIES)
-    assert len({one.kernel for one in compiled}) == 4
