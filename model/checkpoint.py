@@ -16,6 +16,7 @@ def save_network(network: Sana, folder: Path) -> None:
     """Write configuration and weights into an existing folder. The same network gives the same bytes."""
     config = json.dumps(dataclasses.asdict(network.config), indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(config, encoding="utf-8")
+    # safetensors stores contiguous tensors alone.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, folder / WEIGHTS)
 

@@ -79,6 +79,7 @@ class CrossAttention(nn.Module):
     def forward(self, x_BND: Tensor, text: tuple[Tensor, Tensor], mask_BT: Tensor) -> Tensor:
         """Attend from N latent tokens to T text tokens. Text where `mask_BT` is false is not seen."""
         queries = split_heads(self.q_norm(self.q_linear(x_BND)), self.head_dim)
+        # Text is encoded once, perhaps in another precision than the one that autocast gives the queries.
         keys, values = (part.to(queries.dtype) for part in text)
         with sdpa_kernel(ATTENTION_BACKENDS[queries.device.type]):
             out_BhNd = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask_BT[:, None, None, :])
@@ -195,5 +196,6 @@ class FinalLayer(nn.Module):
         shift_B1D, scale_B1D = (self.scale_shift_table + time_BD[:, None]).to(x_BND.dtype).chunk(2, dim=1)
         x = self.linear(modulate(x_BND, shift_B1D, scale_B1D, chosen_kernels()))
         height, width, p = *size, self.patch_size
+        # A token has its patch row by row with the channels last, as in the published code.
         x = x.reshape(-1, height, width, p, p, self.channels)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, height * p, width * p)

@@ -107,6 +107,7 @@ class SanaBlock(nn.Module):
         eps, norm_eps = config.convention.linear_attention_eps, config.convention.cross_norm_eps
         self.attn = LinearAttention(hidden, config.linear_head_dim, config.qk_norm, eps)
         self.cross_attn = CrossAttention(hidden, config.cross_heads, config.qk_norm, norm_eps)
+        # `int` cuts the decimals off, as in the published code; `model.weights.fitting` relies on it.
         self.mlp = MixFeedForward(hidden, int(config.mlp_ratio * hidden))
         self.scale_shift_table = nn.Parameter(torch.randn(6, hidden) / math.sqrt(hidden))
 
@@ -118,10 +119,12 @@ class SanaBlock(nn.Module):
         `time_B6D` is the modulation that blocks share, `text` this block's keys and values, and `size` is (H, W).
         """
         modulation_B6D = self.scale_shift_table + time_B6D
+        # Table and time may be float32 beside bfloat16 tokens; the kernels of modulation take one dtype.
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation_B6D.to(x_BND.dtype).chunk(6, dim=1)
         kernels = chosen_kernels()
         attended = self.attn(modulate(x_BND, shift1, scale1, kernels))
         x_BND = gated_residual(x_BND, gate1, attended, kernels)
+        # As published: cross-attention has no norm before it, no modulation and no gate.
         x_BND = x_BND + self.cross_attn(x_BND, text, mask_BT)
         fed_forward = self.mlp(modulate(x_BND, shift2, scale2, kernels), size)
         return gated_residual(x_BND, gate2, fed_forward, kernels)
@@ -152,6 +155,7 @@ class Sana(nn.Module):
     def embed(self, latents_BCHW: Tensor, timesteps_B: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
         """What the blocks need: tokens (B, N, D), time (B, D), shared modulation (B, 6, D) and token grid (H, W)."""
         x_BND, size = self.x_embedder(latents_BCHW)
+        # The published code tells the network whole timesteps.
         time_BD = self.t_embedder(timesteps_B.trunc() if self.config.convention.whole_timesteps else timesteps_B)
         time_B6D = self.t_block(time_BD).unflatten(1, (6, -1))
         return x_BND, time_BD, time_B6D, size

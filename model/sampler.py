@@ -80,6 +80,7 @@ def sample(
     predict = _guided(network, text, null, guidance)
     grid = solver_grid(sampler, steps, flow_shift, network.config.numerics)
     solve = _euler if sampler == "flow_euler" else _dpm_solver_2m
+    # Latents are float32 whatever the weights are: a solver adds up many small steps.
     return solve(predict, noise_BCHW.float(), grid)
 
 
@@ -118,12 +119,13 @@ def _dpm_solver_2m(predict: Velocity, x: Tensor, grid: Grid) -> Tensor:
     for i, (sigma, following) in enumerate(pairwise(grid.sigmas)):
         latent = x - sigma * predict(x, grid.timesteps[i])
         if following == 0:
-            return latent
+            return latent  # the log ratio of sigma 0 would be infinite
         direction = latent
         step = log_ratio[i + 1] - log_ratio[i]
         if previous is not None:
             ratio = (log_ratio[i] - log_ratio[i - 1]) / step
             direction = latent + (latent - previous) / (2 * ratio)
+        # `expm1` keeps the digits of small steps.
         x = (following / sigma) * x + (1 - following) * -math.expm1(-step) * direction
         previous = latent
     # `solver_grid` always ends at 0; this is for a grid that somebody makes by hand.

@@ -133,6 +133,7 @@ class TextEncoder:
     def _embed(self, ids: Sequence[Tensor]) -> list[Tensor]:
         """The states (T_i, E) of token sequences."""
         states_BTE = self._states(*pad(ids))
+        # A view would keep the padding of the whole batch in memory.
         return [states_TE[: len(tokens)].clone() for states_TE, tokens in zip(states_BTE, ids, strict=True)]
 
     @torch.no_grad()
@@ -209,7 +210,7 @@ def build_text_encoder(
         intermediate_size=4 * hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads if heads % 2 else heads // 2,
+        num_key_value_heads=heads if heads % 2 else heads // 2,  # heads must be a multiple of it
         head_dim=head_dim,
         query_pre_attn_scalar=head_dim,
         pad_token_id=tokenizer.pad_token_id,

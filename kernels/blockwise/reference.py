@@ -43,6 +43,7 @@ def quantize(values_KN: Tensor, map: Map = "linear") -> Quantized:
     blocks_KBE = blocks_of(values_KN)
     bounds = MAPS[map].bounds(blocks_KBE)
     codes = encode(blocks_KBE, bounds, map).flatten(1)
+    # `contiguous` lets go of the codes of the filling.
     return Quantized(codes[:, : values_KN.shape[1]].contiguous(), *MAPS[map].scales(bounds))
 
 

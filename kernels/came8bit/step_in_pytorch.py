@@ -31,6 +31,7 @@ def _step_batch(works: list[Work], map: Map | None) -> None:
     state = {name: _stacked([single[name] for single in states]) for name in states[0]}
     momentum = unpack(state)  # float32, whatever the state holds
     _descend(works, _movement(works, state, momentum))
+    # The parameters have moved by the exact momentum; only what is kept for the next step is coded.
     state |= pack(momentum, map)
     for index, single in enumerate(states):
         single.update((name, stacked[index]) for name, stacked in state.items())

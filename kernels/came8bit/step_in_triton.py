@@ -105,6 +105,7 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
     strips, across = _cdiv(rows, TILE["STRIP"]), _cdiv(columns, TILE["COLUMNS"])
     chunks, blocks = _cdiv(rows, CHUNK) + _cdiv(columns, CHUNK), _cdiv(rows * columns, BLOCK)
     other_blocks = _cdiv(sizes, BLOCK)
+    # In 64 bits, since addresses are fields, too.
     table = torch.zeros(len(matrices) + len(others), FIELDS.value, dtype=torch.int64)
     of_matrices, of_others = table[: len(matrices)], table[len(matrices) :]
     row_sums, column_sums = across * rows, strips * columns
@@ -200,6 +201,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
     types = {"PARAMETER_TYPE": TYPES[works[0].parameter.dtype], "GRADIENT_TYPE": TYPES[works[0].gradient.dtype]}
     move = (settings.lr, settings.lr * settings.weight_decay)
     how = {"STOCHASTIC": works[0].key is not None, "ALIGNED": aligned}
+    # Kernels of the linear map are given these two as well, and do not read them.
     values, thresholds = dynamic.values(device), dynamic.thresholds(device)
     sizes = {"STRIP": TILE["STRIP"], "TILE_ROWS": TILE["ROWS"], "TILE_COLUMNS": TILE["COLUMNS"]}
 
@@ -208,7 +210,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
         scratches = (room["parts"], room["factors"], room["square_totals"], room["norms"], room["norm_totals"])
         options = {
             "GRADIENT_TYPE": types["GRADIENT_TYPE"],
-            "MAP": map or "linear",
+            "MAP": map or "linear",  # without a map no momentum is in 8 bits, and the kernels read none
             "PASS": which.value,
             "ALIGNED": aligned,
             **sizes,
@@ -238,6 +240,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
         over_tiles(NORMS)
     if others:
         over_others(apply=False)
+    # Both kinds have left their norms in one tensor, so that one launch adds them up.
     totals_kernel[(len(works),)](room["norms"], plan.norm_starts, room["norm_totals"], CHUNK=CHUNK)
     if matrices:
         over_tiles(SURPRISE)

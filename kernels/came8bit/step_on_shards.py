@@ -166,7 +166,7 @@ class MatrixRows(Rows):
 
     def surprise(self, norm: Tensor) -> tuple[Tensor, Tensor]:
         """Send column sums of (u - m)^2 and the sum of the row means (I + 1); and the bounds of the blocks of m."""
-        self.scale = self.clip(norm)
+        self.scale = self.clip(norm)  # kept, since `apply` scales the update again
         update_KoI = self.update().mul_(self.scale)
         # Not stored: the blocks' bounds are known only after the collective, so `apply` computes this momentum again.
         momentum_KoI = self.momentum().lerp_(update_KoI, 1 - self.settings.betas[0])
@@ -179,6 +179,7 @@ class MatrixRows(Rows):
         row_mean = self.follow_columns(self.instability, total, self.settings.eps[1], self.settings.betas[2])
         update_KoI = self.update().mul_(self.scale)
         momentum_KoI = self.momentum().lerp_(update_KoI, 1 - self.settings.betas[0])
+        # The parameter moves by the exact momentum; only what is kept for the next step is coded.
         self.descend(self.instability.normalize(momentum_KoI, row_mean, out=update_KoI))
         self.store(momentum_KoI, bounds)
 

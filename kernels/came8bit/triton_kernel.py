@@ -149,11 +149,13 @@ def tiles_kernel(
             first, last = (entry + first_column) // BLOCK_ENTRIES, (entry + last_column) // BLOCK_ENTRIES
             old = load_momentum(momentum, place, inside, first, last, values, MAP)
             update = x * clip
+            # Outside the matrix `old` is the minimum of a block and not 0.
             x = tl.where(inside, update - (old + (update - old) * weight), 0.0)
         square = x * x
         total += square
         if PASS != NORMS:
             tl.store(row_sums + row, tl.sum(square, axis=1), mask=row < rows)
+    # Sums by row were stored at each step; sums by column are complete only after the strip.
     by_column = tl.sum(total, axis=0)
     if PASS == NORMS:
         tl.store(norms + tl.program_id(0), tl.sum(by_column, axis=0))
@@ -204,6 +206,7 @@ def statistics_kernel(
     new = old + (total / other.to(tl.float32) + floor - old) * weight
     tl.store(statistic + entry, new, mask=inside)
     tl.store(factor + entry, tl.rsqrt(new), mask=inside)
+    # Chunks of columns add nothing: the estimate is divided by the mean over rows alone.
     by_rows = tl.where(inside & (chunk < row_chunks), new, 0.0)
     tl.store(row_sums + tl.program_id(0), tl.sum(by_rows, axis=0))
 

@@ -47,6 +47,7 @@ KEY_VALUE_LAUNCH = {"num_stages": 1}
 @triton.jit
 def inverse_rms_kernel(qkv, inverse_rms, width, eps, BLOCK: tl.constexpr):
     """1 / rms of the token `program_id(0)`: of its queries if `program_id(1)` is 0, of its keys if it is 1."""
+    # In 64 bits, as are all products with the number of a picture: a batch may have more than 2^31 numbers.
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     channel = tl.arange(0, BLOCK)
     x = tl.load(qkv + (3 * row + part) * width + channel, mask=channel < width, other=0.0).to(tl.float32)
@@ -100,7 +101,7 @@ def key_value_kernel(
         k = load_feature(qkv, 1, row, inside, head, width, rows, inverse_rms, key_weight, d)
         v = load_part(qkv, 2, row, inside, head, width, d)
         keys += tl.sum(k, axis=0)
-        if EXACT:
+        if EXACT:  # half the operands' size, and one product on tensor cores instead of three
             k, v = k.to(qkv.dtype.element_ty), v.to(qkv.dtype.element_ty)
         key_values = tl.dot(tl.trans(v), k, key_values, input_precision="tf32x3")
     store_sums(sums, run, head, picture, key_values, keys, d)
@@ -227,6 +228,7 @@ def norm_gradient_kernel(
         g = tl.load(dqkv + place, mask=inside, other=0.0).to(tl.float32)
         dweight += g * normed
         mean = tl.sum(g * weight * normed) / width
+        # The norm divides by the rms of x itself, so the part of g along the normed x does not move the result.
         dx = inverse * (g * weight - normed * mean)
         tl.store(dqkv + place, dx.to(dqkv.dtype.element_ty), mask=inside)
     tl.store(dweights + (part * tl.num_programs(0) + tl.program_id(0)) * width + channel, dweight, mask=inside)

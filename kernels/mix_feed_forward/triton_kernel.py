@@ -66,7 +66,7 @@ def load_row(cells, row, column, grid, channel, inside, COLUMNS: tl.constexpr, S
     height, width, channels = grid
     loaded = ()
     for offset in tl.static_range(COLUMNS + 2):
-        place = column + offset - 1
+        place = column + offset - 1  # the first cell is the left neighbour of the strip
         on_grid = (row >= 0) & (row < height) & (place >= 0) & (place < width)
         address = cells + (row * width + place).to(tl.int64) * channels + channel
         x = tl.load(address, mask=inside & on_grid, other=0.0).to(tl.float32)
@@ -79,7 +79,7 @@ def load_taps(weight, channel, inside, MIRRORED: tl.constexpr):
     """The nine weights of each channel in float32, row by row; in reverse order if MIRRORED."""
     taps = ()
     for tap in tl.static_range(9):
-        source = 8 - tap if MIRRORED else tap
+        source = 8 - tap if MIRRORED else tap  # the gradient of a convolution is convolved with the mirrored kernel
         taps += (tl.load(weight + channel * 9 + source, mask=inside, other=0.0).to(tl.float32),)
     return taps
 

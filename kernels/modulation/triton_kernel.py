@@ -75,6 +75,7 @@ def modulate_gradient_kernel(
         dshift += g
         dscale += g * normed
         dnormed = g * factor
+        # LN does not see the mean and the scale of x. These terms take the gradient's parts along them out.
         along = tl.sum(dnormed * normed) / width
         values = inverse_deviation * (dnormed - tl.sum(dnormed) / width - normed * along)
         tl.store(dx + row * width + channel, values.to(dx.dtype.element_ty), mask=inside)

@@ -36,7 +36,7 @@ def export_pipeline(
     """
     pipeline = SanaPipeline(
         tokenizer=text_encoder.tokenizer,
-        text_encoder=text_encoder.model.get_decoder(),
+        text_encoder=text_encoder.model.get_decoder(),  # the pipeline has no use for the vocabulary head
         vae=autoencoder.network,
         transformer=to_transformer(network, sample_size),
         scheduler=scheduler(sampler, flow_shift),

@@ -56,6 +56,7 @@ def config_of(weights: Mapping[str, Tensor], numerics: Numerics, heads: tuple[in
     known = PUBLISHED_HEADS.get(hidden, heads)
     if known is None:
         raise ValueError(f"no published network is {hidden} wide: give its linear_head_dim and cross_heads")
+    # A number that is left out between two others is found by `check_fit`, as missing tensors.
     numbers = {int(name.split(".")[1]) for name in weights if name.startswith(f"{BLOCKS}.")}
     return NetworkConfig(
         in_channels=channels,
