@@ -14,11 +14,11 @@ TORCH ?= cuda
 WHEELS ?= all
 WHEELS_DIR ?= wheels
 
-.PHONY: help setup run plan test test-slurm lint wheels up status down
+.PHONY: help setup run plan dvc.yaml test test-all test-slurm lint wheels up status down
 .DEFAULT_GOAL := help
 
 help: ## show this help
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/' | expand -t 12
+	@grep -E '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):[^#]*## (.*)/\1\t\2/' | expand -t 12
 
 setup: $(READY) ## make .venv with the pinned versions, if pyproject.toml or constraints.txt changed
 
@@ -33,8 +33,14 @@ run: setup ## run what is not up to date (PROFILE=smoke for another scale)
 plan: setup ## show memory, FLOPs, GPU-hours and disk of every stage before it is run (PROFILE=paper, GPUS=8)
 	$(BIN)/python -m tasks.plan $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPUS),--gpus $(GPUS))
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+dvc.yaml: setup ## write dvc.yaml from the table of stages, tasks/stages.py
+	$(BIN)/python -m flows.dvc_yaml
+
+test: setup ## pass the tests that need no server and no whole pipeline, in a few minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration"
+
+test-all: test ## pass them, then those that start servers, ranks or whole pipelines
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m integration
 
 test-slurm: setup ## pass the tests that need Slurm, on one of their own (says what to install where there is none)
 	$(BIN)/python tests/slurm/cluster.py

@@ -19,7 +19,15 @@ from torch import Tensor
 from kernels.choice import Choice, choose_kernels
 from model.network import NetworkConfig, Sana
 
-MODULES = ("transformers", "accelerate", "triton", "diffusers", "webdataset", "tasks.training.loop", "tasks.generate")
+MODULES = (
+    "transformers",
+    "accelerate",
+    "triton",
+    "diffusers",
+    "webdataset",
+    "tasks.training.training_loop",
+    "tasks.generate",
+)
 CONFIGS = {
     "cuda": NetworkConfig(32, 2240, 2, 32, 20, 2.5, 1, 2304, True, "diffusers"),
     "cpu": NetworkConfig(32, 256, 2, 32, 4, 2.5, 1, 128, True, "diffusers"),

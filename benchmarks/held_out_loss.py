@@ -18,12 +18,14 @@ from typing import Any, get_args, get_type_hints
 
 from common import RESULTS, Results, hardware, versions
 
-from tasks.context import Context
-from tasks.params import Params, Pretrain, load_params
-from tasks.pretrain import pretrain
-from tasks.spool import open_spool
-from tasks.stage import configure_torch
-from tasks.tracking import Tracker
+from tasks import pretrain
+from tasks.params.experiment import Params
+from tasks.params.reading import load_params
+from tasks.params.training import Pretrain
+from tasks.runtime.context import Context
+from tasks.runtime.torch_setup import configure_torch
+from tasks.tracking.spool import open_spool
+from tasks.tracking.tracker import Tracker
 
 OPTIMIZERS = get_args(get_type_hints(Pretrain)["optimizer"])
 
@@ -38,7 +40,7 @@ def train(params: Params, optimizer: str, seed: int, threads: int) -> dict[str, 
         out = Path(folder) / "out"
         out.mkdir()
         name = f"{optimizer}, seed {seed}"
-        metrics = pretrain(Context(name, chosen, out, Path(folder) / "state", Tracker(spool), device, threads))
+        metrics = pretrain.run(Context(name, chosen, out, Path(folder) / "state", Tracker(spool), device, threads))
     losses = {key: metrics[key] for key in ("heldout_loss_before", "heldout_loss")}
     return {"optimizer": optimizer, "seed": seed, **losses, "seconds": round(time.perf_counter() - started, 1)}
 

@@ -22,8 +22,8 @@ import yaml
 from common import DEVICE, PROJECT, Results, command_line, peer, start
 from synthetic import Encodings, write_encodings
 
-from tasks import layout
-from tasks.params import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, read_yaml
+from tasks.params.reading import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, read_yaml
+from tasks.system import paths
 
 NEEDED = ("diffusers", "webdataset")
 DEPTH = 2  # one of the profile's
@@ -47,16 +47,16 @@ def run_stage(root: Path, name: str) -> dict[str, Any]:
     """Run one stage: its seconds and metrics, or the last line that it said."""
     stem, _, branch = name.partition("@")
     command = [sys.executable, "-m", f"tasks.{stem}", *([ARGUMENTS[stem], branch] if branch else [])]
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    folders = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     # a relative path would start at the workspace
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), *map(os.path.abspath, paths)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), *map(os.path.abspath, folders)])}
     started = time.monotonic()
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - started
     if done.returncode != 0:
         lines = (done.stdout + done.stderr).strip().splitlines() or ["it said nothing"]
         return {"problem": f"exit status {done.returncode}: {lines[-1][:300]}", "seconds": seconds, "metrics": {}}
-    record = json.loads((root / layout.STAGE_RECORDS / f"{name}.json").read_text(encoding="utf-8"))
+    record = json.loads((root / paths.STAGE_RECORDS / f"{name}.json").read_text(encoding="utf-8"))
     return {
         "problem": None,
         "seconds": seconds,
@@ -69,7 +69,7 @@ def metrics_of(root: Path, stem: str, branch: str) -> dict[str, float]:
     """What a stage measured, from its output."""
     names = {"shard": "shards", "encode": "encoded", "pretrain": "small", "grow": "grown_init", "train": "grown"}
     names |= {"prune": f"pruned-{branch}", "finetune": f"finetuned-{branch}", "geneval": f"geneval/{branch}"}
-    return json.loads((root / layout.OUTPUTS / names.get(stem, stem) / "metrics.json").read_text(encoding="utf-8"))
+    return json.loads((root / paths.OUTPUTS / names.get(stem, stem) / "metrics.json").read_text(encoding="utf-8"))
 
 
 def compared(name: str, gpu: dict[str, Any], cpu: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def trained(folder: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     roots = [folder / "first", folder / "cpu"]
     for root, device in zip(roots, (DEVICE, "cpu"), strict=True):
         write_workspace(root, device)
-        write_encodings(root / layout.ENCODED, ENCODINGS)
+        write_encodings(root / paths.ENCODED, ENCODINGS)
     with ThreadPoolExecutor(2) as pool:
         for name in names:
             yield compared(name, *pool.map(lambda root, name=name: run_stage(root, name), roots))

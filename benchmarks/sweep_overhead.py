@@ -141,7 +141,7 @@ def requests(log: Path) -> int:
 def inside(kind: str, points: int) -> dict[str, Any]:
     """Run the sweep in the working directory; returns its seconds, and those of its parts."""
     import flows.sweep
-    from flows.sweeps import follow, process
+    from flows.sweeps import follow_points, point_process
 
     parts: dict[str, float] = defaultdict(float)
 
@@ -157,8 +157,8 @@ def inside(kind: str, points: int) -> dict[str, Any]:
 
     for name in PARTS:
         setattr(flows.sweep, name, timed(name, getattr(flows.sweep, name)))
-    follow.prepare = timed("prepare", follow.prepare)
-    process.MODULE = "nothing"
+    follow_points.prepare = timed("prepare", follow_points.prepare)
+    point_process.MODULE = "nothing"
     started = time.perf_counter()
     if kind == "scheduled":
         schedule(timed)
@@ -182,7 +182,7 @@ def schedule(timed: Timed) -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
 
     from flows.sweep import expand, open_pool, read_sweep
-    from flows.sweeps import follow
+    from flows.sweeps import follow_points
 
     get_client(sync_client=True).create_work_pool(WorkPoolCreate(name=POOL, type="process"))
     plan = read_sweep(Path.cwd(), SWEEP)
@@ -191,7 +191,7 @@ def schedule(timed: Timed) -> None:
     handles = {}
     for point in points:
         find(point)
-        follow.prepare(Path.cwd(), point)
+        follow_points.prepare(Path.cwd(), point)
         handles[point.key] = submit(point)
     look = timed("look", lambda: [pool.state(point, handles[point.key]).phase for point in points])
     assert look() == ["queued"] * len(points)

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from tasks.data.arrays import to_npy
-from tasks.data.encoded import NULL_TEXT, NULL_TEXT_NAME
+from tasks.data.encoded_samples import NULL_TEXT, NULL_TEXT_NAME
 from tasks.data.indexed_shard import SpanRecorder
+from tasks.data.npy_arrays import to_npy
 from tasks.data.shards import SPANS, ShardEntry, describe, write_index
-from tasks.files import sha256_file, write_bytes, write_manifest
+from tasks.system.files import write_bytes
+from tasks.system.manifest import sha256_file, write_manifest
 
 SHARD = 64  # samples
 

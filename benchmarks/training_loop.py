@@ -4,10 +4,11 @@
 
 On a GPU it trains the published 1.6B at 512 pixels with 8-bit CAME under bfloat16 autocast, with an average of the
 weights, at the largest micro-batch of 32, 16, 8 and 4 that fits; on the CPU a small network. Each row is a run of
-`--steps` steps of `tasks.training.loop.Trainer` after three that warm up.
+`--steps` steps of `tasks.training.training_loop.Trainer` after three that warm up.
 
-* `mfu`: operations of forward and backward passes (`tasks.planning.flops`) over the seconds, as a share of what the
-  data sheet of the GPU says it can do in bfloat16; `mfu_of_measured` the same of a large matrix product, measured here.
+* `mfu`: operations of forward and backward passes (`tasks.planning.network_flops`) over the seconds, as a share of what
+the data sheet of the GPU says it can do in bfloat16; `mfu_of_measured` the same of a large matrix product, measured
+here.
 * `waits_for_data`: share of the time in which the GPU has nothing to do because the next batch is being read and
   copied. One event goes on the GPU's stream before the reading and one behind the copy. The time between them is that
   in which the GPU had no other work.
@@ -34,17 +35,18 @@ from synthetic import Encodings, write_encodings
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-import tasks.training.loop as loop
+import tasks.training.training_loop as loop
 from model.network import Sana
-from tasks.context import Context
-from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml
-from tasks.planning.flops import training_flops
+from tasks.params.experiment import Params
+from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
+from tasks.planning.network_flops import training_flops
 from tasks.pretrain import network_config
-from tasks.spool import open_spool
-from tasks.stage import configure_torch
-from tasks.tracking import Tracker
-from tasks.training.loop import Trainer
-from tasks.training.objective import NoisedBatch
+from tasks.runtime.context import Context
+from tasks.runtime.torch_setup import configure_torch
+from tasks.tracking.spool import open_spool
+from tasks.tracking.tracker import Tracker
+from tasks.training.training_batch import NoisedBatch
+from tasks.training.training_loop import Trainer
 
 WARM_UP = 3
 WAITING = ("cudaStreamSynchronize", "cudaEventSynchronize")

@@ -4,7 +4,7 @@
 
 The network is SANA-1.5's at 512 pixels: 2240 channels, 60 blocks (4.8B), bfloat16 weights, cached latents and texts, no
 average of the weights. First, with torch held to 24 GB: three steps of 8-bit CAME within the backward pass, and the
-held-out loss of stage `train` (`tasks.training.evaluation`). Then, with all the memory that there is, three steps of
+held-out loss of stage `train` (`tasks.training.heldout_loss`). Then, with all the memory that there is, three steps of
 each optimizer. The peak is what torch allocated; what runs out of memory has no figure, and its row says so. Beside it
 stands what the plan (`tasks/planning`) says of weights, gradients and state, to which activations come. Without a GPU
 the same code runs, and no memory is measured.
@@ -25,10 +25,10 @@ from torch.optim import Optimizer
 from kernels.came8bit.step_in_backward import StepInBackward
 from kernels.optimizers import build_optimizer
 from model.network import NetworkConfig, Sana
-from tasks.data.encoded import EncodedDataset
-from tasks.params import PARAMS_FILE, load_params
-from tasks.planning.memory import gradient_bytes, optimizer_bytes, weight_bytes
-from tasks.training.evaluation import heldout_loss
+from tasks.data.encoded_samples import EncodedDataset
+from tasks.params.reading import PARAMS_FILE, load_params
+from tasks.planning.training_memory import gradient_bytes, optimizer_bytes, weight_bytes
+from tasks.training.heldout_loss import heldout_loss
 
 LIMIT = 24e9  # bytes: a 24 GiB card less what CUDA itself takes of it
 STEPS = 3

@@ -5,6 +5,8 @@ do not depend on a failed stage go on, and the flow then fails naming every reas
 in a copy of the project under `runs/`.
 """
 
+import flows.entry.prefect_environment  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,24 +16,21 @@ from typing import Any
 
 import yaml
 from prefect import flow, get_run_logger
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
-from prefect.states import Completed, State
+from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.tasks import Task
 
-from flows.artifacts import Progress, best_effort, publish_models, publish_report, publish_stages
-from flows.build import Build, BuiltStage, open_build
-from flows.children import ChildFailed
-from flows.graph import submit_stages
-from flows.terminal import LOGGER, FlowFailed, in_terminal
-from flows.workspace import merged_params, open_workspace
-from tasks.errors import UserError
-from tasks.files import read_json
-from tasks.layout import RESULTS
-from tasks.processes import BAD_INPUT
+from flows.building.child_processes import ChildFailed
+from flows.building.prefect_artifacts import Progress, best_effort, publish_models, publish_report, publish_stages
+from flows.building.stage_builder import BuiltStage, StageBuilder, open_builder
+from flows.building.stage_graph import submit_stages
+from flows.building.stage_retry import stage_task
+from flows.building.workspace import merged_params, open_workspace
+from flows.entry.terminal import LOGGER, FlowFailed, in_terminal
+from tasks.system.errors import UserError
+from tasks.system.files import read_json
+from tasks.system.paths import RESULTS
 
 
 @flow(name="sana15", task_runner=ThreadPoolTaskRunner(), persist_result=True, result_serializer="json")
@@ -55,8 +54,8 @@ def full_pipeline(
     root = open_workspace(Path.cwd(), profile, given["overrides"])
     log = get_run_logger().getChild(LOGGER).info
     log(f"working in {root}")
-    with open_build(root, str(flow_run.id), given, remote) as build:
-        progress = Progress(len(build.pins.stages if only is None else only))
+    with open_builder(root, str(flow_run.id), given, remote) as build:
+        progress = Progress(len(build.dvc_lock.stages if only is None else only))
 
         def submit(name: str, upstream: Sequence[PrefectFuture]) -> PrefectFuture:
             return stage_task(build, name, progress).submit(wait_for=upstream)
@@ -76,45 +75,11 @@ def full_pipeline(
             with best_effort(log):
                 publish_models(models)
                 publish_report(root.resolve() / RESULTS / "report.html")
-            build.lineage.record_models(models)
+            build.mlflow_runs.record_models(models)
     return {"workspace": str(root), "stages": [asdict(stage) for stage in stages]}
 
 
-def stage_task(build: Build, name: str, progress: Progress) -> Task[[], dict[str, Any]]:
-    """The Prefect task that builds one stage; tried again if it fails, unless its input is bad or the flow stopped."""
-
-    def run() -> dict[str, Any] | State:
-        log = get_run_logger().getChild(LOGGER)
-        try:
-            built = build.build(name, lambda line: log.info("%s | %s", name, line))
-        except (ChildFailed, UserError) as error:
-            log.error("%s failed: %s", name, error)
-            raise
-        with best_effort(log.warning):
-            progress.advance()
-        if built.cached:
-            log.info("%s: cached", name)
-            return Completed(name="Cached", message="up to date", data=asdict(built))
-        log.info("%s: done in %.1f s", name, built.seconds)
-        return asdict(built)
-
-    def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
-        error = state.data
-        return isinstance(error, ChildFailed) and error.code != BAD_INPUT and not build.children.stopping
-
-    return Task(
-        fn=run,
-        name=name,
-        task_run_name=name,
-        retries=build.params.workflow.retries,
-        retry_condition_fn=worth_retrying,
-        cache_policy=NO_CACHE,
-        persist_result=True,
-        result_serializer="json",
-    )
-
-
-def push(build: Build, stages: Sequence[BuiltStage]) -> str:
+def push(build: StageBuilder, stages: Sequence[BuiltStage]) -> str:
     """Push the outputs of these stages, also those that were cached: their push may have failed. Why it did now."""
     try:
         if stages:

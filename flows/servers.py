@@ -1,10 +1,12 @@
 """The local servers: `python -m flows.servers up`, `status`, `down`.
 
 Prefect's server with a work pool, the deployments and a process worker, and MLflow's UI, all on 127.0.0.1 only. All
-accounts of the host reach that address, so both servers ask for the password in `.sana15/password` (`flows.access`).
-Each runs in a session of its own, with its pid and its log in `.sana15/servers/`. `PREFECT_PORT` and `MLFLOW_PORT`
-choose other ports.
+accounts of the host reach that address, so both servers ask for the password in `.sana15/password`
+(`flows.entry.password`). Each runs in a session of its own, with its pid and its log in `.sana15/servers/`.
+`PREFECT_PORT` and `MLFLOW_PORT` choose other ports.
 """
+
+import flows.entry.prefect_environment  # noqa: F401
 
 import argparse
 import base64
@@ -23,11 +25,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import urlsplit
 
 import psutil
 
-from flows.access import (
+from flows.entry.own_servers import FOLDER, HOST, listens, recorded_process
+from flows.entry.password import (
     API_VARIABLE,
     CLIENT_VARIABLE,
     PASSWORD,
@@ -36,17 +38,13 @@ from flows.access import (
     credentials,
     password_file,
 )
-from flows.terminal import complain
-from tasks.errors import UserError
-from tasks.files import write_bytes
-from tasks.layout import STATE
-from tasks.mlflow_store import connect, main_project, tracking_uri
-from tasks.processes import BAD_INPUT
+from tasks.system.errors import UserError
+from tasks.system.files import write_bytes
+from tasks.system.processes import BAD_INPUT, complain
+from tasks.tracking.mlflow_store import connect, tracking_uri
 
-HOST = "127.0.0.1"
-FOLDER = STATE / "servers"
 POOL = "sana15"
-POOL_TEMPLATE = Path(__file__).parent / "pools" / "process.json"
+POOL_TEMPLATE = Path(__file__).parent / "places" / "templates" / "process.json"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -92,7 +90,7 @@ class Server:
 
     def process(self) -> psutil.Process | None:
         """Its process, if it was started here and lives."""
-        return _recorded(self.pid_file)
+        return recorded_process(self.pid_file)
 
     def healthy(self) -> bool:
         """Whether it answers to our password alone; one without a port is well while it lives."""
@@ -114,7 +112,7 @@ class Server:
 
         Another account's program that has the port is not asked: it would learn the password.
         """
-        if not _listens(self.process(), self.port):
+        if not listens(self.process(), self.port):
             return None
         request = urllib.request.Request(self.url + self.health)
         if given is not None:
@@ -153,19 +151,6 @@ def servers() -> tuple[Server, Server, Server]:
 def prefect_api() -> str:
     """What `PREFECT_API_URL` must be for Prefect's commands to talk to the server."""
     return f"{servers()[0].url}/api"
-
-
-def is_own_server(url: str) -> bool:
-    """Whether `url` is the address of the Prefect server that `make up` has started for this project.
-
-    Not where that is down: another account's program may have got its port since. `localhost` may mean an address that
-    it does not listen on.
-    """
-    try:
-        host, port = urlsplit(url).hostname, urlsplit(url).port
-    except ValueError:
-        return False
-    return host == HOST and _listens(_recorded(main_project(Path.cwd()) / FOLDER / "prefect.pid"), port)
 
 
 def up() -> None:
@@ -287,27 +272,6 @@ def refuse_busy_port(server: Server) -> None:
             raise UserError(
                 f"port {server.port} is in use by {_listener(server.port)}: set {server.variable}={other}, or stop it"
             ) from None
-
-
-def _recorded(pid_file: Path) -> psutil.Process | None:
-    """The process that this file tells of, if it lives; a program that has got the same pid since does not count."""
-    try:
-        pid, began = pid_file.read_text(encoding="utf-8").split()
-        process = psutil.Process(int(pid))
-        alive = process.create_time() == float(began) and process.status() != psutil.STATUS_ZOMBIE
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-        return None
-    return process if alive else None
-
-
-def _listens(process: psutil.Process | None, port: int | None) -> bool:
-    """Whether this process, or one that it has begun, listens on the port."""
-    try:
-        every = [process, *process.children(recursive=True)] if process is not None else []
-        listening = [one for child in every for one in child.net_connections("tcp")]
-    except psutil.Error:
-        return False
-    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in listening)
 
 
 def _listener(port: int) -> str:

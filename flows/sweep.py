@@ -6,6 +6,8 @@ runs only what is missing or failed, and goes on with what still runs. A point t
 the others.
 """
 
+import flows.entry.prefect_environment  # noqa: F401
+
 import argparse
 import re
 import sys
@@ -21,24 +23,24 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run
 from prefect.states import State as RunState
 
-from flows.artifacts import best_effort
-from flows.sweeps.definition import Sweep, read_sweep
-from flows.sweeps.follow import Told, finished, follow, write_folders
-from flows.sweeps.leases import visible_gpus
-from flows.sweeps.lineage import recorded
-from flows.sweeps.local import Local
+from flows.building.prefect_artifacts import best_effort
+from flows.entry.terminal import LOGGER, FlowFailed, in_terminal
+from flows.places.gpu_leases import visible_gpus
+from flows.places.local_processes import Local
+from flows.places.slurm_jobs import Slurm
+from flows.places.sqlite_on_network import refuse_sqlite_over_network
+from flows.places.work_pool import WorkPool
+from flows.sweeps.follow_points import Told, finished, follow, write_folders
 from flows.sweeps.place import Place, State
-from flows.sweeps.plot import draw
 from flows.sweeps.points import Point, expand
-from flows.sweeps.pool import WorkPool
-from flows.sweeps.shared_stores import refuse_sqlite_over_network
-from flows.sweeps.slurm import Slurm
-from flows.sweeps.table import Row, Setting, rows_of, settings_of, write_table
-from flows.terminal import LOGGER, FlowFailed, in_terminal
-from tasks.errors import UserError
-from tasks.files import write_bytes
-from tasks.layout import RESULTS, STATE
-from tasks.locks import hold
+from flows.sweeps.sweep_file import Sweep, read_sweep
+from flows.sweeps.sweep_mlflow_runs import recorded
+from flows.sweeps.sweep_plot import draw
+from flows.sweeps.sweep_table import Row, Setting, rows_of, settings_of, write_table
+from tasks.system.errors import UserError
+from tasks.system.file_locks import hold
+from tasks.system.files import write_bytes
+from tasks.system.paths import RESULTS, STATE
 
 Where = Literal["local", "slurm", "work-pool"]
 Log = Callable[[str], None]

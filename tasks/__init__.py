@@ -1,9 +1,4 @@
-"""Stages of the experiment: each module `tasks.<stage>` is one command and writes one output folder."""
+"""The stages of the experiment and the commands beside them, one module each: `python -m tasks.<stage>`.
 
-import atexit
-import gc
-
-# torch, transformers and diffusers make a million objects that stay. Looking through them for garbage as often as
-# Python usually does, and once more at the end, takes a third of the time that a short stage needs.
-gc.set_threshold(50_000)
-atexit.register(gc.freeze)
+`stages.py` is the table of stages. The rooms below hold what stages are made of; tasks import `model` and `kernels`.
+"""

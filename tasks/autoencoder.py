@@ -17,18 +17,18 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from model.autoencoder import Autoencoder, build_autoencoder, load_autoencoder
-from tasks import layout
-from tasks.context import Context, Metrics
-from tasks.data.images import encode_png
-from tasks.data.order import grouped_batch_indices
-from tasks.data.pictures import PictureDataset, to_unit_range
-from tasks.errors import UserError
-from tasks.params import Params
-from tasks.precision import autocast
-from tasks.published import copy_files, published_path
-from tasks.seeds import derive, generator
-from tasks.stage import COMPUTE_SECTIONS, Stage, run_main
-from tasks.training.fit import fit
+from tasks.computing.precision import autocast
+from tasks.computing.seeds import derive, generator
+from tasks.data.picture_dataset import PictureDataset, to_unit_range
+from tasks.data.picture_files import encode_png
+from tasks.data.published_files import copy_files, published_path
+from tasks.data.sample_order import grouped_batch_indices
+from tasks.params.experiment import Params
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.training.short_training import fit
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 LATENT_NOISE = 0.1  # as a share of the latents' root mean square
@@ -41,7 +41,7 @@ SHOWN_PICTURES = 16
 def run(context: Context) -> Metrics:
     """Write the autoencoder's folder and its reconstructions of held-out pictures."""
     chosen = context.params.autoencoder
-    heldout = PictureDataset(layout.SHARDS, "heldout")
+    heldout = PictureDataset(paths.SHARDS, "heldout")
     if chosen.path is None:
         autoencoder, metrics = train(context, heldout)
         autoencoder.save(context.out)
@@ -66,7 +66,7 @@ def train(context: Context, heldout: PictureDataset) -> tuple[Autoencoder, Metri
     """A small autoencoder trained on the shards, and how its untrained self reconstructs the held-out pictures."""
     params = context.params
     chosen, seed = params.autoencoder, params.compute.seed
-    pictures = PictureDataset(layout.SHARDS, "train")
+    pictures = PictureDataset(paths.SHARDS, "train")
     torch.manual_seed(derive(seed, "autoencoder", "weights"))
     autoencoder = build(params, context.device)
     check_size(autoencoder, heldout)
@@ -145,7 +145,7 @@ def check_size(autoencoder: Autoencoder, pictures: PictureDataset) -> None:
         for height, width in pictures.sizes():
             autoencoder.check_size(height, width)
     except ValueError as error:
-        raise UserError(f"{layout.SHARDS}: {error}; change shard.image_size in params.yaml") from None
+        raise UserError(f"{paths.SHARDS}: {error}; change shard.image_size in params.yaml") from None
 
 
 def batches(pictures: PictureDataset, indices: np.ndarray) -> Iterator[Tensor]:
@@ -154,16 +154,5 @@ def batches(pictures: PictureDataset, indices: np.ndarray) -> Iterator[Tensor]:
         yield to_unit_range(pictures.pictures(part))
 
 
-def stage(_params: Params) -> Stage:
-    """The stage's record."""
-    return Stage(
-        name="autoencoder",
-        run=run,
-        inputs=(layout.SHARDS,),
-        out=layout.AUTOENCODER,
-        sections=(*COMPUTE_SECTIONS, "compute.threads", "autoencoder"),
-    )
-
-
 if __name__ == "__main__":
-    run_main(stage, "autoencoder", __doc__)
+    stage_command("autoencoder", __doc__)

@@ -20,20 +20,19 @@ from safetensors.numpy import save_file
 
 from model.network import Sana
 from model.pruning import prune_network
-from tasks import layout
-from tasks.context import Context, Metrics
-from tasks.files import write_json
-from tasks.geneval.detector import Pictures
-from tasks.geneval.detectors import build_detector, check_classes
-from tasks.geneval.evaluation import correctness, score_prompts
-from tasks.geneval.pictures import DRAWING_SECTIONS, decode, load_painter
-from tasks.geneval.prompts import Prompt, chosen_prompts
-from tasks.geneval.statistics import score
-from tasks.geneval.summary import as_record
-from tasks.params import Params
-from tasks.random_blocks import random_choices
-from tasks.seeds import derive, generator, numpy_generator
-from tasks.stage import Stage, run_main
+from tasks.computing.random_block_choices import random_choices
+from tasks.computing.seeds import derive, generator, numpy_generator
+from tasks.evaluation.detectors.detector import Pictures
+from tasks.evaluation.detectors.detector_choice import build_detector, check_classes
+from tasks.evaluation.drawing import decode, load_painter
+from tasks.evaluation.evaluation_steps import correctness, score_prompts
+from tasks.evaluation.evaluation_summary import as_record
+from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
+from tasks.evaluation.score_statistics import score
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.system import paths
+from tasks.system.files import write_json
 
 Verdicts = NDArray[np.bool_]
 
@@ -48,7 +47,7 @@ class Controls:
         check_classes((prompt.line for prompt in self.prompts), self.detector)
         self.tasks = [prompt.tag for prompt in self.prompts]
         self.images = self.params.geneval.images_per_pruned_prompt
-        self.painter = load_painter(layout.GROWN, self.params, context.device)
+        self.painter = load_painter(paths.GROWN, self.params, context.device)
 
     def draw(self, network: Sana, name: str, images: int | None = None) -> Verdicts:
         """The scorer's verdicts (P, N) on `images` pictures of a network, or on as many as all controls have."""
@@ -85,7 +84,7 @@ def run(context: Context) -> Metrics:
         for depth in chosen.depths
     }
     cuts = {depth: controls.draw_random_cuts(choices) for depth, choices in kept.items()}
-    save_file(cuts, context.out / layout.RANDOM_CUTS.name)
+    save_file(cuts, context.out / paths.RANDOM_CUTS.name)
     summary = {
         "noise": controls.record(controls.verdicts(noise_pictures(controls))),
         "untrained": controls.record(controls.draw(untrained, "controls: untrained")),
@@ -105,17 +104,5 @@ def noise_pictures(controls: Controls) -> Pictures:
     return pictures.reshape(prompts, controls.images, *pictures.shape[1:])
 
 
-def stage(_params: Params) -> Stage:
-    """The stage's record."""
-    return Stage(
-        name="controls",
-        run=run,
-        inputs=(layout.GROWN, layout.AUTOENCODER, layout.TEXT_ENCODER),
-        out=layout.CONTROLS,
-        sections=(*DRAWING_SECTIONS, "compute.branch_threads", "prune", "geneval"),
-        branch=True,
-    )
-
-
 if __name__ == "__main__":
-    run_main(stage, "controls", __doc__)
+    stage_command("controls", __doc__)

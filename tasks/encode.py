@@ -1,7 +1,7 @@
 """Stage `encode`: cache what the frozen encoders make of every picture and caption, so that training runs neither.
 
-Writes shards of latents and text embeddings in float16 (see tasks/data/encoded.py), and the embedding of the empty
-prompt, which stands for a dropped caption and is the unconditional half of guidance.
+Writes shards of latents and text embeddings in float16 (see tasks/data/encoded_samples.py), and the embedding of the
+empty prompt, which stands for a dropped caption and is the unconditional half of guidance.
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from model.autoencoder import Autoencoder, load_autoencoder
 from model.text_encoder import TextEncoder, load_text_encoder
-from tasks import layout
-from tasks.context import Context, Metrics
-from tasks.data.arrays import to_npy
-from tasks.data.encoded import NULL_TEXT, NULL_TEXT_NAME
-from tasks.data.pictures import PictureDataset, to_unit_range
+from tasks.data.encoded_samples import NULL_TEXT, NULL_TEXT_NAME
+from tasks.data.npy_arrays import to_npy
+from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.shards import SPLITS, Sample, describe, write_index, write_split
-from tasks.errors import UserError
-from tasks.files import write_bytes
-from tasks.params import Params
-from tasks.progress import progress
-from tasks.stage import Stage, run_main
+from tasks.params.experiment import Params
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.system.files import write_bytes
+from tasks.system.progress import progress
 
 
 class Moments:
@@ -51,17 +51,6 @@ class Moments:
         return max(self.squares / self.count - self.mean**2, 0.0) ** 0.5
 
 
-def stage(params: Params) -> Stage:
-    """The stage's record."""
-    return Stage(
-        "encode",
-        run,
-        inputs=(layout.SHARDS, layout.AUTOENCODER, layout.TEXT_ENCODER),
-        out=layout.ENCODED,
-        sections=("compute.device", "compute.threads", "encode"),
-    )
-
-
 def run(context: Context) -> Metrics:
     """Encode the shards with the encoders of the workspace."""
     return encode_shards(context.out, context.params, context.device)
@@ -76,7 +65,7 @@ def encode_shards(out: Path, params: Params, device: str) -> Metrics:
         null_text = torch.from_numpy(to_half(text_encoder.encode_null(), "the embedding of the empty prompt"))
         write_bytes(out / NULL_TEXT, save({NULL_TEXT_NAME: null_text}))
         for split in SPLITS:
-            pictures = PictureDataset(layout.SHARDS, split)
+            pictures = PictureDataset(paths.SHARDS, split)
             samples = encode(pictures, autoencoder, text_encoder, params.encode.batch_size, moments[split], split)
             splits[split] = write_split(out, split, samples, params.encode.samples_per_shard)
     write_index(out, splits)
@@ -87,11 +76,11 @@ def encode_shards(out: Path, params: Params, device: str) -> Metrics:
 def load_encoders(device: str) -> tuple[Autoencoder, TextEncoder]:
     """The frozen encoders. Raises UserError if one cannot be loaded or the shards' pictures do not suit it."""
     try:
-        autoencoder = load_autoencoder(layout.AUTOENCODER, device)
+        autoencoder = load_autoencoder(paths.AUTOENCODER, device)
         for split in SPLITS:
-            for height, width in PictureDataset(layout.SHARDS, split).sizes():
+            for height, width in PictureDataset(paths.SHARDS, split).sizes():
                 autoencoder.check_size(height, width)
-        return autoencoder, load_text_encoder(layout.TEXT_ENCODER, device)
+        return autoencoder, load_text_encoder(paths.TEXT_ENCODER, device)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -143,4 +132,4 @@ def to_half(values: Tensor, what: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run_main(stage, "encode", __doc__)
+    stage_command("encode", __doc__)

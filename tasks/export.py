@@ -15,14 +15,15 @@ from typing import Any
 
 from model.network import parameter_count
 from model.weights.export import export_pipeline
-from tasks import layout
-from tasks.errors import UserError
-from tasks.files import MANIFEST, read_json, sha256_file, write_bytes, write_manifest
+from tasks.evaluation.drawing import Painter
 from tasks.generate import open_painter
-from tasks.geneval.pictures import Painter
-from tasks.params import Params
-from tasks.registry import params_of, resolve_model
-from tasks.stage import bad_input_exits, parser
+from tasks.params.experiment import Params
+from tasks.runtime.command_line import bad_input_exits, command_parser
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.system.files import read_json, write_bytes
+from tasks.system.manifest import MANIFEST, sha256_file, write_manifest
+from tasks.tracking.model_registry import params_of, resolve_model
 
 CARD = "README.md"
 NOTICE = (
@@ -34,7 +35,7 @@ NOTICE = (
 
 def arguments() -> ArgumentParser:
     """The command line."""
-    options = parser("export", __doc__)
+    options = command_parser("export", __doc__)
     options.add_argument("--model", default="grown", help="name, folder or registry alias (default: grown)")
     options.add_argument("--out", type=Path, required=True, help="new folder")
     return options
@@ -104,7 +105,7 @@ def card(model: Path, painter: Painter, params: Params) -> str:
 def lineage(model: Path) -> list[str]:
     """What is known of the model's making, a line for each fact: read from the folder and those beside it."""
     lines = [f"* checkpoint: manifest sha256 `{sha256_file(model / MANIFEST)}`"] if (model / MANIFEST).exists() else []
-    for name in (layout.AUTOENCODER.name, layout.TEXT_ENCODER.name):
+    for name in (paths.AUTOENCODER.name, paths.TEXT_ENCODER.name):
         if (manifest := model.parent / name / MANIFEST).exists():
             lines.append(f"* {name}: manifest sha256 `{sha256_file(manifest)}`")
     kind, _, depth = model.name.partition("-")
@@ -112,11 +113,11 @@ def lineage(model: Path) -> list[str]:
     if depth and pruning.exists():
         kept = ", ".join(map(str, read_json(pruning)["kept"]))
         lines.append(f"* cut from `grown` by block importance, blocks {kept} kept{_tuned(kind)}")
-    growth = model.parent / layout.GROWN_INIT.name / "growth.json"
+    growth = model.parent / paths.GROWN_INIT.name / "growth.json"
     if kind != "small" and growth.exists() and has_grown(model.parent):
         chosen = read_json(growth)["chosen"]
         lines.append(f"* grown by {chosen['strategy'].replace('_', ' ')}, {chosen['drop']} last blocks dropped")
-    start = model.parent / layout.SMALL.name / layout.START.name
+    start = model.parent / paths.SMALL.name / paths.START.name
     if start.exists():
         facts = read_json(start)
         norm = ", QK norm added" if facts["qk_norm_added"] else ""
@@ -126,7 +127,7 @@ def lineage(model: Path) -> list[str]:
 
 def has_grown(outputs: Path) -> bool:
     """Whether the grown model of an experiment has new blocks, and is not the small one passed on."""
-    small, grown = (outputs / folder.name / "config.json" for folder in (layout.SMALL, layout.GROWN))
+    small, grown = (outputs / folder.name / "config.json" for folder in (paths.SMALL, paths.GROWN))
     return read_json(grown)["depth"] != read_json(small)["depth"]
 
 
@@ -136,7 +137,7 @@ def _tuned(kind: str) -> str:
 
 def scores(model: Path) -> list[str]:
     """GenEval of the model with 95 % intervals, where it was evaluated."""
-    path = model.parent / layout.GENEVAL.name / model.name / "summary.json"
+    path = model.parent / paths.GENEVAL.name / model.name / "summary.json"
     if not path.exists():
         return ["Not evaluated."]
     summary = json.loads(path.read_text(encoding="utf-8"))

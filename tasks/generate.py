@@ -18,17 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks import layout
-from tasks.errors import UserError
-from tasks.files import MANIFEST, verify_manifest, write_json
-from tasks.geneval.best_of_n import ranking
-from tasks.geneval.detector import Pictures
-from tasks.geneval.judges import open_judge
-from tasks.geneval.pictures import Painter, load_painter
-from tasks.params import Params
-from tasks.registry import params_of, resolve_model
-from tasks.seeds import derive
-from tasks.stage import bad_input_exits, configure_torch, parser
+from tasks.computing.seeds import derive
+from tasks.evaluation.best_of_n import ranking
+from tasks.evaluation.detectors.detector import Pictures
+from tasks.evaluation.drawing import Painter, load_painter
+from tasks.evaluation.judges.judge_choice import open_judge
+from tasks.params.experiment import Params
+from tasks.runtime.command_line import bad_input_exits, command_parser
+from tasks.runtime.torch_setup import configure_torch
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.system.files import write_json
+from tasks.system.manifest import MANIFEST, verify_manifest
+from tasks.tracking.model_registry import params_of, resolve_model
 
 SHEET_SCALE = 4
 GAP = 2
@@ -37,7 +39,7 @@ GAP = 2
 
 def arguments() -> ArgumentParser:
     """The command line."""
-    options = parser("generate", __doc__)
+    options = command_parser("generate", __doc__)
     options.add_argument("prompt", nargs="?", help="what to draw")
     options.add_argument("--prompts", type=Path, help="a text file with one prompt in each line")
     options.add_argument("--model", default="grown", help="name, folder or registry alias (default: grown)")
@@ -61,7 +63,7 @@ def generate(options: Namespace) -> None:
     model = resolve_model(options.model)
     params = params_of(model)
     if judged:
-        require_beside(model, layout.JUDGE.name, "run python -m tasks.judge there, or draw with --no-judge")
+        require_beside(model, paths.JUDGE.name, "run python -m tasks.judge there, or draw with --no-judge")
     painter = open_painter(model, params)
     pictures_PNHW3 = painter.draw(prompts, options.n, derive(options.seed, "generate"), "generate")
     scores_PN = judge_scores(model, painter, pictures_PNHW3, prompts) if judged else None
@@ -80,7 +82,7 @@ def generate(options: Namespace) -> None:
 
 def judge_scores(model: Path, painter: Painter, pictures_PNHW3: Pictures, prompts: list[str]) -> NDArray[np.float64]:
     """Scores (P, N) by the judge of the model's experiment: log P(yes)."""
-    folder = model.parent / layout.JUDGE.name
+    folder = model.parent / paths.JUDGE.name
     judge = open_judge(folder, painter.text_encoder, painter.params.compute.dtype, painter.device)
     return judge.log_yes(pictures_PNHW3, prompts)
 
@@ -119,7 +121,7 @@ def read_prompts(options: Namespace) -> list[str]:
 def open_painter(model: Path, params: Params) -> Painter:
     """The painter of a model's folder. Raises UserError saying what is missing beside it and how to make it."""
     device = configure_torch(params, params.compute.threads)
-    for name in (layout.AUTOENCODER.name, layout.TEXT_ENCODER.name):
+    for name in (paths.AUTOENCODER.name, paths.TEXT_ENCODER.name):
         require_beside(model, name, f"run python -m tasks.{name} there, or make run for all")
     verify_output(model)
     try:

@@ -12,15 +12,15 @@ from model.checkpoint import load_network, save_network
 from model.flow_matching import TIMESTEPS, add_noise
 from model.growth import STRATEGIES, Strategy, drop_count, function_distance, grow
 from model.network import Sana, parameter_count
-from tasks import layout
-from tasks.context import Context, Metrics
-from tasks.data.encoded import EncodedDataset
-from tasks.files import write_json
-from tasks.params import Grow, Params
-from tasks.precision import autocast
-from tasks.seeds import generator
-from tasks.stage import TRAINING_SECTIONS, Stage, run_main
-from tasks.training.evaluation import heldout_loss
+from tasks.computing.precision import autocast
+from tasks.computing.seeds import generator
+from tasks.data.encoded_samples import EncodedDataset
+from tasks.params.network import Grow
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.system import paths
+from tasks.system.files import write_json
+from tasks.training.heldout_loss import heldout_loss
 
 PROBES = 128  # held-out samples on which functions are compared
 
@@ -74,8 +74,8 @@ def ways_to_grow(depth: int, chosen: Grow) -> list[tuple[Strategy, int]]:
 def run(context: Context) -> Metrics:
     """Write the grown network and `growth.json`: every strategy's start, with 0, 1 and the chosen number dropped."""
     params, compute = context.params, context.params.compute
-    small = load_network(layout.SMALL, context.device)
-    heldout = EncodedDataset(layout.ENCODED, "heldout")
+    small = load_network(paths.SMALL, context.device)
+    heldout = EncodedDataset(paths.ENCODED, "heldout")
     probe = read_probe(heldout, compute.seed, context.device)
     small_velocity = probe.velocity(small, compute.dtype)
 
@@ -110,17 +110,5 @@ def run(context: Context) -> Metrics:
     }
 
 
-def stage(_params: Params) -> Stage:
-    """The stage's record."""
-    return Stage(
-        name="grow",
-        run=run,
-        inputs=(layout.SMALL, layout.ENCODED),
-        out=layout.GROWN_INIT,
-        sections=(*TRAINING_SECTIONS, "compute.branch_threads", "grow"),
-        branch=True,
-    )
-
-
 if __name__ == "__main__":
-    run_main(stage, "grow", __doc__)
+    stage_command("grow", __doc__)

@@ -10,24 +10,24 @@ from model.block_importance import block_importance
 from model.checkpoint import load_network
 from model.network import Sana
 from model.pruning import removal_order
-from tasks import layout
-from tasks.context import Context, Metrics
-from tasks.data.encoded import EncodedDataset
-from tasks.errors import UserError
-from tasks.files import write_csv, write_json
-from tasks.params import Importance, Params
-from tasks.precision import autocast
-from tasks.progress import progress
-from tasks.seeds import generator
-from tasks.stage import COMPUTE_SECTIONS, Stage, run_main
+from tasks.computing.precision import autocast
+from tasks.computing.seeds import generator
+from tasks.data.encoded_samples import EncodedDataset
+from tasks.params.network import Importance
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.system.files import write_csv, write_json
+from tasks.system.progress import progress
 
 
 def run(context: Context) -> Metrics:
     """Write `importance.json` (scores of every noise level and block, mean, spread) and `importance.csv` to plot."""
     chosen = context.params.importance
-    heldout = EncodedDataset(layout.ENCODED, "heldout")
+    heldout = EncodedDataset(paths.ENCODED, "heldout")
     indices = calibration_indices(heldout.captions, chosen.prompts)
-    scores = measure(load_network(layout.GROWN, context.device), heldout, indices, chosen, context)
+    scores = measure(load_network(paths.GROWN, context.device), heldout, indices, chosen, context)
     mean, std = scores.mean(dim=0), scores.std(dim=0, correction=0)
     captions = [heldout.captions[i] for i in indices]
     report = {
@@ -82,17 +82,5 @@ def measure(
     return total / len(indices)
 
 
-def stage(_params: Params) -> Stage:
-    """The stage's record."""
-    return Stage(
-        name="importance",
-        run=run,
-        inputs=(layout.GROWN, layout.ENCODED),
-        out=layout.IMPORTANCE,
-        sections=(*COMPUTE_SECTIONS, "compute.branch_threads", "importance"),
-        branch=True,
-    )
-
-
 if __name__ == "__main__":
-    run_main(stage, "importance", __doc__)
+    stage_command("importance", __doc__)

@@ -16,24 +16,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks import layout
-from tasks.context import Context, Metrics
-from tasks.data.pictures import PictureDataset
-from tasks.data.vocabulary import TASKS, combination, is_held_out, lines
-from tasks.errors import UserError
-from tasks.files import write_csv
-from tasks.geneval.calibration import Calibration
-from tasks.geneval.detector import Detector
-from tasks.geneval.detectors import build_detector, check_classes
-from tasks.geneval.judge import JudgeConfig, JudgeNetwork, save_judge
-from tasks.geneval.judge_training import LabelledPictures, area_under_curve, label, train_judge
-from tasks.geneval.judges import Judge, TrainedJudge, open_judge, write_record
-from tasks.geneval.object_prompts import object_prompts
-from tasks.geneval.pictures import DRAWING_SECTIONS, Painter, load_painter
-from tasks.geneval.prompts import Prompt, chosen_prompts, judge_prompts, take_turns
-from tasks.params import Params
-from tasks.seeds import derive, numpy_generator
-from tasks.stage import Stage, run_main
+from tasks.computing.seeds import derive, numpy_generator
+from tasks.data.picture_dataset import PictureDataset
+from tasks.data.scene_vocabulary import TASKS, combination, is_held_out, lines
+from tasks.evaluation.detectors.detector import Detector
+from tasks.evaluation.detectors.detector_choice import build_detector, check_classes
+from tasks.evaluation.drawing import Painter, load_painter
+from tasks.evaluation.judges.judge_calibration import Calibration
+from tasks.evaluation.judges.judge_choice import Judge, TrainedJudge, open_judge, write_record
+from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork, save_judge
+from tasks.evaluation.judges.judge_training import LabelledPictures, area_under_curve, label, train_judge
+from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts, judge_prompts, take_turns
+from tasks.evaluation.prompts.object_prompts import object_prompts
+from tasks.params.experiment import Params
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.system.files import write_csv
 
 UNSEEN_SHARE = 4
 """One prompt of an unseen combination is drawn for every so many training prompts."""
@@ -45,7 +45,7 @@ def run(context: Context) -> Metrics:
     detector = build_detector(params.geneval, context.device)
     prompts, unseen = choose_prompts_to_draw(params, chosen_prompts(params))
     check_classes((prompt.line for prompt in (*prompts, *unseen)), detector)
-    painter = load_painter(layout.SMALL, params, context.device)
+    painter = load_painter(paths.SMALL, params, context.device)
     images = params.judge.images_per_prompt
     test = draw_and_label(painter, unseen, images, derive(seed, "judge test"), "judge test", detector)
 
@@ -149,11 +149,11 @@ def training_pictures(painter: Painter, prompts: Sequence[Prompt], detector: Det
 
 def shard_pictures(count: int, side: int, seed: int) -> NDArray[np.uint8]:
     """Up to `count` training pictures (Q, side, side, 3): of aspect buckets, from the square one."""
-    dataset = PictureDataset(layout.SHARDS, "train")
+    dataset = PictureDataset(paths.SHARDS, "train")
     square = dataset.of_size(side, side)
     if not len(square):
         raise UserError(
-            f"{layout.SHARDS} has no pictures of {side}x{side}: set judge.shard_pictures to 0 in params.yaml"
+            f"{paths.SHARDS} has no pictures of {side}x{side}: set judge.shard_pictures to 0 in params.yaml"
         )
     order = numpy_generator(seed, "judge shard pictures").permutation(len(square))
     return dataset.pictures(np.sort(square[order[:count]]))
@@ -213,27 +213,5 @@ def _percentiles(values: Sequence[float], percents: tuple[float, float]) -> tupl
     return float(low), float(high)
 
 
-def stage(_params: Params) -> Stage:
-    """The stage's record."""
-    return Stage(
-        name="judge",
-        run=run,
-        inputs=(layout.SHARDS, layout.SMALL, layout.AUTOENCODER, layout.TEXT_ENCODER),
-        out=layout.JUDGE,
-        sections=(
-            *DRAWING_SECTIONS,
-            "compute.branch_threads",
-            "judge",
-            "geneval.detector",
-            "geneval.mask2former_path",
-            "geneval.clip_path",
-            "geneval.prompts",
-            "geneval.prompts_per_task",
-            "geneval.bootstrap_samples",
-        ),
-        branch=True,
-    )
-
-
 if __name__ == "__main__":
-    run_main(stage, "judge", __doc__)
+    stage_command("judge", __doc__)

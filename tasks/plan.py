@@ -12,18 +12,19 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.errors import UserError
-from tasks.files import write_json
-from tasks.params import PARAMS_FILE, Params, apply_profile, build_params, read_yaml
-from tasks.planning.plan import Settings, make_plan
-from tasks.planning.table import print_plan
-from tasks.stage import bad_input_exits, parser
+from tasks.params.experiment import Params
+from tasks.params.reading import PARAMS_FILE, apply_profile, build_params, read_yaml
+from tasks.planning.cost_plan import Settings, make_plan
+from tasks.planning.plan_table import print_plan
+from tasks.runtime.command_line import bad_input_exits, command_parser
+from tasks.system.errors import UserError
+from tasks.system.files import write_json
 
 
 def arguments() -> ArgumentParser:
     """The command line."""
     default = Settings()
-    options = parser("plan", __doc__)
+    options = command_parser("plan", __doc__)
     options.add_argument("--profile", help="a file of profiles/, such as paper (default: params.yaml as it is)")
     options.add_argument(
         "--gpus", type=int, default=default.gpus, help="that share each batch (default: those of section compute)"

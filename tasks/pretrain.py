@@ -13,16 +13,17 @@ from model.network import NetworkConfig, Sana
 from model.numerics import CheckpointKey
 from model.surgery import with_qk_norm
 from model.weights.fitting import load_weights
-from tasks import layout, ranks
-from tasks.context import Context, Metrics
-from tasks.data.encoded import EncodedDataset
-from tasks.errors import UserError
-from tasks.files import write_json
-from tasks.params import Network, Params
-from tasks.published import content_digest, published_path
-from tasks.seeds import derive
-from tasks.stage import RANK_SECTIONS, TRAINING_SECTIONS, Stage, run_main
-from tasks.training.loop import Trainer
+from tasks.computing import ranks
+from tasks.computing.seeds import derive
+from tasks.data.encoded_samples import EncodedDataset
+from tasks.data.published_files import content_digest, published_path
+from tasks.params.network import Network
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.system.files import write_json
+from tasks.training.training_loop import Trainer
 
 SETTINGS = {"in_channels": "latent channels", "caption_channels": "caption channels", "depth": "pretrain.depth"}
 """What a difference of configurations is called where it is not a key of section `network`."""
@@ -44,14 +45,14 @@ def network_config(shape: Network, depth: int, in_channels: int, caption_channel
     )
 
 
-def pretrain(context: Context) -> Metrics:
+def run(context: Context) -> Metrics:
     """Train the network of `pretrain.depth` blocks from its random or published weights; 0 steps leave them.
 
     Published ones are put on record beside the checkpoint: `start.json` has their path, digest, and whether QK norm was
     added.
     """
     params, path = context.params, context.params.pretrain.path
-    encoded = EncodedDataset(layout.ENCODED, "train")
+    encoded = EncodedDataset(paths.ENCODED, "train")
     channels = encoded.latent_shape[0], encoded.null_text.shape[1]
     config = network_config(params.network, params.pretrain.depth, *channels)
     if path is None:
@@ -62,8 +63,8 @@ def pretrain(context: Context) -> Metrics:
         network, added = published_network(place, config, params.pretrain.checkpoint_key)
         start = {"path": path, "sha256": content_digest(place), "qk_norm_added": added}
         if ranks.rank() == 0:
-            write_json(context.out / layout.START.name, start)
-    return Trainer(context, network, layout.ENCODED, params.pretrain).run()
+            write_json(context.out / paths.START.name, start)
+    return Trainer(context, network, paths.ENCODED, params.pretrain).run()
 
 
 def published_network(path: Path, config: NetworkConfig, which: CheckpointKey) -> tuple[Sana, bool]:
@@ -99,17 +100,5 @@ def differences(found: NetworkConfig, wanted: NetworkConfig) -> list[str]:
     ]
 
 
-def stage(_params: Params) -> Stage:
-    """The stage's record."""
-    return Stage(
-        name="pretrain",
-        run=pretrain,
-        inputs=(layout.ENCODED,),
-        out=layout.SMALL,
-        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, "compute.threads", "network", "pretrain"),
-        parallel=True,
-    )
-
-
 if __name__ == "__main__":
-    run_main(stage, "pretrain", __doc__)
+    stage_command("pretrain", __doc__)

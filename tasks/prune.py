@@ -1,28 +1,26 @@
 """Stage `prune@D`: cuts the grown model to D blocks by the saved importance, beside other choices of as many blocks."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from model.checkpoint import load_network, save_network
 from model.network import parameter_count
 from model.pruning import blocks_to_keep, prune_network
-from tasks import layout
-from tasks.context import Context, Metrics
-from tasks.data.encoded import EncodedDataset
-from tasks.files import read_json, write_json
-from tasks.params import Params
-from tasks.random_blocks import random_choices
-from tasks.stage import TRAINING_SECTIONS, Stage, run_depth_main
-from tasks.training.evaluation import heldout_loss
+from tasks.computing.random_block_choices import random_choices
+from tasks.data.encoded_samples import EncodedDataset
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.system import paths
+from tasks.system.files import read_json, write_json
+from tasks.training.heldout_loss import heldout_loss
 
 
-def prune(context: Context, depth: int) -> Metrics:
+def run(context: Context, depth: int) -> Metrics:
     """Write the pruned network and `pruning.json`: what was kept, and the held-out loss of every choice."""
     params, compute = context.params, context.params.compute
-    network = load_network(layout.GROWN, context.device)
-    heldout = EncodedDataset(layout.ENCODED, "heldout")
+    network = load_network(paths.GROWN, context.device)
+    heldout = EncodedDataset(paths.ENCODED, "heldout")
     blocks = network.config.depth
-    keep = blocks_to_keep(read_json(layout.IMPORTANCE / "importance.json")["mean"], depth)
+    keep = blocks_to_keep(read_json(paths.IMPORTANCE / "importance.json")["mean"], depth)
 
     def loss(kept: Sequence[int]) -> float:
         cut = prune_network(network, kept)
@@ -52,17 +50,5 @@ def prune(context: Context, depth: int) -> Metrics:
     }
 
 
-def stage(_params: Params, depth: int) -> Stage:
-    """The stage's record for one depth."""
-    return Stage(
-        name=f"prune@{depth}",
-        run=partial(prune, depth=depth),
-        inputs=(layout.GROWN, layout.IMPORTANCE, layout.ENCODED),
-        out=layout.model_folder(f"pruned-{depth}"),
-        sections=(*TRAINING_SECTIONS, "compute.branch_threads", "prune.random_choices"),
-        branch=True,
-    )
-
-
 if __name__ == "__main__":
-    run_depth_main(stage, "prune", __doc__)
+    stage_command("prune", __doc__)

@@ -4,26 +4,24 @@ Beside them go `results/family.png`, the one picture that stands for the experim
 `results/figures/`. It only reads: every number comes from a stage's output or from its record of time and memory.
 """
 
-import os
-from pathlib import Path
-
 import matplotlib
 from matplotlib.figure import Figure
 
-from tasks import layout
-from tasks.context import Context, Metrics
-from tasks.data.images import encode_png
-from tasks.files import read_json, sync_tree, write_bytes, write_json
-from tasks.geneval.pool import Pool, load_pool
-from tasks.params import Params
-from tasks.reporting import figures
-from tasks.reporting.collect import Record, collect, scored_models, stage_outputs
-from tasks.reporting.curves import read_curve
-from tasks.reporting.headline import headline
-from tasks.reporting.page import render_page
-from tasks.reporting.pictures import choose_prompts, shrink_png, strip
-from tasks.reporting.style import STYLE, png, settle, svg
-from tasks.stage import Stage, run_main
+from tasks.data.picture_files import encode_png
+from tasks.evaluation.picture_pool import Pool, load_pool
+from tasks.params.experiment import Params
+from tasks.reporting import report_figures
+from tasks.reporting.family_picture import headline
+from tasks.reporting.figure_style import STYLE, png, settle, svg
+from tasks.reporting.loss_curves import read_curve
+from tasks.reporting.report_numbers import Record, collect
+from tasks.reporting.report_page import render_page
+from tasks.reporting.sample_strips import choose_prompts, shrink_png, strip
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.stages import scored_models
+from tasks.system import paths
+from tasks.system.files import read_json, write_bytes, write_json
 
 DPI = 110
 MAX_WIDTH = 2048  # pixels of the row of reconstructions
@@ -34,7 +32,7 @@ def run(context: Context) -> Metrics:
     """Collect the numbers, draw the figures, write the page; returns GenEval of the models and its gains by choice."""
     params, out = context.params, context.out
     summary = collect(params)
-    pools = {name: load_pool(layout.GENEVAL / name) for name in scored_models(params)}
+    pools = {name: load_pool(paths.GENEVAL / name) for name in scored_models(params)}
     with matplotlib.rc_context(STYLE):
         drawn = {name: settle(figure) for name, figure in draw_figures(summary, params).items()}
         shown = choose_prompts(pools["grown"].prompts, HEADLINE_PROMPTS, params.compute.seed)
@@ -48,7 +46,7 @@ def run(context: Context) -> Metrics:
             summary,
             {name: svg(figure) for name, figure in drawn.items()},
             sample_grids(pools, params),
-            shrink_png(layout.AUTOENCODER / "reconstructions.png", MAX_WIDTH),
+            shrink_png(paths.AUTOENCODER / "reconstructions.png", MAX_WIDTH),
         )
     write_json(out / "summary.json", summary)
     write_bytes(out / "report.html", page.encode())
@@ -58,15 +56,15 @@ def run(context: Context) -> Metrics:
 
 def draw_figures(summary: Record, params: Params) -> dict[str, Figure]:
     """The page's figures by name."""
-    importance = read_json(layout.IMPORTANCE / "importance.json")
+    importance = read_json(paths.IMPORTANCE / "importance.json")
     trained = ("small", "grown", *(f"finetuned-{depth}" for depth in params.prune.depths))
     return {
-        "family": figures.family(summary["models"]),
-        "best_of_n": figures.best_of_n(summary["models"]),
-        "choosers": figures.choosers(summary["models"]),
-        "loss": figures.loss_curves([read_curve(name) for name in trained]),
-        "importance": figures.block_importance(importance, summary["cuts"]),
-        "cost": figures.stage_costs(summary["stages"]),
+        "family": report_figures.family(summary["models"]),
+        "best_of_n": report_figures.best_of_n(summary["models"]),
+        "choosers": report_figures.choosers(summary["models"]),
+        "loss": report_figures.loss_curves([read_curve(name) for name in trained]),
+        "importance": report_figures.block_importance(importance, summary["cuts"]),
+        "cost": report_figures.stage_costs(summary["stages"]),
     }
 
 
@@ -84,27 +82,5 @@ def sample_grids(pools: dict[str, Pool], params: Params) -> list[Record]:
     ]
 
 
-def move_into(source: Path, target: Path) -> None:
-    """Move every file of the finished folder `source` into `target`, each replaced whole; other files there stay."""
-    sync_tree(source)
-    for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, place)
-
-
-def stage(params: Params) -> Stage:
-    """The stage's record. Its output lies among the records of time and memory in `results/`, which must stay."""
-    read = set(stage_outputs(params).values()) - {layout.SHARDS, layout.ENCODED}
-    return Stage(
-        name="report",
-        run=run,
-        inputs=tuple(sorted(read)),
-        out=layout.RESULTS,
-        sections=("compute.seed", "workflow.baselines", "prune.depths", "geneval", "report"),
-        publish=move_into,
-    )
-
-
 if __name__ == "__main__":
-    run_main(stage, "report", __doc__)
+    stage_command("report", __doc__)

@@ -7,7 +7,7 @@ params.yaml, section shard:
   source: sana         SANA's own layout at `path`: shards that wids-meta.json lists, with further captions beside them
 
 One's own pictures are resized to cover a square of image_size and centre-cropped, or with aspect_buckets the nearest of
-40 sizes of about its area (tasks/data/buckets.py), and up to a tenth of them is held out. Pictures
+40 sizes of about its area (tasks/data/aspect_buckets.py), and up to a tenth of them is held out. Pictures
 that cannot be used are named in results/rejects/shard.jsonl, and stop the stage above the share max_reject_share.
 """
 
@@ -17,31 +17,25 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import layout
-from tasks.context import Context, Metrics
-from tasks.data.buckets import aspect_buckets
-from tasks.data.images import encode_png
+from tasks.data.aspect_buckets import aspect_buckets
+from tasks.data.heldout_split import by_hash, heldout_count, usable
+from tasks.data.picture_files import encode_png
 from tasks.data.rejects import Rejects
-from tasks.data.selection import by_hash, heldout_count, usable
 from tasks.data.shards import SPLITS, Sample, describe, write_index, write_split
-from tasks.data.sources import Candidate
-from tasks.data.sources.folder import folder_candidates
-from tasks.data.sources.sana import CaptionChoice, sana_candidates
-from tasks.data.sources.scenes import scene_pictures
-from tasks.data.sources.webdataset import webdataset_candidates
-from tasks.errors import UserError
-from tasks.external import own_path
-from tasks.params import Params
-from tasks.params import Shard as ShardParams
-from tasks.progress import progress
-from tasks.stage import Stage, run_main
+from tasks.data.sources.candidate import Candidate
+from tasks.data.sources.picture_folder import folder_candidates
+from tasks.data.sources.rendered_scenes import scene_pictures
+from tasks.data.sources.sana_shards import CaptionChoice, sana_candidates
+from tasks.data.sources.webdataset_shards import webdataset_candidates
+from tasks.params.pictures import Shard as ShardParams
+from tasks.params.user_files import own_path
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.system.progress import progress
 
-REJECTS = layout.RESULTS / "rejects" / "shard.jsonl"
-
-
-def stage(params: Params) -> Stage:
-    """The stage's record."""
-    return Stage("shard", run, inputs=(), out=layout.SHARDS, sections=("shard", "compute.seed"))
+REJECTS = paths.RESULTS / "rejects" / "shard.jsonl"
 
 
 def run(context: Context) -> Metrics:
@@ -113,4 +107,4 @@ def _metered(samples: Iterable[Sample], label: str, total: int) -> Iterator[Samp
 
 
 if __name__ == "__main__":
-    run_main(stage, "shard", __doc__)
+    stage_command("shard", __doc__)

@@ -27,17 +27,17 @@ from model.text_encoder import (
     save_reading,
     train_tokenizer,
 )
-from tasks import layout
-from tasks.context import Context, Metrics
-from tasks.data.order import batch_indices
-from tasks.data.pictures import PictureDataset
-from tasks.errors import UserError
-from tasks.params import Params
-from tasks.precision import autocast
-from tasks.published import copy_files, published_path
-from tasks.seeds import derive
-from tasks.stage import COMPUTE_SECTIONS, Stage, run_main
-from tasks.training.fit import fit
+from tasks.computing.precision import autocast
+from tasks.computing.seeds import derive
+from tasks.data.picture_dataset import PictureDataset
+from tasks.data.published_files import copy_files, published_path
+from tasks.data.sample_order import batch_indices
+from tasks.params.experiment import Params
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.training.short_training import fit
 
 FILES = ("*.json", "*.safetensors", "tokenizer.model")
 LOOK_BACK = 8  # tokens, the state's own first: from a second noun back to the colour of the first
@@ -47,7 +47,7 @@ IGNORED = -100  # of cross_entropy and of transformers' labels
 def run(context: Context) -> Metrics:
     """Write the text encoder's folder; held-out perplexity is of a caption's tokens and its end."""
     chosen = context.params.text_encoder
-    captions = PictureDataset(layout.SHARDS, "heldout").captions
+    captions = PictureDataset(paths.SHARDS, "heldout").captions
     if chosen.path is None:
         encoder, metrics = train(context, captions)
         encoder.save(context.out)
@@ -76,7 +76,7 @@ def reading(params: Params) -> Reading:
 def train(context: Context, heldout: list[str]) -> tuple[TextEncoder, Metrics]:
     """A small text encoder trained on the captions, and the held-out perplexity of its untrained self."""
     chosen, seed = context.params.text_encoder, context.params.compute.seed
-    captions = PictureDataset(layout.SHARDS, "train").captions
+    captions = PictureDataset(paths.SHARDS, "train").captions
     torch.manual_seed(derive(seed, "text encoder", "weights"))
     encoder = build(context.params, captions)
     head = nn.Linear(encoder.channels, LOOK_BACK * len(encoder.tokenizer)).to(context.device)
@@ -152,16 +152,5 @@ def perplexity(encoder: TextEncoder, captions: list[str], batch_size: int) -> fl
     return math.exp(total / count)
 
 
-def stage(_params: Params) -> Stage:
-    """The stage's record."""
-    return Stage(
-        name="text_encoder",
-        run=run,
-        inputs=(layout.SHARDS,),
-        out=layout.TEXT_ENCODER,
-        sections=(*COMPUTE_SECTIONS, "compute.threads", "network.numerics", "text_encoder"),
-    )
-
-
 if __name__ == "__main__":
-    run_main(stage, "text_encoder", __doc__)
+    stage_command("text_encoder", __doc__)

@@ -1,1 +1,4 @@
-"""Sweeps: many runs of the pipeline that differ in some parameters, wherever they run."""
+"""Sweeps: many runs of the pipeline that differ in some params, from the sweep's file to its table and plot.
+
+Imports `flows.building` and `tasks`. `place.py` says what a sweep asks of a place, and `flows.places` answers.
+"""

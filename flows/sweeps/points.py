@@ -11,14 +11,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flows.graph import upstream_of
-from flows.sweeps.definition import SWEEPS, Sweep
-from flows.workspace import COPIES, merged_params, overridden, profile_params
-from tasks.errors import UserError
-from tasks.external import listing_digest, own_path, own_paths
-from tasks.files import sha256_json
-from tasks.params import build_params, read_yaml
-from tasks.sources import code_digest
+from flows.building.stage_graph import upstream_of
+from flows.building.workspace import COPIES, merged_params, overridden, profile_params
+from flows.sweeps.sweep_file import SWEEPS, Sweep
+from tasks.params.reading import build_params
+from tasks.params.user_files import listing_digest, own_path, paths_of
+from tasks.runtime.code_digest import code_digest
+from tasks.stages import sections_of, stages_of, stems
+from tasks.system.errors import UserError
+from tasks.system.manifest import sha256_json
 
 POINTS = COPIES / "points"
 SEED = "compute.seed"
@@ -77,7 +78,7 @@ def shared_stages(project: Path, sweep: Sweep) -> tuple[str, ...]:
     """
     where = SWEEPS / f"{sweep.name}.yaml"
     values = merged_params(project, sweep.profile, {})
-    above, reads = upstream_of(build_params(values, str(where))), stage_params(project)
+    above, reads = upstream_of(build_params(values, str(where))), {stem: sections_of(stem) for stem in stems()}
     first = {name for name in above if kind_of(name) == sweep.first}
     if not first:
         kinds = ", ".join(dict.fromkeys(kind_of(name) for name in above))
@@ -117,16 +118,9 @@ def kind_of(stage: str) -> str:
     return stage.partition("@")[0]
 
 
-def stage_params(project: Path) -> dict[str, frozenset[str]]:
-    """The sections and keys of params.yaml that each kind of stage reads, as dvc.yaml lists them."""
-    stages = read_yaml(project / "dvc.yaml")["stages"].items()
-    # a family of stages has them beside its other keys or in its `do`
-    return {name: frozenset(stage.get("params") or stage["do"]["params"]) for name, stage in stages}
-
-
-def code_of(project: Path) -> str:
+def code_of_stages() -> str:
     """The digest of the code of all stages, as it is here now."""
-    return sha256_json({kind: code_digest(kind) for kind in sorted(stage_params(project))})
+    return sha256_json({kind: code_digest(kind) for kind in sorted(stems())})
 
 
 def _covers(read: Iterable[str], key: str) -> bool:
@@ -143,7 +137,8 @@ class Digests:
         """The key of a run: hex digits that are others if its params, stages, code or the user's own files are."""
         params = build_params(dict(values), "params")
         stages = only if only is not None else tuple(upstream_of(params))
-        paths = {path for stage in stages for path in own_paths(stage, params) if path is not None}
+        every = stages_of(params)
+        paths = {path for name in stages for path in paths_of(every[name].user_files, params)}
         made_of = {
             "params": dict(values),
             "only": only,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.data.arrays import view_npy
-from tasks.errors import UserError
+from tasks.data.npy_arrays import view_npy
+from tasks.system.errors import UserError
 
 
 class SpanRecorder:

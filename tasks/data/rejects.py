@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.errors import UserError
-from tasks.files import write_bytes
+from tasks.system.errors import UserError
+from tasks.system.files import write_bytes
 
 NAMED = 3
 

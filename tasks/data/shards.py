@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from tasks.data.arrays import to_npy, view_npy
 from tasks.data.indexed_shard import IndexedShard, SpanRecorder
-from tasks.errors import UserError
-from tasks.files import read_json, sha256_file, write_bytes, write_json
+from tasks.data.npy_arrays import to_npy, view_npy
+from tasks.system.errors import UserError
+from tasks.system.files import read_json, write_bytes, write_json
+from tasks.system.manifest import sha256_file
 
 INDEX = "index.json"
 SPANS = ".index.npy"

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tasks.errors import UserError
+from tasks.system.errors import UserError
 
 END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
 KINDS = {

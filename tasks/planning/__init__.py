@@ -1,1 +1,4 @@
-"""What an experiment takes before it is run: parameters, memory, floating-point operations, GPU-hours and disk."""
+"""What an experiment will cost before it is run: parameters, memory, FLOPs, GPU-hours and disk.
+
+Imports `tasks.evaluation`, `tasks.training` and the rooms that these import.
+"""

@@ -17,15 +17,15 @@ from model.autoencoder import slice_length
 from model.numerics import CONVENTIONS
 from model.text_encoder import Reading, TextEncoder, instruction_text
 from tasks.autoencoder import reconstruction_loss
-from tasks.context import Context
-from tasks.geneval.judge import PICTURES_AT_ONCE
-from tasks.geneval.judge_training import OTHER_PROMPTS, judge_loss
-from tasks.params import Params
+from tasks.computing.precision import autocast
+from tasks.evaluation.judges.judge_network import PICTURES_AT_ONCE
+from tasks.evaluation.judges.judge_training import OTHER_PROMPTS, judge_loss
+from tasks.params.experiment import Params
 from tasks.planning.counting import count_flops, count_peak_bytes, count_saved_bytes, shapes_alone, without_data
-from tasks.planning.encoders import Encoders, Vocabulary
-from tasks.planning.runs import DEVICE
-from tasks.planning.scale import CHARACTERS_PER_TOKEN
-from tasks.precision import autocast
+from tasks.planning.encoder_models import Encoders, Vocabulary
+from tasks.planning.experiment_scale import CHARACTERS_PER_TOKEN
+from tasks.planning.network_runs import DEVICE
+from tasks.runtime.context import Context
 from tasks.text_encoder import LOOK_BACK, training_loss
 
 PLAIN = partial(Reading, instruction="none", numerics="diffusers", precision="stored")

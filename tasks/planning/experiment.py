@@ -5,15 +5,16 @@ from functools import cached_property
 from math import ceil
 
 from model.network import NetworkConfig
-from tasks.errors import UserError
-from tasks.params import Params, Training
-from tasks.planning import flops
+from tasks.params.experiment import Params
+from tasks.params.training import Training
+from tasks.planning import network_flops
+from tasks.planning.encoder_models import Encoders, build_encoders
 from tasks.planning.encoder_runs import EncoderRuns
-from tasks.planning.encoders import Encoders, build_encoders
-from tasks.planning.memory import Precision
-from tasks.planning.runs import NetworkRuns
-from tasks.planning.scale import Scale
+from tasks.planning.experiment_scale import Scale
+from tasks.planning.network_runs import NetworkRuns
+from tasks.planning.training_memory import Precision
 from tasks.pretrain import network_config
+from tasks.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,21 @@ class Experiment:
 
     def heldout_flops(self, depth: int) -> int:
         """Of one held-out loss."""
-        return self.scale.heldout_samples * flops.forward_flops(self.config(depth), self.tokens, self.text_tokens)
+        return self.scale.heldout_samples * network_flops.forward_flops(
+            self.config(depth), self.tokens, self.text_tokens
+        )
 
     def drawing_flops(self, depth: int, prompts: int, images: int) -> int:
         """Of drawing `images` pictures of each prompt."""
         config, sampling, text = self.config(depth), self.params.sampling, self.scale.prompt_tokens
-        picture = flops.sampling_flops(config, self.tokens, text, sampling.steps, sampling.guidance)
+        picture = network_flops.sampling_flops(config, self.tokens, text, sampling.steps, sampling.guidance)
         rows = text_rows(prompts, images, sampling.batch_size)
         batches = ceil(prompts * images / sampling.batch_size)
         return (
             prompts * self.encoder_runs.text_flops(text)
             + self.encoder_runs.null_flops
-            + rows * flops.text_flops(config, text)
-            + batches * flops.text_flops(config, self.encoder_runs.null_tokens)
+            + rows * network_flops.text_flops(config, text)
+            + batches * network_flops.text_flops(config, self.encoder_runs.null_tokens)
             + prompts * images * (picture + self.encoder_runs.decoder_flops)
         )
 
@@ -104,7 +107,7 @@ class Experiment:
             return 0
         text = self.scale.prompt_tokens
         reading = self.encoder_runs.text_flops(text) + self.encoder_runs.judge_prompt_flops(text)
-        answer = flops.PRODUCT * self.encoders.judge.config.vector  # a picture's vector times its prompt's
+        answer = network_flops.PRODUCT * self.encoders.judge.config.vector  # a picture's vector times its prompt's
         return prompts * (reading + images * (self.encoder_runs.judge_picture_flops + answer))
 
 

@@ -1,1 +1,4 @@
-"""The report's parts: its numbers (`collect`, `recovery`), its figures and pictures, and its page."""
+"""The report: its numbers, figures, pictures and page.
+
+Imports `tasks.evaluation` and the rooms that it imports.
+"""

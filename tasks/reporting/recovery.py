@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.geneval.statistics import INTERVAL, Array, Interval, difference
+from tasks.evaluation.score_statistics import INTERVAL, Array, Interval, difference
 
 
 def recovered_share(

@@ -1,1 +1,4 @@
-"""The resumable training loop and what it is made of."""
+"""The training loop, which resumes to the bit, and what it is made of.
+
+Imports `tasks.data`, `tasks.runtime` and the rooms that these import.
+"""

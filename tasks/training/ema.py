@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tasks.training.sharding import local
+from tasks.training.fsdp_sharding import local
 
 
 class Ema:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from small_networks import small_batch, small_network
 
 from model.block_importance import block_importance
 from model.growth import grow
 from model.network import Sana, TextContext
+from tests.helpers.small_networks import small_batch, small_network
 
 TIMES = (0.1, 0.45, 0.9)
 

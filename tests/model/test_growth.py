@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_networks import small_batch, small_network, velocity
 
 from model.growth import STRATEGIES, drop_count, function_distance, grow, identity_block
 from model.network import Sana
+from tests.helpers.small_networks import small_batch, small_network, velocity
 
 OUTSIDE = ("x_embedder", "t_embedder", "t_block", "y_embedder", "attention_y_norm", "final_layer")
 

@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from small_networks import small_batch, small_network, velocity
 
 from model.pruning import blocks_to_keep, prune_network, removal_order
+from tests.helpers.small_networks import small_batch, small_network, velocity
 
 SCORES = [0.9, 0.1, 0.3, 0.1, 0.05, 0.8]
 

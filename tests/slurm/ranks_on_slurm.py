@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from cluster import SlurmCluster, wait_for
-from small_workspace import PROJECT, stage_process, write_encoded, write_params
 
-from tasks import layout
+from tasks.system import paths
+from tests.helpers.small_workspace import PROJECT, stage_process, write_encoded, write_params
 
 CHANGES = {
     "compute.device": "cpu",
@@ -60,7 +60,7 @@ def wait_for_end(cluster: SlurmCluster, job: str) -> str:
 
 
 def steps(folder: Path) -> list[int]:
-    states = (folder / layout.STATE / "state" / "pretrain").glob("*/step-*")
+    states = (folder / paths.STATE / "state" / "pretrain").glob("*/step-*")
     return sorted(int(state.name.removeprefix("step-")) for state in states)
 
 
@@ -74,7 +74,7 @@ def ranks(folder: Path) -> dict[int, tuple[int, str]]:
             lines = (process / "environ").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue  # it has ended
-        if here and b"tasks.worker" in arguments:
+        if here and b"tasks.runtime.rank_worker" in arguments:
             variables = dict(line.partition("=")[::2] for line in lines)
             found[int(variables["RANK"])] = (int(process.name), variables["SLURMD_NODENAME"])
     return found
@@ -110,4 +110,4 @@ def test_a_stage_on_two_nodes_survives_a_cancelled_job_and_a_killed_rank_and_end
     output, _ = (process := stage_process(alone, "tasks.pretrain")).communicate(timeout=120)
     assert process.returncode == 0, output
     for name in ("model.safetensors", "heldout.csv"):
-        assert (folder / layout.SMALL / name).read_bytes() == (alone / layout.SMALL / name).read_bytes()
+        assert (folder / paths.SMALL / name).read_bytes() == (alone / paths.SMALL / name).read_bytes()

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from clones import PROJECT, Clone, new_clone, new_origin
 from cluster import SlurmCluster, wait_for
 
-from flows.sweeps.definition import Cluster
+from flows.places.slurm_jobs import Slurm
 from flows.sweeps.place import State
+from flows.sweeps.point_folder import LOG, OUTCOME
 from flows.sweeps.points import Point
-from flows.sweeps.running import LOG, OUTCOME
-from flows.sweeps.slurm import Slurm
-from tasks.errors import UserError
-from tasks.files import write_json
-from tasks.params import PARAMS_FILE, PROFILES, read_yaml
+from flows.sweeps.sweep_file import Cluster
+from tasks.params.reading import PARAMS_FILE, PROFILES, read_yaml
+from tasks.system.errors import UserError
+from tasks.system.files import write_json
+from tests.helpers.clones import PROJECT, Clone, new_clone, new_origin
 
 FINETUNE_STEPS = 400
 """So long that a fine-tune can be caught in the middle, with a checkpoint after every eighth step."""
@@ -38,7 +38,7 @@ def slurm(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    monkeypatch.setattr("flows.sweeps.slurm.MODULE", "pretended")
+    monkeypatch.setattr("flows.places.slurm_jobs.MODULE", "pretended")
     return Slurm(Cluster(gpus=1, cpus=1, minutes=5), TAG)
 
 
@@ -56,8 +56,8 @@ def phase_is(slurm: Slurm, point: Point, job: str, phase: str) -> None:
 SLEEPS = "import time\ntime.sleep(120)"
 LONG = """
 import os, time
-from flows.terminal import exit_on_term
-from flows.sweeps.running import Requeue
+from flows.entry.terminal import exit_on_term
+from flows.sweeps.point_folder import Requeue
 exit_on_term()
 requeue = Requeue()
 print("begun", os.environ.get("SLURM_RESTART_COUNT", 0), flush=True)
@@ -125,7 +125,7 @@ def test_what_a_completed_job_wrote_may_come_late(
     write_json(tmp_path / OUTCOME, {"reason": "", "seconds": 1.0, "models": []})
     assert slurm.state(point, job) == State("done")
     (tmp_path / OUTCOME).unlink()
-    monkeypatch.setattr("flows.sweeps.slurm.SETTLE_SECONDS", 0)
+    monkeypatch.setattr("flows.places.slurm_jobs.SETTLE_SECONDS", 0)
     assert slurm.state(point, job).phase == "failed"
 
 

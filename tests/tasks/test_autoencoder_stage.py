@@ -7,19 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawing_workspace import all_bytes, run
 from PIL import Image
 
 from model.autoencoder import build_autoencoder, load_autoencoder
 from tasks import autoencoder as autoencoder_stage
-from tasks import layout, shard
-from tasks.context import Context
-from tasks.data.order import batch_indices
-from tasks.data.pictures import PictureDataset, to_unit_range
-from tasks.errors import UserError
-from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml
-from tasks.seeds import derive, generator
-from tasks.tracking import open_tracker
+from tasks import shard
+from tasks.computing.seeds import derive, generator
+from tasks.data.picture_dataset import PictureDataset, to_unit_range
+from tasks.data.sample_order import batch_indices
+from tasks.params.experiment import Params
+from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
+from tasks.runtime.context import Context
+from tasks.stages import stage_of
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.tracking.tracker import open_tracker
+from tests.helpers.drawing_workspace import all_bytes, run
 
 PROJECT = Path(__file__).parents[2]
 CHANGES = {
@@ -32,7 +35,7 @@ CHANGES = {
     "autoencoder.steps": 60,
     "autoencoder.batch_size": 8,
 }
-OUT = layout.AUTOENCODER
+OUT = paths.AUTOENCODER
 
 
 def changed(**changes: object) -> Params:
@@ -46,18 +49,18 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
     """A workspace with shards of small scenes."""
     params = changed()
     monkeypatch.chdir(tmp_path)
-    layout.SHARDS.mkdir(parents=True)
-    shard.write_scenes(layout.SHARDS, params.shard, seed=0)
+    paths.SHARDS.mkdir(parents=True)
+    shard.write_scenes(paths.SHARDS, params.shard, seed=0)
     yield params
 
 
 def all_pictures(split: str) -> torch.Tensor:
-    dataset = PictureDataset(layout.SHARDS, split)
+    dataset = PictureDataset(paths.SHARDS, split)
     return to_unit_range(dataset.pictures(range(len(dataset))))
 
 
 def test_trained_autoencoder_beats_its_untrained_self_and_its_latents_have_unit_variance(params: Params) -> None:
-    metrics, out = run(autoencoder_stage.stage(params), params)
+    metrics, out = run(stage_of("autoencoder", params), params)
     assert metrics["heldout_psnr"] > metrics["untrained_psnr"] + 4
     latents = load_autoencoder(out).encode(all_pictures("train"))
     assert latents.shape == (64, 12, 4, 4)
@@ -65,7 +68,7 @@ def test_trained_autoencoder_beats_its_untrained_self_and_its_latents_have_unit_
 
 
 def test_reported_psnr_is_that_of_the_saved_autoencoder(params: Params) -> None:
-    metrics, out = run(autoencoder_stage.stage(params), params)
+    metrics, out = run(stage_of("autoencoder", params), params)
     autoencoder, pictures = load_autoencoder(out), all_pictures("heldout")
     error = (autoencoder.decode(autoencoder.encode(pictures)) - pictures).double().square().mean().item()
     assert metrics["heldout_psnr"] == pytest.approx(10 * math.log10(4 / error), abs=1e-3)
@@ -75,15 +78,15 @@ def test_reported_psnr_is_that_of_the_saved_autoencoder(params: Params) -> None:
 def test_training_twice_gives_the_same_bytes(params: Params, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHANGES, "compute.dtype", dtype)
     short = changed(steps=6)
-    first = all_bytes(run(autoencoder_stage.stage(short), short, Path("first"))[1])
-    assert first == all_bytes(run(autoencoder_stage.stage(short), short, Path("second"))[1])
+    first = all_bytes(run(stage_of("autoencoder", short), short, Path("first"))[1])
+    assert first == all_bytes(run(stage_of("autoencoder", short), short, Path("second"))[1])
     assert {"config.json", "diffusion_pytorch_model.safetensors", "history.csv"} <= set(first)
 
 
 def test_loss_is_the_error_under_noise_and_the_mean_penalty_whatever_the_latents_scale(params: Params) -> None:
     torch.manual_seed(0)
     autoencoder = build_autoencoder(12, (24, 24), 1)
-    pictures = PictureDataset(layout.SHARDS, "train")
+    pictures = PictureDataset(paths.SHARDS, "train")
     with open_tracker("test") as tracker:
         context = Context("autoencoder", params, Path("out"), Path("state"), tracker, "cpu", 1)
         loss = autoencoder_stage.reconstruction_loss(autoencoder, pictures, context)(3).item()
@@ -101,10 +104,10 @@ def test_loss_is_the_error_under_noise_and_the_mean_penalty_whatever_the_latents
 
 def test_reconstructions_show_pictures_above_what_the_autoencoder_makes_of_them(params: Params) -> None:
     short = changed(steps=2)
-    _, out = run(autoencoder_stage.stage(short), short)
+    _, out = run(stage_of("autoencoder", short), short)
     grid = np.asarray(Image.open(out / "reconstructions.png"))
     assert grid.shape == (32, 16 * 16, 3)
-    originals = PictureDataset(layout.SHARDS, "heldout").pictures(range(16))
+    originals = PictureDataset(paths.SHARDS, "heldout").pictures(range(16))
     assert np.array_equal(grid[:16], np.concatenate(list(originals), axis=1))
     autoencoder = load_autoencoder(out)
     made = (autoencoder.decode(autoencoder.encode(to_unit_range(originals))) + 1) * 127.5
@@ -118,7 +121,7 @@ def test_published_folder_is_taken_over_unchanged_also_through_links(params: Par
     for path in published.iterdir():
         (cache / path.name).symlink_to(path.resolve())
     chosen = changed(path=str(cache))
-    metrics, out = run(autoencoder_stage.stage(chosen), chosen)
+    metrics, out = run(stage_of("autoencoder", chosen), chosen)
     assert all_bytes(published).items() <= all_bytes(out).items()
     assert not any(path.is_symlink() for path in out.iterdir())
     assert metrics["downsampling"] == 8 and math.isfinite(metrics["heldout_psnr"])
@@ -139,5 +142,5 @@ def test_published_folder_is_taken_over_unchanged_also_through_links(params: Par
 def test_params_that_cannot_work_are_refused_by_name(params: Params, changes: dict[str, object], message: str) -> None:
     chosen = changed(**changes)
     with pytest.raises(UserError, match=message) as raised:
-        run(autoencoder_stage.stage(chosen), chosen)
+        run(stage_of("autoencoder", chosen), chosen)
     assert "\n" not in str(raised.value)

@@ -10,15 +10,17 @@ import pytest
 import torch
 import yaml
 from diffusers import SanaPipeline
-from drawing_workspace import run, write_workspace
 
-from tasks import layout
+from tasks.computing.seeds import generator
 from tasks.export import main
-from tasks.files import MANIFEST, sha256_file, write_json, write_manifest
 from tasks.generate import open_painter
-from tasks.geneval.__main__ import stage
-from tasks.params import PARAMS_FILE, Params, apply_overrides, load_params, read_yaml
-from tasks.seeds import generator
+from tasks.params.experiment import Params
+from tasks.params.reading import PARAMS_FILE, apply_overrides, load_params, read_yaml
+from tasks.stages import stage_of
+from tasks.system import paths
+from tasks.system.files import write_json
+from tasks.system.manifest import MANIFEST, sha256_file, write_manifest
+from tests.helpers.drawing_workspace import run, write_workspace
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def test_an_exported_model_draws_in_diffusers_what_it_draws_here() -> None:
     PARAMS_FILE.write_text(yaml.safe_dump(values), encoding="utf-8")
     params = load_params()
     main(["--model", "grown", "--out", "exported"])
-    painter = open_painter(layout.GROWN, params)
+    painter = open_painter(paths.GROWN, params)
     prompts = ["a photo of a red circle", "a photo of two rings"]
     ours = painter.draw(prompts, 1, 7, "test")[:, 0]
     noise = torch.stack(
@@ -61,15 +63,15 @@ def test_an_exported_model_draws_in_diffusers_what_it_draws_here() -> None:
 
 
 def test_the_card_tells_lineage_scores_and_terms(params: Params) -> None:
-    for folder in (layout.GROWN, layout.AUTOENCODER):
+    for folder in (paths.GROWN, paths.AUTOENCODER):
         write_manifest(folder)
-    layout.GROWN_INIT.mkdir(exist_ok=True)
-    write_json(layout.GROWN_INIT / "growth.json", {"chosen": {"strategy": "partial_preservation", "drop": 1}})
-    run(stage(params, "grown"), params)
-    score = json.loads((layout.GENEVAL / "grown/summary.json").read_text())["geneval"]
+    paths.GROWN_INIT.mkdir(exist_ok=True)
+    write_json(paths.GROWN_INIT / "growth.json", {"chosen": {"strategy": "partial_preservation", "drop": 1}})
+    run(stage_of("geneval", params, "grown"), params)
+    score = json.loads((paths.GENEVAL / "grown/summary.json").read_text())["geneval"]
     main(["--model", "grown", "--out", "exported"])
     card = Path("exported/README.md").read_text(encoding="utf-8")
-    for folder in (layout.GROWN, layout.AUTOENCODER):
+    for folder in (paths.GROWN, paths.AUTOENCODER):
         assert sha256_file(folder / MANIFEST) in card
     assert "grown by partial preservation, 1 last blocks dropped" in card
     assert f"| overall | {score['overall']:.3f} [{score['low']:.3f}, {score['high']:.3f}] |" in card
@@ -78,7 +80,7 @@ def test_the_card_tells_lineage_scores_and_terms(params: Params) -> None:
 
 
 def test_a_model_without_a_judge_is_exported() -> None:
-    shutil.rmtree(layout.JUDGE)
+    shutil.rmtree(paths.JUDGE)
     main(["--model", "grown", "--out", "exported"])
     assert SanaPipeline.from_pretrained("exported", local_files_only=True).transformer.config.num_layers == 3
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from drawing_workspace import all_bytes, write_workspace
 from PIL import Image
 
 from model.text_encoder import load_text_encoder
-from tasks import layout
-from tasks.errors import UserError
-from tasks.files import write_manifest
+from tasks.evaluation.judges.judge_network import load_judge, log_yes
 from tasks.generate import main, open_painter
-from tasks.geneval.judge import load_judge, log_yes
-from tasks.params import PARAMS_FILE, apply_overrides, load_params, read_yaml
+from tasks.params.reading import PARAMS_FILE, apply_overrides, load_params, read_yaml
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.system.manifest import write_manifest
+from tests.helpers.drawing_workspace import all_bytes, write_workspace
 
 PROMPT = "a photo of a red circle"
 
@@ -49,14 +49,14 @@ def test_pictures_are_written_with_the_judges_scores_best_first(capsys: pytest.C
     assert sorted(scores) == [f"00000/000{i}.png" for i in range(3)]
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
     pictures = np.stack([np.asarray(Image.open(Path("made") / name)) for name in sorted(scores)])
-    again = log_yes(load_judge(layout.JUDGE), load_text_encoder(layout.TEXT_ENCODER), pictures[None], [PROMPT])[0]
+    again = log_yes(load_judge(paths.JUDGE), load_text_encoder(paths.TEXT_ENCODER), pictures[None], [PROMPT])[0]
     np.testing.assert_allclose([scores[name] for name in sorted(scores)], again, atol=1e-6)
     assert f"best is made/{row['pictures'][0]['file']}" in capsys.readouterr().out
 
 
 def test_a_model_of_a_copy_draws_with_the_params_of_its_copy() -> None:
     copy = Path("runs/other")
-    shutil.copytree(layout.OUTPUTS, copy / layout.OUTPUTS)
+    shutil.copytree(paths.OUTPUTS, copy / paths.OUTPUTS)
     values = apply_overrides(read_yaml(PARAMS_FILE), {"shard.image_size": 24}, "test")
     (copy / PARAMS_FILE).write_text(yaml.safe_dump(values), encoding="utf-8")
     main([PROMPT, "--model", "runs/other/outputs/small", "--n", "1", "--out", "made"])
@@ -67,7 +67,7 @@ def test_a_model_of_a_copy_draws_with_the_params_of_its_copy() -> None:
 def test_a_flipped_bit_in_what_a_stage_wrote_is_found_before_anything_is_drawn(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = layout.OUTPUTS / name
+    folder = paths.OUTPUTS / name
     write_manifest(folder)
     weights = next(folder.glob("*.safetensors"))
     data = bytearray(weights.read_bytes())
@@ -116,7 +116,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytes
 
 @pytest.mark.parametrize("stage", ["autoencoder", "text_encoder", "judge"])
 def test_missing_stage_is_named_with_the_command_that_makes_it(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (layout.OUTPUTS / stage).rename("elsewhere")
+    (paths.OUTPUTS / stage).rename("elsewhere")
     assert f"python -m tasks.{stage}" in refusal([PROMPT, "--model", "small"], capsys)
     assert not Path("generated").exists()
 
@@ -124,7 +124,7 @@ def test_missing_stage_is_named_with_the_command_that_makes_it(stage: str, capsy
 def test_one_picture_needs_no_judge_and_several_do_unless_told_not_to(capsys: pytest.CaptureFixture[str]) -> None:
     main([PROMPT, "--model", "small", "--n", "2", "--out", "judged"])
     main([PROMPT, "--model", "small", "--n", "1", "--judge", "--out", "one judged"])
-    shutil.rmtree(layout.JUDGE)
+    shutil.rmtree(paths.JUDGE)
     capsys.readouterr()
     main([PROMPT, "--model", "small", "--n", "1", "--out", "one"])
     main([PROMPT, "--model", "small", "--n", "2", "--no-judge", "--out", "two"])
@@ -142,7 +142,7 @@ def test_one_picture_needs_no_judge_and_several_do_unless_told_not_to(capsys: py
 
 def test_a_model_of_another_workspace_is_drawn_with_what_lies_beside_it(tmp_path: Path) -> None:
     main([PROMPT, "--model", "small", "--n", "2", "--out", "here"])
-    layout.OUTPUTS.rename("elsewhere")
+    paths.OUTPUTS.rename("elsewhere")
     main([PROMPT, "--model", "elsewhere/small", "--n", "2", "--out", "there"])
     here, there = all_bytes(Path("here")), all_bytes(Path("there"))
     assert {name: there[name] for name in there if name.endswith(".png")} == {

@@ -8,28 +8,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawing_workspace import all_bytes, run, write_workspace
 from safetensors.numpy import load_file
 
 from model.checkpoint import load_network
-from tasks import controls, judge, layout
+from tasks import controls
+from tasks.computing.random_block_choices import random_choices
+from tasks.computing.seeds import derive
+from tasks.data.scene_vocabulary import TASKS, lines
 from tasks.data.scenes import render, sample_scene
-from tasks.data.vocabulary import TASKS, lines
-from tasks.errors import UserError
-from tasks.files import sha256_file
-from tasks.geneval.__main__ import run as geneval_command
-from tasks.geneval.__main__ import stage
-from tasks.geneval.evaluation import correctness, score_prompts
-from tasks.geneval.judges import TrainedJudge
-from tasks.geneval.layout import read_prompts, read_results
-from tasks.geneval.pictures import load_painter
-from tasks.geneval.pool import Pool, load_pool
-from tasks.geneval.prompts import Prompt, evaluation_prompts
-from tasks.geneval.scene_detector import SceneDetector
-from tasks.geneval.summary import CHOOSERS, summarize
-from tasks.params import Params
-from tasks.random_blocks import random_choices
-from tasks.seeds import derive
+from tasks.evaluation.detectors.scene_detector import SceneDetector
+from tasks.evaluation.drawing import load_painter
+from tasks.evaluation.evaluation_steps import correctness, score_prompts
+from tasks.evaluation.evaluation_summary import CHOOSERS, summarize
+from tasks.evaluation.geneval_folder import read_prompts, read_results
+from tasks.evaluation.judges.judge_choice import TrainedJudge
+from tasks.evaluation.picture_pool import Pool, load_pool
+from tasks.evaluation.prompts.evaluation_prompts import Prompt, evaluation_prompts
+from tasks.geneval import run as geneval_command
+from tasks.params.experiment import Params
+from tasks.stages import scored_models, stage_of
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.system.manifest import sha256_file
+from tests.helpers.drawing_workspace import all_bytes, run, write_workspace
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def real_pool(images: int = 6, seed: int = 0) -> Pool:
 
 
 def test_noise_of_a_picture_does_not_depend_on_batches_or_other_prompts(params: Params) -> None:
-    painter = load_painter(layout.SMALL, params, "cpu")
+    painter = load_painter(paths.SMALL, params, "cpu")
     prompts = ["a photo of a red circle", "a photo of two rings", "a photo of a cross"]
     together = painter.draw(prompts, 9, seed=1, label="test")
     assert together.shape == (3, 9, 16, 16, 3) and together.dtype == np.uint8
@@ -65,7 +66,7 @@ def test_noise_of_a_picture_does_not_depend_on_batches_or_other_prompts(params: 
 
 
 def test_evaluation_holds_what_the_scorer_says_of_its_own_pictures(params: Params) -> None:
-    metrics, out = run(stage(params, "grown"), params)
+    metrics, out = run(stage_of("geneval", params, "grown"), params)
     pool = load_pool(out)
     prompts = evaluation_prompts(params.compute.seed, 2)
     assert pool.prompts == prompts and pool.pictures_PNHW3.shape == (len(prompts), 5, 16, 16, 3)
@@ -81,8 +82,8 @@ def test_evaluation_holds_what_the_scorer_says_of_its_own_pictures(params: Param
 
 
 def test_evaluating_twice_gives_the_same_bytes_and_no_timing(params: Params) -> None:
-    first = all_bytes(run(stage(params, "pruned-2"), params)[1])
-    again = all_bytes(run(stage(params, "pruned-2"), params, Path("again"))[1])
+    first = all_bytes(run(stage_of("geneval", params, "pruned-2"), params)[1])
+    again = all_bytes(run(stage_of("geneval", params, "pruned-2"), params, Path("again"))[1])
     assert first == again and "pool.safetensors" in first
     speed = json.loads(Path("results/speed/pruned-2.json").read_text())
     assert speed["seconds_per_picture"] > 0 and speed["pool"] == sha256_file(Path("again/pictures.npy"))
@@ -90,7 +91,7 @@ def test_evaluating_twice_gives_the_same_bytes_and_no_timing(params: Params) -> 
 
 
 def test_models_share_the_noise_of_each_picture(params: Params) -> None:
-    small, pruned = (load_painter(layout.model_folder(name), params, "cpu") for name in ("small", "pruned-2"))
+    small, pruned = (load_painter(paths.model_folder(name), params, "cpu") for name in ("small", "pruned-2"))
     assert small._noise(3, 1, 2).equal(pruned._noise(3, 1, 2))
     assert not small._noise(3, 1, 2).equal(small._noise(3, 2, 1))
 
@@ -118,7 +119,7 @@ def test_summary_follows_from_the_pool_by_hand() -> None:
 
 def test_the_stage_keeps_the_best_four_where_params_say_so(params: Params) -> None:
     chosen = replace(params, geneval=replace(params.geneval, keep=4, best_of=(2, 5)))
-    _, out = run(stage(chosen, "grown"), chosen)
+    _, out = run(stage_of("geneval", chosen, "grown"), chosen)
     scored_by = {"detector": "scenes", "detector_note": None}
     expected = summarize(load_pool(out), (2, 5), 50, 0, keep=4) | scored_by
     assert json.loads((out / "summary.json").read_text()) == expected
@@ -135,7 +136,7 @@ def test_without_the_shuffled_control_a_picture_is_judged_once(params: Params, m
     judge = TrainedJudge.log_yes
     monkeypatch.setattr(TrainedJudge, "log_yes", lambda self, *given: asked.append(given) or judge(self, *given))
     chosen = replace(params, geneval=replace(params.geneval, shuffled_control=False))
-    metrics, out = run(stage(chosen, "grown"), chosen)
+    metrics, out = run(stage_of("geneval", chosen, "grown"), chosen)
     assert len(asked) == 1 and not any(name.startswith("shuffled") for name in metrics)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["shuffled"] == {} and list(summary["best_of"]) == list(summary["oracle"]) == ["1", "2", "4"]
@@ -154,14 +155,14 @@ def test_pool_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 
 def test_unknown_model_is_refused_with_the_ones_there_are(params: Params) -> None:
-    names = layout.model_names(params.workflow.baselines, params.prune.depths)
+    names = scored_models(params)
     assert names == ["small", "grown", "pruned-2", "finetuned-2"]
     with pytest.raises(UserError, match=r"pruned-7 is not in this experiment: choose from small, grown, pruned-2"):
-        stage(params, "pruned-7")
+        stage_of("geneval", params, "pruned-7")
 
 
 def test_judge_stage_trains_and_reports_the_same_twice(params: Params) -> None:
-    record = judge.stage(params)
+    record = stage_of("judge", params)
     metrics, first = run(record, params, Path("first"))
     again, second = run(record, params, Path("second"))
     assert metrics == again and all_bytes(first) == all_bytes(second)
@@ -176,23 +177,23 @@ def test_controls_score_pictures_of_the_network_they_name(params: Params, monkey
 
     monkeypatch.setattr(controls, "score_prompts", lambda _prompts, pictures_PNHW3, _detector: pictures_PNHW3)
     monkeypatch.setattr(controls, "correctness", bright)
-    metrics, out = run(controls.stage(params), params)
+    metrics, out = run(stage_of("controls", params), params)
     summary = json.loads((out / "summary.json").read_text())
     assert set(metrics) == {"noise", "untrained", "random-2"}
     choices = summary["random_cuts"]["2"]["kept"]
     assert choices == random_choices(3, 2, params.prune.random_choices, params.compute.seed)
 
-    grown = load_painter(layout.GROWN, params, "cpu")
+    grown = load_painter(paths.GROWN, params, "cpu")
     texts = [prompt.text for prompt in evaluation_prompts(params.compute.seed, params.geneval.prompts_per_task)]
     share = -(-params.geneval.images_per_pruned_prompt // len(choices))
     parts = []
     for choice in choices:
-        cut = load_network(layout.GROWN)
+        cut = load_network(paths.GROWN)
         cut.blocks = torch.nn.ModuleList(cut.blocks[block] for block in choice)
         painter = replace(grown, network=cut)
         parts.append(bright(painter.draw(texts, share, derive(params.compute.seed, "geneval"), "test")))
     expected = np.concatenate(parts, axis=1)
-    np.testing.assert_array_equal(load_file(out / layout.RANDOM_CUTS.name)["2"], expected)
+    np.testing.assert_array_equal(load_file(out / paths.RANDOM_CUTS.name)["2"], expected)
     assert metrics["random-2"] == pytest.approx(expected.mean())  # as many prompts in each task
 
 

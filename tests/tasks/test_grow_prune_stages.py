@@ -3,31 +3,33 @@
 import csv
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_networks import small_network
-from small_workspace import write_encoded, write_params
 
 from model.block_importance import block_importance
 from model.checkpoint import load_network, save_network
 from model.growth import STRATEGIES
-from tasks import grow, importance, layout, prune
-from tasks.context import Context, Metrics
-from tasks.data.encoded import EncodedDataset
-from tasks.errors import UserError
-from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml, section_values
-from tasks.random_blocks import random_choices
-from tasks.seeds import generator
-from tasks.spool import SPOOLS, open_spool
-from tasks.stage import Stage, run_depth_main
-from tasks.tracking import Tracker
-from tasks.training.evaluation import heldout_loss
+from tasks import importance, prune
+from tasks.computing.random_block_choices import random_choices
+from tasks.computing.seeds import generator
+from tasks.data.encoded_samples import EncodedDataset
+from tasks.params.experiment import Params
+from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml, section_values
+from tasks.runtime.context import Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.stages import Stage, stage_of
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.training.heldout_loss import heldout_loss
+from tests.helpers import drawing_workspace
+from tests.helpers.small_networks import small_network
+from tests.helpers.small_workspace import write_encoded, write_params
 
 GROWN_DEPTH, HELDOUT = 5, 120
 CHANGES = {
@@ -55,7 +57,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     write_params(tmp_path, CHANGES)
     write_encoded(tmp_path, heldout=HELDOUT)
     monkeypatch.chdir(tmp_path)
-    for folder, depth, seed in ((layout.SMALL, 2, 0), (layout.GROWN, GROWN_DEPTH, 1)):
+    for folder, depth, seed in ((paths.SMALL, 2, 0), (paths.GROWN, GROWN_DEPTH, 1)):
         folder.mkdir()
         save_network(small_network(depth, seed), folder)
     yield tmp_path
@@ -63,14 +65,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def run(stage: Stage, chosen: Params) -> tuple[Metrics, Path]:
     """The stage's metrics and output, as the command leaves it."""
-    out = stage.out
-    out.mkdir(parents=True)
-    with closing(open_spool(SPOOLS, stage.name, tags={})) as spool:
-        return stage.run(Context(stage.name, chosen, out, Path("state"), Tracker(spool), "cpu", 1)), out
+    return drawing_workspace.run(stage, chosen)
 
 
 def loss_of(network: torch.nn.Module) -> float:
-    return heldout_loss(network, EncodedDataset(layout.ENCODED, "heldout"), params().diffusion, 0, "cpu", "float32")
+    return heldout_loss(network, EncodedDataset(paths.ENCODED, "heldout"), params().diffusion, 0, "cpu", "float32")
 
 
 def read(path: Path) -> Any:
@@ -87,16 +86,16 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def test_growing_reports_every_strategy_without_and_with_a_dropped_block(workspace: Path) -> None:
-    metrics, out = run(grow.stage(params()), params())
+    metrics, out = run(stage_of("grow", params()), params())
     report = read(out / "growth.json")
     starts = {(start["strategy"], start["drop"]): start for start in report["starts"]}
     assert set(starts) == {(strategy, drop) for strategy in STRATEGIES for drop in (0, 1)}
-    small_loss = loss_of(load_network(layout.SMALL))
+    small_loss = loss_of(load_network(paths.SMALL))
     identity = starts["partial_preservation", 0]
     assert (identity["function_distance"], identity["heldout_loss"]) == (0.0, small_loss)
     assert metrics["heldout_loss_small"] == small_loss
     assert all(start["function_distance"] > 0.01 for key, start in starts.items() if start is not identity)
-    cut = load_network(layout.SMALL)
+    cut = load_network(paths.SMALL)
     del cut.blocks[1:]
     assert starts["partial_preservation", 1]["heldout_loss"] == loss_of(cut)
 
@@ -106,7 +105,7 @@ def test_growing_reports_every_strategy_without_and_with_a_dropped_block(workspa
 )
 def test_the_grown_checkpoint_is_the_chosen_start(workspace: Path, strategy: str, share: float, drop: int) -> None:
     chosen = params(grow__strategy=strategy, grow__drop_share=share)
-    metrics, out = run(grow.stage(chosen), chosen)
+    metrics, out = run(stage_of("grow", chosen), chosen)
     network = load_network(out)
     assert (
         read(out / "growth.json")["chosen"] | {"strategy": strategy, "drop": drop}
@@ -117,16 +116,16 @@ def test_the_grown_checkpoint_is_the_chosen_start(workspace: Path, strategy: str
 
 
 def test_growing_by_no_block_passes_the_model_on_byte_for_byte(workspace: Path) -> None:
-    save_network(load_network(layout.SMALL), layout.SMALL)  # as a stage has written it
+    save_network(load_network(paths.SMALL), paths.SMALL)  # as a stage has written it
     chosen = params(pretrain__depth=2, grow__depth=2, grow__drop_share=0.0, prune__depths=[1])
-    metrics, out = run(grow.stage(chosen), chosen)
-    assert (out / "model.safetensors").read_bytes() == (layout.SMALL / "model.safetensors").read_bytes()
+    metrics, out = run(stage_of("grow", chosen), chosen)
+    assert (out / "model.safetensors").read_bytes() == (paths.SMALL / "model.safetensors").read_bytes()
     assert metrics["function_distance"] == 0 and len(read(out / "growth.json")["starts"]) == 1
 
 
 def test_importance_is_the_mean_over_single_samples(workspace: Path) -> None:
-    _, out = run(importance.stage(params()), params())
-    heldout, network = EncodedDataset(layout.ENCODED, "heldout"), load_network(layout.GROWN)
+    _, out = run(stage_of("importance", params()), params())
+    heldout, network = EncodedDataset(paths.ENCODED, "heldout"), load_network(paths.GROWN)
     random = generator(0, "importance", "noise")
     noise = torch.cat([torch.randn(count, 3, 4, 4, generator=random) for count in (40, 40, 20)])
     each = []
@@ -141,7 +140,7 @@ def test_importance_is_the_mean_over_single_samples(workspace: Path) -> None:
 
 
 def test_importance_is_saved_with_its_spread_and_the_order_of_removal(workspace: Path) -> None:
-    metrics, out = run(importance.stage(params()), params())
+    metrics, out = run(stage_of("importance", params()), params())
     report = read(out / "importance.json")
     scores = np.array(report["scores"])
     assert scores.shape == (3, GROWN_DEPTH)
@@ -159,7 +158,7 @@ def test_more_prompts_than_held_out_captions_are_refused_in_one_line(workspace: 
     chosen = params(importance__prompts=HELDOUT + 1)
     words = r"^importance.prompts is 121 [^\n]*119 different captions: [^\n]*shard.heldout_samples$"
     with pytest.raises(UserError, match=words):
-        run(importance.stage(chosen), chosen)
+        run(stage_of("importance", chosen), chosen)
 
 
 @pytest.mark.parametrize(("available", "prompts"), [(12, 12), (12, 5), (512, 128), (7, 1)])
@@ -179,10 +178,10 @@ def test_calibration_takes_each_caption_once_where_it_comes_first() -> None:
 
 
 def test_pruning_keeps_the_blocks_that_the_saved_importance_ranks_highest(workspace: Path) -> None:
-    layout.IMPORTANCE.mkdir()
-    (layout.IMPORTANCE / "importance.json").write_text('{"mean": [0.9, 0.01, 0.2, 0.3, 0.1]}', encoding="utf-8")
-    metrics, out = run(prune.stage(params(), 3), params())
-    report, grown, pruned = read(out / "pruning.json"), load_network(layout.GROWN), load_network(out)
+    paths.IMPORTANCE.mkdir()
+    (paths.IMPORTANCE / "importance.json").write_text('{"mean": [0.9, 0.01, 0.2, 0.3, 0.1]}', encoding="utf-8")
+    metrics, out = run(stage_of("prune", params(), 3), params())
+    report, grown, pruned = read(out / "pruning.json"), load_network(paths.GROWN), load_network(out)
     assert (report["kept"], report["removed"]) == ([0, 2, 3], [1, 4])
     for block, number in zip(pruned.blocks, [0, 2, 3], strict=True):
         pairs = zip(block.parameters(), grown.blocks[number].parameters(), strict=True)
@@ -193,9 +192,9 @@ def test_pruning_keeps_the_blocks_that_the_saved_importance_ranks_highest(worksp
 
 
 def test_pruning_reports_other_choices_of_as_many_blocks(workspace: Path) -> None:
-    layout.IMPORTANCE.mkdir()
-    (layout.IMPORTANCE / "importance.json").write_text('{"mean": [0.9, 0.01, 0.2, 0.3, 0.1]}', encoding="utf-8")
-    metrics, out = run(prune.stage(params(), 3), params())
+    paths.IMPORTANCE.mkdir()
+    (paths.IMPORTANCE / "importance.json").write_text('{"mean": [0.9, 0.01, 0.2, 0.3, 0.1]}', encoding="utf-8")
+    metrics, out = run(stage_of("prune", params(), 3), params())
     report = read(out / "pruning.json")
     kept_by = {"first_removed": [2, 3, 4], "last_removed": [0, 1, 2]}
     kept_by |= {f"random {i}": kept for i, kept in enumerate(report["random_kept"])}
@@ -203,7 +202,7 @@ def test_pruning_reports_other_choices_of_as_many_blocks(workspace: Path) -> Non
     assert len(report["random_kept"]) == 3
     for name, kept in kept_by.items():
         assert len(kept) == 3 and kept == sorted(set(kept))
-        network = load_network(layout.GROWN)
+        network = load_network(paths.GROWN)
         network.blocks = torch.nn.ModuleList(network.blocks[i] for i in kept)
         assert losses[name] == loss_of(network), name
     assert metrics["heldout_loss_random"] == pytest.approx(np.mean(losses["random"]))
@@ -214,28 +213,30 @@ def test_random_choices_differ_by_number_and_by_seed() -> None:
     assert len(choices) == 25
 
 
-@pytest.mark.parametrize("build", [grow.stage, importance.stage, lambda chosen: prune.stage(chosen, 2)])
+@pytest.mark.parametrize(
+    "build", [partial(stage_of, "grow"), partial(stage_of, "importance"), lambda chosen: stage_of("prune", chosen, 2)]
+)
 def test_the_same_inputs_give_the_same_bytes(workspace: Path, build: Callable[[Params], Stage]) -> None:
-    layout.IMPORTANCE.mkdir()
-    (layout.IMPORTANCE / "importance.json").write_text('{"mean": [0.9, 0.01, 0.2, 0.3, 0.1]}', encoding="utf-8")
+    paths.IMPORTANCE.mkdir()
+    (paths.IMPORTANCE / "importance.json").write_text('{"mean": [0.9, 0.01, 0.2, 0.3, 0.1]}', encoding="utf-8")
     chosen, stage = params(), build(params())
     torch.manual_seed(1)
-    _, first = run(replace(stage, out=Path("first")), chosen)
+    _, first = run(replace(stage, output=Path("first")), chosen)
     torch.manual_seed(2)
-    _, second = run(replace(stage, out=Path("second")), chosen)
+    _, second = run(replace(stage, output=Path("second")), chosen)
     assert all_bytes(first) == all_bytes(second) != {}
 
 
 def test_cutting_other_depths_besides_leaves_a_pruned_model_up_to_date(workspace: Path) -> None:
     alone, beside = params(prune__depths=[3]), params(prune__depths=[4, 3, 2])
-    values = [read_values(prune.stage(chosen, 3), chosen) for chosen in (alone, beside)]
+    values = [read_values(stage_of("prune", chosen, 3), chosen) for chosen in (alone, beside)]
     assert values[0] == values[1]
     more_choices = params(prune__random_choices=9)
-    assert read_values(prune.stage(more_choices, 3), more_choices) != values[0]
+    assert read_values(stage_of("prune", more_choices, 3), more_choices) != values[0]
 
 
 def test_a_depth_that_params_do_not_name_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        run_depth_main(prune.stage, "prune", prune.__doc__, ["--depth", "1"])
+        stage_command("prune", prune.__doc__, ["--depth", "1"])
     assert exit_.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawing_workspace import run
-from small_networks import small_network
-from small_workspace import write_encoded, write_params
 
 from model.checkpoint import load_network
 from model.network import Sana
 from model.weights.export import to_transformer
-from tasks import layout, pretrain
-from tasks.data.encoded import EncodedDataset
-from tasks.errors import UserError
-from tasks.params import Params, load_params
-from tasks.published import content_digest
-from tasks.training.evaluation import heldout_loss
+from tasks.data.encoded_samples import EncodedDataset
+from tasks.data.published_files import content_digest
+from tasks.params.experiment import Params
+from tasks.params.reading import load_params
+from tasks.stages import stage_of
+from tasks.system import paths
+from tasks.system.errors import UserError
+from tasks.training.heldout_loss import heldout_loss
+from tests.helpers.drawing_workspace import run
+from tests.helpers.small_networks import small_network
+from tests.helpers.small_workspace import write_encoded, write_params
 
 CHANGES = {
     "compute.device": "cpu",
@@ -56,11 +58,11 @@ def test_published_weights_become_the_small_model(workspace: Path, kind: str) ->
     else:
         torch.save({"state_dict": network.state_dict()}, path)
     chosen = params(pretrain__path=path)
-    metrics, out = run(pretrain.stage(chosen), chosen)
+    metrics, out = run(stage_of("pretrain", chosen), chosen)
     taken, state = load_network(out), network.state_dict()
     assert taken.config == network.config
     assert all(torch.equal(tensor, state[name]) for name, tensor in taken.state_dict().items())
-    heldout = EncodedDataset(layout.ENCODED, "heldout")
+    heldout = EncodedDataset(paths.ENCODED, "heldout")
     assert metrics["heldout_loss"] == heldout_loss(network, heldout, chosen.diffusion, 0, "cpu", "float32")
     assert (metrics["depth"], metrics["parameters"]) == (3, sum(tensor.numel() for tensor in state.values()))
 
@@ -69,7 +71,7 @@ def test_every_difference_from_the_experiment_is_listed_in_one_line(workspace: P
     to_transformer(small_network(2), 4).save_pretrained("published")
     chosen = params(network__hidden_size=32, network__qk_norm=False)
     with pytest.raises(UserError) as error:
-        run(pretrain.stage(chosen), chosen)
+        run(stage_of("pretrain", chosen), chosen)
     differing = "network.hidden_size 16, not 32; pretrain.depth 2, not 3; network.qk_norm True, not False"
     assert f"published has {differing}: set these" in str(error.value) and "\n" not in str(error.value)
 
@@ -78,8 +80,8 @@ def test_published_weights_are_trained_on(workspace: Path) -> None:
     network = small_network(3)
     to_transformer(network, 4).save_pretrained("published")
     chosen = params(pretrain__steps=2, pretrain__batch_size=4, pretrain__learning_rate=0.1)
-    metrics, out = run(pretrain.stage(chosen), chosen)
-    heldout = EncodedDataset(layout.ENCODED, "heldout")
+    metrics, out = run(stage_of("pretrain", chosen), chosen)
+    heldout = EncodedDataset(paths.ENCODED, "heldout")
     assert metrics["heldout_loss_before"] == heldout_loss(network, heldout, chosen.diffusion, 0, "cpu", "float32")
     before, after = network.state_dict(), load_network(out).state_dict()
     assert all(not torch.equal(tensor, before[name]) for name, tensor in after.items())
@@ -89,7 +91,7 @@ def test_qk_norm_is_added_to_weights_that_have_none(workspace: Path) -> None:
     plain = Sana(replace(small_network(3).config, qk_norm=False))
     torch.save({"state_dict": plain.state_dict()}, "plain.pth")
     chosen = params(pretrain__path="plain.pth")
-    _, out = run(pretrain.stage(chosen), chosen)
+    _, out = run(stage_of("pretrain", chosen), chosen)
     taken, state = load_network(out), plain.state_dict()
     assert taken.config == replace(plain.config, qk_norm=True)
     added = {name: tensor for name, tensor in taken.state_dict().items() if name not in state}
@@ -101,7 +103,7 @@ def test_the_average_of_a_published_checkpoint_is_taken_where_params_say_so(work
     last, average = small_network(3, seed=1), small_network(3, seed=2)
     torch.save({"state_dict": last.state_dict(), "state_dict_ema": average.state_dict()}, "both.pth")
     chosen = params(pretrain__path="both.pth", pretrain__checkpoint_key="state_dict_ema")
-    _, out = run(pretrain.stage(chosen), chosen)
+    _, out = run(stage_of("pretrain", chosen), chosen)
     assert all(
         torch.equal(tensor, average.state_dict()[name]) for name, tensor in load_network(out).state_dict().items()
     )
@@ -111,4 +113,4 @@ def test_the_average_of_a_published_checkpoint_is_taken_where_params_say_so(work
 
 def test_a_folder_without_weights_is_named(workspace: Path) -> None:
     with pytest.raises(UserError, match=r"^params\.yaml: pretrain\.path: [^\n]*published[^\n]*$"):
-        run(pretrain.stage(params()), params())
+        run(stage_of("pretrain", params()), params())

@@ -7,16 +7,16 @@ import numpy as np
 import pandas
 import pytest
 from PIL import Image
-from small_detector import write_clip, write_mask2former
 
+from tasks import score_folder as command
+from tasks.data.scene_vocabulary import TASKS, lines
 from tasks.data.scenes import render, sample_scene
-from tasks.data.vocabulary import TASKS, lines
-from tasks.geneval import score_folder as command
-from tasks.geneval.layout import read_prompts, read_results, write_prompt
-from tasks.geneval.mask2former_detector import load_mask2former_detector
-from tasks.geneval.scene_detector import SceneDetector
-from tasks.geneval.scoring import score_pictures
-from tasks.geneval.verdicts import VerdictStore
+from tasks.evaluation.detectors.mask2former_detector import load_mask2former_detector
+from tasks.evaluation.detectors.scene_detector import SceneDetector
+from tasks.evaluation.geneval_folder import read_prompts, read_results, write_prompt
+from tasks.evaluation.picture_scoring import score_pictures
+from tasks.evaluation.verdict_store import VerdictStore
+from tests.helpers.small_detector import write_clip, write_mask2former
 
 
 @pytest.fixture

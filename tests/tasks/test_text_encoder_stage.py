@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawing_workspace import all_bytes, run
 
 from model.text_encoder import Reading, TextEncoder, build_text_encoder, load_text_encoder, train_tokenizer
-from tasks import layout, shard
-from tasks import text_encoder as text_encoder_stage
-from tasks.data.pictures import PictureDataset
-from tasks.data.vocabulary import COLOURS, lines
-from tasks.errors import UserError
-from tasks.params import PARAMS_FILE, Params, apply_overrides, build_params, read_yaml
+from tasks import shard
+from tasks.data.picture_dataset import PictureDataset
+from tasks.data.scene_vocabulary import COLOURS, lines
+from tasks.params.experiment import Params
+from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
+from tasks.stages import stage_of
+from tasks.system import paths
+from tasks.system.errors import UserError
 from tasks.text_encoder import IGNORED, LOOK_BACK, build, look_back_targets
+from tests.helpers.drawing_workspace import all_bytes, run
 
 PROJECT = Path(__file__).parents[2]
 CHANGES = {
@@ -45,8 +47,8 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
     """A workspace with shards of small scenes."""
     params = changed()
     monkeypatch.chdir(tmp_path)
-    layout.SHARDS.mkdir(parents=True)
-    shard.write_scenes(layout.SHARDS, params.shard, seed=0)
+    paths.SHARDS.mkdir(parents=True)
+    shard.write_scenes(paths.SHARDS, params.shard, seed=0)
     yield params
 
 
@@ -70,19 +72,19 @@ def probe_accuracy(encoder: TextEncoder) -> float:
 
 def test_state_of_a_noun_tells_its_colour_after_training_and_not_before(params: Params) -> None:
     chosen = changed(steps=300, learning_rate=8e-3)
-    metrics, out = run(text_encoder_stage.stage(chosen), chosen)
+    metrics, out = run(stage_of("text_encoder", chosen), chosen)
     torch.manual_seed(0)
-    untrained = build(chosen, PictureDataset(layout.SHARDS, "train").captions)
+    untrained = build(chosen, PictureDataset(paths.SHARDS, "train").captions)
     assert probe_accuracy(load_text_encoder(out)) > 0.85
     assert probe_accuracy(untrained) < 0.6
     assert metrics["heldout_perplexity"] < 3 < 100 < metrics["untrained_perplexity"]
 
 
 def test_reported_perplexity_is_that_of_each_caption_alone(params: Params) -> None:
-    metrics, out = run(text_encoder_stage.stage(params), params)
+    metrics, out = run(stage_of("text_encoder", params), params)
     encoder = load_text_encoder(out)
     total, count = 0.0, 0
-    for caption in PictureDataset(layout.SHARDS, "heldout").captions:
+    for caption in PictureDataset(paths.SHARDS, "heldout").captions:
         ids = torch.tensor([[*encoder.tokens([caption])[0], encoder.tokenizer.eos_token_id]])
         with torch.no_grad():
             logs = encoder.model(input_ids=ids).logits.double().log_softmax(-1)
@@ -103,8 +105,8 @@ def test_look_back_targets_are_the_last_tokens_up_to_each_place() -> None:
 
 
 def test_training_twice_gives_the_same_bytes(params: Params) -> None:
-    first = all_bytes(run(text_encoder_stage.stage(params), params, Path("first"))[1])
-    assert first == all_bytes(run(text_encoder_stage.stage(params), params, Path("second"))[1])
+    first = all_bytes(run(stage_of("text_encoder", params), params, Path("first"))[1])
+    assert first == all_bytes(run(stage_of("text_encoder", params), params, Path("second"))[1])
     assert {"config.json", "model.safetensors", "tokenizer.json", "history.csv"} <= set(first)
 
 
@@ -114,7 +116,7 @@ def test_published_folder_is_taken_over_unchanged(params: Params) -> None:
         train_tokenizer(["a red circle"] * 2, 300), 16, 1, 2, Reading(16, "none", "diffusers", "stored")
     ).save(published)
     chosen = changed(path=str(published))
-    metrics, out = run(text_encoder_stage.stage(chosen), chosen)
+    metrics, out = run(stage_of("text_encoder", chosen), chosen)
     assert all_bytes(published) == all_bytes(out)
     assert load_text_encoder(out).encode_null().shape == (1, 16)
     assert math.isfinite(metrics["heldout_perplexity"])
@@ -131,5 +133,5 @@ def test_published_folder_is_taken_over_unchanged(params: Params) -> None:
 def test_params_that_cannot_work_are_refused_by_name(params: Params, changes: dict[str, object], message: str) -> None:
     chosen = changed(**changes)
     with pytest.raises(UserError, match=message) as raised:
-        run(text_encoder_stage.stage(chosen), chosen)
+        run(stage_of("text_encoder", chosen), chosen)
     assert "\n" not in str(raised.value)

@@ -1,0 +1,72 @@
+"""What a flow run shows in Prefect's UI: progress, a table of stages, a table of models, and where the report is."""
+
+import flows.entry.prefect_environment  # noqa: F401
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from flows.building.stage_builder import BuiltStage
+
+
+@contextmanager
+def best_effort(log: Callable[[str], None]) -> Iterator[None]:
+    """Log that a page could not be shown, and go on: a slow server is no reason to fail what is built and pinned."""
+    try:
+        yield
+    except Exception as error:
+        log(f"Prefect's server did not take an artifact ({' '.join(str(error).split())[:120]})")
+
+
+class Progress:
+    """A progress artifact that counts finished stages; `advance` may be called from several threads."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._lock = total, 0, threading.Lock()
+        self._artifact = create_progress_artifact(0.0, key="progress", description=f"0 of {total} stages")
+
+    def advance(self) -> None:
+        """Count one more finished stage."""
+        with self._lock:
+            self._done += 1
+            description = f"{self._done} of {self._total} stages"
+            update_progress_artifact(self._artifact, 100.0 * self._done / self._total, description=description)
+
+
+def publish_stages(stages: Sequence[BuiltStage]) -> None:
+    """A table of stages: run or cached, seconds, outputs with the beginning of their digests."""
+    rows = [
+        {
+            "stage": stage.stage,
+            "state": "cached" if stage.cached else "ran",
+            "seconds": round(stage.seconds, 1),
+            "outputs": ", ".join(f"{path} {digest[:12]}" for path, digest in stage.outputs.items()),
+        }
+        for stage in stages
+    ]
+    create_table_artifact(rows, key="stages", description="What ran and what was up to date")
+
+
+def publish_models(models: Sequence[dict[str, Any]]) -> None:
+    """A table of models: size, held-out loss and GenEval with its interval."""
+    rows = []
+    for model in models:
+        score = model["geneval"]
+        interval = f"{score['overall']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+        sizes = {key: model[key] for key in ("name", "depth", "parameters", "heldout_loss")}
+        rows.append({**sizes, "geneval (95 % interval)": interval})
+    create_table_artifact(rows, key="models", description="The family of models")
+
+
+def publish_report(report: Path) -> None:
+    """Where the report is. A browser opens no file:// link from a page that was served, so the path is spelled out."""
+    create_markdown_artifact(f"[{report}]({report.as_uri()})", key="report", description="Open this file in a browser")

@@ -1,0 +1,53 @@
+"""The Prefect task of one stage. Prefect retries a stage that failed, unless its input is bad or it was stopped."""
+
+import flows.entry.prefect_environment  # noqa: F401
+
+from dataclasses import asdict
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import Completed, State
+from prefect.tasks import Task
+
+from flows.building.child_processes import ChildFailed
+from flows.building.prefect_artifacts import Progress, best_effort
+from flows.building.stage_builder import StageBuilder
+from flows.entry.terminal import LOGGER
+from tasks.system.errors import UserError
+from tasks.system.processes import BAD_INPUT
+
+
+def stage_task(build: StageBuilder, name: str, progress: Progress) -> Task[[], dict[str, Any]]:
+    """The Prefect task that builds one stage; tried again if it fails, unless its input is bad or the flow stopped."""
+
+    def run() -> dict[str, Any] | State:
+        log = get_run_logger().getChild(LOGGER)
+        try:
+            built = build.build(name, lambda line: log.info("%s | %s", name, line))
+        except (ChildFailed, UserError) as error:
+            log.error("%s failed: %s", name, error)
+            raise
+        with best_effort(log.warning):
+            progress.advance()
+        if built.cached:
+            log.info("%s: cached", name)
+            return Completed(name="Cached", message="up to date", data=asdict(built))
+        log.info("%s: done in %.1f s", name, built.seconds)
+        return asdict(built)
+
+    def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
+        error = state.data
+        return isinstance(error, ChildFailed) and error.code != BAD_INPUT and not build.children.stopping
+
+    return Task(
+        fn=run,
+        name=name,
+        task_run_name=name,
+        retries=build.params.workflow.retries,
+        retry_condition_fn=worth_retrying,
+        cache_policy=NO_CACHE,
+        persist_result=True,
+        result_serializer="json",
+    )

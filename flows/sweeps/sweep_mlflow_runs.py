@@ -1,0 +1,60 @@
+"""A sweep in MLflow: a parent run, and a nested run for each point with its parameters and scores, or its reason."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+from flows.building.mlflow_runs import PREFECT_TAG
+from flows.sweeps.points import SEED
+from flows.sweeps.sweep_file import Sweep
+from flows.sweeps.sweep_table import Row
+from tasks.tracking.mlflow_sender import Sender
+from tasks.tracking.spool import SPOOLS, Spool, open_spool, status_after
+from tasks.tracking.tracker import Tracker, run_tags
+
+POINT_TAG = "sana15.point"
+REASON_TAG = "sana15.reason"
+MAX_REASON = 4000
+
+Record = Callable[[Sequence[Row], Path], None]
+
+
+@contextmanager
+def recorded(sweep: Sweep, flow_run_id: str) -> Iterator[Record]:
+    """The sweep's run; it ends as the block does. The block gets a function that takes the rows and the plot."""
+    tags = run_tags("sweep", Path.cwd()) | {PREFECT_TAG: flow_run_id}
+    with Sender(SPOOLS) as sender:
+        parent = open_spool(SPOOLS, f"sweep {sweep.title}", tags)
+        sender.add(parent)
+        Tracker(parent).log_params({"sweep": sweep.name, "profile": sweep.profile, "points": len(sweep.settings)})
+
+        def record(rows: Sequence[Row], plot: Path) -> None:
+            Tracker(parent).log_image("sweep", plot)
+            for _, of_point in groupby(rows, key=lambda row: row.point):
+                _record_point(sender, parent, list(of_point))
+
+        status = "FINISHED"
+        try:
+            yield record
+        except BaseException as error:
+            status = status_after(error)
+            raise
+        finally:
+            parent.append("end", status=status)
+
+
+def _record_point(sender: Sender, parent: Spool, rows: Sequence[Row]) -> None:
+    first = rows[0]
+    tags = run_tags("point", Path(first.folder)) | {POINT_TAG: first.point}
+    tags |= {REASON_TAG: first.reason[:MAX_REASON]} if first.reason else {}
+    spool = open_spool(SPOOLS, f"point {first.point}", tags, parent.header["key"])
+    sender.add(spool)
+    tracker = Tracker(spool)
+    tracker.log_params({**first.setting, SEED: first.seed})
+    for row in rows:
+        numbers = {"score": row.score, "parameters": row.parameters, "heldout_loss": row.heldout_loss}
+        numbers |= {"seconds": row.seconds}
+        known = {f"{name}/{row.model}": value for name, value in numbers.items() if value is not None}
+        tracker.log_metrics(known, step=row.pictures)
+    spool.append("end", status="FINISHED" if first.state == "done" else "FAILED")

@@ -1,0 +1,161 @@
+"""What a sweep found: a row for each point and model, and for each setting the mean over its seeds with an interval."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+from flows.sweeps.place import State
+from flows.sweeps.point_folder import outcome
+from flows.sweeps.points import Point
+from flows.sweeps.sweep_file import Sweep
+from tasks.system.files import write_csv
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of one point, or a point without any.
+
+    `score` is GenEval with the judge's choice among `pictures`; `seconds` is the time to draw these where it was taken.
+    """
+
+    point: str
+    setting: Mapping[str, Any]
+    seed: int
+    state: str
+    reason: str
+    folder: str
+    model: str = ""
+    pictures: int = 1
+    depth: int | None = None
+    parameters: int | None = None
+    heldout_loss: float | None = None
+    score: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting's model: means over its seeds, and the 95 % interval of the mean score.
+
+    Of one seed the interval is that over prompts. `best` has the highest score, and of equals the fewest parameters. No
+    other setting is as good as one of the `pareto` set in score, parameters and seconds, and better in one of them.
+    """
+
+    label: str
+    model: str
+    pictures: int
+    seeds: int
+    parameters: float
+    heldout_loss: float
+    score: float
+    low: float
+    high: float
+    seconds: float | None
+    best: bool = False
+    pareto: bool = False
+
+
+def rows_of(sweep: Sweep, point: Point, state: State) -> list[Row]:
+    """The rows of a point: one that says why, if it has failed."""
+    row = Row(point.key, point.setting, point.seed, state.phase, state.reason, str(point.folder))
+    ended = outcome(point.folder)
+    if state.phase != "done" or ended is None:
+        return [row]
+    chosen = [model for model in ended.models if any(fnmatch(model["name"], pattern) for pattern in sweep.models)]
+    return [one for model in chosen for one in _model_rows(row, model, sweep)] or [row]
+
+
+def _model_rows(row: Row, model: Mapping[str, Any], sweep: Sweep) -> list[Row]:
+    scores = {1: model["geneval"]}
+    if sweep.score == "best_of":
+        scores = {int(number): score for number, score in model["best_of"].items()}
+    seconds = model.get("seconds_per_picture")
+    return [
+        replace(
+            row,
+            model=model["name"],
+            pictures=pictures,
+            depth=model["depth"],
+            parameters=model["parameters"],
+            heldout_loss=model["heldout_loss"],
+            score=score["overall"],
+            low=score["low"],
+            high=score["high"],
+            seconds=None if seconds is None else seconds * pictures,
+        )
+        for pictures, score in sorted(scores.items())
+    ]
+
+
+def settings_of(rows: Sequence[Row]) -> list[Setting]:
+    """The settings of the rows that have a score, in their order, the best and the Pareto set marked."""
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        if row.score is not None:
+            groups.setdefault((_label(row.setting), row.model, row.pictures), []).append(row)
+    settings = [_setting(*key, group) for key, group in groups.items()]
+    best = max(settings, key=lambda one: (one.score, -one.parameters, -one.pictures), default=None)
+    marked = zip(settings, pareto_set(settings), strict=True)
+    return [replace(one, best=one is best, pareto=pareto) for one, pareto in marked]
+
+
+def pareto_set(settings: Sequence[Setting]) -> list[bool]:
+    """Of each setting, whether no other is as good in score, parameters and, where both were timed, seconds, and better
+    in one of them.
+    """
+    timed = [np.nan if one.seconds is None else one.seconds for one in settings]
+    goods = np.array([(one.score, -one.parameters, -time) for one, time in zip(settings, timed, strict=True)])
+    gains = (np.nan_to_num(goods - one) for one in goods)  # what was not timed is no gain and no loss
+    return [not np.any((gain >= 0).all(axis=1) & (gain > 0).any(axis=1)) for gain in gains]
+
+
+def interval(scores: Sequence[float]) -> tuple[float, float]:
+    """Student's interval of the mean of at least two scores."""
+    half = t.ppf((1 + LEVEL) / 2, len(scores) - 1) * np.std(scores, ddof=1) / np.sqrt(len(scores))
+    return float(np.mean(scores) - half), float(np.mean(scores) + half)
+
+
+def _setting(label: str, model: str, pictures: int, rows: Sequence[Row]) -> Setting:
+    scores = [row.score for row in rows]
+    low, high = interval(scores) if len(rows) > 1 else (rows[0].low, rows[0].high)
+    seconds = [row.seconds for row in rows if row.seconds is not None]
+    return Setting(
+        label,
+        model,
+        pictures,
+        len(rows),
+        float(np.mean([row.parameters for row in rows])),
+        float(np.mean([row.heldout_loss for row in rows])),
+        float(np.mean(scores)),
+        low,
+        high,
+        float(np.mean(seconds)) if seconds else None,
+    )
+
+
+def write_table(path: Path, sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> None:
+    """Write the rows as CSV, with a column for each key of the sweep, and the best and the Pareto settings marked."""
+    marks = {(one.label, one.model, one.pictures): one for one in settings}
+    keys = list(dict.fromkeys(key for setting in sweep.settings for key in setting))
+    written = []
+    for row in rows:
+        mark = marks.get((_label(row.setting), row.model, row.pictures))
+        own = {key: value for key, value in asdict(row).items() if key != "setting"}
+        given = {key: json.dumps(row.setting[key]) for key in row.setting}
+        written.append(given | own | {"best": bool(mark and mark.best), "pareto": bool(mark and mark.pareto)})
+    columns = [*keys, *(name for name in Row.__dataclass_fields__ if name != "setting"), "best", "pareto"]
+    write_csv(path, columns, written)
+
+
+def _label(setting: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in setting.items())

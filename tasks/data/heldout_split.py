@@ -1,0 +1,51 @@
+"""Which of one's own pictures are used, in which order, and how many of them are held out.
+
+Pictures are taken in order of their keys' hashes and the first are held out, so the split depends on the keys alone: a
+picture stays on its side when others are added, up to the few by which the held-out set grows.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from tasks.data.aspect_buckets import Bucket
+from tasks.data.picture_files import load_picture
+from tasks.data.rejects import Rejects
+from tasks.data.sources.candidate import Candidate, Reject
+
+
+def by_hash(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates in order of the sha256 of their keys."""
+    return sorted(candidates, key=_hash)
+
+
+def _hash(candidate: Candidate) -> bytes:
+    # A file's name may hold bytes that are no UTF-8.
+    return hashlib.sha256(candidate.key.encode(errors="surrogateescape")).digest()
+
+
+def heldout_count(pictures: int, limit: int) -> int:
+    """How many of `pictures` to hold out: a tenth, at least one (a run needs a held-out loss) and at most `limit`."""
+    return min(limit, max(pictures // 10, 1))
+
+
+def usable(
+    candidates: Iterable[Candidate],
+    image_size: int,
+    max_pixels: int,
+    rejects: Rejects,
+    buckets: Sequence[Bucket] = (),
+) -> Iterator[tuple[Candidate, np.ndarray, str]]:
+    """Each usable candidate, its picture and its caption; `rejects` notes the others.
+
+    Pictures are uint8 (image_size, image_size, 3), or of the size of one of `buckets` if given.
+    """
+    for candidate in candidates:
+        try:
+            data, caption = candidate.read()
+            picture = load_picture(data, image_size, max_pixels, buckets)
+        except Reject as reject:
+            rejects.add(candidate.where, str(reject))
+        else:
+            yield candidate, picture, caption

@@ -1,0 +1,43 @@
+"""NumPy arrays as shard members: written as `.npy` bytes, read as views of the shard without a copy."""
+
+import io
+from functools import lru_cache
+
+import numpy as np
+
+from tasks.system.errors import UserError
+
+_HEADER_LENGTH = 10
+"""Bytes of magic, version and header size that open a version 1.0 file."""
+
+
+def to_npy(array: np.ndarray) -> bytes:
+    """`array` in the `.npy` format."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def view_npy(data: memoryview, where: str) -> np.ndarray:
+    """The array in `.npy` bytes, as a read-only view of them.
+
+    Raises UserError naming `where` if they hold no plain array.
+    """
+    size = _HEADER_LENGTH + int.from_bytes(data[8:10], "little")
+    try:
+        shape, dtype = _parse_header(bytes(data[:size]))
+        return np.frombuffer(data, dtype, offset=size).reshape(shape)  # refuses objects, which would be pickles
+    except ValueError as error:
+        raise UserError(f"{where} is no plain .npy array ({error}): run the stage that writes it again") from None
+
+
+@lru_cache(maxsize=1024)
+def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype; remembered, because the samples of a shard share a few headers and parsing outweighs reading."""
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not version 1.0")
+    shape, column_major, dtype = np.lib.format.read_array_header_1_0(file)
+    if column_major:
+        raise ValueError("it is in column order")
+    return shape, dtype

@@ -1,0 +1,68 @@
+"""The pictures of the stage `shard`, by random access."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.data.picture_files import decode_png
+from tasks.data.shards import ShardReader
+
+
+class PictureDataset:
+    """One split of a folder of picture shards: captions, and pictures decoded when asked for."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        """Open the split `train` or `heldout`. Raises UserError if the folder has no such shards."""
+        self._reader = ShardReader(folder, split)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    @property
+    def captions(self) -> list[str]:
+        """The caption of every picture."""
+        return self._reader.captions
+
+    @property
+    def size_groups(self) -> list[np.ndarray]:
+        """The indices of the pictures of each size; one group where all are of one size."""
+        return self._reader.size_groups
+
+    @property
+    def sized(self) -> bool:
+        """Whether the shards record each picture's size, as they do with aspect buckets."""
+        return self._reader.sizes is not None
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Each height and width in pixels that pictures have. Decodes one picture of each size."""
+        return [self.pictures(group[:1]).shape[1:3] for group in self.size_groups]
+
+    def of_size(self, height: int, width: int) -> np.ndarray:
+        """The indices of the pictures of one size; where all are of one size, of all."""
+        if self._reader.sizes is None:
+            return np.arange(len(self))
+        return np.flatnonzero((self._reader.sizes == (height, width)).all(axis=1))
+
+    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+        """`indices` cut into batches of pictures of one size each."""
+        return self._reader.batches(indices, batch_size)
+
+    def caption(self, index: int) -> str:
+        """The caption of one picture."""
+        return self._reader.record(index)["prompt"]
+
+    def key(self, index: int) -> str:
+        """The key of a picture in its shard."""
+        return self._reader.key(index)
+
+    def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The pictures at `indices`, which are of one size, uint8 (B, H, W, 3)."""
+        return np.stack([decode_png(self._reader.read(int(index), "png")) for index in indices])
+
+
+def to_unit_range(pictures_BHW3: np.ndarray) -> Tensor:
+    """uint8 pictures as the autoencoder takes them: float32 (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pictures_BHW3).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

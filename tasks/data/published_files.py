@@ -1,0 +1,84 @@
+"""Published models that params.yaml names: where they lie, and whether their files are those on record.
+
+A file's sha256 is on record in the `manifest.json` of a folder that this project wrote. That of weights from Hugging
+Face's hub is where the hub's tools leave it: in `.cache/huggingface/download/NAME.metadata` beside a download, or in a
+cache as the name of the blob that a link points to.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tasks.params.user_files import own_path
+from tasks.system.errors import UserError
+from tasks.system.files import read_json
+from tasks.system.manifest import MANIFEST, sha256_file, sha256_json
+
+HUB_RECORDS = Path(".cache/huggingface/download")
+TRANSFORMER = "transformer"
+"""The folder of the network in a diffusers pipeline; the others are not read by whoever wants the network."""
+SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def published_path(path: str) -> Path:
+    """A path of params.yaml to a published model, checked. Raises UserError naming a file that is not what it was."""
+    place = own_path(path)
+    for file, digest in recorded_digests(place):
+        if not file.is_file():
+            raise UserError(f"{file} is missing, though its sha256 is on record: download it again")
+        if sha256_file(file) != digest:
+            raise UserError(f"{file} is damaged: its sha256 is not the one on record: download it again")
+    return place
+
+
+def content_digest(place: Path) -> str:
+    """Hex sha256 of the names and contents of all files of a model, but hidden ones (of download tools).
+
+    Raises UserError if there is none.
+    """
+    root, files = _read_files(place)
+    if not files:
+        raise UserError(f"{place} is no model's file or folder: correct its path in params.yaml")
+    names = {path.relative_to(root): path for path in files}
+    seen = {name: path for name, path in names.items() if not any(part.startswith(".") for part in name.parts)}
+    return sha256_json({name.as_posix(): sha256_file(path) for name, path in seen.items()})
+
+
+def _read_files(place: Path) -> tuple[Path, list[Path]]:
+    """Where a model lies and its files: one file, those of a folder, or those of the network in a pipeline's folder."""
+    if place.is_file():
+        return place.parent, [place]
+    folder = place / TRANSFORMER if (place / TRANSFORMER).is_dir() else place
+    return folder, sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def recorded_digests(place: Path) -> Iterator[tuple[Path, str]]:
+    """The files of a published folder, or the one file, whose sha256 is on record, with it."""
+    manifest = place / MANIFEST
+    if manifest.is_file():
+        yield from ((place / name, facts["sha256"]) for name, facts in read_json(manifest)["files"].items())
+        return
+    for file in _read_files(place)[1]:
+        if digest := _hub_digest(file):
+            yield file, digest
+
+
+def _hub_digest(file: Path) -> str | None:
+    """The sha256 that the hub's tools noted of a file: they do of large ones, of others a git hash."""
+    if file.is_symlink() and SHA256.fullmatch(file.resolve().name):
+        return file.resolve().name
+    for root in (file.parent, file.parent.parent):
+        note = root / HUB_RECORDS / f"{file.relative_to(root)}.metadata"
+        if note.is_file():
+            lines = note.read_text(encoding="utf-8").split("\n")  # commit, etag, time
+            return lines[1] if len(lines) > 1 and SHA256.fullmatch(lines[1]) else None
+    return None
+
+
+def copy_files(source: Path, out: Path, patterns: Sequence[str]) -> None:
+    """Copy the files at the top of `source` that match a pattern, following links: a download cache is made of them."""
+    for pattern in patterns:
+        for path in sorted(source.glob(pattern)):
+            if path.name != MANIFEST:  # of what it lies beside; the copy gets its own
+                shutil.copyfile(path, out / path.name)

@@ -1,0 +1,105 @@
+"""A folder of pictures with captions as a source.
+
+The folder is searched with all below it. A caption is a row of a `metadata.jsonl` in the picture's folder or above it
+(`{"file_name": "cat.png", "text": "a cat"}`, the name relative to that file), or else the `.txt` beside the picture
+(`cat.txt`). A picture's key is its path without its suffix.
+"""
+
+import json
+import os
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from tasks.data.sources.candidate import Candidate, Reject, clean_caption, decode_text, reject_duplicates, rejected
+from tasks.system.errors import UserError
+
+METADATA = "metadata.jsonl"
+READABLE = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+# Pictures too: they must be named as rejects, not passed over.
+UNREADABLE = {".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".ico", ".tga"}
+
+
+def folder_candidates(folder: Path) -> list[Candidate]:
+    """Every picture in and below `folder`, every row of metadata and every caption file, sorted by path.
+
+    Rows and caption files that belong to no picture are candidates that read as rejects; hidden files and files that
+    are neither picture nor caption are passed over. Raises UserError if `folder` is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"params.yaml: shard.path {folder} is no folder: name one that holds pictures and captions")
+    files = _list_files(folder)
+    captions, unusable = _read_metadata(folder, [name for name in files if PurePosixPath(name).name == METADATA], files)
+    texts = {name for name in files if name.endswith(".txt")}
+    pictures = [name for name in files if _is_picture(name, texts, captions)]
+    unused = texts - {_text_name(name) for name in pictures}
+    orphans = [rejected(name, name, "caption without a picture") for name in unused]
+    found = [Candidate(_key(name), name, partial(_read, folder, name, captions.get(name))) for name in pictures]
+    return reject_duplicates(sorted([*found, *unusable, *orphans], key=lambda candidate: candidate.where))
+
+
+def _list_files(folder: Path) -> list[str]:
+    """Paths of all files relative to `folder`, with forward slashes, hidden ones left out."""
+    names = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        base = Path(root).relative_to(folder)
+        names += [(base / name).as_posix() for name in files if not name.startswith(".")]
+    return sorted(names)
+
+
+def _is_picture(name: str, texts: set[str], captions: dict[str, str]) -> bool:
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in READABLE | UNREADABLE or name in captions:
+        return True
+    return suffix not in (".txt", ".jsonl", "") and _text_name(name) in texts
+
+
+def _key(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _text_name(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(".txt"))
+
+
+def _read(folder: Path, name: str, caption: str | None) -> tuple[bytes, str]:
+    """A picture's bytes and caption; `caption` is what the metadata says of it."""
+    if caption is None:
+        text = folder / _text_name(name)
+        if not text.is_file():
+            raise Reject(f"no caption: neither {text.name} nor a row of {METADATA}")
+        caption = decode_text(text.read_bytes())
+    return (folder / name).read_bytes(), clean_caption(caption)
+
+
+def _read_metadata(folder: Path, tables: list[str], files: list[str]) -> tuple[dict[str, str], list[Candidate]]:
+    """Captions by picture from all tables, and a reject for each row that is of no use."""
+    captions: dict[str, str] = {}
+    unusable: list[Candidate] = []
+    known = set(files)
+    for table in tables:
+        for number, line in enumerate((folder / table).read_bytes().splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                name, text = _parse_row(PurePosixPath(table).parent, line)
+                if name not in known:
+                    raise Reject(f"{name} is not there")
+                if name in captions:
+                    raise Reject(f"{name} has a row already")
+                captions[name] = text
+            except Reject as reject:
+                where = f"{table}:{number}"
+                unusable.append(rejected(where, where, str(reject)))
+    return captions, unusable
+
+
+def _parse_row(base: PurePosixPath, line: bytes) -> tuple[str, str]:
+    """Picture path relative to the source's folder, and caption, of a line of metadata."""
+    try:
+        row = json.loads(decode_text(line))
+    except json.JSONDecodeError:
+        raise Reject("row is not JSON") from None
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("file_name", "text")):
+        raise Reject("row has no file_name and text")
+    return (base / row["file_name"]).as_posix(), row["text"]

@@ -1,0 +1,213 @@
+"""Shards in the layout of SANA's own training data as a source.
+
+The folder holds `*.tar` and `wids-meta.json`, which lists them: {"name", "__kind__": "SANA-WebDataset",
+"wids_version": 1, "shardlist": [{"url", "nsamples", "filesize"}, ...]}. Shards that it does not list are left out. A
+sample is `<key>.json` with height, width and prompt, and its picture.
+
+Further captions of a shard lie beside it, for each of shard.caption_suffixes: `<shard><suffix>.json` with
+{key: {caption type: text}}, and CLIP scores, `<shard><suffix>_clip_score.json` with {key: {caption type: "27.10"}}. The
+prompt is a caption of type "prompt", and scored as the others are. `choose_caption` says which is taken.
+
+Pictures are cropped by their own size: height and width of the json must be there, but may be those of an original.
+Latents (`<key>.npy`) are not taken over, since the autoencoder that made them is not on record: such a sample needs its
+picture, and without one it is a reject.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.computing.seeds import numpy_generator
+from tasks.data.sources.candidate import Candidate, Reject, clean_caption, decode_text, reject_duplicates
+from tasks.data.tar_shard import TarShard
+from tasks.system.errors import UserError
+
+META = "wids-meta.json"
+KIND = "SANA-WebDataset"
+VERSION = 1
+SCORES = "_clip_score"
+PROMPT = "prompt"
+PICTURES = ("png", "jpg", "jpeg", "webp")
+LEAST_TEMPERATURE = 0.01
+
+
+@dataclass(frozen=True)
+class CaptionChoice:
+    """How one of a sample's captions is chosen: the files that hold them, and the rule's threshold and temperature."""
+
+    suffixes: tuple[str, ...]
+    threshold: float
+    temperature: float
+    seed: int
+
+
+def sana_candidates(folder: Path, choice: CaptionChoice) -> list[Candidate]:
+    """Every sample of the listed shards in order of shard and place; a key that an earlier shard has is a reject.
+
+    Raises UserError for metadata that is missing, of another kind or wrong about a shard, for a shard that is missing
+    or damaged, and for a suffix under which nothing lies beside a shard.
+    """
+    candidates = []
+    for entry in _read_shard_list(folder / META):
+        shard = _SanaShard(folder, entry, choice.suffixes)
+        candidates += [
+            Candidate(key, f"{shard.name}:{key}", partial(_read, shard, sample, choice))
+            for sample, key in enumerate(shard.tar.keys)
+        ]
+    return reject_duplicates(candidates)
+
+
+def choose_caption(captions: Mapping[str, str], scores: Mapping[str, float], key: str, choice: CaptionChoice) -> str:
+    """The caption type that a sample is trained with: a function of the seed, its key, captions and scores alone.
+
+    Of the captions that score at least the threshold one is drawn with probability proportional to
+    score ** (1 / temperature), as the published code does (SANA section 2.3 states exp(score / temperature) instead,
+    which at scores about 27 and a temperature of 0.1 would all but always take the best). If none reaches the threshold
+    it is the best-scoring one, and if none has a score, the prompt.
+    """
+    scored = {kind: scores[kind] for kind in sorted(scores) if kind in captions}
+    if not scored:
+        return PROMPT
+    good = [kind for kind, score in scored.items() if score >= choice.threshold]
+    if not good:
+        return max(scored, key=lambda kind: scored[kind])
+    relative = np.array([scored[kind] for kind in good]) / max(scored.values())  # so that no power overflows
+    weights = relative ** (1 / max(choice.temperature, LEAST_TEMPERATURE))
+    return str(numpy_generator(choice.seed, "caption", key).choice(good, p=weights / weights.sum()))
+
+
+class _SanaShard:
+    """A shard and what lies beside it."""
+
+    def __init__(self, folder: Path, entry: Mapping[str, Any], suffixes: tuple[str, ...]) -> None:
+        self.name = str(entry["url"])
+        path = folder / self.name
+        if not path.is_file():
+            raise UserError(f"{path} is missing: {META} lists it; fetch it or write {META} again")
+        size = path.stat().st_size
+        if size != entry["filesize"]:
+            raise UserError(f"{path} has {size} bytes, {META} says {entry['filesize']}: fetch one of them again")
+        self.tar = TarShard(path)
+        if len(self.tar) != entry["nsamples"]:
+            found = f"{len(self.tar)} samples"
+            raise UserError(f"{path} has {found}, {META} says {entry['nsamples']}: fetch one of them again")
+        self._files = [_side_files(path, suffix) for suffix in suffixes]
+
+    @cached_property
+    def captions(self) -> dict[str, dict[str, Any]]:
+        """The captions of every key by type."""
+        return _merged([captions for captions, _ in self._files])
+
+    @cached_property
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """The CLIP scores of every key by caption type."""
+        return _merged([scores for _, scores in self._files])
+
+
+def _read_shard_list(path: Path) -> list[dict[str, Any]]:
+    """The entries of the shards. Raises UserError if the metadata is not SANA's or an entry lacks what it must have."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: shard.source sana needs it; take webdataset for shards without it")
+    meta = _read_mapping(path)
+    kind, version = meta.get("__kind__"), meta.get("wids_version")
+    if (kind, version) != (KIND, VERSION):
+        raise UserError(f"{path} is of kind {kind!r}, version {version!r}: it must be {KIND!r}, version {VERSION}")
+    entries = meta.get("shardlist")
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} lists no shards: write it again for the tars beside it")
+    for number, entry in enumerate(entries):
+        _check_entry(entry, f"{path}: shardlist[{number}]")
+    if len({entry["url"] for entry in entries}) < len(entries):
+        raise UserError(f"{path} lists a shard twice: write it again for the tars beside it")
+    return entries
+
+
+def _check_entry(entry: Any, where: str) -> None:
+    needed = {"url": str, "nsamples": int, "filesize": int}
+    if not isinstance(entry, dict) or any(type(entry.get(name)) is not kind for name, kind in needed.items()):
+        raise UserError(f"{where} is {entry!r}: it needs a url, nsamples and filesize")
+    if "://" in entry["url"] or not entry["url"].endswith(".tar"):
+        raise UserError(f"{where} has the url {entry['url']!r}: it must name a .tar in the folder; fetch it first")
+
+
+def _side_files(shard: Path, suffix: str) -> tuple[Path | None, Path | None]:
+    """The files of captions and of scores of one suffix, where there is one. Raises UserError if there is neither."""
+    captions = shard.with_name(f"{shard.stem}{suffix}.json")
+    scores = shard.with_name(f"{shard.stem}{suffix}{SCORES}.json")
+    if not captions.is_file() and not scores.is_file():
+        raise UserError(
+            f"{shard} has neither {captions.name} nor {scores.name} beside it: "
+            f"fetch them or take {suffix!r} out of shard.caption_suffixes"
+        )
+    return captions if captions.is_file() else None, scores if scores.is_file() else None
+
+
+def _merged(paths: list[Path | None]) -> dict[str, dict[str, Any]]:
+    """What all files say of each key; a later file overrules an earlier one."""
+    merged: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for key, values in _read_mapping(path).items() if path else ():
+            if not isinstance(values, dict):
+                raise UserError(f"{path}: {key!r} is {values!r}: it must be a mapping of caption types")
+            merged.setdefault(key, {}).update(values)
+    return merged
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
+        raise UserError(f"{path} is not valid JSON ({error}): fetch or write it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no mapping: fetch or write it again")
+    return value
+
+
+def _read(shard: _SanaShard, sample: int, choice: CaptionChoice) -> tuple[bytes, str]:
+    key, extensions = shard.tar.keys[sample], shard.tar.extensions(sample)
+    captions = {**_record_texts(shard.tar, sample, extensions), **_texts(shard.captions.get(key, {}))}
+    caption = captions[choose_caption(captions, _scores(shard.scores.get(key, {})), key, choice)]
+    picture = next((extension for extension in PICTURES if extension in extensions), None)
+    if picture is None and "npy" in extensions:
+        raise Reject("it holds latents (.npy) and no picture: latents of other autoencoders are not taken over")
+    if picture is None:
+        raise Reject(f"no picture among its members {extensions}")
+    return shard.tar.read(sample, picture), clean_caption(caption)
+
+
+def _record_texts(tar: TarShard, sample: int, extensions: list[str]) -> dict[str, str]:
+    """The texts of a sample's json, of which the prompt is one. Raises Reject if it lacks what the layout asks for."""
+    if "json" not in extensions:
+        raise Reject("it has no json")
+    try:
+        record = json.loads(decode_text(tar.read(sample, "json")))
+    except json.JSONDecodeError:
+        raise Reject("its json is not JSON") from None
+    if not isinstance(record, dict) or not isinstance(record.get(PROMPT), str):
+        raise Reject("its json has no prompt")
+    for name in ("height", "width"):
+        if type(record.get(name)) not in (int, float) or not record[name] > 0:
+            raise Reject(f"its json has no {name}")
+    return {PROMPT: record[PROMPT], **_texts(record)}
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """The texts among `values` that are not blank."""
+    return {name: value for name, value in values.items() if isinstance(value, str) and value.strip()}
+
+
+def _scores(values: Mapping[str, Any]) -> dict[str, float]:
+    """The scores as numbers. Raises Reject for one that is none."""
+    try:
+        scores = {kind: float(value) for kind, value in values.items()}
+    except (TypeError, ValueError):
+        scores = {"": math.nan}
+    if not all(map(math.isfinite, scores.values())):
+        raise Reject(f"its CLIP scores {dict(values)} are not all numbers")
+    return scores

@@ -1,0 +1,63 @@
+"""What is reported of a model's pool: GenEval's score and how it grows with the number of pictures to choose from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from tasks.computing.seeds import numpy_generator
+from tasks.evaluation.best_of_n import best_of, best_of_chance
+from tasks.evaluation.picture_pool import Pool
+from tasks.evaluation.score_statistics import Array, Score, score, score_by_seen
+
+CHOOSERS: dict[str, Callable[[Pool, int, int], Array]] = {
+    "best_of": lambda pool, n, keep: best_of(pool.correct_PN, pool.judged_PN, n, keep),
+    "oracle": lambda pool, n, keep: best_of(pool.correct_PN, pool.correct_PN, n, keep),
+    "random": lambda pool, n, keep: best_of_chance(pool.correct_PN),
+    "shuffled": lambda pool, n, keep: best_of(pool.correct_PN, pool.shuffled_PN, n, keep),
+}
+"""Expected correctness (P,) of the `keep` pictures chosen among n: by the judge, by the scorer itself, blindly, and by
+the judge when it is asked about another prompt."""
+
+
+def summarize(pool: Pool, numbers: Sequence[int], samples: int, seed: int, keep: int = 1) -> dict[str, Any]:
+    """GenEval at one picture, over all prompts and apart for seen and unseen, and each chooser's curve over `numbers`.
+
+    A chooser keeps the `keep` best pictures and is scored by their mean; where there are fewer to choose from, by all.
+    Every score has its 95 % bootstrap interval over prompts. Numbers above the pool's size are left out, and
+    the curve of a control that was not asked for. Judge and
+    metric share labels: the judge was trained on verdicts of the scorer that counts here (on other prompts).
+    """
+
+    def scored(correct_PN: Array) -> Score:
+        return score(correct_PN, pool.tasks, samples, numpy_generator(seed, "geneval bootstrap"))
+
+    reachable = [n for n in numbers if n <= pool.correct_PN.shape[1]]
+    asked = {"shuffled": reachable if np.isfinite(pool.shuffled_PN).any() else []}
+    split = score_by_seen(pool.correct_PN, pool.tasks, pool.seen, samples, numpy_generator(seed, "geneval bootstrap"))
+    curves = {
+        name: {str(n): as_record(scored(choose(pool, n, keep)[:, None])) for n in asked.get(name, reachable)}
+        for name, choose in CHOOSERS.items()
+    }
+    counts = {"prompts": pool.correct_PN.shape[0], "pictures_per_prompt": pool.correct_PN.shape[1]}
+    by_seen = {kind: as_record(part) for kind, part in split.items()}
+    return {**counts, "geneval": as_record(scored(pool.correct_PN)), "by_seen": by_seen, **curves}
+
+
+def as_record(scored: Score) -> dict[str, Any]:
+    """A score as plain values: overall, low, high, and the same of each task."""
+    overall = scored.overall
+    tasks = {task: asdict(interval) for task, interval in scored.tasks.items()}
+    return {"overall": overall.value, "low": overall.low, "high": overall.high, "tasks": tasks}
+
+
+def headline(summary: dict[str, Any]) -> dict[str, float]:
+    """The summary's main numbers under flat names, for metrics and tracker."""
+    geneval = summary["geneval"]
+    numbers = {f"geneval/{key}": geneval[key] for key in ("overall", "low", "high")}
+    numbers |= {f"geneval/{task}": interval["value"] for task, interval in geneval["tasks"].items()}
+    numbers |= {f"geneval/{kind}": record["overall"] for kind, record in summary["by_seen"].items()}
+    for name in CHOOSERS:
+        numbers |= {f"{name}/{n}": record["overall"] for n, record in summary[name].items()}
+    return numbers

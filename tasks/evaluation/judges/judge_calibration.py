@@ -1,0 +1,40 @@
+"""Pools of training prompts that the threshold of adaptive best of N is set on: the judge's scores of fresh pictures.
+
+They are pictures that the judge was not trained on, or it would be surer of them than of any it will meet.
+Shapes: P prompts, N pictures of each.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tasks.data.scene_vocabulary import TASKS
+from tasks.system.errors import UserError
+
+FILE = "calibration.safetensors"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The judge's scores and each prompt's task."""
+
+    scores_PN: NDArray[np.float64]
+    tasks: list[str]
+
+    def save(self, folder: Path) -> None:
+        """Write `calibration.safetensors` into an existing folder; the same scores give the same bytes."""
+        task_P = np.array([TASKS.index(task) for task in self.tasks], dtype=np.int64)
+        save_file({"scores": np.ascontiguousarray(self.scores_PN), "task": task_P}, folder / FILE)
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """The calibration of stage `judge`'s folder. Raises UserError naming the file if it is missing or broken."""
+    try:
+        arrays = load_file(folder / FILE)
+        return Calibration(arrays["scores"], [TASKS[index] for index in arrays["task"]])
+    except (OSError, SafetensorError, KeyError, IndexError) as error:
+        raise UserError(f"{folder / FILE} cannot be read ({error}): run python -m tasks.judge") from None

@@ -1,0 +1,159 @@
+"""Training of the judge on (picture, prompt) pairs that the scorer has labelled.
+
+A picture answers for more than the prompt it was drawn for: the scorer labels it for every training prompt. A step asks
+about each of its pictures the prompt it was drawn for, which is the judge's task, and many others, which teach it to
+see: the published judge sees a picture with its own prompt alone, but has a thousand times as many pictures.
+
+Shapes: Q pictures, L prompts, B pictures of a batch, K other prompts of a batch, T text tokens, E caption channels.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
+from torch import Tensor
+
+from model.text_encoder import pad
+from tasks.computing.precision import autocast
+from tasks.computing.seeds import derive, numpy_generator
+from tasks.data.picture_dataset import to_unit_range
+from tasks.data.sample_order import batch_indices
+from tasks.data.scene_vocabulary import Line
+from tasks.evaluation.detectors.detector import Detection, Detector
+from tasks.evaluation.geneval_rules import judge_picture
+from tasks.evaluation.judges.judge_network import JudgeNetwork
+from tasks.evaluation.prompts.evaluation_prompts import Prompt
+from tasks.params.evaluation import Judge
+from tasks.system.progress import progress
+from tasks.training.short_training import check_finite
+
+OTHER_PROMPTS = 64
+WEIGHT_DECAY = 0.01
+PROMPT_RATE = 0.5
+"""Learning rate of the prompt's half of the judge, as a share of the picture's: it has less to learn."""
+
+WARMUP_SHARE = 0.1
+CLIP_NORM = 1.0
+LEAST_SHARE = 0.02
+"""A prompt's share of yes (or no) counts as at least this when its labels are balanced, which bounds their weights."""
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """Pictures, the prompt that each was drawn for, and the scorer's verdict on each picture for every prompt."""
+
+    pictures_QHW3: NDArray[np.uint8]
+    own_Q: NDArray[np.int64]
+    yes_QL: NDArray[np.bool_]
+
+    def own_yes(self) -> NDArray[np.bool_]:
+        """Verdict (Q,) on each picture for its own prompt."""
+        return np.take_along_axis(self.yes_QL, self.own_Q[:, None], axis=1)[:, 0]
+
+
+def label(pictures_QHW3: NDArray[np.uint8], lines: Sequence[Line], detector: Detector) -> NDArray[np.bool_]:
+    """The scorer's verdict (Q, L) on every picture for every prompt; each picture is searched once."""
+    yes_QL = np.zeros((len(pictures_QHW3), len(lines)), dtype=bool)
+    for row, picture, found in zip(yes_QL, pictures_QHW3, detector.detect(pictures_QHW3), strict=True):
+        colours = _colours(detector, picture, found)
+
+        def colours_of(some: Sequence[Detection], colours: dict[int, str] = colours) -> list[str]:
+            return [colours[id(detection)] for detection in some]
+
+        row[:] = [judge_picture(line, found, colours_of, detector.thresholds).correct for line in lines]
+    return yes_QL
+
+
+def _colours(detector: Detector, picture: NDArray[np.uint8], found: Sequence[Detection]) -> dict[int, str]:
+    """The colour of every detection by its identity, asked for one class at a time as the detector wants it."""
+    colours = {}
+    for name in {detection.class_name for detection in found}:
+        same = [detection for detection in found if detection.class_name == name]
+        colours.update(zip(map(id, same), detector.colours(picture, same), strict=True))
+    return colours
+
+
+def train_judge(
+    judge: JudgeNetwork,
+    data: LabelledPictures,
+    prompts: Sequence[Prompt],
+    texts: Sequence[Tensor],
+    training: Judge,
+    seed: int,
+    dtype: str,
+) -> list[dict[str, float]]:
+    """Train in place; returns rows of step and loss. `texts` are the embeddings (T, E) of the L prompts.
+
+    Raises UserError at the first loss or gradient that is not finite, before its update.
+    """
+    device = next(judge.parameters()).device
+    text_LTE, mask_LT = (tensor.to(device) for tensor in pad(texts))
+    share_L = torch.from_numpy(data.yes_QL.mean(axis=0)).float().clamp(LEAST_SHARE, 1 - LEAST_SHARE)
+    optimizer, schedule = _optimizer(judge, training)
+    history = []
+    judge.train()
+    with progress("judge", training.steps) as meter:
+        for step in range(training.steps):
+            rows = batch_indices(derive(seed, "judge"), step, training.batch_size, len(data.own_Q))
+            others = draw_others(prompts, numpy_generator(seed, "judge prompts of a step", step))
+            asked = np.concatenate([data.own_Q[rows], others])
+            pictures = to_unit_range(data.pictures_QHW3[rows]).to(device)
+            with autocast(device.type, dtype):
+                logits = judge(pictures, text_LTE[asked], mask_LT[asked])
+            yes = torch.from_numpy(data.yes_QL[np.ix_(rows, asked)])
+            loss = judge_loss(logits, yes.to(device), share_L[others].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(judge.parameters(), CLIP_NORM)
+            check_finite(loss.item(), norm.item(), step, "judge")
+            optimizer.step()
+            schedule.step()
+            history.append({"step": step + 1, "loss": loss.item()})
+            meter.advance(note=f"loss {loss.item():.4f}")
+    judge.eval()
+    return history
+
+
+def draw_others(prompts: Sequence[Prompt], rng: np.random.Generator) -> NDArray[np.int64]:
+    """K different prompts, each task as likely as another: the many prompts of large tasks are nearly always wrong."""
+    sizes = Counter(prompt.tag for prompt in prompts)
+    chances = np.array([1 / sizes[prompt.tag] for prompt in prompts])
+    return rng.choice(len(prompts), min(OTHER_PROMPTS, len(prompts)), replace=False, p=chances / chances.sum())
+
+
+def judge_loss(logits: Tensor, yes: Tensor, share_K: Tensor) -> Tensor:
+    """Cross-entropy of each picture's own prompt, plus that of the other prompts with yes and no balanced by prompt.
+
+    `logits` and `yes` are (B, B + K): the own prompts of all pictures, of which the diagonal counts, then the others.
+    `share_K` is each other prompt's share of yes among all pictures: without the balance the judge would first learn
+    which prompts are rarely right, whatever the picture.
+    """
+    losses = F.binary_cross_entropy_with_logits(logits, yes.to(logits), reduction="none")
+    others = slice(len(logits), None)
+    weights_BK = torch.where(yes[:, others], 0.5 / share_K, 0.5 / (1 - share_K))
+    return losses.diagonal().mean() + (losses[:, others] * weights_BK).mean()
+
+
+def _optimizer(
+    judge: JudgeNetwork, training: Judge
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    rates = [training.learning_rate, PROMPT_RATE * training.learning_rate]
+    groups = [{"params": [*half.parameters()]} for half in (judge.picture, judge.prompt)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, training.steps, pct_start=WARMUP_SHARE, cycle_momentum=False
+    )
+    return optimizer, schedule
+
+
+def area_under_curve(scores: NDArray[np.floating], yes: NDArray[np.bool_]) -> float:
+    """Probability that a yes scores above a no, ties counted half; NaN where there is no yes or no no."""
+    if yes.all() or not yes.any():
+        return float("nan")
+    wins = mannwhitneyu(scores[yes], scores[~yes]).statistic
+    return float(wins / (yes.sum() * (~yes).sum()))

@@ -1,0 +1,248 @@
+"""A judge that is a published vision-language model: it is shown a picture with its prompt and asked for yes or no.
+
+SANA-1.5 asks its judge so (section 2.5), but takes the raw score of the answer's first token and compares pictures in
+pairs, two questions each. Here the score is log P(yes) among the two answers: the probability of every way to begin a
+"yes", over that of every way to begin a "yes" or a "no", where the answer begins. That is one forward pass for each
+picture, nothing is generated, and scores of different pictures compare.
+
+An answer that is neither is an abstention (NaN), as is one that does not come in time. Answers are kept in a cache, so
+a question is asked once, in whatever run.
+
+Shapes: P prompts, N pictures of each, B questions of a batch, T tokens, V words of the vocabulary.
+"""
+
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from tasks.computing import ranks
+from tasks.data.published_files import content_digest
+from tasks.evaluation.judges.judge_answers import Answer, Key, ScoreCache
+from tasks.system.errors import UserError
+from tasks.system.manifest import sha256_json
+from tasks.system.progress import progress
+
+QUESTION = (
+    "You are an AI assistant specializing in image analysis and ranking. You are shown an image that was made for a "
+    "prompt, and decide whether it shows what the prompt asks for: the objects, how many of them, their colors and "
+    "where they are. The given prompt is: {prompt}. Please consider the prompt and the image to make a decision and "
+    "response directly with 'yes' or 'no'"
+)
+"""The published judge's question; what the paper leaves out of it is ours."""
+
+LEAST_ANSWER_MASS = 0.01
+"""Where yes and no together are less likely than this, the model is about to say something else: an abstention."""
+
+
+@dataclass(frozen=True)
+class VisionLanguageJudge:
+    """A `Judge` of any size and kind that transformers loads for images and text.
+
+    `yes` and `no` are the tokens that begin either answer, `digest` names the model in the cache. A batch that takes
+    longer than `time_limit` seconds is given up at the next layer, and its questions are asked again in the next run.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    yes: tuple[int, ...]
+    no: tuple[int, ...]
+    digest: str
+    cache: ScoreCache
+    batch_size: int
+    time_limit: float
+
+    def log_yes(self, pictures_PNHW3: NDArray[np.uint8], prompts: Sequence[str]) -> NDArray[np.float64]:
+        """Scores (P, N): log P(yes) of the N pictures of each of P prompts, NaN where the judge abstains."""
+        questions = [QUESTION.format(prompt=prompt) for prompt in prompts]
+        asked: dict[Key, NDArray[np.uint8]] = {}
+        keys_PN = []
+        for pictures_NHW3, question in zip(pictures_PNHW3, questions, strict=True):
+            keys_PN.append([(picture_digest(picture), question, self.digest) for picture in pictures_NHW3])
+            asked |= dict(zip(keys_PN[-1], pictures_NHW3, strict=True))
+        answers = self._answers(asked)
+        return np.array([[score(answers.get(key)) for key in row] for row in keys_PN])
+
+    def _answers(self, asked: dict[Key, NDArray[np.uint8]]) -> dict[Key, Answer]:
+        """Answers out of the cache, and to what it lacks out of the model; none where time was up.
+
+        Batches do not depend on what the cache holds, so that a resumed run gets the numbers of one that was not, nor
+        on how many ranks share them.
+        """
+        keys, answers = list(asked), {}
+        starts = range(0, len(keys), self.batch_size)
+        with progress("vision-language judge", len(keys)) as meter:
+            for place in ranks.dealt(len(starts)):
+                batch = keys[starts[place] : starts[place] + self.batch_size]
+                known = dict(zip(batch, self.cache.get(batch), strict=True))
+                unknown = [key for key in batch if known[key] is None]
+                if unknown:
+                    fresh = self._ask([asked[key] for key in unknown], [question for _, question, _ in unknown])
+                    known |= dict(zip(unknown, fresh, strict=True))
+                    self.cache.put((key, known[key]) for key in unknown if known[key] is not None)
+                answers |= {key: answer for key, answer in known.items() if answer is not None}
+                meter.advance(len(batch))
+        parts = ranks.gather([[key, answer] for key, answer in answers.items()])
+        return {tuple(key): tuple(answer) for part in parts for key, answer in part}
+
+    def _ask(self, pictures: Sequence[NDArray[np.uint8]], questions: Sequence[str]) -> list[Answer | None]:
+        """One forward pass; every answer is None if it takes too long."""
+        try:
+            with deadline(self.time_limit):
+                logits_BV = self._answer_logits(pictures, questions).double().cpu()
+        except TimeoutError:
+            return [None] * len(questions)
+        log_BV = logits_BV.log_softmax(dim=-1).nan_to_num(nan=-torch.inf)
+        sides = [log_BV[:, list(tokens)].logsumexp(dim=-1).tolist() for tokens in (self.yes, self.no)]
+        return list(zip(*sides, strict=True))
+
+    @torch.no_grad()
+    def _answer_logits(self, pictures: Sequence[NDArray[np.uint8]], questions: Sequence[str]) -> Tensor:
+        """Logits (B, V) of the first token of each answer.
+
+        Padding is on the right, where no token sees it, and each row is read at its own last token.
+        """
+        inputs = self.processor.apply_chat_template(
+            [conversation(*pair) for pair in zip(pictures, questions, strict=True)],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "right"},
+        ).to(self.model.device, dtype=self.model.dtype)
+        mask_BT = inputs["attention_mask"]
+        last_B = (mask_BT * torch.arange(mask_BT.shape[1], device=mask_BT.device)).argmax(dim=1)
+        rows = torch.arange(len(last_B), device=last_B.device)
+        if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
+            return self.model(**inputs).logits[rows, last_B]
+        kept, place_B = last_B.unique(return_inverse=True)  # of long inputs, all logits would not fit into memory
+        return self.model(**inputs, logits_to_keep=kept).logits[rows, place_B]
+
+
+def score(answer: Answer | None) -> float:
+    """log P(yes) among yes and no; NaN for no answer, or one that is probably neither."""
+    if answer is None:
+        return np.nan
+    log_yes, log_no = answer
+    either = np.logaddexp(log_yes, log_no)
+    return float(log_yes - either) if either >= np.log(LEAST_ANSWER_MASS) else np.nan
+
+
+def conversation(picture_HW3: NDArray[np.uint8], question: str) -> list[dict[str, Any]]:
+    """The question about a picture as transformers' chat templates take it."""
+    parts = [{"type": "image", "image": Image.fromarray(picture_HW3)}, {"type": "text", "text": question}]
+    return [{"role": "user", "content": parts}]
+
+
+def picture_digest(picture_HW3: NDArray[np.uint8]) -> str:
+    """Hex sha256 of a picture's pixels and size."""
+    return hashlib.sha256(repr(picture_HW3.shape).encode() + np.ascontiguousarray(picture_HW3).tobytes()).hexdigest()
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError when a module of any network is called, or the block ends, after so many seconds."""
+    end = time.monotonic() + seconds
+
+    def check(*_: object) -> None:
+        if time.monotonic() > end:
+            raise TimeoutError
+
+    hook = register_module_forward_pre_hook(check)
+    try:
+        yield
+        check()
+    finally:
+        hook.remove()
+
+
+def load_vision_language_judge(
+    folder: Path,
+    *,
+    cache: ScoreCache,
+    remote_code: bool = False,
+    batch_size: int,
+    time_limit: float,
+    dtype: str,
+    device: str,
+) -> VisionLanguageJudge:
+    """The judge of a model's folder, without network access.
+
+    Raises UserError naming the folder if it holds no such model, if the model cannot be asked, or if it brings Python
+    code of its own and `remote_code` is false.
+    """
+    digest = sha256_json({"model": content_digest(folder), "dtype": dtype})
+    processor = _load(lambda **options: AutoProcessor.from_pretrained(folder, **options), folder, remote_code)
+    check_processor(processor, folder)
+    yes, no = (answer_tokens(processor, word, folder) for word in ("yes", "no"))
+    model = load_model(folder, dtype, remote_code)
+    return VisionLanguageJudge(model.to(device), processor, yes, no, digest, cache, batch_size, time_limit)
+
+
+def load_model(folder: Path, dtype: str, remote_code: bool) -> PreTrainedModel:
+    """The network alone, all of its weights out of safetensors files. Raises UserError naming the folder."""
+
+    def load(**options: bool) -> tuple[PreTrainedModel, dict[str, Any]]:
+        return AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
+        )
+
+    model, report = _load(load, folder, remote_code)
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{folder} lacks {len(missing)} weights of its model, {missing[0]} first")
+    if model.config.is_encoder_decoder:
+        raise UserError(f"{folder} encodes the question apart from the answer: choose a decoder-only model as judge")
+    return model.eval().requires_grad_(False)
+
+
+def check_processor(processor: Any, folder: Path) -> None:
+    """Raises UserError unless questions with a picture can be put to the model, several at a time."""
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        raise UserError(f"{folder} has no processor for pictures and text: it holds no vision-language model")
+    if processor.chat_template is None:
+        raise UserError(f"{folder} has no chat template: choose a model that was tuned to answer as judge.path")
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+
+
+def answer_tokens(processor: Any, word: str, folder: Path) -> tuple[int, ...]:
+    """The tokens that are `word` whole: small or capital, with or without a space before it.
+
+    Raises UserError if there is none, as the first token of an answer would then not tell which it is.
+    """
+    tokenizer = processor.tokenizer
+    found = set()
+    for variant in (word, word.capitalize(), f" {word}", f" {word.capitalize()}"):
+        tokens = tokenizer.encode(variant, add_special_tokens=False)
+        if len(tokens) == 1 and tokenizer.decode(tokens).strip().lower() == word:
+            found.add(tokens[0])
+    if not found:
+        raise UserError(f"{folder} has no single token for {word!r}: choose another model as judge.path")
+    return tuple(sorted(found))
+
+
+def _load(load: Callable[..., Any], folder: Path, remote_code: bool) -> Any:
+    """What transformers loads, its complaints as one line."""
+    try:
+        return load(local_files_only=True, trust_remote_code=remote_code)
+    except Exception as error:  # each model class has its own way to fail on files that do not fit it
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{folder} brings Python code of its own, which is not run: "
+                "set judge.remote_code to true if you trust it, or choose another model"
+            ) from None
+        raise UserError(
+            f"{folder} cannot be loaded as a vision-language model: {' '.join(str(error).split())}"
+        ) from None

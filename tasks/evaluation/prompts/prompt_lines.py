@@ -1,0 +1,71 @@
+"""Prompt lines in GenEval's schema, checked where they are read: no picture is drawn for one that cannot be judged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tasks.data.scene_vocabulary import COLOURS, RELATIONS, Line
+from tasks.system.errors import UserError
+
+LINE_KEYS = ("tag", "include", "prompt")
+
+
+def parse_line(text: str, where: str) -> Line:
+    """One prompt line. Raises UserError, with `where` it stands, if it is not JSON or not of GenEval's schema.
+
+    Tags and classes may be any: a tag is a task of the score, and only `counting` has rules of its own.
+    """
+    try:
+        line = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where} cannot be read as JSON ({error}): it must hold one GenEval prompt line") from None
+    if not isinstance(line, dict) or not all(key in line for key in LINE_KEYS):
+        raise UserError(f"{where} is no GenEval prompt line: it must have the keys {', '.join(LINE_KEYS)}")
+    if problem := _problem(line):
+        raise UserError(f"{where} is no GenEval prompt line: {problem}")
+    return line
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a file such as GenEval's `evaluation_metadata.jsonl`. Raises UserError naming file and line."""
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): it must hold GenEval's prompt lines") from None
+    lines = [parse_line(text, f"{path} line {number}") for number, text in enumerate(texts, 1) if text.strip()]
+    if not lines:
+        raise UserError(f"{path} is empty: it must hold GenEval's prompt lines")
+    return lines
+
+
+def named_classes(line: Line) -> list[str]:
+    """The classes that a line asks for or excludes."""
+    return [need["class"] for need in (*line["include"], *line.get("exclude", ()))]
+
+
+def _problem(line: Line) -> str | None:
+    """What is wrong with a line that has the keys it needs."""
+    for key in ("tag", "prompt"):
+        if not isinstance(line[key], str):
+            return f"{key} is {line[key]!r}, not text"
+    for key in ("include", "exclude"):
+        needs = line.get(key, [])
+        if not isinstance(needs, list):
+            return f"{key} is {needs!r}, not a list"
+        for index, need in enumerate(needs):
+            if problem := _need_problem(need, index):
+                return f"{key}[{index}] {problem}"
+    return None
+
+
+def _need_problem(need: Any, index: int) -> str | None:
+    if not isinstance(need, dict) or not isinstance(need.get("class"), str):
+        return "has no class"
+    if type(need.get("count")) is not int or need["count"] < 1:
+        return f"has count {need.get('count')!r}: it must be 1 or above"
+    if need.get("color", "red") not in COLOURS:
+        return f"has color {need['color']!r}: it must be one of {', '.join(COLOURS)}"
+    match need.get("position", [RELATIONS[0], 0]):
+        case [relation, int(target)] if relation in RELATIONS and (0 <= target < index or "position" not in need):
+            return None
+    return f"has position {need['position']!r}: it must be a relation ({', '.join(RELATIONS)}) and an earlier place"

@@ -1,1 +1,0 @@
-"""GenEval: prompts, detectors, scoring rules, the judge and best of N."""

@@ -1,0 +1,27 @@
+"""Checks that the sections of params.yaml make of their own values.
+
+Each raises ValueError with a message that names the key, its value and what it must be; `tasks.params.reading` adds the
+file and the section.
+"""
+
+from typing import Any
+
+
+def check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def positive(section: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        check(value > 0, f"{name} is {value}: it must be above 0")
+
+
+def or_list(names: tuple[str, ...]) -> str:
+    return " or ".join(names)
+
+
+def divides(section: Any, whole: str, divisor: str) -> None:
+    a, b = getattr(section, whole), getattr(section, divisor)
+    check(a % b == 0, f"{whole} is {a}: it must be a multiple of {divisor} {b}")

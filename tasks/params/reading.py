@@ -1,0 +1,144 @@
+"""From `params.yaml`, profiles and overrides to checked params.
+
+A key that no section knows is refused with the file and the nearest known key. `profiles/<name>.yaml` hold partial
+overrides of `params.yaml`, or of another profile.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tasks.params.experiment import Params
+from tasks.system.errors import UserError
+
+PARAMS_FILE = Path("params.yaml")
+PROFILES = Path("profiles")
+EXTENDS = "extends"  # the one key of a profile that is no section: the profile that it is laid over
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check a complete params file. Raises UserError naming the key and the file."""
+    return build_params(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises UserError if the file is missing, not YAML, or not a mapping."""
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run from the folder that holds params.yaml") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no mapping of sections: compare it with params.yaml")
+    return value
+
+
+def build_params(values: dict[str, Any], where: str) -> Params:
+    """Check a nested mapping against the dataclasses; `where` names its file in errors."""
+    return _build(Params, values, where, prefix="")
+
+
+def apply_profile(
+    values: dict[str, Any], profile: str, profiles: Path = PROFILES, extended_by: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """`values` with `profiles/<profile>.yaml` merged over it, section by section; before it the profile it extends."""
+    path = profiles / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in profiles.glob("*.yaml")))
+        raise UserError(f"profile {profile!r} is unknown: {profiles} has {known}")
+    if profile in extended_by:
+        raise UserError(f"{path} extends itself by way of {', '.join(extended_by)}: take out one {EXTENDS}")
+    sections = read_yaml(path)
+    if base := sections.pop(EXTENDS, None):
+        values = apply_profile(values, base, profiles, (*extended_by, profile))
+    overrides = {
+        f"{section}.{key}": value
+        for section, pairs in _sections(sections, str(path)).items()
+        for key, value in pairs.items()
+    }
+    return apply_overrides(values, overrides, str(path))
+
+
+def apply_overrides(values: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
+    """`values` with dotted keys replaced (`finetune.steps: 50`). A key that does not exist is a UserError."""
+    merged = {section: dict(pairs) for section, pairs in _sections(values, where).items()}
+    known = [f"{section}.{key}" for section, pairs in values.items() for key in pairs]
+    for dotted, value in overrides.items():
+        if dotted not in known:
+            raise _unknown(dotted, known, where)
+        section, key = dotted.split(".", 1)
+        merged[section][key] = value
+    return merged
+
+
+def _sections(values: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    for section, pairs in values.items():
+        if not isinstance(pairs, dict):
+            raise UserError(f"{where}: {section} is {pairs!r}: it must be a mapping of keys")
+    return values
+
+
+def section_values(params: Params, sections: tuple[str, ...]) -> dict[str, Any]:
+    """The named sections (`network`) or keys (`compute.seed`) as plain values, for digests and logs."""
+    chosen: dict[str, Any] = {}
+    for name in sections:
+        section, _, key = name.partition(".")
+        values = dataclasses.asdict(getattr(params, section))
+        chosen[name] = values[key] if key else values
+    return chosen
+
+
+def _unknown(key: str, known: list[str], where: str) -> UserError:
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return UserError(f"{where}: unknown key {key!r}: did you mean {nearest[0]!r}?")
+
+
+def _build(cls: type, values: Any, where: str, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {prefix.rstrip('.')} is {values!r}: it must be a mapping of keys")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise _unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in hints], where)
+    missing = [name for name in hints if name not in values]
+    if missing:
+        raise UserError(f"{where}: key {prefix + missing[0]!r} is missing: add it (params.yaml has every key)")
+    built = {name: _convert(hint, values[name], where, f"{prefix}{name}") for name, hint in hints.items()}
+    try:
+        return cls(**built)
+    except ValueError as error:
+        raise UserError(f"{where}: {prefix}{error}") from None
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    """`value` as the type `hint`, or a UserError naming the key. Accepts an int for a float, a list for a tuple."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where, f"{key}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        nearest = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1, cutoff=0.0)[0]
+        raise UserError(f"{where}: {key} is {value!r}: it must be one of {list(arguments)}; did you mean {nearest!r}?")
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(arguments[0], item, where, key) for item in value)
+    if origin is types.UnionType:
+        return None if value is None else _convert(arguments[0], value, where, key)
+    if hint is float and (type(value) in (int, float) or _is_exponent(value)):
+        return float(value)
+    if type(value) is hint:
+        return value
+    expected = getattr(hint, "__name__", None) if origin is None else "list"
+    raise UserError(f"{where}: {key} is {value!r} ({type(value).__name__}): it must be {expected}")
+
+
+def _is_exponent(value: Any) -> bool:
+    """True for a number such as 7e-5, which YAML 1.1 takes for text because it has no dot."""
+    return isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) is not None

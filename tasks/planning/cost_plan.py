@@ -1,0 +1,86 @@
+"""The plan: costs of all stages, their totals, and what of it is assumed."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from tasks.params.experiment import Params
+from tasks.planning.cost import Cost
+from tasks.planning.experiment import open_experiment
+from tasks.planning.experiment_scale import measure_scale
+from tasks.planning.gpu_hours import gpu_hours
+from tasks.planning.plan_notes import notes
+from tasks.planning.stage_costs import stage_costs
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command states: GPUs (None: as many as params ask for), their peak rate, and the share of it reached."""
+
+    gpus: int | None = None
+    utilisation: float = 0.4
+    teraflops: float = 312  # an A100's, bfloat16 without sparsity
+    samples: int | None = None
+    caption_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over stages of operations, GPU-hours and outputs; the most memory and state of any stage."""
+
+    memory: int
+    flops: int
+    gpu_hours: float
+    outputs: int
+    state: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Costs and notes."""
+
+    title: str
+    settings: Settings
+    costs: Sequence[Cost]
+    notes: Sequence[str]
+
+    def hours(self, flops: int) -> float:
+        """GPU-hours of operations."""
+        return gpu_hours(flops, self.settings.teraflops, self.settings.utilisation)
+
+    @property
+    def total(self) -> Total:
+        """Over all stages."""
+        flops = sum(cost.flops for cost in self.costs)
+        return Total(
+            memory=max(cost.memory.total for cost in self.costs),
+            flops=flops,
+            gpu_hours=self.hours(flops),
+            outputs=sum(cost.outputs for cost in self.costs),
+            state=max(cost.state for cost in self.costs),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        rows = [
+            {**asdict(cost), "memory": {**asdict(cost.memory), "total": cost.memory.total}}
+            | {"gpu_hours": self.hours(cost.flops)}
+            for cost in self.costs
+        ]
+        return {
+            "title": self.title,
+            "settings": asdict(self.settings),
+            "stages": rows,
+            "total": asdict(self.total),
+            "notes": list(self.notes),
+        }
+
+
+def make_plan(params: Params, settings: Settings, name: str) -> Plan:
+    """The plan of an experiment called `name`. Raises UserError for settings or params that do not fit."""
+    gpu_hours(0, settings.teraflops, settings.utilisation)  # refuses what it cannot take before the work
+    scale = measure_scale(params, settings.samples, settings.caption_tokens)
+    settings = replace(settings, gpus=params.compute.world_size if settings.gpus is None else settings.gpus)
+    experiment = open_experiment(params, scale, settings.gpus)
+    costs = stage_costs(experiment)
+    return Plan(f"Plan of {name}", settings, costs, notes(experiment, costs, settings.teraflops, settings.utilisation))

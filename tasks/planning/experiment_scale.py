@@ -1,0 +1,113 @@
+"""How much there is of everything: samples, captions, prompts, pictures, and what of it is assumed.
+
+Rendered scenes are looked at; of one's own pictures nothing is known before they are read.
+"""
+
+from dataclasses import dataclass
+
+from tasks.computing.seeds import numpy_generator
+from tasks.data.heldout_split import heldout_count
+from tasks.data.picture_files import encode_png
+from tasks.data.scenes import render, sample_scene
+from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
+from tasks.evaluation.prompts.object_prompts import object_prompts
+from tasks.judge import choose_prompts_to_draw
+from tasks.params.experiment import Params
+from tasks.params.user_files import own_path
+from tasks.system.errors import UserError
+
+OWN_SAMPLES = 50_000_000
+"""Picture-caption pairs of SANA-1.5's pre-training (section 3.1)."""
+
+PUBLISHED_PROMPTS = 553
+"""Of GenEval's own evaluation."""
+
+SCENES, RENDERED = 1024, 64
+PNG_BYTES_PER_PIXEL = 1.8
+CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions that stand for all: their words, and their tokens in the text encoder, BOS included."""
+
+    texts: tuple[str, ...]
+    tokens: tuple[int, ...]
+    longest: int  # tokens of the longest caption of a batch, to which the others are padded
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes that params.yaml does not state."""
+
+    train_samples: int
+    heldout_samples: int
+    captions: Captions
+    png_bytes: tuple[float, ...]  # of pictures that stand for all
+    evaluation_prompts: int
+    judge_prompts: int
+    unseen_prompts: int  # that the judge is tested on
+    prompt_tokens: int  # of the longest prompt
+    assumptions: tuple[str, ...]
+
+
+def tokens_of(text: str) -> int:
+    """Tokens of a scene's caption or a GenEval prompt: its words are common, one token each, and BOS."""
+    return 1 + len(text.split())
+
+
+def prompts_to_plan(params: Params) -> list[Prompt]:
+    """The evaluation's prompts; as many as GenEval has, of the same kind, where the file of them is not there yet."""
+    path = params.geneval.prompts
+    if path is None or own_path(path).is_file():
+        return chosen_prompts(params)
+    return object_prompts(params.compute.seed, "plan", PUBLISHED_PROMPTS, ())
+
+
+def measure_scale(params: Params, samples: int | None = None, caption_tokens: int | None = None) -> Scale:
+    """The sizes of an experiment; `samples` and the mean `caption_tokens` of one's own pictures can be given.
+
+    Raises UserError if they are given for rendered scenes, or do not fit the params.
+    """
+    seed = params.compute.seed
+    evaluated = prompts_to_plan(params)
+    judged, unseen = choose_prompts_to_draw(params, evaluated)
+    prompt_tokens = max(tokens_of(prompt.text) for prompt in [*evaluated, *judged, *unseen])
+    prompts = len(evaluated), len(judged), len(unseen), prompt_tokens
+    if params.shard.source != "scenes":
+        return _own_pictures(params, samples, caption_tokens, prompts)
+    if samples is not None or caption_tokens is not None:
+        raise UserError("--samples and --caption-tokens are for one's own pictures: shard.source is scenes")
+    rng = numpy_generator(seed, "scenes", "train")
+    scenes = [sample_scene(rng) for _ in range(SCENES)]
+    texts = tuple(scene.caption for scene in scenes)
+    tokens = tuple(min(tokens_of(text), params.text_encoder.max_tokens) for text in texts)
+    png = tuple(len(encode_png(render(scene, params.shard.image_size))) for scene in scenes[:RENDERED])
+    looked_at = f"Captions are {SCENES} rendered scenes', pictures {RENDERED} of them."
+    chosen = params.shard
+    return Scale(
+        chosen.train_samples, chosen.heldout_samples, Captions(texts, tokens, max(tokens)), png, *prompts, (looked_at,)
+    )
+
+
+def _own_pictures(
+    params: Params, samples: int | None, caption_tokens: int | None, prompts: tuple[int, int, int, int]
+) -> Scale:
+    limit = params.text_encoder.max_tokens
+    count = OWN_SAMPLES if samples is None else samples
+    tokens = limit // 2 if caption_tokens is None else caption_tokens
+    if count < 2:
+        raise UserError(f"--samples is {count}: at least 2 are needed, one to hold out")
+    if not 1 <= tokens <= limit:
+        raise UserError(f"--caption-tokens is {tokens}: it must be from 1 to text_encoder.max_tokens = {limit}")
+    heldout = heldout_count(count, params.shard.heldout_samples)
+    captions = Captions(("x" * (CHARACTERS_PER_TOKEN * tokens),), (tokens,), limit)
+    png = (PNG_BYTES_PER_PIXEL * params.shard.image_size**2,)
+    assumed = (
+        f"Assumed: {count:,} pictures" + (" (SANA-1.5, section 3.1)" if samples is None else " (--samples)"),
+        f"captions of {tokens} tokens in the mean"
+        + (" (half of text_encoder.max_tokens)" if caption_tokens is None else " (--caption-tokens)")
+        + f", the longest of every batch {limit}",
+        f"PNGs of {PNG_BYTES_PER_PIXEL} bytes a pixel, as of photographs.",
+    )
+    return Scale(count - heldout, heldout, captions, png, *prompts, ("; ".join(assumed),))

@@ -1,0 +1,93 @@
+"""Costs of the stages that train, grow, measure and cut the network."""
+
+from model.growth import drop_count
+from tasks.grow import PROBES, ways_to_grow
+from tasks.params.training import Training
+from tasks.planning import disk_bytes, network_flops
+from tasks.planning.cost import Cost, Memory
+from tasks.planning.experiment import Experiment, evaluations
+from tasks.planning.parameter_shapes import parameters
+from tasks.planning.training_memory import (
+    Batch,
+    activation_bytes,
+    autocast_bytes,
+    gradient_bytes,
+    optimizer_bytes,
+    weight_bytes,
+)
+from tasks.training.heldout_loss import BATCH
+
+RANKED_CUTS = 3  # by importance, without the first and without the last blocks
+
+
+def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -> Cost:
+    """A run of the training loop, with its held-out losses; of 0 steps, one such loss of the weights as they are."""
+    config = experiment.config(depth)
+    weights, tokens, text = weight_bytes(config, chosen.weights), experiment.tokens, experiment.text_tokens
+    shards, state = experiment.shards, optimizer_bytes(chosen.optimizer, config)
+    gradients = gradient_bytes(config, chosen.weights, chosen.step_in_backward) // shards
+    averaged, evaluated = weights if chosen.ema_decay else 0, _loss_peak(experiment, depth)
+    flops_of_evaluations = evaluations(chosen) * experiment.heldout_flops(depth)
+    if not chosen.steps:
+        memory = Memory(weights, ema=averaged, activations=evaluated)
+        return Cost(stage, parameters(config), memory, flops_of_evaluations, outputs=weights)
+    samples = Batch(experiment.micro_batch(chosen), tokens, text)
+    copies = autocast_bytes(config, experiment.precision.dtype) if chosen.weights == "float32" else 0
+    saved = activation_bytes(config, samples, experiment.precision) + copies
+    memory = Memory(
+        weights // shards,
+        ema=averaged // shards,
+        gradients=gradients,
+        optimizer=state // shards,
+        activations=max(saved, evaluated - gradients),  # there are no gradients while a held-out loss is taken
+    )
+    trained = chosen.steps * chosen.batch_size * network_flops.training_flops(config, tokens, text)
+    return Cost(
+        stage,
+        parameters(config),
+        memory,
+        trained + flops_of_evaluations,
+        outputs=weights,
+        state=disk_bytes.state_bytes(chosen.optimizer, config, weights + averaged),
+    )
+
+
+def grow(experiment: Experiment) -> Cost:
+    """Every strategy's start with 0, 1 and the chosen number of blocks dropped, beside the small model."""
+    params, scale = experiment.params, experiment.scale
+    small, grown = experiment.config(params.pretrain.depth), experiment.config(params.grow.depth)
+    dropped = drop_count(small.depth, params.grow.drop_share)
+    starts = len(ways_to_grow(small.depth, params.grow))
+    probes, probe = min(PROBES, scale.heldout_samples), (experiment.tokens, experiment.text_tokens)
+    total = experiment.heldout_flops(small.depth) + starts * experiment.heldout_flops(grown.depth)
+    total += probes * (network_flops.forward_flops(small, *probe) + starts * network_flops.forward_flops(grown, *probe))
+    # while it is built, its new blocks are there twice
+    new = weight_bytes(grown) - weight_bytes(experiment.config(small.depth - dropped))
+    activations = max(new, _loss_peak(experiment, grown.depth))
+    memory = Memory(weight_bytes(small) + weight_bytes(grown), activations=activations)
+    return Cost("grow", parameters(grown), memory, total, outputs=weight_bytes(grown))
+
+
+def importance(experiment: Experiment) -> Cost:
+    """Block importance of the grown model: a pass for each prompt and noise level, its text once."""
+    chosen, config = experiment.params.importance, experiment.config(experiment.params.grow.depth)
+    passes = len(chosen.times) * network_flops.velocity_flops(config, experiment.tokens, experiment.text_tokens)
+    total = chosen.prompts * (network_flops.text_flops(config, experiment.text_tokens) + passes)
+    batch = min(chosen.batch_size, chosen.prompts)
+    activations = experiment.network_runs.importance_peak(config.depth, batch, experiment.text_tokens)
+    return Cost("importance", parameters(config), Memory(weight_bytes(config), activations=activations), total)
+
+
+def prune(experiment: Experiment, depth: int) -> Cost:
+    """The held-out loss of the grown model, in a copy, and of every choice of blocks."""
+    chosen, whole = experiment.params.prune, experiment.params.grow.depth
+    cut, grown = experiment.config(depth), weight_bytes(experiment.config(whole))
+    cuts = (RANKED_CUTS + chosen.random_choices) * experiment.heldout_flops(depth)
+    memory = Memory(2 * grown, activations=_loss_peak(experiment, whole))
+    total = experiment.heldout_flops(whole) + cuts
+    return Cost(f"prune@{depth}", parameters(cut), memory, total, outputs=weight_bytes(cut))
+
+
+def _loss_peak(experiment: Experiment, depth: int) -> int:
+    samples = min(BATCH, experiment.scale.heldout_samples)
+    return experiment.network_runs.loss_peak(depth, samples, experiment.text_tokens)

@@ -1,0 +1,105 @@
+"""The plan as a table: for a terminal with `rich`, plain where output is piped."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tasks.planning.cost import Cost
+from tasks.planning.cost_plan import Plan
+
+WIDTH = 140
+NOTHING = "–"
+BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
+COUNTS = ("", "k", "M", "B")
+FLOPS = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+COLUMNS = (
+    "stage",
+    "parameters",
+    "weights",
+    "EMA",
+    "gradients",
+    "optimizer",
+    "activations",
+    "memory",
+    "FLOPs",
+    "GPU-hours",
+    "outputs",
+    "state",
+)
+
+
+def print_plan(plan: Plan, console: Console | None = None) -> None:
+    """Print the table and its notes."""
+    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    # a narrow terminal breaks the lines of the table: better than figures cut short
+    console.print(plan_table(plan), width=max(console.width, WIDTH), crop=False, no_wrap=True, overflow="ignore")
+    notes = Table.grid(padding=(0, 1))
+    for number, note in enumerate(plan.notes, 1):
+        notes.add_row(f"{number}.", Text(note))
+    console.print(notes)
+
+
+def plan_table(plan: Plan) -> Table:
+    """A row for each stage, and the total: sums, and for what is there at one time the most."""
+    table = Table(title=plan.title, title_justify="left", title_style="bold", header_style="bold cyan", box=None)
+    table.pad_edge = False
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    for cost in plan.costs:
+        table.add_row(*_cells(cost, plan.hours(cost.flops)))
+    table.add_row(*_total(plan), style="bold")
+    table.add_row()
+    return table
+
+
+def _cells(cost: Cost, hours: float) -> list[str]:
+    memory = cost.memory
+    held = (memory.weights, memory.ema, memory.gradients, memory.optimizer, memory.activations, memory.total)
+    return [
+        cost.stage,
+        scaled(cost.parameters, COUNTS),
+        *(scaled(value, BYTES) for value in held),
+        scaled(cost.flops, FLOPS),
+        hours_text(hours),
+        scaled(cost.outputs, BYTES),
+        scaled(cost.state, BYTES),
+    ]
+
+
+def _total(plan: Plan) -> list[str]:
+    total = plan.total
+    return [
+        "total",
+        *[""] * 6,
+        scaled(total.memory, BYTES),
+        scaled(total.flops, FLOPS),
+        hours_text(total.gpu_hours),
+        scaled(total.outputs, BYTES),
+        scaled(total.state, BYTES),
+    ]
+
+
+def scaled(value: float, units: Sequence[str]) -> str:
+    """Three digits in the unit, of thousands of each other, that leaves one to three before the point."""
+    if value == 0:
+        return NOTHING
+    for unit in units:
+        if value < 999.5 or unit == units[-1]:
+            break
+        value /= 1000
+    return f"{_three_digits(value)} {unit}".rstrip()
+
+
+def hours_text(hours: float) -> str:
+    """Hours to three digits; little is `<0.01`."""
+    if hours == 0:
+        return NOTHING
+    return "<0.01" if hours < 0.005 else _three_digits(hours)
+
+
+def _three_digits(value: float) -> str:
+    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:,.{digits}f}"

@@ -1,0 +1,210 @@
+"""Memory of training, in bytes: weights, gradients, optimizer state, and the activations that a backward pass needs.
+
+Weights and gradients are float32 or bfloat16, EMA and optimizer state float32 but for what the optimizer packs;
+autocast multiplies bfloat16 copies of float32 weights. Activations are the tensors that autograd saves for a
+micro-batch. The training loop has no activation checkpointing, so they are saved for all blocks. Left out is what comes
+and goes within one operation, such as casts, gradients of activations and the optimizer's work on one matrix, and what
+the allocator holds in reserve.
+
+Shapes: N latent tokens, T text tokens (padding included), D hidden size, I inner channels, C latent channels, E caption
+channels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil, prod
+
+from kernels.blockwise import BLOCK
+from kernels.came8bit.state import QUANTIZED_ABOVE
+from model.layers import TIME_FREQUENCIES
+from model.network import NetworkConfig
+from tasks.planning.parameter_shapes import (
+    Shape,
+    block_shapes,
+    inner_channels,
+    outer_shapes,
+    parameter_shapes,
+    parameters,
+)
+
+FLOAT = 4
+WIDTH = {"float32": 4, "bfloat16": 2}  # bytes of a value in matrix products
+SCALE_AND_MINIMUM = 2 * FLOAT  # of a block of CAME-8bit's momentum
+ADAMW_STEP = FLOAT  # torch keeps each parameter's count of steps as a tensor
+
+# bitsandbytes' AdamW8bit: smaller parameters stay in float32, blocks have a scale, and two maps serve all parameters
+ADAMW8BIT_FROM = 4096
+ADAMW8BIT_BLOCK = 256
+ADAMW8BIT_MAPS = 2 * 256 * FLOAT
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one pass of the network is made of: samples, their latent tokens and their text's tokens with padding."""
+
+    samples: int
+    tokens: int
+    text_tokens: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How products are computed; `fused_attention` is any attention that does not store its probabilities (on GPUs)."""
+
+    dtype: str  # float32 | bfloat16
+    fused_attention: bool
+
+    @property
+    def width(self) -> int:
+        """Bytes of a value in matrix products."""
+        return WIDTH[self.dtype]
+
+
+def optimizer_bytes(name: str, config: NetworkConfig) -> int:
+    """State of the optimizer `name` (see `kernels.optimizers`) over the network's parameters."""
+    state = STATE_BYTES[name]
+    shared = ADAMW8BIT_MAPS if name == "adamw8bit" else 0
+    return shared + sum(count * state(shape) for shape, count in parameter_shapes(config).items())
+
+
+def _came(shape: Shape, packed: bool = False) -> int:
+    size = prod(shape)
+    if not _is_matrix(shape):
+        return 2 * FLOAT * size
+    statistics = 2 * FLOAT * (shape[0] + shape[1])
+    if packed and size > QUANTIZED_ABOVE:
+        return size + SCALE_AND_MINIMUM * ceil(size / BLOCK) + statistics
+    return FLOAT * size + statistics
+
+
+def _came8bit(shape: Shape) -> int:
+    return _came(shape, packed=True)
+
+
+def _adamw(shape: Shape) -> int:
+    return 2 * FLOAT * prod(shape) + ADAMW_STEP
+
+
+def _adamw8bit(shape: Shape) -> int:
+    size = prod(shape)
+    return 2 * FLOAT * size if size < ADAMW8BIT_FROM else 2 * (size + FLOAT * ceil(size / ADAMW8BIT_BLOCK))
+
+
+STATE_BYTES: dict[str, Callable[[Shape], int]] = {
+    "came8bit": _came8bit,
+    "came": _came,
+    "adamw8bit": _adamw8bit,
+    "adamw": _adamw,
+}
+
+
+def _is_matrix(shape: Shape) -> bool:
+    return len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
+
+
+def weight_bytes(config: NetworkConfig, dtype: str = "float32") -> int:
+    """The network: also the size of its gradients, of its EMA, and of its checkpoint but for the header."""
+    return WIDTH[dtype] * parameters(config)
+
+
+def gradient_bytes(config: NetworkConfig, dtype: str, step_in_backward: bool) -> int:
+    """All gradients, or with steps in the backward pass the largest parameter's, which is freed before the next."""
+    if not step_in_backward:
+        return weight_bytes(config, dtype)
+    return WIDTH[dtype] * max(map(prod, parameter_shapes(config)))
+
+
+def autocast_bytes(config: NetworkConfig, dtype: str) -> int:
+    """Copies of weights that autocast makes for products and autograd keeps until the backward pass.
+
+    The first layers of the time and caption embedders are not among them: their inputs take no gradient.
+    """
+    if WIDTH[dtype] == FLOAT:
+        return 0
+    hidden = config.hidden_size
+    unkept = hidden * (TIME_FREQUENCIES + config.caption_channels)
+    outer = _product_weights(outer_shapes(config)) - 2 * hidden  # the final layer's table is no product's
+    block = _product_weights(block_shapes(config)) - 6 * hidden
+    return WIDTH[dtype] * (outer - unkept + config.depth * block)
+
+
+def _product_weights(shapes: dict[Shape, int]) -> int:
+    return sum(count * prod(shape) for shape, count in shapes.items() if len(shape) > 1)
+
+
+def activation_bytes(config: NetworkConfig, batch: Batch, precision: Precision) -> int:
+    """What autograd saves of one micro-batch, without copies of weights.
+
+    It is for attention of two heads or more: with a single one some copies would be views.
+    """
+    tokens, text, width = batch.tokens, batch.text_tokens, precision.width
+    blocks = config.depth * (
+        _self_attention(config, tokens, width)
+        + _cross_attention(config, tokens, text, precision)
+        + _feed_forward(config, tokens, width)
+    )
+    return batch.samples * (blocks + _embedders(config, tokens, text, width) + _head(config, tokens, width))
+
+
+def _modulated(config: NetworkConfig, tokens: int, width: int) -> int:
+    """Layer norm's input, mean and deviation; the normed, the scale of time, and the modulated."""
+    return width * (3 * tokens * config.hidden_size + 2 * tokens + config.hidden_size)
+
+
+def _norm(rows: int, channels: int) -> int:
+    """RMSNorm's deviation and normed values, in float32; its input is counted where it is made."""
+    return FLOAT * (rows + rows * channels)
+
+
+def _self_attention(config: NetworkConfig, tokens: int, width: int) -> int:
+    hidden, values = config.hidden_size, tokens * config.hidden_size
+    rectified = 2 * width * values  # queries and keys behind ReLU
+    # in float32: queries twice, keys and values laid out for products, their sums over tokens, and what is divided
+    linear = FLOAT * (
+        4 * values + hidden * config.linear_head_dim + hidden + values + tokens * hidden // config.linear_head_dim
+    )
+    gated = 2 * width * values + 6 * width * hidden  # projection's input and output, the modulation of the whole block
+    total = _modulated(config, tokens, width) + rectified + linear + gated
+    if config.qk_norm:
+        # a float32 copy of queries and of keys; in float32 the norm keeps the product itself, values included
+        inputs = 2 * FLOAT * values if width < FLOAT else 3 * width * values
+        total += inputs + 2 * _norm(tokens, hidden)
+    return total
+
+
+def _cross_attention(config: NetworkConfig, tokens: int, text: int, precision: Precision) -> int:
+    hidden, width, heads = config.hidden_size, precision.width, config.cross_heads
+    values, text_values = tokens * hidden, text * hidden
+    total = 2 * width * values  # inputs of the queries' and of the output projection
+    if precision.fused_attention:
+        keys = width * text_values if config.qk_norm else 0  # else a part of the next line's
+        total += keys + 2 * width * text_values  # keys and values as one product
+        total += width * values + FLOAT * tokens * heads + width * text  # queries, sums of scores, mask
+    else:
+        total += FLOAT * (values + 2 * text_values + heads * tokens * text)  # queries, keys, values, probabilities
+    if config.qk_norm:
+        total += FLOAT * values + _norm(tokens, hidden) + _norm(text, hidden)
+        if width < FLOAT:
+            total += FLOAT * text_values
+        elif not precision.fused_attention:
+            total += 2 * width * text_values
+    return total
+
+
+def _feed_forward(config: NetworkConfig, tokens: int, width: int) -> int:
+    inner = inner_channels(config)
+    wide = 3 * 2 * inner + 2 * inner  # before and behind SiLU, behind the convolution; the gate's SiLU and the product
+    return _modulated(config, tokens, width) + width * tokens * (wide + config.hidden_size)
+
+
+def _embedders(config: NetworkConfig, tokens: int, text: int, width: int) -> int:
+    hidden = config.hidden_size
+    latent = width * tokens * config.in_channels * config.patch_size**2
+    time = width * (TIME_FREQUENCIES + 4 * hidden)
+    caption = width * text * (config.caption_channels + 3 * hidden) + FLOAT * text * hidden + _norm(text, hidden)
+    return latent + time + caption
+
+
+def _head(config: NetworkConfig, tokens: int, width: int) -> int:
+    latent = tokens * config.in_channels * config.patch_size**2
+    return _modulated(config, tokens, width) + 2 * FLOAT * latent  # the loss keeps prediction and target

@@ -1,0 +1,134 @@
+"""The report's numbers as plain values, read from the stages' outputs: what `results/summary.json` holds."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from tasks.computing.seeds import numpy_generator
+from tasks.evaluation.detectors.detector import NOTES
+from tasks.evaluation.evaluation_summary import CHOOSERS
+from tasks.evaluation.picture_pool import PICTURES, load_pool
+from tasks.evaluation.score_statistics import Array, difference
+from tasks.params.experiment import Params
+from tasks.reporting.adaptive_records import adaptive_records
+from tasks.reporting.recovery import beyond_half, recovered_share
+from tasks.stages import scored_models, stages_of
+from tasks.system import paths
+from tasks.system.files import read_json
+from tasks.system.manifest import MANIFEST, sha256_file
+
+Record = dict[str, Any]
+SPEEDS = paths.RESULTS / "speed"
+
+
+def collect(params: Params) -> Record:
+    """The whole summary. Raises UserError naming the first file that is missing or broken."""
+    controls = read_json(paths.CONTROLS / "summary.json")
+    return {
+        "models": [model_record(name) for name in scored_models(params)],
+        "grown_gain": grown_gain(params) if "small" in params.workflow.baselines else None,
+        "cuts": [cut_record(depth, controls["random_cuts"][str(depth)], params) for depth in params.prune.depths],
+        "controls": {name: plain(controls[name]) for name in ("noise", "untrained")},
+        "judge": read_json(paths.JUDGE / "metrics.json"),
+        "keep": params.geneval.keep,
+        "adaptive": adaptive_records(params),
+        "growth": read_json(paths.GROWN_INIT / "growth.json")
+        | {"heldout_loss_small": read_json(paths.GROWN_INIT / "metrics.json")["heldout_loss_small"]},
+        "autoencoder": read_json(paths.AUTOENCODER / "metrics.json"),
+        "text_encoder": read_json(paths.TEXT_ENCODER / "metrics.json"),
+        "detector_note": NOTES[params.geneval.detector],
+        "seed": params.compute.seed,
+        "stages": stage_costs(params),
+    }
+
+
+def model_record(name: str) -> Record:
+    """One model: size, held-out loss, GenEval, and each way of choosing among N pictures.
+
+    `seconds_per_picture` is left out where the evaluation was not run here but came out of a cache.
+    """
+    metrics = read_json(paths.model_folder(name) / "metrics.json")
+    evaluation = read_json(paths.GENEVAL / name / "summary.json")
+    record = {"name": name} | {key: metrics[key] for key in ("depth", "parameters", "heldout_loss")}
+    record |= {key: evaluation[key] for key in ("prompts", "pictures_per_prompt", "geneval")}
+    record["by_seen"] = {kind: plain(scored) for kind, scored in evaluation["by_seen"].items()}
+    for chooser in CHOOSERS:
+        record[chooser] = {n: plain(scored) for n, scored in evaluation[chooser].items()}
+    return record | speed(name)
+
+
+def speed(name: str) -> Record:
+    """Seconds per picture of a model's evaluation; none if the record is of other pictures than those in place."""
+    path = SPEEDS / f"{name}.json"
+    noted = read_json(path) if path.exists() else {}
+    pool = read_json(paths.GENEVAL / name / MANIFEST)["files"][PICTURES]["sha256"]
+    return {"seconds_per_picture": noted["seconds_per_picture"]} if noted.get("pool") == pool else {}
+
+
+def grown_gain(params: Params) -> Record:
+    """GenEval of the grown model minus the small one's, paired by prompt."""
+    (grown, tasks), (small, _) = correctness("grown"), correctness("small")
+    rng = numpy_generator(params.compute.seed, "report bootstrap", "grown")
+    return asdict(difference(grown, small, tasks, params.geneval.bootstrap_samples, rng).overall)
+
+
+def plain(scored: Record) -> Record:
+    """A score without its tasks."""
+    return {key: scored[key] for key in ("overall", "low", "high")}
+
+
+def cut_record(depth: int, random_choice: Record, params: Params) -> Record:
+    """One cut: its blocks, what it gains over a random choice of blocks, what it lost and what fine-tuning won back.
+
+    Differences of GenEval are paired by prompt.
+    """
+    pruning = read_json(paths.model_folder(f"pruned-{depth}") / "pruning.json")
+    random_PN = load_file(paths.RANDOM_CUTS)[str(depth)]
+    grown, tasks = correctness("grown")
+    (pruned, _), (finetuned, _) = correctness(f"pruned-{depth}"), correctness(f"finetuned-{depth}")
+    samples = params.geneval.bootstrap_samples
+
+    def rng() -> np.random.Generator:
+        return numpy_generator(params.compute.seed, "report bootstrap", depth)
+
+    def gain(first_PN: Array, second_PN: Array) -> Record:
+        return asdict(difference(first_PN, second_PN, tasks, samples, rng()).overall)
+
+    beyond = beyond_half(pruned, finetuned, grown, tasks, samples, rng())
+    share = recovered_share(pruned, finetuned, grown, tasks, samples, rng())
+    return {
+        "depth": depth,
+        "removed": pruning["removed"],
+        "heldout_loss": pruning["heldout_loss"],
+        "random_choice": plain(random_choice),
+        "gain_over_random": gain(pruned, random_PN),
+        "lost": gain(grown, pruned),
+        "won_back": gain(finetuned, pruned),
+        "beyond_half": asdict(beyond),
+        "recovered_share": asdict(share) if share else None,
+    }
+
+
+def correctness(name: str) -> tuple[Array, list[str]]:
+    """The scorer's verdicts (P, N) on a model's pictures, as 0 and 1, and the task of each prompt."""
+    pool = load_pool(paths.GENEVAL / name)
+    return pool.correct_PN.astype(np.float64), pool.tasks
+
+
+def stage_costs(params: Params) -> list[Record]:
+    """Seconds and peak memory of each stage, upstream first.
+
+    A record of another output than the one in place is left out: that output came out of a cache.
+    """
+    costs = []
+    for name, stage in stages_of(params).items():
+        if stage.output == paths.RESULTS:
+            continue  # the report itself, which is being made
+        path = paths.STAGE_RECORDS / f"{name}.json"
+        manifest = stage.output / MANIFEST
+        record = read_json(path) if path.exists() and manifest.exists() else None
+        if record and record["output"] == sha256_file(manifest):
+            costs.append({key: record[key] for key in ("name", "seconds", "peak_memory_bytes")})
+    return costs

@@ -1,0 +1,77 @@
+"""The page: `report.html`, one file that needs nothing else, no script and no network."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tasks.data.scene_vocabulary import TASKS
+from tasks.reporting.report_numbers import Record
+
+TEMPLATE = "report_page.html.j2"
+MISSING = "–"
+PNG, SVG = "image/png", "image/svg+xml"
+
+
+def render_page(summary: Record, figures: Mapping[str, bytes], samples: list[Record], reconstructions: bytes) -> str:
+    """The page of a summary.
+
+    Args:
+        figures: SVGs by name.
+        samples: for each prompt its `text`, `task`, whether it was `seen`, and `rows` of (model, PNG strip).
+        reconstructions: PNG of pictures above what the autoencoder makes of them.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"number": number, "interval": interval, "percent": percent, "millions": millions}
+    environment.filters |= {"png": lambda data: data_uri(data, PNG), "svg": lambda data: data_uri(data, SVG)}
+    return environment.get_template(TEMPLATE).render(
+        **summary, figures=figures, samples=samples, reconstructions=reconstructions, **key_figures(summary)
+    )
+
+
+def key_figures(summary: Record) -> dict[str, Any]:
+    """What the page opens with."""
+    models = {model["name"]: model for model in summary["models"]}
+    numbers = sorted(models["grown"]["best_of"], key=int)
+    deepest = min(summary["cuts"], key=lambda cut: cut["depth"])
+    return {
+        "small": models.get("small"),
+        "grown": models["grown"],
+        "tasks": [task for task in TASKS if task in models["grown"]["geneval"]["tasks"]],
+        "numbers": numbers,
+        "best": models["grown"]["best_of"][numbers[-1]],
+        "deepest": deepest,
+        "seconds": sum(stage["seconds"] for stage in summary["stages"]),
+    }
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with fixed digits; a dash where there is none."""
+    return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def interval(scored: Mapping[str, float] | None, digits: int = 2) -> str:
+    """A value with the ends of its interval, whichever of the two names the value has."""
+    if scored is None:
+        return MISSING
+    value = scored["overall"] if "overall" in scored else scored["value"]
+    return f"{number(value, digits)} ({number(scored['low'], digits)} to {number(scored['high'], digits)})"
+
+
+def percent(value: float | None) -> str:
+    """A share in percent."""
+    return MISSING if value is None else f"{100 * value:.0f} %".replace("-", "−")
+
+
+def millions(count: int) -> str:
+    """A count of parameters."""
+    return f"{count / 1e6:.3g} M"
+
+
+def data_uri(data: bytes, media_type: str) -> str:
+    """Bytes as a URI that a page carries within itself."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,26 @@
+"""What all commands of this project have in common: their help, and how they end on bad input."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tasks.system.errors import UserError
+from tasks.system.processes import BAD_INPUT
+
+
+def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for `python -m tasks.<name>` whose help is the module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m tasks.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+@contextmanager
+def bad_input_exits(name: str) -> Iterator[None]:
+    """A UserError in the block ends the process with its one line and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)

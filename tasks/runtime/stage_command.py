@@ -1,0 +1,60 @@
+"""The command line of a stage: `python -m tasks.<stem>`, of a family with the item, such as `--depth 6`.
+
+Bad input prints one line and exits 2, a failed rank exits 1, and a signal exits 128 + its number.
+"""
+
+import atexit
+import gc
+import signal
+import sys
+from collections.abc import Sequence
+
+from tasks.params.reading import load_params
+from tasks.runtime.command_line import bad_input_exits, command_parser
+from tasks.runtime.context import Interrupted
+from tasks.runtime.launch_ranks import RankFailed
+from tasks.runtime.stage_run import run_stage
+from tasks.stages import Argument, families, stage_of
+from tasks.system.processes import end_when_told
+
+
+def stage_command(stem: str, doc: str | None, argv: Sequence[str] | None = None) -> None:
+    """Run a stage as a command and exit; `doc` is its help, the docstring of its module."""
+    item = parse_item(stem, doc, argv)
+    leave_imported_objects_alone()
+    end_when_told()
+    name = stem if item is None else f"{stem}@{item}"
+    try:
+        with bad_input_exits(name):
+            params = load_params()
+            metrics = run_stage(stage_of(stem, params, item), params)
+    except Interrupted as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(128 + error.signum)
+    except RankFailed as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
+
+
+def parse_item(stem: str, doc: str | None, argv: Sequence[str] | None) -> Argument | None:
+    """The item of a family's member from the command line; None for a stage that is there once."""
+    parser = command_parser(stem, doc)
+    found = families(stem)
+    if found:
+        sources = " or ".join(dict.fromkeys(family.source for family in found))
+        parser.add_argument(f"--{found[0].argument}", type=found[0].kind, required=True, help=f"one of {sources}")
+    arguments = vars(parser.parse_args(argv))
+    return arguments[found[0].argument] if found else None
+
+
+def leave_imported_objects_alone() -> None:
+    """Keep Python's garbage collector from looking through what torch, transformers and diffusers have made.
+
+    They make a million objects that stay. Looking through them as often as Python usually does, and once more at the
+    end, takes a third of the time that a short stage needs.
+    """
+    gc.set_threshold(50_000)
+    atexit.register(gc.freeze)

@@ -1,0 +1,116 @@
+"""Running a stage: its checks before, its record after, and its output put in place whole.
+
+The stage computes in a temporary folder. Then its metrics and a manifest are added, and the folder is renamed into
+place, so that an output is either complete or not there.
+"""
+
+import importlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tasks.params.experiment import Params
+from tasks.params.reading import section_values
+from tasks.params.user_files import digests_of, note_made
+from tasks.runtime.code_digest import code_digest
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.launch_ranks import launch
+from tasks.runtime.torch_setup import configure_torch, kernels_in_use
+from tasks.stages import RANK_SECTIONS, Stage, stages_of
+from tasks.system import paths
+from tasks.system.file_locks import hold
+from tasks.system.files import move_into, private_folder, replace_folder, write_json
+from tasks.system.manifest import sha256_file, sha256_json, verify_manifest, write_manifest
+from tasks.system.processes import end_undisturbed, peak_memory
+from tasks.tracking.tracker import open_tracker
+
+
+def run_stage(stage: Stage, params: Params) -> Metrics:
+    """Run a stage in this process; returns its metrics. Raises UserError while another process runs it here."""
+    private_folder(paths.STATE)
+    with hold(paths.STATE / "locks" / stage.name, f"{stage.name} is being run in this folder"):
+        return _run_locked(stage, params)
+
+
+def computation_of(stage: Stage) -> Callable[..., Metrics]:
+    """The function that computes a stage: `run` of its module, which takes the context and the stage's `arguments`."""
+    return importlib.import_module(stage.module).run
+
+
+def inputs_of(stage: Stage, params: Params) -> list[Path]:
+    """The output folders of other stages that a stage reads."""
+    return [other.output for other in stages_of(params).values() if other != stage and stage.reads(other)]
+
+
+def input_digests(stage: Stage, params: Params, inputs: Sequence[Path], user_files: dict[str, str]) -> tuple[str, str]:
+    """The digest of all that a stage's result depends on, and the digest of all that its training state depends on.
+
+    Both cover code, params, the user's files and the manifests of inputs, which are checked here. The second leaves out
+    how many ranks there are, since any number of them can resume.
+    """
+    made_of = user_files | {path.as_posix(): verify_manifest(path) for path in inputs}
+    values = section_values(params, stage.sections)
+    whole = {"code": code_digest(stage.stem), "params": values, "inputs": made_of}
+    kept = {name: value for name, value in values.items() if name not in RANK_SECTIONS}
+    return sha256_json(whole), sha256_json({**whole, "params": kept})
+
+
+def _run_locked(stage: Stage, params: Params) -> Metrics:
+    inputs, user_files = inputs_of(stage, params), digests_of(stage.user_files, params)
+    digest, state_digest = input_digests(stage, params, inputs, user_files)
+    threads = stage.threads(params)
+    device = configure_torch(params, threads)
+    state = paths.STATE / "state" / stage.name / state_digest[:16]
+    refuse_other_state(stage, state)
+    out = paths.STATE / "building" / stage.name
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    started = time.monotonic()
+    with open_tracker(stage.name) as tracker:
+        tracker.log_params(section_values(params, stage.sections) | {"kernels_in_use": kernels_in_use(device)})
+        tracker.log_inputs(inputs)
+        context = Context(stage.name, params, out, state, tracker, device, threads)
+        metrics, peak = _compute(stage, context)
+        write_json(out / "metrics.json", metrics)
+        write_manifest(out)
+        put_in_place(stage, out)
+        end_undisturbed()  # a TERM from here on would only lose the record: the output is complete
+        note_made(user_files, stage.output)
+        tracker.log_metrics(metrics)
+        tracker.log_output(stage.output)
+        record_cost(stage, digest, time.monotonic() - started, device, peak)
+    shutil.rmtree(state.parent, ignore_errors=True)
+    return metrics
+
+
+def _compute(stage: Stage, context: Context) -> tuple[Metrics, int]:
+    """The stage's metrics and the greatest memory of a process, bytes."""
+    if stage.on_ranks and context.params.compute.world_size > 1:
+        return launch(context)
+    metrics = computation_of(stage)(context, *stage.arguments)
+    return metrics, peak_memory(context.device)
+
+
+def put_in_place(stage: Stage, finished: Path) -> None:
+    """Move the finished folder to the stage's output, or its files among those of others."""
+    if stage.written == (stage.output,):
+        replace_folder(finished, stage.output)
+    else:
+        move_into(finished, stage.output)
+
+
+def refuse_other_state(stage: Stage, state: Path) -> None:
+    """Say that an unfinished run of other code, params or inputs is not resumed. It stays, in case they come back."""
+    others = [path for path in state.parent.glob("*") if path != state]
+    if others and not state.exists():
+        print(f"{stage.name}: code, params or inputs changed since {others[0]}, which is not resumed", flush=True)
+
+
+def record_cost(stage: Stage, digest: str, seconds: float, device: str, peak: int) -> None:
+    """Note time and peak memory, bytes, beside the results, outside every pinned output."""
+    record = {"name": stage.name, "seconds": round(seconds, 3), "peak_memory_bytes": peak, "device": device}
+    record["output"] = sha256_file(stage.output / "manifest.json")
+    record["inputs_digest"] = digest
+    record["kernels"] = kernels_in_use(device)
+    write_json(paths.STAGE_RECORDS / f"{stage.name}.json", record)

@@ -1,0 +1,310 @@
+"""The table of stages: each stage of the experiment is one row here and one module, `tasks.<stem>` with its `run`.
+
+A row names what a stage reads, what it writes and which params its result depends on. Everything else that knows the
+stages follows from the rows: the flow's graph (`flows.building.stage_graph`), `dvc.yaml` (`flows.dvc_yaml`), the
+command line of a stage (`tasks.runtime.stage_command`), the plan's table (`tasks.planning.stage_costs`) and the report
+of times (`tasks.reporting.report_numbers`). `docs/extending.md` says how to add a stage.
+"""
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tasks.params.experiment import Params
+from tasks.system import paths
+from tasks.system.errors import UserError
+
+Argument = int | str
+
+COMPUTE_SECTIONS = ("compute.seed", "compute.device", "compute.dtype", "compute.kernels")
+RANK_SECTIONS = ("compute.nodes", "compute.processes_per_node", "compute.parallelism")
+"""Training depends on the number of ranks, since it orders the sums. A checkpoint does not: any number can resume."""
+TRAINING_SECTIONS = (*COMPUTE_SECTIONS, "diffusion")
+DRAWING_SECTIONS = (*COMPUTE_SECTIONS, "shard.image_size", "diffusion.flow_shift", "sampling")
+BRANCH_THREADS = "compute.branch_threads"
+DETECTOR_FILES = ("geneval.mask2former_path", "geneval.clip_path", "geneval.prompts")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A stage that exists once for each item of a list in params: `prune@6` and `prune@4` for `prune.depths` [6, 4].
+
+    `argument` names the item on the command line (`--depth 6`) and has the type `kind`. `items` reads the list from
+    params, `source` says where it stands there. `dvc_group` is how `dvc.yaml` repeats the stage over the same list, and
+    `dvc_item` the item in DVC's templates. `suffix` keeps the names of DVC's groups apart where a stage needs two.
+    """
+
+    argument: str
+    kind: type[int] | type[str]
+    items: Callable[[Params], Sequence[Argument]]
+    source: str
+    dvc_group: Mapping[str, object]
+    dvc_item: str
+    suffix: str = ""
+
+
+DEPTHS = Family(
+    "depth", int, lambda params: params.prune.depths, "prune.depths", {"foreach": "${prune.depths}"}, "${item}"
+)
+BASELINES = Family(
+    "model",
+    str,
+    lambda params: params.workflow.baselines,
+    "workflow.baselines",
+    {"foreach": "${workflow.baselines}"},
+    "${item}",
+)
+CUTS = Family(
+    "model",
+    str,
+    lambda params: [f"{kind}-{depth}" for depth in params.prune.depths for kind in ("pruned", "finetuned")],
+    "prune.depths",
+    {"matrix": {"kind": ["pruned", "finetuned"], "depth": "${prune.depths}"}},
+    "${item.kind}-${item.depth}",
+    suffix="_cut",  # DVC takes the names of a group from one list, so the cut models need a second group
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table, or, of a family, the member for one item; `{item}` in a row's paths stands for the item.
+
+    `inputs` are folders: the stage reads each output that lies in one of them or is one of them, but for those in
+    `unread`. `output` is the folder that it writes. A stage with `files` or `uncached_files` adds these files to
+    `output`, where others lie too, and DVC keeps no copy of the latter. `sections` names the sections (`pretrain`) or
+    keys (`compute.seed`) of params.yaml that the result depends on, and `user_files` the keys whose values are paths to
+    the user's own files. A stage `on_ranks` computes on all processes that params ask for.
+    """
+
+    stem: str
+    output: Path
+    inputs: tuple[Path, ...]
+    sections: tuple[str, ...]
+    family: Family | None = None
+    item: Argument | None = None
+    user_files: tuple[str, ...] = ()
+    on_ranks: bool = False
+    files: tuple[str, ...] = ()
+    uncached_files: tuple[str, ...] = ()
+    unread: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`train`, or of a member `finetune@6`."""
+        return self.stem if self.item is None else f"{self.stem}@{self.item}"
+
+    @property
+    def module(self) -> str:
+        """The module whose `run` computes the stage."""
+        return f"tasks.{self.stem}"
+
+    @property
+    def command(self) -> str:
+        """The command that runs it: `python -m tasks.finetune --depth 6`."""
+        words = f"python -m {self.module}"
+        return words if self.family is None else f"{words} --{self.family.argument} {self.item}"
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        """What `run` gets beside its context."""
+        return () if self.item is None else (self.item,)
+
+    @property
+    def branch(self) -> bool:
+        """Whether the stage runs beside others, on `compute.branch_threads` threads. All behind the small model do."""
+        return BRANCH_THREADS in self.sections
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The output folder, or each file that is added to it."""
+        files = (*self.uncached_files, *self.files)
+        return tuple(self.output / name for name in files) if files else (self.output,)
+
+    def threads(self, params: Params) -> int:
+        """The CPU threads that it computes on. They are part of its result, since they order its sums."""
+        return params.compute.branch_threads if self.branch else params.compute.threads
+
+    def reads(self, other: "Stage") -> bool:
+        """Whether the output of `other` lies in or is one of the inputs (DVC has the same rule)."""
+        return other.output not in self.unread and any(other.output.is_relative_to(path) for path in self.inputs)
+
+    def waits_for(self, other: "Stage") -> bool:
+        """Whether DVC and the flow run `other` first: as `reads`, without regard to `unread`."""
+        return any(other.output.is_relative_to(path) for path in self.inputs)
+
+    def for_item(self, item: Argument) -> "Stage":
+        """The member of this family for one item."""
+
+        def filled(path: Path) -> Path:
+            return Path(str(path).replace("{item}", str(item)))
+
+        return replace(self, item=item, output=filled(self.output), inputs=tuple(map(filled, self.inputs)))
+
+
+GENEVAL = Stage(
+    "geneval",
+    output=paths.GENEVAL / "{item}",
+    inputs=(paths.OUTPUTS / "{item}", paths.AUTOENCODER, paths.TEXT_ENCODER, paths.JUDGE),
+    sections=(*DRAWING_SECTIONS, BRANCH_THREADS, "geneval"),
+    family=BASELINES,
+    user_files=DETECTOR_FILES,
+    on_ranks=True,
+)
+
+TABLE = (
+    Stage("shard", output=paths.SHARDS, inputs=(), sections=("compute.seed", "shard"), user_files=("shard.path",)),
+    Stage(
+        "autoencoder",
+        output=paths.AUTOENCODER,
+        inputs=(paths.SHARDS,),
+        sections=(*COMPUTE_SECTIONS, "compute.threads", "autoencoder"),
+        user_files=("autoencoder.path",),
+    ),
+    Stage(
+        "text_encoder",
+        output=paths.TEXT_ENCODER,
+        inputs=(paths.SHARDS,),
+        sections=(*COMPUTE_SECTIONS, "compute.threads", "network.numerics", "text_encoder"),
+        user_files=("text_encoder.path",),
+    ),
+    Stage(
+        "encode",
+        output=paths.ENCODED,
+        inputs=(paths.SHARDS, paths.AUTOENCODER, paths.TEXT_ENCODER),
+        sections=("compute.device", "compute.threads", "encode"),
+    ),
+    Stage(
+        "pretrain",
+        output=paths.SMALL,
+        inputs=(paths.ENCODED,),
+        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, "compute.threads", "network", "pretrain"),
+        user_files=("pretrain.path",),
+        on_ranks=True,
+    ),
+    Stage(
+        "judge",
+        output=paths.JUDGE,
+        inputs=(paths.SHARDS, paths.SMALL, paths.AUTOENCODER, paths.TEXT_ENCODER),
+        sections=(
+            *DRAWING_SECTIONS,
+            BRANCH_THREADS,
+            "judge",
+            "geneval.detector",
+            *DETECTOR_FILES,
+            "geneval.prompts_per_task",
+            "geneval.bootstrap_samples",
+        ),
+        user_files=("judge.path", *DETECTOR_FILES),
+    ),
+    Stage(
+        "grow",
+        output=paths.GROWN_INIT,
+        inputs=(paths.SMALL, paths.ENCODED),
+        sections=(*TRAINING_SECTIONS, BRANCH_THREADS, "grow"),
+    ),
+    Stage(
+        "train",
+        output=paths.GROWN,
+        inputs=(paths.GROWN_INIT, paths.ENCODED),
+        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, "train"),
+        on_ranks=True,
+    ),
+    GENEVAL,
+    Stage(
+        "controls",
+        output=paths.CONTROLS,
+        inputs=(paths.GROWN, paths.AUTOENCODER, paths.TEXT_ENCODER),
+        sections=(*DRAWING_SECTIONS, BRANCH_THREADS, "prune", "geneval"),
+        user_files=DETECTOR_FILES,
+    ),
+    Stage(
+        "importance",
+        output=paths.IMPORTANCE,
+        inputs=(paths.GROWN, paths.ENCODED),
+        sections=(*COMPUTE_SECTIONS, BRANCH_THREADS, "importance"),
+    ),
+    Stage(
+        "prune",
+        output=paths.OUTPUTS / "pruned-{item}",
+        inputs=(paths.GROWN, paths.IMPORTANCE, paths.ENCODED),
+        sections=(*TRAINING_SECTIONS, BRANCH_THREADS, "prune.random_choices"),
+        family=DEPTHS,
+    ),
+    Stage(
+        "finetune",
+        output=paths.OUTPUTS / "finetuned-{item}",
+        inputs=(paths.OUTPUTS / "pruned-{item}", paths.ENCODED),
+        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, "finetune"),
+        family=DEPTHS,
+        on_ranks=True,
+    ),
+    replace(GENEVAL, family=CUTS),
+    Stage(
+        "report",
+        output=paths.RESULTS,
+        inputs=(paths.OUTPUTS,),
+        unread=(paths.SHARDS, paths.ENCODED),  # large, and the report shows nothing of them
+        sections=("compute.seed", "workflow.baselines", "prune.depths", "geneval", "report"),
+        # times and memory differ from run to run, so what shows them is not cached
+        uncached_files=("summary.json", "report.html", "family.png"),
+        files=("metrics.json",),
+    ),
+)
+"""All stages, each behind those whose outputs it reads."""
+
+
+def stages_of(params: Params) -> dict[str, Stage]:
+    """Every stage of an experiment by its name, each behind those whose outputs it reads."""
+    stages: dict[str, Stage] = {}
+    for row in TABLE:
+        members = [row] if row.family is None else [row.for_item(item) for item in row.family.items(params)]
+        stages |= {stage.name: stage for stage in members}
+    return stages
+
+
+def stage_of(stem: str, params: Params, item: Argument | None = None) -> Stage:
+    """The stage of an experiment. Raises UserError if it is a family that has no such item."""
+    stages = stages_of(params)
+    name = stem if item is None else f"{stem}@{item}"
+    if name not in stages:
+        family = families(stem)[0]
+        known = [str(stage.item) for stage in stages.values() if stage.stem == stem]
+        sources = " and ".join(dict.fromkeys(one.source for one in families(stem)))
+        raise UserError(f"--{family.argument} {item} is not in params.yaml's {sources}: choose from {', '.join(known)}")
+    return stages[name]
+
+
+def families(stem: str) -> list[Family]:
+    """The families that the rows of a stage have; none for a stage that is there once."""
+    return [row.family for row in TABLE if row.stem == stem and row.family is not None]
+
+
+def stems() -> list[str]:
+    """The stems of all rows, each once: `shard`, `autoencoder` and on."""
+    return list(dict.fromkeys(row.stem for row in TABLE))
+
+
+def sections_of(stem: str) -> frozenset[str]:
+    """The sections and keys of params.yaml that the rows of a stage name."""
+    return frozenset(section for row in TABLE if row.stem == stem for section in row.sections)
+
+
+def edges(stages: Iterable[Stage]) -> dict[str, list[str]]:
+    """For each stage, by name, those that the flow and DVC run before it because it reads their outputs."""
+    every = list(stages)
+    return {
+        stage.name: [other.name for other in every if other is not stage and stage.waits_for(other)] for stage in every
+    }
+
+
+def scored_models(params: Params) -> list[str]:
+    """The models that GenEval scores: the baselines (`small`, `grown`), then the cut ones (`pruned-6`)."""
+    return [str(stage.item) for stage in stages_of(params).values() if stage.stem == GENEVAL.stem]
+
+
+def name_of(command: str) -> str:
+    """The name of the stage that a command runs: `finetune@6` for `python -m tasks.finetune --depth 6`."""
+    words = shlex.split(command)
+    stem = words[2].removeprefix("tasks.")
+    return f"{stem}@{words[-1]}" if len(words) > 3 else stem

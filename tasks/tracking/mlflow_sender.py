@@ -1,0 +1,218 @@
+"""Sends spools to MLflow, each row once: by explicit run id (MLflow's active run is thread-local) and with the row's
+own time, so that a row sent again after a crash is the same row to MLflow.
+"""
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.tracking import model_registry
+from tasks.tracking.mlflow_store import connect, tracking_uri
+from tasks.tracking.spool import Row, Spool, claim_spools, find_spool
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Metric
+
+SEND_EVERY_SECONDS = 2.0
+WAIT_AFTER_FAILURE_SECONDS = 15.0
+ROWS_PER_CALL = 100
+LAST_SEND_SECONDS = 30.0
+"""How long the last send may go on without a run that is sent."""
+KEY_TAG = "sana15.key"
+PARENT_TAG = "mlflow.parentRunId"
+OUTPUT_TAG = "sana15.output"
+DIGEST_TAG = "sana15.output_sha256"
+MAKER_TAG = "sana15.made_by"
+# MLflow's error codes of a store that may answer later; any other code refuses the row itself.
+PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
+
+
+class Sender:
+    """A thread that keeps sending spools, for as long as the block lasts; then it sends what is left, and closes them.
+
+    It begins with the spools that dead processes left in `folder`. It never raises: what cannot be sent stays on disk
+    for the next sender, and one line says so.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._spools: list[Spool] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="sender", daemon=True)
+        self._told: set[str] = set()
+
+    def __enter__(self) -> "Sender":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._done.set()
+        left = None
+        while self._thread.is_alive() and left != len(self._spools):
+            left = len(self._spools)
+            self._thread.join(LAST_SEND_SECONDS)
+        for spool in self._spools:
+            spool.close()
+
+    def add(self, spool: Spool) -> None:
+        """Take a spool over: it is sent, and closed when its run has ended and all of it is sent."""
+        self._spools.append(spool)
+
+    def _work(self) -> None:
+        backlog, wait, finished = True, 0.0, False
+        while not finished:
+            finished = self._done.wait(wait)
+            try:
+                connect()
+                wait = SEND_EVERY_SECONDS
+                if backlog:
+                    send_backlog(self._folder, self._tell)
+                    backlog = False
+                for spool in list(self._spools):
+                    self._send(spool)
+            except Exception as error:
+                wait = WAIT_AFTER_FAILURE_SECONDS
+                self._tell(f"{tracking_uri()} cannot be reached", error)
+
+    def _send(self, spool: Spool) -> None:
+        try:
+            if send(spool):
+                self._spools.remove(spool)
+                spool.close()
+        except Exception as error:
+            self._tell(f"{spool.path.name} cannot be sent", error)
+
+    def _tell(self, what: str, error: Exception) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            print(f"{what} ({reason}): reports wait in {self._folder} for the next run", file=sys.stderr, flush=True)
+
+
+def send_backlog(folder: Path, tell: Callable[[str, Exception], None]) -> None:
+    """Send the spools in `folder` whose processes are gone; a run that had not ended by then was killed.
+
+    What is wrong with one of them is told and does not hold up the others.
+    """
+    for spool in claim_spools(folder):
+        try:
+            if not spool.ended:
+                spool.append("end", status="KILLED")
+            send(spool)
+        except Exception as error:
+            tell(f"{spool.path.name} cannot be sent", error)
+
+
+def send(spool: Spool) -> bool:
+    """Send the rows of `spool` that have not been sent. Once its run has ended it is deleted; returns whether it was.
+
+    Raises MLflow's exception if the store cannot be reached; rows up to there are marked as sent.
+    """
+    offset, run_id = spool.sent()
+    client, experiment = connect()
+    if run_id is None:
+        header, offset = next(spool.rows())
+        run_id = _run_of(client, experiment, header, spool.path.parent)
+        spool.mark_sent(offset, run_id)
+    rows, ended = spool.rows(offset), spool.ended
+    while batch := list(islice(rows, ROWS_PER_CALL)):
+        for kind, pairs in groupby(batch, key=lambda pair: pair[0]["kind"]):
+            group = list(pairs)
+            _send_rows(client, experiment, run_id, spool, kind, [row for row, _ in group])
+            spool.mark_sent(group[-1][1], run_id)
+    if ended:
+        spool.delete()
+    return ended
+
+
+def _run_of(client: "MlflowClient", experiment: str, header: Row, folder: Path) -> str:
+    """The MLflow run of a spool, created unless an earlier try got that far.
+
+    Raises LookupError while its parent still waits to be sent; a parent that is nowhere (it was sent to another store)
+    is done without.
+    """
+    if (run_id := _find_run(client, experiment, KEY_TAG, header["key"])) is not None:
+        return run_id
+    tags = header["tags"] | {KEY_TAG: header["key"]}
+    if header["parent"] is not None:
+        parent = _find_run(client, experiment, KEY_TAG, header["parent"])
+        if parent is None and find_spool(folder, header["parent"]):
+            raise LookupError(f"the parent of {header['name']} has not been sent yet")
+        tags |= {PARENT_TAG: parent} if parent else {}
+    run = client.create_run(experiment, start_time=header["time"], tags=tags, run_name=header["name"])
+    return run.info.run_id
+
+
+def _find_run(client: "MlflowClient", experiment: str, tag: str, value: str) -> str | None:
+    """The newest run with this tag."""
+    runs = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def _send_rows(client: "MlflowClient", experiment: str, run_id: str, spool: Spool, kind: str, rows: list[Row]) -> None:
+    """Send rows of one kind. What MLflow refuses for good is dropped with a line, or it would block the rest."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if kind == "metrics":
+            client.log_batch(run_id, metrics=_metrics(rows))
+            return
+        for row in rows:
+            _send_row(client, experiment, run_id, spool, kind, row)
+    except MlflowException as error:
+        if error.error_code in PASSING_ERRORS:
+            raise
+        print(f"MLflow refused {kind} of {spool.path.stem}: {error.message}", file=sys.stderr, flush=True)
+
+
+def _send_row(client: "MlflowClient", experiment: str, run_id: str, spool: Spool, kind: str, row: Row) -> None:
+    from mlflow.entities import Param, RunTag
+
+    if kind == "params":
+        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in row["values"].items()])
+    elif kind == "tags":
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in row["values"].items()])
+    elif kind == "image":
+        _send_image(client, run_id, spool, row)
+    elif kind == "inputs":
+        client.log_inputs(run_id, datasets=[_dataset(**folder) for folder in row["folders"]])
+    elif kind == "output":
+        client.set_tag(run_id, OUTPUT_TAG, row["folder"])
+        client.set_tag(run_id, DIGEST_TAG, row["digest"])
+        if row["facts"] is not None:
+            model_registry.register(client, experiment, run_id, Path(row["folder"]), row["digest"], row["facts"])
+    elif kind == "made":
+        maker = _find_run(client, experiment, DIGEST_TAG, row["digest"])
+        client.set_tag(run_id, MAKER_TAG, maker or "unknown")
+    elif kind == "end":
+        client.set_terminated(run_id, status=row["status"], end_time=row["time"])
+
+
+def _metrics(rows: list[Row]) -> list["Metric"]:
+    from mlflow.entities import Metric
+
+    return [Metric(key, value, row["time"], row["step"]) for row in rows for key, value in row["values"].items()]
+
+
+def _send_image(client: "MlflowClient", run_id: str, spool: Spool, row: Row) -> None:
+    """Log a picture, unless an earlier try did: MLflow gives each a random name behind its key, step and time."""
+    from PIL import Image
+
+    stem = f"images/{row['key'].replace('/', '~')}+step+{row['step']}+timestamp+{row['time']}+"
+    if any(item.path.startswith(stem) for item in client.list_artifacts(run_id, "images")):
+        return
+    with Image.open(spool.images / row["file"]) as image:
+        client.log_image(run_id, image, key=row["key"], step=row["step"], timestamp=row["time"])
+
+
+def _dataset(name: str, folder: str, digest: str) -> "DatasetInput":
+    """A folder as MLflow's dataset: its digest column is narrower than a sha256, which the source holds in full."""
+    from mlflow.entities import Dataset, DatasetInput
+
+    source = json.dumps({"path": folder, "manifest_sha256": digest})
+    return DatasetInput(Dataset(name, digest[:32], "local", source), tags=[])

@@ -1,0 +1,114 @@
+"""What a stage reports: params, metrics, pictures, inputs, its output.
+
+A report is a line in a spool on disk (`tasks.tracking.spool`), so it costs microseconds and outlives the process. A
+background thread, here or in the flow, sends it to MLflow (`tasks.tracking.mlflow_sender`): a tracker that is down or
+slow never stops or slows a stage, and what it missed is sent by the next run.
+"""
+
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tasks.system.manifest import MANIFEST, sha256_file
+from tasks.tracking import model_registry
+from tasks.tracking.mlflow_sender import Sender
+from tasks.tracking.spool import SPOOLS, Spool, join_spool, open_spool, status_after
+
+SPOOL_VARIABLE = "SANA15_SPOOL"
+
+
+class Tracker:
+    """Reports of one stage in one run; see `open_tracker`."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._reported = {
+            (key, row["step"]) for row, _ in spool.rows() if row["kind"] == "metrics" for key in row["values"]
+        }
+
+    @property
+    def path(self) -> Path:
+        """The file of its spool, which another process may join."""
+        return self._spool.path
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        """Log nested parameters under dotted names."""
+        self._spool.append("params", values=_flatten(params))
+
+    def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
+        """Log numbers of one step.
+
+        What this run has reported for the step before is left out: a resumed training repeats the steps after its last
+        checkpoint, with the same numbers at another time, and MLflow would keep both.
+        """
+        fresh = {key: float(value) for key, value in metrics.items() if (key, step) not in self._reported}
+        self._reported.update((key, step) for key in fresh)
+        if fresh:
+            self._spool.append("metrics", values=fresh, step=step)
+
+    def log_image(self, key: str, path: Path, step: int = 0) -> None:
+        """Log a PNG that is on disk. It is copied, since a stage's folder is renamed when it is finished."""
+        copy = self._spool.images / f"{uuid.uuid4().hex}.png"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+        self._spool.append("image", key=key, file=copy.name, step=step)
+
+    def log_inputs(self, folders: Sequence[Path]) -> None:
+        """Log the folders that a stage reads as datasets, named by the paths given, with their manifests' digests."""
+        self._spool.append("inputs", folders=[{"name": str(folder)} | _identity(folder) for folder in folders])
+
+    def log_output(self, folder: Path) -> None:
+        """Log a stage's finished output by reference (path and manifest digest); a model is registered too."""
+        self._spool.append("output", **_identity(folder), facts=model_registry.describe(folder))
+
+
+@contextmanager
+def open_tracker(stage: str) -> Iterator[Tracker]:
+    """The tracker of a stage.
+
+    It writes into the spool of `SANA15_SPOOL`, which its opener sends and ends, or into one of its own.
+    """
+    given = os.environ.get(SPOOL_VARIABLE)
+    if given is not None:
+        spool = join_spool(Path(given))
+        try:
+            yield Tracker(spool)
+        finally:
+            spool.close()
+        return
+    spool = open_spool(SPOOLS, stage, run_tags(stage, Path.cwd()))
+    with Sender(SPOOLS) as sender:
+        sender.add(spool)
+        status = "FINISHED"
+        try:
+            yield Tracker(spool)
+        except BaseException as error:
+            status = status_after(error)
+            raise
+        finally:
+            spool.append("end", status=status)
+
+
+def run_tags(stage: str, workspace: Path) -> dict[str, str]:
+    """Tags that join a run to its stage, its workspace and its commit."""
+    tags = {"sana15.stage": stage, "sana15.workspace": str(workspace)}
+    if shutil.which("git") is None:
+        return tags
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=workspace, capture_output=True, text=True, check=False)
+    return tags | ({"mlflow.source.git.commit": git.stdout.strip()} if git.returncode == 0 else {})
+
+
+def _identity(folder: Path) -> dict[str, str]:
+    return {"folder": str(folder.resolve()), "digest": sha256_file(folder / MANIFEST)}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

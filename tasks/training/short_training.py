@@ -1,0 +1,64 @@
+"""Training of about a minute, as the encoders need: AdamW on one cycle of the learning rate, with no resuming."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from tasks.runtime.context import Context
+from tasks.system.errors import UserError
+from tasks.system.files import write_csv
+from tasks.system.progress import progress
+
+BETAS = (0.9, 0.95)  # a second moment that follows a short run
+WEIGHT_DECAY = 0.01
+WARMUP_SHARE = 0.05
+CLIP_NORM = 1.0
+LOG_EVERY = 10
+
+
+def fit(
+    context: Context,
+    parameters: Iterable[nn.Parameter],
+    loss: Callable[[int], Tensor],
+    steps: int,
+    learning_rate: float,
+) -> None:
+    """Make `steps` updates on `loss(step)`, step from 0; logs the loss and writes it to `history.csv`.
+
+    Raises UserError at the first loss or gradient that is not finite, before its update.
+    """
+    weights = list(parameters)
+    optimizer = torch.optim.AdamW(weights, learning_rate, BETAS, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps + 1, pct_start=WARMUP_SHARE, cycle_momentum=False
+    )
+    history: list[dict[str, float]] = []
+    recent: list[float] = []
+    with progress(context.name, steps) as meter:
+        for step in range(steps):
+            value = loss(step)
+            recent.append(value.item())
+            optimizer.zero_grad()
+            value.backward()
+            norm = nn.utils.clip_grad_norm_(weights, CLIP_NORM)
+            check_finite(recent[-1], norm.item(), step, context.name)
+            optimizer.step()
+            schedule.step()
+            meter.advance(note=f"loss {recent[-1]:.4f}")
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+                mean = sum(recent) / len(recent)
+                history.append({"step": step + 1, "loss": mean})
+                context.tracker.log_metrics({"loss": mean}, step=step + 1)
+                recent = []
+    write_csv(context.out / "history.csv", ("step", "loss"), history)
+
+
+def check_finite(loss: float, norm: float, step: int, section: str) -> None:
+    """Raises UserError naming the section of params.yaml whose loss or gradient norm is not finite."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise UserError(
+            f"params.yaml: {section}: the loss is {loss} and the norm of its gradient {norm} at step {step}: "
+            f"lower {section}.learning_rate"
+        )

@@ -1,0 +1,94 @@
+"""The flow-matching loss of a batch, as a module so that autocast and data parallelism wrap it whole."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.flow_matching import TIMESTEPS, add_noise, draw_sigmas, velocity
+from model.network import Sana
+from model.numerics import CONVENTIONS, Numerics
+from tasks.computing.seeds import generator
+from tasks.data.encoded_samples import EncodedBatch, EncodedDataset
+from tasks.data.sample_order import grouped_batch_indices
+from tasks.params.network import Diffusion
+from tasks.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class NoisedBatch:
+    """A training batch with its noise and times: a pure function of (seed, step)."""
+
+    latents_BCHW: Tensor
+    noise_BCHW: Tensor
+    sigma_B: Tensor
+    text_BTE: Tensor
+    mask_BT: Tensor
+
+    def part(self, index: int, parts: int, device: str) -> "NoisedBatch":
+        """Micro-batch `index` of `parts` equal ones, on `device`."""
+        return NoisedBatch(*(tensor.chunk(parts)[index].to(device) for tensor in vars(self).values()))
+
+
+class FlowMatchingLoss(nn.Module):
+    """Mean squared error of the predicted velocity (SANA section 2.4); no weighting over times."""
+
+    def __init__(self, network: Sana) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: NoisedBatch) -> Tensor:
+        """Loss of each sample (B,)."""
+        text = self.network.encode_text(batch.text_BTE, batch.mask_BT)
+        noised = add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigma_B)
+        predicted = self.network(noised, batch.sigma_B * TIMESTEPS, text)
+        error = F.mse_loss(predicted.float(), velocity(batch.latents_BCHW, batch.noise_BCHW), reduction="none")
+        return error.mean(dim=(1, 2, 3))
+
+
+def training_batch(
+    dataset: EncodedDataset,
+    diffusion: Diffusion,
+    numerics: Numerics,
+    seed: int,
+    step: int,
+    size: int,
+    rows: np.ndarray | None = None,
+) -> NoisedBatch:
+    """The batch of one optimizer step. Data order, noise, times and caption dropout depend on (seed, step) alone.
+
+    `rows` are those of one of several processes (`tasks.data.sample_order.rank_rows`): they are as in the whole batch,
+    whose other samples are not read.
+    """
+    rows = np.arange(size) if rows is None else rows
+    batch = dataset.batch(grouped_batch_indices(seed, step, size, dataset.shape_groups)[rows])
+    random = generator(seed, "training noise", step)
+    sigma_B = draw_sigmas(size, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift, random)
+    noise_BCHW = torch.randn((size, *batch.latents_BCHW.shape[1:]), generator=random)
+    dropped_B = torch.rand(size, generator=random) < diffusion.caption_dropout
+    text_BTE, mask_BT = drop_captions(batch, dataset.null_text, dropped_B[rows], numerics)
+    return NoisedBatch(batch.latents_BCHW, noise_BCHW[rows], sigma_B[rows], text_BTE, mask_BT)
+
+
+def drop_captions(batch: EncodedBatch, null_TE: Tensor, dropped_B: Tensor, numerics: Numerics) -> tuple[Tensor, Tensor]:
+    """Text and mask with the chosen rows replaced by the empty prompt, as sampling has it (`model.numerics`).
+
+    Under `nvlabs` the rows keep their mask, so that the padded empty prompt is read at as many tokens as the caption
+    had. Raises UserError if the cached empty prompt is shorter than that.
+    """
+    if CONVENTIONS[numerics].null_keeps_caption_mask:
+        longest = batch.text_BTE.shape[1]
+        if len(null_TE) < longest:
+            raise UserError(
+                f"the cached empty prompt has {len(null_TE)} tokens, a caption {longest}: run the stage encode again "
+                f"with network.numerics {numerics}"
+            )
+        return torch.where(dropped_B[:, None, None], null_TE[:longest], batch.text_BTE), batch.mask_BT
+    length = max(batch.text_BTE.shape[1], len(null_TE))
+    text = F.pad(batch.text_BTE, (0, 0, 0, length - batch.text_BTE.shape[1]))
+    mask = F.pad(batch.mask_BT, (0, length - batch.mask_BT.shape[1]))
+    null = F.pad(null_TE, (0, 0, 0, length - len(null_TE)))
+    null_mask = torch.arange(length) < len(null_TE)
+    return torch.where(dropped_B[:, None, None], null, text), torch.where(dropped_B[:, None], null_mask, mask)

@@ -1,0 +1,201 @@
+"""The training loop: resumable to the bit, since every step is a pure function of (seed, step) and the state before it.
+
+Runs on accelerate (autocast, gradient accumulation, clipping). A non-finite loss or gradient stops the run before the
+update; the state is saved before the final evaluation, so that a failure there loses nothing.
+
+On several ranks each works on its share of every micro-batch, in DDP or with its rows of every parameter (FSDP2); what
+is decided (to stop, to refuse an update) is decided by what all of them know.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from kernels.came8bit.step_in_backward import NonFiniteGradient, StepInBackward
+from kernels.optimizers import build_optimizer
+from model.checkpoint import save_network
+from model.network import Sana, parameter_count
+from tasks.computing import ranks
+from tasks.computing.seeds import derive
+from tasks.data.encoded_samples import EncodedDataset
+from tasks.data.sample_order import rank_rows
+from tasks.params.training import Training
+from tasks.runtime.context import Context, Interrupted, Metrics
+from tasks.system.errors import UserError
+from tasks.system.files import write_csv
+from tasks.system.progress import progress
+from tasks.training.ema import Ema
+from tasks.training.fsdp_sharding import gathered, shard, whole
+from tasks.training.heldout_loss import heldout_loss
+from tasks.training.interrupts import noted_interrupts
+from tasks.training.learning_rate import learning_rate
+from tasks.training.training_batch import FlowMatchingLoss, training_batch
+from tasks.training.training_state import load_state, save_state
+
+LOG_EVERY = 10
+HISTORY_COLUMNS = ("step", "samples", "loss", "learning_rate", "grad_norm")
+HELDOUT_COLUMNS = ("step", "samples", "heldout_loss")
+
+
+class Trainer:
+    """One run of the loop over a network: its optimizer, EMA, history and the step it has reached."""
+
+    def __init__(self, context: Context, network: Sana, encoded: Path, training: Training) -> None:
+        self.context, self.training = context, training
+        self.network = network.to(context.device, getattr(torch, training.weights))
+        self.dataset = EncodedDataset(encoded, "train")
+        self.heldout = EncodedDataset(encoded, "heldout")
+        precision = "bf16" if context.params.compute.dtype == "bfloat16" else "no"
+        self.accelerator = Accelerator(
+            cpu=context.device == "cpu",
+            mixed_precision=precision,
+            gradient_accumulation_steps=training.grad_accumulation,
+        )
+        loss = FlowMatchingLoss(self.network)
+        self.sharded = ranks.world_size() > 1 and context.params.compute.parallelism == "fully_shard"
+        if self.sharded:
+            shard(self.network, loss, context.device)
+        rounding = derive(context.params.compute.seed, context.name, "rounding")
+        optimizer = build_optimizer(
+            training.optimizer, self.network.parameters(), training.learning_rate, training.weight_decay, rounding
+        )
+        self.loss = self.accelerator.prepare_model(loss, evaluation_mode=self.sharded)  # which DDP need not wrap
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.in_backward = StepInBackward(optimizer, self.network) if training.step_in_backward else None
+        self.ema = Ema(self.network, training.ema_decay)
+        self.step, self.history = load_state(context.state, self.network, self.ema, self.optimizer.optimizer)
+
+    def run(self) -> Metrics:
+        """Train to the last step, write the checkpoint and curves into the stage's output; returns its metrics."""
+        if self.step > 0:
+            print(f"{self.context.name}: resuming after step {self.step}", flush=True)
+        if self.step % self.training.evaluate_every == 0:
+            self.evaluate()  # due here, and a stop came between the checkpoint and it
+        with noted_interrupts() as interrupts, progress(self.context.name, self.training.steps, self.step) as meter:
+            while self.step < self.training.steps:
+                loss = self.update()
+                self.after_update(max(ranks.gather(interrupts.signum or 0)) or None)
+                meter.advance(note=f"loss {loss:.4f}")
+        return self.finish()
+
+    def update(self) -> float:
+        """One optimizer step over its micro-batches; returns the loss."""
+        training, parts = self.training, self.training.grad_accumulation
+        seed = self.context.params.compute.seed
+        batch = training_batch(
+            self.dataset,
+            self.context.params.diffusion,
+            self.network.config.numerics,
+            seed,
+            self.step,
+            training.batch_size,
+            rank_rows(training.batch_size, ranks.rank(), ranks.world_size(), parts),
+        )
+        rate = learning_rate(training, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total, norm = 0.0, None
+        for i in range(parts):
+            with self.accelerator.accumulate(self.loss):
+                loss = self.loss(batch.part(i, parts, self.context.device)).mean()
+                total += loss.item() / parts
+                if self.in_backward is not None:
+                    self._step_in_backward(loss)
+                    continue
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    total = ranks.mean(total)
+                    # without a limit the norm is measured, and nothing is clipped
+                    limit = math.inf if training.clip_norm is None else training.clip_norm
+                    norm = gathered(self.accelerator.clip_grad_norm_(self.network.parameters(), limit)).item()
+                    self._refuse_non_finite(total, norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.step += 1
+        self.ema.update(self.step)
+        self._log(total, norm, rate)
+        return total
+
+    def after_update(self, signum: int | None) -> None:
+        """Evaluation, checkpoints and interrupts that are due between two steps."""
+        done = self.step == self.training.steps
+        if done or signum is not None or self.step % self.training.checkpoint_every == 0:
+            self.save()
+        if signum is not None and not done:
+            raise Interrupted(signum)
+        if done or self.step % self.training.evaluate_every == 0:
+            self.evaluate()
+
+    def save(self) -> None:
+        """Save what resuming needs."""
+        save_state(self.context.state, self.step, self.network, self.ema, self.optimizer.optimizer, self.history)
+
+    def evaluate(self) -> None:
+        """Held-out loss of the averaged weights; skipped where a resumed run has it already."""
+        if self.history.heldout and self.history.heldout[-1]["step"] == self.step:
+            return
+        compute = self.context.params.compute
+        self.ema.swap()
+        evaluated = self.loss if self.sharded else self.network
+        loss = heldout_loss(
+            evaluated, self.heldout, self.context.params.diffusion, compute.seed, self.context.device, compute.dtype
+        )
+        self.ema.swap()
+        samples = self.step * self.training.batch_size
+        self.history.heldout.append({"step": self.step, "samples": samples, "heldout_loss": loss})
+        self.context.tracker.log_metrics({"heldout_loss": loss}, step=self.step)
+
+    def finish(self) -> Metrics:
+        """Write the averaged weights and the curves."""
+        self.evaluate()
+        self.ema.swap()
+        network = whole(self.network)
+        if ranks.rank() == 0:
+            save_network(network, self.context.out)
+            write_csv(self.context.out / "history.csv", HISTORY_COLUMNS, self.history.training)
+            write_csv(self.context.out / "heldout.csv", HELDOUT_COLUMNS, self.history.heldout)
+        self.ema.swap()
+        return {
+            "heldout_loss": self.history.heldout[-1]["heldout_loss"],
+            "heldout_loss_before": self.history.heldout[0]["heldout_loss"],
+            "depth": self.network.config.depth,
+            "parameters": parameter_count(self.network),
+        }
+
+    def _step_in_backward(self, loss: Tensor) -> None:
+        """Backward pass and step in one. After a gradient that is not finite the last checkpoint is what there is."""
+        assert self.in_backward is not None
+        self._refuse_non_finite(loss.item(), 0.0)
+        self.accelerator.backward(loss)
+        try:
+            self.in_backward.finish()
+        except NonFiniteGradient as error:
+            raise UserError(
+                f"step {self.step}: the gradient of {error.parameter} is not finite, and other parameters have moved: "
+                f"run again to go on from the last checkpoint in {self.context.state}, with a lower learning rate or "
+                "without step_in_backward"
+            ) from None
+
+    def _log(self, loss: float, norm: float | None, rate: float) -> None:
+        recent = self.history.recent
+        recent.append(loss)
+        if self.step % LOG_EVERY and self.step != self.training.steps:
+            return
+        row = {"loss": sum(recent) / len(recent), "learning_rate": rate}
+        if norm is not None:  # steps in the backward pass never have all gradients to measure
+            row["grad_norm"] = norm
+        recent.clear()
+        samples = self.step * self.training.batch_size
+        self.history.training.append({"step": self.step, "samples": samples, **row})
+        self.context.tracker.log_metrics(row, step=self.step)
+
+    def _refuse_non_finite(self, loss: float, norm: float) -> None:
+        if torch.isfinite(torch.tensor([loss, norm])).all():
+            return
+        raise UserError(
+            f"loss {loss} and gradient norm {norm} at step {self.step} are not both finite: no update was made; "
+            f"lower the learning rate of params.yaml's section or use float32 (state: {self.context.state})"
+        )

@@ -1,0 +1,91 @@
+"""Child processes: streamed, explained when they fail, and never left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.building.child_processes import ChildFailed, ChildProcesses
+
+PROJECT = Path(__file__).parents[3]
+SLEEPER = "import time; print('begun', flush=True); time.sleep(60)"
+
+
+def test_lines_arrive_while_the_child_runs(tmp_path: Path) -> None:
+    lines: list[tuple[float, str]] = []
+    code = "import time; print('one'); time.sleep(0.5); print('two')"
+    ChildProcesses().run(
+        [sys.executable, "-c", code], tmp_path, {}, lambda line: lines.append((time.monotonic(), line))
+    )
+    assert [line for _, line in lines] == ["one", "two"]
+    assert lines[1][0] - lines[0][0] > 0.3
+
+
+def test_a_failure_says_the_childs_own_last_line(tmp_path: Path) -> None:
+    code = "import sys; print('out'); sys.stderr.write('first\\nthe reason\\n\\n'); sys.exit(2)"
+    with pytest.raises(ChildFailed, match=r"^the reason$") as failure:
+        ChildProcesses().run([sys.executable, "-c", code], tmp_path, {}, print)
+    assert failure.value.code == 2
+
+
+def test_a_killed_child_is_said_to_be_killed(tmp_path: Path) -> None:
+    with pytest.raises(ChildFailed, match="killed by SIGKILL"):
+        ChildProcesses().run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path, {}, print)
+
+
+def test_stopping_ends_the_children_and_starts_no_more(tmp_path: Path) -> None:
+    children, begun, failures = ChildProcesses(), threading.Event(), []
+
+    def run() -> None:
+        try:
+            children.run([sys.executable, "-c", SLEEPER], tmp_path, {}, lambda _line: begun.set())
+        except ChildFailed as failure:
+            failures.append(failure.code)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(30)
+    children.stop()
+    thread.join(10)
+    assert failures == [-signal.SIGTERM]
+    with pytest.raises(ChildFailed, match="stopped before it began"):
+        children.run([sys.executable, "-c", "print('never')"], tmp_path, {}, print)
+
+
+def test_a_child_ends_itself_when_its_parent_is_killed(tmp_path: Path) -> None:
+    stage = "from tasks.system.processes import die_with_parent; die_with_parent(); " + SLEEPER.replace(
+        "'begun'", "__import__('os').getpid()"
+    )
+    parent = (
+        "from pathlib import Path; from flows.building.child_processes import ChildProcesses as Children; import sys;"
+        f"Children().run([sys.executable, '-c', {stage!r}], Path('.'), {{}}, lambda line: print(line, flush=True))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as flow:
+        child = psutil.Process(int(flow.stdout.readline()))
+        flow.kill()
+        flow.wait()
+        gone, alive = psutil.wait_procs([child], timeout=10)
+    assert gone and not alive
+
+
+def test_a_child_whose_wait_was_interrupted_is_ended_with_the_others(tmp_path: Path) -> None:
+    children, pids = ChildProcesses(), []
+
+    def heard(line: str) -> None:
+        pids.append(int(line))
+        raise KeyboardInterrupt  # as Ctrl-C does in the thread that waits
+
+    with pytest.raises(KeyboardInterrupt):
+        code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+        children.run([sys.executable, "-c", code], tmp_path, {}, heard)
+    children.stop()
+    assert not psutil.pid_exists(pids[0])

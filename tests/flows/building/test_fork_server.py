@@ -1,0 +1,141 @@
+"""Forked children behave as processes of their own, start at once, and never run old code."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.building.child_processes import ChildFailed, ChildProcesses
+from flows.building.fork_server import ForkServer, can_fork
+
+PROJECT = Path(__file__).parents[3]
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="children are forked on Linux only")
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    forks = ForkServer()
+    yield forks
+    forks.close()
+
+
+def run(forks: ForkServer, folder: Path, code: str, *arguments: str, **environment: str) -> list[str]:
+    """The lines that a module of this code prints."""
+    (folder / "stage.py").write_text(code)
+    lines: list[str] = []
+    ChildProcesses(forks).run([sys.executable, "-m", "stage", *arguments], folder, environment, lines.append)
+    return lines
+
+
+@on_linux
+def test_a_fork_has_its_own_folder_arguments_environment_and_session(forks: ForkServer, tmp_path: Path) -> None:
+    code = (
+        "import os, sys; print(__name__, sys.argv, os.getcwd(), os.environ['COLOUR'], os.getsid(0) == os.getpid(),"
+        " sorted(os.listdir('/proc/self/fd')))"
+    )
+    argv = [str(tmp_path / "stage.py"), "--depth", "3"]
+    # its three streams, and the folder that is being listed
+    expected = f"__main__ {argv} {tmp_path} red True {['0', '1', '2', '3']}"
+    assert run(forks, tmp_path, code, "--depth", "3", COLOUR="red") == [expected]
+
+
+def test_children_are_forked_unless_they_may_touch_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = tmp_path / "gpu"
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("flows.building.fork_server.GPU_DEVICES", (str(gpu),))
+    assert [can_fork(device) for device in ("cpu", "auto")] == [True, True]
+    gpu.touch()
+    assert [can_fork(device) for device in ("cpu", "auto", "cuda")] == [True, False, False]
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not can_fork("cpu")
+
+
+@on_linux
+def test_libraries_are_imported_before_a_fork_begins(forks: ForkServer, tmp_path: Path) -> None:
+    code = "import sys; print(*[name in sys.modules for name in ('torch', 'diffusers', 'transformers', 'accelerate')])"
+    assert run(forks, tmp_path, code) == ["True True True True"]
+
+
+@on_linux
+def test_a_stages_code_is_read_when_it_starts(forks: ForkServer, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for value in ("old", "newer"):
+        (tmp_path / "model/__init__.py").write_text(f"VALUE = {value!r}")
+        assert run(forks, tmp_path, "from model import VALUE; print(VALUE)") == [value]
+
+
+@on_linux
+def test_a_forks_failure_says_its_own_last_line(forks: ForkServer, tmp_path: Path) -> None:
+    with pytest.raises(ChildFailed, match=r"^the reason$") as failure:
+        run(forks, tmp_path, "import sys; print('out'); print('the reason', file=sys.stderr); sys.exit(2)")
+    assert failure.value.code == 2
+    with pytest.raises(ChildFailed, match=r"^ZeroDivisionError: division by zero$") as failure:
+        run(forks, tmp_path, "1 / 0")
+    assert failure.value.code == 1
+    with pytest.raises(ChildFailed, match="killed by SIGKILL"):
+        run(forks, tmp_path, "import os; os.kill(os.getpid(), 9)")
+
+
+@on_linux
+def test_stopping_ends_the_forks_and_the_process_they_came_from(tmp_path: Path) -> None:
+    (tmp_path / "stage.py").write_text("import os, time; print(os.getpid(), os.getppid(), flush=True); time.sleep(60)")
+    children, begun, failures, pids = ChildProcesses(ForkServer()), threading.Event(), [], []
+
+    def hear(line: str) -> None:
+        pids.extend(int(word) for word in line.split())
+        begun.set()
+
+    def child() -> None:
+        try:
+            children.run([sys.executable, "-m", "stage"], tmp_path, {}, hear)
+        except ChildFailed as failure:
+            failures.append(failure.code)
+
+    thread = threading.Thread(target=child)
+    thread.start()
+    assert begun.wait(60)
+    children.stop()
+    thread.join(10)
+    assert failures == [-signal.SIGTERM]
+    assert len(pids) == 2 and not any(psutil.pid_exists(pid) for pid in pids)
+
+
+@on_linux
+def test_a_fork_that_finishes_while_all_are_told_to_end_tells_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")  # then libraries start threads, which could be the ones to take the signal
+    forks = ForkServer()
+    late = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(0.5); print('finished')"
+    assert run(forks, tmp_path, late) == ["finished"]
+    forks.close()
+
+
+@on_linux
+def test_a_fork_ends_itself_when_the_flow_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "stage.py").write_text(
+        "import os, time; from tasks.system.processes import die_with_parent; die_with_parent();"
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    parent = (
+        "from flows.building.child_processes import ChildProcesses; from flows.building.fork_server import ForkServer;"
+        "import sys; from pathlib import Path;"
+        "say = lambda line: print(line, flush=True);"
+        "ChildProcesses(ForkServer()).run([sys.executable, '-m', 'stage'], Path.cwd(), {}, say)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as flow:
+        child = psutil.Process(int(flow.stdout.readline()))
+        flow.kill()
+        flow.wait()
+        gone, alive = psutil.wait_procs([child], timeout=10)
+    assert gone and not alive

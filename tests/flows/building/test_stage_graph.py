@@ -1,0 +1,202 @@
+"""Claims about the table of stages: the flow, DVC, the plan and the report of times follow from it."""
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from flows import dvc_yaml
+from flows.building.stage_graph import submit_stages, upstream_of
+from tasks import stages as table
+from tasks.params.experiment import Params
+from tasks.params.reading import load_params
+from tasks.runtime.code_digest import PROJECT, ROOMS, stage_files
+from tasks.stages import TABLE, Stage, name_of, stages_of
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return load_params(PROJECT / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def dvc_stages() -> dict[str, Any]:
+    """The stages of dvc.yaml as DVC resolves them for params.yaml, by our names."""
+    with Repo(str(PROJECT), config={"core": {"no_scm": True}}) as repo:
+        return {name_of(stage.cmd): stage for stage in repo.index.stages}
+
+
+def outputs(stage: Any) -> list[Path]:
+    return [Path(out.def_path) for out in stage.outs]
+
+
+def inputs(stage: Any) -> list[Path]:
+    """The outputs of other stages among a DVC stage's dependencies."""
+    paths = [Path(dependency.def_path) for dependency in stage.deps if dependency.protocol == "local"]
+    return [path for path in paths if path.parts[0] == "outputs"]
+
+
+def code(stage: Any) -> list[Path]:
+    paths = {Path(d.def_path) for d in stage.deps if d.protocol == "local" and not hasattr(d, "params")}
+    return sorted(path for path in paths if path.parts[0] in ROOMS)
+
+
+def upstream(name: str, stages: dict[str, Any]) -> set[str]:
+    """Stages whose outputs a stage reads, by DVC's rule: an output that lies in, or is, one of its dependencies."""
+    return {
+        other
+        for other, stage in stages.items()
+        if other != name and any(out.is_relative_to(path) for out in outputs(stage) for path in inputs(stages[name]))
+    }
+
+
+def flow_edges(params: Params) -> dict[str, set[str]]:
+    """What each stage waits for in the flow, in the order in which the flow submits them."""
+    edges: dict[str, set[str]] = {}
+
+    def submit(name: str, upstream: list[str]) -> str:
+        edges[name] = set(upstream)
+        return name
+
+    submit_stages(submit, params)
+    return edges
+
+
+def test_dvc_yaml_is_what_the_table_of_stages_says() -> None:
+    assert (PROJECT / "dvc.yaml").read_text(encoding="utf-8") == dvc_yaml.dvc_yaml(), "it is stale: make dvc.yaml"
+
+
+def test_the_flow_and_dvc_yaml_have_the_same_edges(params: Params, dvc_stages: dict[str, Any]) -> None:
+    edges = flow_edges(params)
+    assert edges == {name: upstream(name, dvc_stages) for name in dvc_stages}
+    for name, before in edges.items():
+        assert before <= set(list(edges)[: list(edges).index(name)]), f"{name} is submitted too early"
+
+
+def test_a_fine_tune_parameter_reaches_fine_tunes_their_scores_and_the_report_alone(params: Params) -> None:
+    reads = {name for name, stage in stages_of(params).items() if "finetune" in stage.sections}
+    assert reads == {f"finetune@{depth}" for depth in params.prune.depths}
+    reached = reads | {name for name, above in upstream_of(params).items() if above & reads}
+    branches = {f"{stage}{depth}" for stage in ("finetune@", "geneval@finetuned-") for depth in params.prune.depths}
+    assert reached == {*branches, "report"}
+
+
+def test_every_stage_has_a_module_that_computes_it() -> None:
+    for row in TABLE:
+        assert callable(importlib.import_module(row.module).run), row.name
+
+
+def test_a_stage_depends_on_the_files_that_it_imports_and_no_others(dvc_stages: dict[str, Any]) -> None:
+    for name, stage in dvc_stages.items():
+        used = {path for path in stage_files(name.partition("@")[0])}
+        covered = {
+            file.relative_to(PROJECT)
+            for path in code(stage)
+            for file in ([PROJECT / path] if (PROJECT / path).is_file() else (PROJECT / path).rglob("*.py"))
+        }
+        assert {path for path in used if path.suffix == ".py"} <= covered, name
+        assert all(path in used or path.name == "__init__.py" for path in covered), name
+
+
+def test_params_and_user_files_of_the_table_are_keys_of_params_yaml(params: Params) -> None:
+    for row in TABLE:
+        for key in (*row.sections, *row.user_files):
+            section, _, name = key.partition(".")
+            assert hasattr(params, section) and (not name or hasattr(getattr(params, section), name)), key
+
+
+DUMMY = '''"""Stage `dummy`: counts the files of the small model."""
+
+from tasks.runtime.context import Context, Metrics
+from tasks.runtime.stage_command import stage_command
+from tasks.system import paths
+
+
+def run(context: Context) -> Metrics:
+    """Write the count."""
+    count = len(list(paths.SMALL.iterdir()))
+    (context.out / "count.txt").write_text(str(count), encoding="utf-8")
+    return {"files": float(count)}
+
+
+if __name__ == "__main__":
+    stage_command("dummy", __doc__)
+'''
+REPORT = '    Stage(\n        "report",'
+ROW = f'    Stage("dummy", output=paths.OUTPUTS / "dummy", inputs=(paths.SMALL,), sections=()),\n{REPORT}'
+KNOWN = """
+from flows.building.stage_graph import upstream_of
+from flows import dvc_yaml
+from tasks.params.reading import load_params
+from tasks.planning.cost_plan import Settings, make_plan
+from tasks.reporting.report_numbers import stage_costs
+from tasks.runtime.stage_run import run_stage
+from tasks.stages import stage_of
+from tasks.system import paths
+from tasks.system.manifest import write_manifest
+
+params = load_params()
+assert upstream_of(params)["dummy"] >= {"pretrain", "encode", "shard"}
+assert "dummy" in upstream_of(params)["report"]
+assert "dummy" in {cost.stage for cost in make_plan(params, Settings(), "test").costs}
+paths.SMALL.mkdir(parents=True)
+(paths.SMALL / "weights").write_text("some")
+write_manifest(paths.SMALL)
+assert run_stage(stage_of("dummy", params), params) == {"files": 2.0}
+assert [cost["name"] for cost in stage_costs(params)] == ["dummy"]
+"""
+
+
+def test_a_stage_is_added_by_one_module_and_one_row(tmp_path: Path) -> None:
+    for name in (*ROOMS, "flows"):
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    values = yaml.safe_load((PROJECT / "params.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    (tmp_path / "tasks" / "dummy.py").write_text(DUMMY, encoding="utf-8")
+    rows = tmp_path / "tasks" / "stages.py"
+    text = rows.read_text(encoding="utf-8")
+    assert text.count(REPORT) == 1
+    rows.write_text(text.replace(REPORT, ROW), encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PREFECT_HOME": str(tmp_path / ".prefect")}
+    for command in (["-m", "flows.dvc_yaml"], ["-c", KNOWN]):
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True)
+    written = yaml.safe_load((tmp_path / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["dummy"]
+    assert written == {
+        "cmd": "python -m tasks.dummy",
+        "deps": ["tasks/dummy.py", "outputs/small"],
+        "params": [],
+        "outs": ["outputs/dummy"],
+    }
+
+
+def test_a_stage_that_dvc_yaml_does_not_have_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.building.dvc_lock import DvcLock
+    from tasks.system.errors import UserError
+
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    shutil.copytree(PROJECT / ".dvc", tmp_path / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    monkeypatch.chdir(tmp_path)
+    stages = {"dummy": Stage("dummy", Path("outputs/dummy"), (), ())}
+    with pytest.raises(
+        UserError, match=r"dvc\.yaml does not have the stage dummy of tasks/stages\.py: run make dvc\.yaml"
+    ):
+        DvcLock(tmp_path, stages)
+
+
+def test_a_member_of_a_family_has_its_item_in_name_command_and_paths(params: Params) -> None:
+    stage = stages_of(replace(params, prune=replace(params.prune, depths=(2,))))["finetune@2"]
+    assert (stage.command, stage.output) == ("python -m tasks.finetune --depth 2", Path("outputs/finetuned-2"))
+    assert stage.inputs == (Path("outputs/pruned-2"), Path("outputs/encoded"))
+    assert name_of(stage.command) == stage.name
+    assert table.sections_of("finetune") == frozenset(stage.sections)

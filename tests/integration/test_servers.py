@@ -1,0 +1,111 @@
+"""Starting and stopping servers: busy ports named, nothing started twice, nothing left behind."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.entry.password import credentials
+from flows.servers import Server, await_health, refuse_busy_port, start, status, stop
+from tasks.system.errors import UserError
+
+PROJECT = Path(__file__).parents[2]
+GUARDED = """
+import os, sys
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, HTTPServer
+password = os.environ["ASKS_FOR"]
+class Guarded(BaseHTTPRequestHandler):
+    def do_GET(self):
+        given = self.headers.get("Authorization")
+        known = not password or given == "Basic " + b64encode(password.encode()).decode()
+        self.send_response(200 if known else 401)
+        self.end_headers()
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Guarded).serve_forever()
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A real small web server that asks for the password; `.sana15` lies in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = (sys.executable, "-c", GUARDED, str(port))
+    return Server("web", command, port, "WEB_PORT", "/")
+
+
+def test_a_busy_port_is_named_with_its_owner_and_the_way_out(server: Server) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", server.port))
+        other.listen()
+        with pytest.raises(UserError, match=f"port {server.port} is in use by .*{os.getpid()}.*: set WEB_PORT="):
+            refuse_busy_port(server)
+    refuse_busy_port(server)
+
+
+def test_up_ends_with_one_line_and_starts_nothing_if_a_port_is_busy(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        environment = {**os.environ, "PREFECT_PORT": str(other.getsockname()[1]), "PYTHONPATH": str(PROJECT)}
+        command = [sys.executable, "-m", "flows.servers", "up"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "set PREFECT_PORT=" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob(".sana15/servers/*.pid"))
+
+
+def test_a_server_starts_once_answers_and_is_gone_after_stop(server: Server) -> None:
+    start(server, {"ASKS_FOR": credentials()})
+    await_health(server)
+    process = server.process()
+    start(server, {"ASKS_FOR": credentials()})
+    assert server.process() == process
+    stop(server)
+    assert not process.is_running()
+    assert server.process() is None and not server.healthy()
+
+
+def test_a_pid_that_another_program_has_got_is_not_ours(server: Server) -> None:
+    server.pid_file.parent.mkdir(parents=True)
+    server.pid_file.write_text(f"{os.getpid()} {psutil.Process().create_time() - 1}")
+    assert server.process() is None
+    stop(server)
+
+
+def test_a_server_that_dies_at_its_start_is_explained_by_its_last_line(server: Server) -> None:
+    broken = Server("broken", (sys.executable, "-c", "raise SystemExit('no such database')"), server.port, "", "/")
+    start(broken)
+    with pytest.raises(UserError, match="no such database"):
+        await_health(broken)
+
+
+def test_status_prints_the_line_that_leads_commands_to_the_server(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFECT_PORT", "4321")
+    for healthy in (True, False):
+        monkeypatch.setattr(Server, "healthy", lambda _server, healthy=healthy: healthy)
+        status()
+        printed = capsys.readouterr().out
+        assert ("\nexport PREFECT_API_URL=http://127.0.0.1:4321/api " in printed) == healthy
+        assert credentials().partition(":")[2] not in printed
+
+
+@pytest.mark.parametrize(
+    ("password", "said"), [("", "asks for no password"), ("sana15:another", "does not take the password")]
+)
+def test_a_server_with_another_password_or_none_is_not_taken_for_ours(server: Server, password: str, said: str) -> None:
+    start(server, {"ASKS_FOR": password})
+    try:
+        with pytest.raises(UserError, match=f"web {said}.*: run make down, then make up"):
+            await_health(server)
+        assert not server.healthy()
+    finally:
+        stop(server)

@@ -1,0 +1,138 @@
+"""Claims about the order of training samples."""
+
+import hashlib
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from tasks.data.sample_order import batch_indices, grouped_batch_indices, rank_rows
+
+GROUPS = [np.array([3, 8, 11]), np.array([0, 1, 2, 4, 5, 6, 7, 9, 10, 12, 13]), np.array([14]), np.arange(15, 41)]
+BATCH = 4
+
+
+def stated_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """An epoch's order, stated anew: NumPy's default generator, seeded by the upper 63 of sha256's first 64 bits."""
+    digest = hashlib.sha256(f"{seed}/order/{epoch}".encode()).hexdigest()
+    return np.random.default_rng(int(digest[:16], 16) // 2).permutation(size)
+
+
+def grouped(step: int, seed: int = 7, batch_size: int = BATCH) -> np.ndarray:
+    return grouped_batch_indices(seed, step, batch_size, GROUPS)
+
+
+def group_of(batch: np.ndarray) -> int:
+    """The number of the group that all of a batch is of; fails if it is of several."""
+    (number,) = [i for i, group in enumerate(GROUPS) if np.isin(batch, group).any()]
+    return number
+
+
+@pytest.mark.parametrize(("batch_size", "dataset_size"), [(1, 1), (3, 10), (10, 3), (4, 12), (7, 7), (64, 50)])
+def test_batches_are_the_epochs_laid_end_to_end(batch_size: int, dataset_size: int) -> None:
+    steps = 3 * dataset_size
+    stream = np.concatenate([batch_indices(5, step, batch_size, dataset_size) for step in range(steps)])
+    for start in range(0, len(stream) - dataset_size + 1, dataset_size):
+        assert sorted(stream[start : start + dataset_size]) == list(range(dataset_size))
+
+
+def test_batch_depends_on_its_arguments_alone() -> None:
+    forward = [batch_indices(1, step, 8, 30) for step in range(40)]
+    for step in np.random.default_rng(0).permutation(40):
+        batch_indices(2, int(step), 8, 30)
+        assert (batch_indices(1, int(step), 8, 30) == forward[step]).all()
+
+
+def test_epochs_and_seeds_have_different_orders() -> None:
+    orders = [tuple(batch_indices(seed, epoch, 20, 20)) for seed in range(5) for epoch in range(5)]
+    assert len(set(orders)) == 25
+
+
+def test_no_order_of_an_empty_dataset() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        batch_indices(0, 0, 4, 0)
+    for groups in ([], [np.arange(3), np.arange(0)]):
+        with pytest.raises(ValueError, match="empty"):
+            grouped_batch_indices(0, 0, 4, groups)
+
+
+@pytest.mark.parametrize(("batch_size", "size"), [(8, 37), (64, 50), (5, 5)])
+def test_the_order_of_samples_of_one_shape_is_the_stated_one(batch_size: int, size: int) -> None:
+    stream = np.concatenate([stated_permutation(3, epoch, size) for epoch in range(20)])
+    for step in range(20 * size // batch_size):
+        expected = stream[step * batch_size : (step + 1) * batch_size]
+        for batch in (
+            batch_indices(3, step, batch_size, size),
+            grouped_batch_indices(3, step, batch_size, [np.arange(size)]),
+        ):
+            assert batch.dtype == np.int64 and (batch == expected).all()
+
+
+def test_each_batch_is_of_one_group_and_full() -> None:
+    for step in range(200):
+        batch = grouped(step)
+        assert len(batch) == BATCH and group_of(batch) in range(len(GROUPS))
+
+
+def test_batches_of_a_group_are_its_epochs_laid_end_to_end() -> None:
+    total = sum(map(len, GROUPS))
+    steps = 12 * total // BATCH  # twelve epochs, of whole batches each
+    batches = [grouped(step) for step in range(steps)]
+    for number, group in enumerate(GROUPS):
+        own = [batch for batch in batches if group_of(batch) == number]
+        seen = np.bincount(np.concatenate(own), minlength=total)[group]
+        assert seen.max() - seen.min() <= 1, "a sample waits while another of its shape comes twice"
+        assert len(own) == 12 * len(group) // BATCH
+
+
+def test_what_is_left_over_of_an_epoch_is_less_than_a_batch_of_each_group_and_comes_later() -> None:
+    total = sum(map(len, GROUPS))
+    first = [sum(epoch * len(group) // BATCH for group in GROUPS) for epoch in range(6)]
+    waiting = []
+    for begin, end in pairwise(first):
+        batches = [grouped(step) for step in range(begin, end)]
+        seen = np.bincount(np.concatenate(batches), minlength=total)
+        waiting.append(tuple(np.flatnonzero(seen == 0)))
+        assert all((seen[group] == 0).sum() <= 2 * (BATCH - 1) for group in GROUPS)
+    everything = np.concatenate([grouped(step) for step in range(first[4])])
+    assert set(everything) == set(range(total)), "within four epochs even the group of one sample has filled its batch"
+    assert len(set(waiting)) == len(waiting)
+
+
+def test_batches_of_an_epoch_are_permuted_among_the_groups() -> None:
+    epochs = [tuple(group_of(grouped(step, seed)) for step in range(30)) for seed in range(5)]
+    assert len(set(epochs)) == 5
+    assert all(len(set(epoch)) > 1 for epoch in epochs)
+
+
+def test_grouped_batch_depends_on_its_arguments_alone() -> None:
+    forward = [grouped(step) for step in range(60)]
+    for step in np.random.default_rng(0).permutation(60):
+        grouped(int(step), seed=8)
+        assert (grouped(int(step)) == forward[step]).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 30, 100])
+def test_every_step_has_its_batch_whatever_the_batch_size(batch_size: int) -> None:
+    steps = 400 // batch_size + 10
+    drawn = [group_of(grouped(step, batch_size=batch_size)) for step in range(steps)]
+    shares = np.bincount(drawn, minlength=len(GROUPS)) / steps
+    expected = np.array([len(group) for group in GROUPS]) / sum(map(len, GROUPS))
+    assert np.abs(shares * steps - expected * steps).max() <= 2 + max(map(len, GROUPS)) / batch_size
+
+
+def test_processes_and_micro_batches_share_a_batch_without_overlap() -> None:
+    for ranks, parts in [(1, 1), (2, 1), (1, 3), (2, 3), (4, 3), (12, 1)]:
+        rows = [rank_rows(12, rank, ranks, parts) for rank in range(ranks)]
+        assert sorted(np.concatenate(rows)) == list(range(12))
+        for part, whole in enumerate(np.split(np.arange(12), parts)):
+            assert sorted(np.concatenate([np.split(own, parts)[part] for own in rows])) == list(whole)
+    assert (rank_rows(12, 0, 1, 4) == np.arange(12)).all()
+
+
+@pytest.mark.parametrize(
+    ("rank", "ranks", "parts", "reason"), [(0, 5, 1, "divide"), (0, 4, 2, "divide"), (2, 2, 1, "no")]
+)
+def test_a_batch_that_cannot_be_shared_is_refused(rank: int, ranks: int, parts: int, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        rank_rows(12, rank, ranks, parts)

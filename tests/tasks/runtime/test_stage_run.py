@@ -1,0 +1,107 @@
+"""Claims about what every stage shares: one process at a time, and state that belongs to code, params and inputs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from kernels import choice
+from kernels.optimizers import build_optimizer
+from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, load_params, read_yaml
+from tasks.runtime import code_digest
+from tasks.runtime.stage_run import run_stage
+from tasks.runtime.torch_setup import configure_torch
+from tasks.stages import stage_of
+from tasks.system.errors import UserError
+from tasks.system.file_locks import hold
+from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
+from tests.helpers.small_networks import small_batch, small_network
+from tests.helpers.small_workspace import PROJECT, write_params
+
+
+def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(tmp_path, {})
+    monkeypatch.chdir(tmp_path)
+    held = "with hold(Path('.sana15/locks/train'), 'x'):\n    print('held', flush=True)\n    sys.stdin.read()"
+    code = f"import sys\nfrom pathlib import Path\nfrom tasks.system.file_locks import hold\n{held}"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(PROJECT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"^train is being run in this folder by process {holder.pid}: wait for it"):
+        run_stage(stage_of("train", load_params()), load_params())
+    holder.kill()
+    holder.wait()
+    with hold(Path(".sana15/locks/train"), "train is held"):
+        pass  # the system let go of it with the process
+
+
+def test_triton_where_it_cannot_run_stops_a_stage_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = apply_overrides(read_yaml(PROJECT / PARAMS_FILE), {"compute.device": "cpu"}, "test")
+    params = build_params(apply_overrides(values, {"compute.kernels": "triton"}, "test"), "test")
+    monkeypatch.setattr(choice, "INTERPRETED", False)
+    with pytest.raises(UserError) as error:
+        configure_torch(params, threads=1)
+    asked = "params.yaml: compute.kernels: triton was asked for, but cannot run on cpu here"
+    assert str(error.value) == f"{asked}: take auto or reference"
+
+
+def fills_of_a_step() -> int:
+    """How many times a training step of a small network fills memory."""
+    network = small_network(2)
+    latents, noise, text, mask = small_batch()
+    loss, optimizer = FlowMatchingLoss(network), build_optimizer("came8bit", network.parameters(), 1e-4, 0.0)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        loss(NoisedBatch(latents, noise, torch.full((3,), 0.5), text, mask)).mean().backward()
+        optimizer.step()
+    return sum(event.count for event in profiled.key_averages() if event.key == "aten::fill_")
+
+
+def test_a_stage_is_deterministic_without_filling_all_new_memory() -> None:
+    try:
+        torch.set_deterministic_debug_mode("default")
+        plain = fills_of_a_step()
+        configure_torch(load_params(PROJECT / PARAMS_FILE), threads=1)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert fills_of_a_step() == plain
+    finally:
+        torch.set_deterministic_debug_mode("default")
+
+
+def test_a_stages_code_is_all_it_imports_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "tasks/__init__.py": "",
+        "tasks/train.py": "from tasks.helper import help\n",
+        "tasks/helper.py": "from model.network import Sana\n",
+        "tasks/other.py": "import model.network\n",
+        "tasks/system/files.py": "plumbing = 1\n",
+        "model/__init__.py": "",
+        "model/network.py": "class Sana: ...\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(code_digest, "PROJECT", tmp_path)
+    digest = code_digest.code_digest("train")
+    for name, changes in (("tasks/other.py", False), ("tasks/system/files.py", False), ("model/network.py", True)):
+        (tmp_path / name).write_text(files[name] + "# edited\n", encoding="utf-8")
+        assert (code_digest.code_digest("train") != digest) == changes, name
+
+
+def test_a_stage_whose_output_is_in_place_is_not_stopped_any_more(tmp_path: Path) -> None:
+    write_params(tmp_path, {})
+    imports = "import os, signal\nfrom tasks.runtime import stage_command, stage_run\n"
+    told = "stage_run.record_cost = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+    code = f"{imports}{told}stage_command.stage_command('shard', None, [])"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)})
+    assert ended.returncode == 0
