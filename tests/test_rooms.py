@@ -45,7 +45,6 @@ HAS_CODE_IN_INIT = {
     "kernels.linear_attention": "it picks the kernel",
     "kernels.mix_feed_forward": "it picks the kernel",
     "kernels.modulation": "it picks the kernel",
-    "kernels.saturation": "reference and kernels share its counter",
 }
 
 

@@ -158,7 +158,7 @@ def test_pool_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 def test_unknown_model_is_refused_with_the_ones_there_are(params: Params) -> None:
     names = scored_models(params)
     assert names == ["small", "grown", "pruned-2", "finetuned-2"]
-    with pytest.raises(UserError, match="pruned-7 is not in .*: choose from small, grown, pruned-2"):
+    with pytest.raises(UserError, match=r"pruned-7 is not in .*: choose from small, grown, pruned-2"):
         stage_of("geneval", params, "pruned-7")
 
 

@@ -1,11 +1,9 @@
-"""Sweeps: what a file of `sweeps/` means, what is run again, and one whole sweep on this machine."""
+"""Sweeps: what a file of `sweeps/` means, and what is run again."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tests.helpers.clones import PROJECT, Clone, new_clone, new_origin
 
 from flows.building.workspace import merged_params
 from flows.entry.terminal import FlowFailed
@@ -24,14 +21,15 @@ from flows.sweep import raise_failures, run_points, sweep
 from flows.sweeps import follow_points as following
 from flows.sweeps.follow_points import follow
 from flows.sweeps.place import State
-from flows.sweeps.point_folder import ORDER, OUTCOME, environment, outcome
+from flows.sweeps.point_folder import OUTCOME, environment
 from flows.sweeps.points import Point, expand, shared_stages
 from flows.sweeps.sweep_file import SWEEPS, Sweep, read_sweep
 from flows.sweeps.sweep_table import Row, rows_of, settings_of, write_table
-from tasks.params.reading import PARAMS_FILE, PROFILES, read_yaml
+from tasks.params.reading import PARAMS_FILE, PROFILES
 from tasks.system.errors import UserError
 from tasks.system.files import write_json
-from tests.helpers.small_workspace import PUBLISHED_DETECTOR
+from tests.helpers.patience import wait_for
+from tests.helpers.small_workspace import PROJECT, PUBLISHED_DETECTOR
 
 SHIPPED = ("prune-depth", "growth-strategy", "optimizer", "dropped-blocks", "inference-scaling")
 DEPTHS = {"from": "prune", "grid": {"prune.depths": [[3], [2]]}, "profile": "smoke"}
@@ -343,7 +341,7 @@ def test_the_time_in_which_nobody_could_be_heard_is_no_silence() -> None:
 
 # --- processes of this machine
 
-SLEEPS = "import time; time.sleep(60)"
+SLEEPS = "import time; time.sleep(3000)"
 
 
 def test_no_two_processes_share_a_gpu_and_it_is_free_when_all_that_use_it_are_dead(tmp_path: Path) -> None:
@@ -353,23 +351,15 @@ def test_no_two_processes_share_a_gpu_and_it_is_free_when_all_that_use_it_are_de
     held = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPS!r}], pass_fds=[{second[1]}])"
     holder = subprocess.Popen([sys.executable, "-c", held], pass_fds=[second[1]], start_new_session=True)
     children = f"/proc/{holder.pid}/task/{holder.pid}/children"
-    wait_for(lambda: Path(children).read_text().strip())
+    wait_for(lambda: Path(children).read_text().strip(), "the child")
     child = int(Path(children).read_text())
     os.close(second[1])
     os.kill(holder.pid, 9)
     holder.wait()
     assert lease(["0", "1"], tmp_path) is None
     os.kill(child, 9)
-    wait_for(lambda: lease(["0", "1"], tmp_path))
+    wait_for(lambda: lease(["0", "1"], tmp_path), "the lease")
     os.close(first[1])
-
-
-def wait_for(true: Any) -> None:
-    """Returns when `true()` is; fails after 20 seconds."""
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -398,15 +388,15 @@ def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_points_have_a_gpu_each_and_no_more_run_than_there_are(local: Local, points: list[Point]) -> None:
     one, two = (local.submit(point) for point in points[:2])
     assert not local.room() and local.submit(points[2]) is None
-    wait_for(lambda: all((point.folder / "gpu").exists() for point in points[:2]))
+    wait_for(lambda: all((point.folder / "gpu").read_text() for point in points[:2]), "two points to begin")
     assert [(point.folder / "gpu").read_text() for point in points[:2]] == ["0", "1"]
-    wait_for(lambda: local.find(points[0]))
+    wait_for(lambda: local.find(points[0]), "the point's lock")
     (points[0].folder / "end").write_text("raise SystemExit('out of memory')")
-    wait_for(lambda: local.state(points[0], one).phase != "running")
+    wait_for(lambda: local.state(points[0], one).phase != "running", "the point to fail")
     assert local.state(points[0], one) == State("failed", "ended by exit code 1: out of memory")
     assert local.state(points[1], two).phase == "running"
     assert local.room() and local.submit(points[2]) is not None
-    wait_for((points[2].folder / "gpu").exists)
+    wait_for((points[2].folder / "gpu").read_text, "the third point to begin")
     assert (points[2].folder / "gpu").read_text() == "0"
 
 
@@ -414,7 +404,7 @@ def test_what_another_process_runs_is_followed_by_its_lock_and_lost_when_it_dies
     local: Local, points: list[Point]
 ) -> None:
     handle = local.submit(points[0])
-    wait_for(lambda: local.find(points[0]))
+    wait_for(lambda: local.find(points[0]), "the point's lock")
     other = Local(3, [])
     found = other.find(points[0])
     assert other.state(points[0], found).phase == "running"
@@ -503,66 +493,3 @@ def test_the_table_has_the_models_that_the_sweep_asks_for_and_a_line_for_what_fa
     told = [(line["model"], line["pictures"], line["score"], line["seconds"], line["best"]) for line in lines[:2]]
     assert told == [("finetuned-2", "1", "0.5", "0.25", "False"), ("finetuned-2", "4", "0.7", "1.0", "True")]
     assert (lines[2]["state"], lines[2]["reason"], lines[2]["score"]) == ("failed", "no memory", "")
-
-
-# --- the whole of it
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone with few of the smoke profile's stages, for a sweep over what costs little: the report's prompts."""
-    few = {"prune.depths": [2], "workflow.baselines": ["grown"]}
-    origin = new_origin(tmp_path_factory.mktemp("origin"), merged_params(PROJECT, "smoke", few))
-    return new_clone(origin, tmp_path_factory.mktemp("clone"))
-
-
-def write_grid(clone: Clone, prompts: list[int]) -> None:
-    values = {"from": "report", "grid": {"report.grid_prompts": prompts}, "models": ["finetuned-*"]}
-    (clone.root / SWEEPS / "cheap.yaml").write_text(yaml.safe_dump(values))
-
-
-def table(clone: Clone, name: str = "cheap") -> list[dict[str, str]]:
-    return list(csv.DictReader((clone.root / f"results/sweeps/{name}/table.csv").read_text().splitlines()))
-
-
-@pytest.mark.timeout(900)  # three sweeps, on a machine that may be busy
-def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clone) -> None:
-    write_grid(clone, [1, 2])
-    first = clone.python("-m", "flows.sweep", "cheap", "--parallel", "2")
-    assert first.returncode == 0, first.stdout + first.stderr
-    folders = {folder: (folder / OUTCOME).read_bytes() for folder in (clone.root / "runs/points").iterdir()}
-    ran = {folder: json.loads((folder / ORDER).read_text())["label"] for folder in folders}
-    assert sorted(ran.values()) == ["report.grid_prompts=1", "report.grid_prompts=2", "shared stages, seed 0"]
-    for folder, label in ran.items():
-        log = (folder / ".sana15/point/log").read_text()
-        built = {line.split()[1].rstrip(":") for line in log.splitlines() if ": done in" in line}
-        assert (built == {"report"}) == (not label.startswith("shared")), log
-    before = table(clone)
-    assert [line["report.grid_prompts"] for line in before] == ["1", "2"]
-    assert {line["model"] for line in before} == {"finetuned-2"}
-    assert len({(line["score"], line["heldout_loss"]) for line in before}) == 1
-    assert [line["best"] for line in before].count("True") == 1
-
-    write_grid(clone, [1, 2, 3])
-    second = clone.python("-m", "flows.sweep", "cheap", "--parallel", "2")
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert "2 of 3 points are done, 1 are to run" in second.stderr
-    assert all((folder / OUTCOME).read_bytes() == bytes_ for folder, bytes_ in folders.items())
-    (new,) = set((clone.root / "runs/points").iterdir()) - set(folders)
-    assert outcome(new).done and len(table(clone)) == 3
-
-    parents = [run.info.run_id for run in clone.mlflow_runs("attributes.run_name = 'sweep cheap'")]
-    nested = [run.data.tags["mlflow.parentRunId"] for run in clone.mlflow_runs("attributes.run_name LIKE 'point %'")]
-    assert sorted(nested.count(parent) for parent in parents) == [2, 3]
-    assert not (clone.root / "outputs").exists()
-
-    # a point that stops at its model's score has the same row, without a report
-    values = {"from": "finetune", "until": ["geneval@finetuned-2"], "models": ["finetuned-*"]}
-    steps = read_yaml(clone.root / PARAMS_FILE)["finetune"]["steps"]
-    (clone.root / SWEEPS / "short.yaml").write_text(yaml.safe_dump(values | {"grid": {"finetune.steps": [steps]}}))
-    third = clone.python("-m", "flows.sweep", "short")
-    assert third.returncode == 0, third.stdout + third.stderr
-    (short,) = table(clone, "short")
-    shown = ("model", "depth", "parameters", "heldout_loss", "score", "low", "high")
-    assert [short[name] for name in shown] == [before[0][name] for name in shown]
-    assert not (clone.root / "runs/points" / short["point"] / "results/report.html").exists()

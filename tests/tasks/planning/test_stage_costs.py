@@ -244,7 +244,7 @@ def test_an_evaluation_costs_what_the_stage_does(drawn: Experiment, model: str, 
     cost = picture_stage_costs.geneval(drawn, model, depth)
     stage = stage_of("geneval", drawn.params, model)
     assert measured_flops(lambda: drawing_workspace.run(stage, drawn.params)) == cost.flops
-    pool = sum((stage.out / name).stat().st_size for name in ("pictures.npy", "pool.safetensors"))
+    pool = sum((stage.output / name).stat().st_size for name in ("pictures.npy", "pool.safetensors"))
     assert 0 <= pool - cost.outputs <= 1000  # their headers; PNGs have no bytes here
 
 

@@ -18,6 +18,7 @@ from tasks.stages import stage_of
 from tasks.system.errors import UserError
 from tasks.system.file_locks import hold
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
+from tests.helpers.patience import PATIENCE_SECONDS
 from tests.helpers.small_networks import small_batch, small_network
 from tests.helpers.small_workspace import PROJECT, write_params
 
@@ -99,9 +100,10 @@ def test_a_stages_code_is_all_it_imports_and_nothing_else(tmp_path: Path, monkey
 
 
 def test_a_stage_whose_output_is_in_place_is_not_stopped_any_more(tmp_path: Path) -> None:
-    write_params(tmp_path, {})
+    write_params(tmp_path, {"shard.train_samples": 8, "shard.heldout_samples": 8, "shard.image_size": 16})
     imports = "import os, signal\nfrom tasks.runtime import stage_command, stage_run\n"
     told = "stage_run.record_cost = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
     code = f"{imports}{told}stage_command.stage_command('shard', None, [])"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)})
+    command, environment = [sys.executable, "-c", code], {"PYTHONPATH": str(PROJECT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, timeout=PATIENCE_SECONDS)
     assert ended.returncode == 0
