@@ -1,5 +1,6 @@
 """How a flow run ends is how its run in MLflow ends."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,13 @@ from tasks.tracking.mlflow_store import connect
     [(None, "FINISHED"), (RuntimeError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")],
 )
 def test_the_run_of_a_flow_and_of_a_stage_that_it_left_end_as_it_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None, status: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    empty_mlflow_database: Path,
+    error: BaseException | None,
+    status: str,
 ) -> None:
+    shutil.copy(empty_mlflow_database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 

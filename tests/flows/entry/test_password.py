@@ -1,12 +1,10 @@
 """The project's password: made once, for its owner's eyes alone, and told to no server but the project's own."""
 
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,53 +18,17 @@ from tasks.system.files import private_folder
 from tasks.tracking.mlflow_store import connect
 from tests.helpers.other_account import as_another_account
 from tests.helpers.patience import PATIENCE_SECONDS
-from tests.helpers.small_workspace import PROJECT
+from tests.helpers.project_folder import plain_environment, project_folder, python
 
 CLIENT, SERVER = "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"
 SAY = "from flows.entry.password import credentials; print(credentials())"
-TEMPORARY = """
-import json, urllib.error, urllib.request
-import flows.entry.prefect_environment
-from prefect import flow, get_client
-
-@flow
-def asks():
-    client = get_client(sync_client=True)
-    url = f"{client.api_url}flow_runs/filter"
-    try:
-        without = urllib.request.urlopen(urllib.request.Request(url, data=b"{}", method="POST")).status
-    except urllib.error.HTTPError as error:
-        without = error.code
-    return [url, without, len(client.read_flow_runs())]
-
-print(json.dumps(asks()))
-"""
 
 
 @pytest.fixture
 def project() -> Iterator[Path]:
     """A project's folder that every account can enter, as the working directory."""
-    root, before = Path(tempfile.mkdtemp()), Path.cwd()
-    root.chmod(0o755)
-    for name in ("dvc.yaml", "params.yaml"):
-        (root / name).touch()
-    os.chdir(root)
-    yield root
-    os.chdir(before)
-    shutil.rmtree(root)
-
-
-def plain_environment() -> dict[str, str]:
-    """This process's environment without what Prefect reads, and with the way to the project's code."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    return kept | {"PYTHONPATH": str(PROJECT)}
-
-
-def python(code: str, **own: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in the working directory."""
-    command = [sys.executable, "-c", code]
-    env = plain_environment() | own
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    with project_folder() as root:
+        yield root
 
 
 def test_processes_that_begin_at_once_have_one_password(project: Path) -> None:
@@ -166,13 +128,6 @@ def test_the_password_goes_to_the_port_of_the_project_s_own_server_and_only_whil
     assert CLIENT not in environment
 
 
-def test_the_temporary_server_of_a_flow_asks_for_the_password(project: Path) -> None:
-    done = python(TEMPORARY)
-    assert done.returncode == 0, done.stderr
-    url, without, seen = json.loads(done.stdout.splitlines()[-1])
-    assert url.startswith("http://127.0.0.1:") and (without, seen) == (401, 1)
-
-
 def test_a_server_that_only_a_file_of_settings_names_is_refused_before_it_is_told_anything(project: Path) -> None:
     (project / "prefect.toml").write_text('[api]\nurl = "http://head:4200/api"\n')
     done = python("import sys; from flows.full_pipeline import main; sys.exit(main([]))")
@@ -180,7 +135,10 @@ def test_a_server_that_only_a_file_of_settings_names_is_refused_before_it_is_tol
     assert "http://head:4200/api: name it in PREFECT_API_URL instead" in done.stderr
 
 
-def test_a_store_of_an_earlier_version_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_an_earlier_version_is_closed_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow_database: Path
+) -> None:
+    shutil.copy(empty_mlflow_database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     connect()
