@@ -16,8 +16,8 @@ from safetensors import safe_open
 
 from flows.building.stage_graph import submit_stages
 from kernels.optimizers import build_optimizer
+from model.block_importance import block_importance
 from model.checkpoint import load_network, save_network
-from model.importance import block_importance
 from model.network import Sana
 from model.text_encoder import TextEncoder, instruction_text, save_reading, train_tokenizer
 from tasks import plan as command
