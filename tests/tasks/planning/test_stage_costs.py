@@ -42,8 +42,8 @@ from tasks.shard import write_scenes
 from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.errors import UserError
-from tasks.text_encoder import reading
 from tasks.training.ema import Ema
+from tasks.training.text_encoder_loss import reading
 from tasks.training.training_batch import FlowMatchingLoss
 from tasks.training.training_loop import Trainer
 from tasks.training.training_state import History, save_state
