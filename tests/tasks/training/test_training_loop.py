@@ -112,7 +112,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_resumed(
     assert all_bytes(again) == all_bytes(uninterrupted)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+def test_non_finite_loss_stops_before_the_update() -> None:
     with pytest.raises(UserError, match="no update was made"):
         train("out", pretrain__learning_rate=1e30, pretrain__checkpoint_every=1)
     for tensor in load_file(_generations(STATE)[-1] / "network.safetensors").values():
