@@ -1,4 +1,4 @@
-"""Claims about docs/promises.md: its tests exist."""
+"""The page docs/promises.md names tests that exist."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Claims about the stages that draw and score pictures, on a small workspace of untrained models."""
+"""The stages that draw and score report what follows from their own pictures, and do the same twice."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Claims about the stages grow, importance and prune, on a small workspace of real shards and checkpoints."""
+"""Stages grow, importance and prune report every choice they compare, and write the model that params choose."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Child processes: streamed, explained when they fail, and never left behind."""
+"""A flow hears its child processes while they run, says why they fail, and leaves none behind."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Main stages compute alone; branch stages share the machine."""
+"""A main stage computes alone, branch stages share the machine, and none overtakes a main stage that waits."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

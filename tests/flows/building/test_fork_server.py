@@ -1,4 +1,4 @@
-"""Forked children behave as processes of their own, start at once, and never run old code."""
+"""Forked children are processes of their own, start at once, and never run old code."""
 
 import sys
 from collections.abc import Iterator

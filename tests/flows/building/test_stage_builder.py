@@ -1,4 +1,4 @@
-"""When a stage is built and when it is cached, where it reads files that DVC does not see."""
+"""A change of one's own files is noticed, and a flow that stops leaves no stage half done."""
 
 import os
 import shutil

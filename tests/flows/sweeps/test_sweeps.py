@@ -1,4 +1,4 @@
-"""Sweeps: what a file of `sweeps/` means, and what is run again."""
+"""A sweep's file means points with keys, what is done is not run again, and a table follows."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""Claims about what every stage shares: one process at a time, and state that belongs to code, params and inputs."""
+"""A stage runs once at a time in a folder, and its state belongs to its code, params and inputs."""
 
 import subprocess
 import sys
