@@ -22,12 +22,12 @@ from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.building.child_processes import ChildFailed
-from flows.building.prefect_artifacts import Progress, best_effort, publish_models, publish_report, publish_stages
+from flows.building.prefect_artifacts import StageProgress, best_effort, publish_models, publish_report, publish_stages
 from flows.building.stage_builder import BuiltStage, StageBuilder, open_builder
 from flows.building.stage_graph import submit_stages
 from flows.building.stage_retry import stage_task
 from flows.building.workspace import merged_params, open_workspace
-from flows.entry.terminal import LOGGER, FlowFailed, in_terminal
+from flows.entry.terminal import LOGGER, FlowFailed, run_in_terminal
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
 from tasks.system.paths import RESULTS
@@ -50,22 +50,22 @@ def full_pipeline(
 
     Returns the workspace and, for each stage, its outputs with their digests, whether it was cached, and its seconds.
     """
-    given = {"profile": profile, "overrides": overrides or {}}
-    root = open_workspace(Path.cwd(), profile, given["overrides"])
+    flow_parameters = {"profile": profile, "overrides": overrides or {}}
+    root = open_workspace(Path.cwd(), profile, flow_parameters["overrides"])
     log = get_run_logger().getChild(LOGGER).info
     log(f"working in {root}")
-    with open_builder(root, str(flow_run.id), given, remote) as build:
-        progress = Progress(len(build.dvc_lock.stages if only is None else only))
+    with open_builder(root, str(flow_run.id), flow_parameters, remote) as builder:
+        progress = StageProgress(len(builder.dvc_lock.stages if only is None else only))
 
         def submit(name: str, upstream: Sequence[PrefectFuture]) -> PrefectFuture:
-            return stage_task(build, name, progress).submit(wait_for=upstream)
+            return stage_task(builder, name, progress).submit(wait_for=upstream)
 
-        futures = submit_stages(submit, build.params, only)
+        futures = submit_stages(submit, builder.params, only)
         wait(list(futures.values()))
         stages = [BuiltStage(**f.result()) for f in futures.values() if f.state.is_completed()]
         with best_effort(log):
             publish_stages(stages)
-        if unpushed := push(build, stages) if remote else "":
+        if unpushed := push(builder, stages) if remote else "":
             log(unpushed)
         raise_failures({name: future.state for name, future in futures.items()})
         if unpushed:
@@ -75,15 +75,15 @@ def full_pipeline(
             with best_effort(log):
                 publish_models(models)
                 publish_report(root.resolve() / RESULTS / "report.html")
-            build.mlflow_runs.record_models(models)
+            builder.mlflow_runs.record_models(models)
     return {"workspace": str(root), "stages": [asdict(stage) for stage in stages]}
 
 
-def push(build: StageBuilder, stages: Sequence[BuiltStage]) -> str:
+def push(builder: StageBuilder, stages: Sequence[BuiltStage]) -> str:
     """Push the outputs of these stages, also those that were cached: their push may have failed. Why it did now."""
     try:
         if stages:
-            build.push([stage.stage for stage in stages])
+            builder.push([stage.stage for stage in stages])
     except ChildFailed as error:
         return f"not all that is built was pushed to DVC's remote: {error}"
     return ""
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         merged_params(Path.cwd(), arguments.profile, overrides)
         full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote)
 
-    return in_terminal(run)
+    return run_in_terminal(run)
 
 
 def parse_override(text: str) -> tuple[str, Any]:

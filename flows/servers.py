@@ -28,12 +28,12 @@ from types import MappingProxyType
 
 import psutil
 
-from flows.entry.own_servers import FOLDER, HOST, listens, recorded_process
+from flows.entry.own_servers import HOST, SERVERS_FOLDER, listens, recorded_process
 from flows.entry.password import (
     API_VARIABLE,
-    CLIENT_VARIABLE,
+    CLIENT_PASSWORD_VARIABLE,
     PASSWORD,
-    SERVER_VARIABLE,
+    SERVER_PASSWORD_VARIABLE,
     USER,
     credentials,
     password_file,
@@ -47,11 +47,11 @@ POOL = "sana15"
 POOL_TEMPLATE = Path(__file__).parent / "places" / "templates" / "process.json"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
-DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """A proxy that the environment names would learn the password."""
-GUARDED = (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
+HEALTHY_ANSWERS = (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
 """The answers to our password and to none of a server that is well."""
-MLFLOW_USERS = FOLDER / "mlflow_users.db"
+MLFLOW_USERS = SERVERS_FOLDER / "mlflow_users.db"
 MLFLOW_SETTINGS = f"""[mlflow]
 default_permission = NO_PERMISSIONS
 database_uri = sqlite:///{MLFLOW_USERS}
@@ -81,12 +81,12 @@ class Server:
     @property
     def log(self) -> Path:
         """The file that it writes to."""
-        return FOLDER / f"{self.name}.log"
+        return SERVERS_FOLDER / f"{self.name}.log"
 
     @property
     def pid_file(self) -> Path:
         """The file with its pid and the time it began."""
-        return FOLDER / f"{self.name}.pid"
+        return SERVERS_FOLDER / f"{self.name}.pid"
 
     def process(self) -> psutil.Process | None:
         """Its process, if it was started here and lives."""
@@ -96,7 +96,7 @@ class Server:
         """Whether it answers to our password alone; one without a port is well while it lives."""
         if self.port is None:
             return self.process() is not None
-        return (self._answer(credentials()), self._answer()) == GUARDED
+        return (self._answer(credentials()), self._answer()) == HEALTHY_ANSWERS
 
     def refuse_other_password(self) -> None:
         """Raises UserError if it answers to another password than ours, or to none, as it was begun with that."""
@@ -118,7 +118,7 @@ class Server:
         if given is not None:
             request.add_header("Authorization", f"Basic {base64.b64encode(given.encode()).decode()}")
         try:
-            return DIRECTLY.open(request, timeout=2).status
+            return WITHOUT_PROXY.open(request, timeout=2).status
         except urllib.error.HTTPError as error:
             return error.code
         except OSError:
@@ -132,19 +132,19 @@ def servers() -> tuple[Server, Server, Server]:
     return (
         Server(
             "prefect",
-            _module("prefect", "server", "start", "--host", HOST, "--port", str(prefect)),
+            _python_module("prefect", "server", "start", "--host", HOST, "--port", str(prefect)),
             prefect,
             "PREFECT_PORT",
             "/api/admin/version",
         ),
         Server(
             "mlflow",
-            _module("mlflow", "server", "--host", HOST, "--port", str(mlflow), *guarded),
+            _python_module("mlflow", "server", "--host", HOST, "--port", str(mlflow), *guarded),
             mlflow,
             "MLFLOW_PORT",
             "/version",
         ),
-        Server("worker", _module("prefect", "worker", "start", "--pool", POOL, "--name", "local")),
+        Server("worker", _python_module("prefect", "worker", "start", "--pool", POOL, "--name", "local")),
     )
 
 
@@ -160,7 +160,11 @@ def up() -> None:
         if server.process() is None:
             refuse_busy_port(server)
     connect()  # makes the database, which MLflow's server and a first run would otherwise both begin to
-    os.environ |= {API_VARIABLE: prefect_api(), CLIENT_VARIABLE: credentials(), SERVER_VARIABLE: credentials()}
+    os.environ |= {
+        API_VARIABLE: prefect_api(),
+        CLIENT_PASSWORD_VARIABLE: credentials(),
+        SERVER_PASSWORD_VARIABLE: credentials(),
+    }
     start(prefect)
     if mlflow.process() is None:
         # the store's address may hold a password of its own
@@ -168,8 +172,8 @@ def up() -> None:
     for server in (prefect, mlflow):
         await_health(server)
     template = ("--base-job-template", str(POOL_TEMPLATE))
-    _quietly(_module("prefect", "work-pool", "create", POOL, "--type", "process", *template, "--overwrite"))
-    _quietly(_module("prefect", "--no-prompt", "deploy", "--all"))
+    _run_quietly(_python_module("prefect", "work-pool", "create", POOL, "--type", "process", *template, "--overwrite"))
+    _run_quietly(_python_module("prefect", "--no-prompt", "deploy", "--all"))
     start(worker)
     status()
 
@@ -186,7 +190,7 @@ def status() -> None:
         print(f"{server.name:8} {state} {where:28} log: {server.log}")
     if healthy["prefect"]:
         path = shlex.quote(str(password_file()))
-        print(f'export {API_VARIABLE}={prefect_api()} {CLIENT_VARIABLE}="$(cat {path})"')
+        print(f'export {API_VARIABLE}={prefect_api()} {CLIENT_PASSWORD_VARIABLE}="$(cat {path})"')
         print(f"to log in, cat {path}: Prefect takes the whole line, MLflow {USER} and what is behind the colon")
 
 
@@ -218,7 +222,7 @@ def start(server: Server, environment: Mapping[str, str] = MappingProxyType({}))
     """Start a server in a session of its own, with `environment` added to this process's, unless it is up."""
     if server.process() is not None:
         return
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    SERVERS_FOLDER.mkdir(parents=True, exist_ok=True)
     with open(server.log, "ab") as log:
         child = subprocess.Popen(
             server.command,
@@ -270,11 +274,11 @@ def refuse_busy_port(server: Server) -> None:
         except OSError:
             other = server.port + 1
             raise UserError(
-                f"port {server.port} is in use by {_listener(server.port)}: set {server.variable}={other}, or stop it"
+                f"port {server.port} is in use by {_listening_program(server.port)}: set {server.variable}={other}, or stop it"
             ) from None
 
 
-def _listener(port: int) -> str:
+def _listening_program(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
@@ -284,11 +288,11 @@ def _listener(port: int) -> str:
     return "another program"
 
 
-def _module(*arguments: str) -> tuple[str, ...]:
+def _python_module(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", *arguments)
 
 
-def _quietly(command: Sequence[str]) -> None:
+def _run_quietly(command: Sequence[str]) -> None:
     """Run a command, showing its output only if it fails, as a UserError of one line."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode != 0:

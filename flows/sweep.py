@@ -24,19 +24,19 @@ from prefect.runtime import flow_run
 from prefect.states import State as RunState
 
 from flows.building.prefect_artifacts import best_effort
-from flows.entry.terminal import LOGGER, FlowFailed, in_terminal
+from flows.entry.terminal import LOGGER, FlowFailed, run_in_terminal
 from flows.places.gpu_leases import visible_gpus
-from flows.places.local_processes import Local
-from flows.places.slurm_jobs import Slurm
+from flows.places.local_processes import LocalProcesses
+from flows.places.slurm_jobs import SlurmJobs
 from flows.places.sqlite_on_network import refuse_sqlite_over_network
 from flows.places.work_pool import WorkPool
-from flows.sweeps.follow_points import Told, finished, follow, write_folders
-from flows.sweeps.place import Place, State
+from flows.sweeps.follow_points import OnChange, follow, is_done, prepare_folders
+from flows.sweeps.place import Place, PointState
 from flows.sweeps.points import Point, expand
 from flows.sweeps.sweep_file import Sweep, read_sweep
-from flows.sweeps.sweep_mlflow_runs import recorded
+from flows.sweeps.sweep_mlflow_runs import open_sweep_run
 from flows.sweeps.sweep_plot import draw
-from flows.sweeps.sweep_table import Row, Setting, rows_of, settings_of, write_table
+from flows.sweeps.sweep_table import Row, ScoredSetting, rows_of, settings_of, write_table
 from tasks.system.errors import UserError
 from tasks.system.file_locks import hold
 from tasks.system.files import write_bytes
@@ -84,9 +84,9 @@ def sweep(
     log = get_run_logger().getChild(LOGGER).info
     with (
         hold(project / STATE / "sweeps" / f"{plan.title}.lock", f"sweep {plan.title} is being run here"),
-        recorded(plan, str(flow_run.id)) as record,
+        open_sweep_run(plan, str(flow_run.id)) as record,
     ):
-        states = run_points(project, points, place, Telling(log, points))
+        states = run_points(project, points, place, ProgressReport(log, points))
         rows = [row for point in points for row in rows_of(plan, point, states[point.key])]
         settings = settings_of(rows)
         folder = write_results(project, plan, rows, settings)
@@ -115,61 +115,61 @@ def open_place(
     if parallel is not None and parallel < 1:
         raise UserError(f"parallel is {parallel}: it must be above 0")
     seen = list(gpus) if gpus is not None else visible_gpus()
-    return Local(parallel or max(1, len(seen)), seen)
+    return LocalProcesses(parallel or max(1, len(seen)), seen)
 
 
-def open_slurm(project: Path, plan: Sweep) -> Slurm:
-    """The cluster, with this sweep's mark on its jobs."""
-    return Slurm(plan.cluster, mark(project, plan))
+def open_slurm(project: Path, plan: Sweep) -> SlurmJobs:
+    """The cluster, with this sweep's sweep_tag on its jobs."""
+    return SlurmJobs(plan.cluster, sweep_tag(project, plan))
 
 
 def open_pool(project: Path, plan: Sweep, pool: str | None) -> WorkPool:
-    """The work pool, with this sweep's mark on its flow runs."""
+    """The work pool, with this sweep's sweep_tag on its flow runs."""
     if (pool := pool or plan.cluster.pool) is None:
         raise UserError(
             f"where is work-pool but none is named: --pool NAME, or cluster.pool in sweeps/{plan.name}.yaml"
         )
-    return WorkPool(project, pool, plan.cluster, mark(project, plan))
+    return WorkPool(project, pool, plan.cluster, sweep_tag(project, plan))
 
 
-def mark(project: Path, plan: Sweep) -> str:
+def sweep_tag(project: Path, plan: Sweep) -> str:
     """What tells the runs of a sweep from others."""
     return f"sana15 sweep {plan.title} of {project}"
 
 
-def run_points(project: Path, points: Sequence[Point], place: Place, told: Told) -> dict[str, State]:
+def run_points(project: Path, points: Sequence[Point], place: Place, on_change: OnChange) -> dict[str, PointState]:
     """Run the shared stages of what is missing, then the points themselves; returns where each point ended, by key."""
-    shared = shared_by(points)
-    write_folders(project, [*shared, *points], place)
-    before = follow(project, shared, place, told)
+    shared = missing_shared_runs(points)
+    prepare_folders(project, [*shared, *points], place)
+    before = follow(project, shared, place, on_change)
     blocked = {
-        point.key: State("failed", f"{point.shared.label}: {before[point.shared.key].reason}")
+        point.key: PointState("failed", f"{point.shared.label}: {before[point.shared.key].reason}")
         for point in points
-        if point.shared is not None and before.get(point.shared.key, State("done")).phase != "done"
+        if point.shared is not None and before.get(point.shared.key, PointState("done")).phase != "done"
     }
     for point in points:
         if point.key in blocked:
-            told(point, blocked[point.key])
-    return follow(project, [point for point in points if point.key not in blocked], place, told) | blocked
+            on_change(point, blocked[point.key])
+    return follow(project, [point for point in points if point.key not in blocked], place, on_change) | blocked
 
 
-def shared_by(points: Sequence[Point]) -> list[Point]:
+def missing_shared_runs(points: Sequence[Point]) -> list[Point]:
     """The runs of shared stages that have yet to be done for some of the points."""
-    waiting = (point.shared for point in points if point.shared is not None and not finished(point))
-    return list({shared.key: shared for shared in waiting if not finished(shared)}.values())
+    waiting = (point.shared for point in points if point.shared is not None and not is_done(point))
+    return list({shared.key: shared for shared in waiting if not is_done(shared)}.values())
 
 
-class Telling:
+class ProgressReport:
     """Says every change on the terminal, and how many runs are over on Prefect's page."""
 
     def __init__(self, log: Log, points: Sequence[Point]) -> None:
-        missing = sum(not finished(point) for point in points)
+        missing = sum(not is_done(point) for point in points)
         log(f"{len(points) - missing} of {len(points)} points are done, {missing} are to run")
-        self._log, self._over, self._total = log, 0, len(shared_by(points)) + missing
+        self._log, self._over, self._total = log, 0, len(missing_shared_runs(points)) + missing
         with best_effort(log):
             self._artifact = create_progress_artifact(0.0, key="sweep", description=f"0 of {self._total} runs")
 
-    def __call__(self, point: Point, state: State) -> None:
+    def __call__(self, point: Point, state: PointState) -> None:
         """Tell one change."""
         self._log(f"{point.label} ({point.key}): {state.phase}" + (f": {state.reason}" if state.reason else ""))
         if state.phase in ("done", "failed"):
@@ -179,7 +179,7 @@ class Telling:
                 update_progress_artifact(self._artifact, 100.0 * self._over / self._total, description=done)
 
 
-def write_results(project: Path, plan: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> Path:
+def write_results(project: Path, plan: Sweep, rows: Sequence[Row], settings: Sequence[ScoredSetting]) -> Path:
     """Write `table.csv` and `plot.png`; returns their folder, `results/sweeps/<title>`."""
     folder = project / RESULTS / "sweeps" / plan.title
     write_table(folder / "table.csv", plan, rows, settings)
@@ -187,7 +187,7 @@ def write_results(project: Path, plan: Sweep, rows: Sequence[Row], settings: Seq
     return folder
 
 
-def publish(plan: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> None:
+def publish(plan: Sweep, rows: Sequence[Row], settings: Sequence[ScoredSetting]) -> None:
     """The settings as a table on Prefect's page, and below it the points that failed."""
     scored = [asdict(one) for one in settings]
     failed = [{"label": row.point, "reason": row.reason} for row in rows if row.state != "done"]
@@ -195,7 +195,7 @@ def publish(plan: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> No
     create_table_artifact([*scored, *failed], key=key, description=f"Sweep {plan.title}")
 
 
-def raise_failures(points: Sequence[Point], states: Mapping[str, State]) -> None:
+def raise_failures(points: Sequence[Point], states: Mapping[str, PointState]) -> None:
     """Raise FlowFailed if a point is not done, naming each with its reason."""
     failed = [f"{point.label}: {states[point.key].reason}" for point in points if states[point.key].phase != "done"]
     if failed:
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         open_place(Path.cwd(), plan, arguments.where, arguments.parallel, arguments.gpus, arguments.pool)
         sweep(**vars(arguments))
 
-    return in_terminal(run)
+    return run_in_terminal(run)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,19 @@ from dvc.config import Config, ConfigError
 
 from tasks.system.errors import UserError
 
-CODE = ("flows/", "tasks/", "model/", "kernels/", "dvc.yaml", ".dvc/config")
+CODE_PATHS = ("flows/", "tasks/", "model/", "kernels/", "dvc.yaml", ".dvc/config")
 """What a point runs out of its clone; its params come with the sweep."""
 
 
 @dataclass(frozen=True)
-class Origin:
+class GitOrigin:
     """A commit of a repository that other hosts can clone."""
 
     repository: str
     commit: str
 
 
-def origin_of(project: Path) -> Origin:
+def read_git_origin(project: Path) -> GitOrigin:
     """The project's origin, which has the code as it is here.
 
     Raises UserError if there is none that others can clone, if code here is not committed or its commit not pushed, or
@@ -34,15 +34,15 @@ def origin_of(project: Path) -> Origin:
     url = urlsplit(repository)
     if url.password or url.query or (url.scheme in ("http", "https") and url.username):
         _refuse("the URL of origin holds a name, password or query, which Prefect would show: take it out")
-    if not _found_anywhere(repository):
+    if not _is_absolute(repository):
         _refuse(f"the URL of origin, {repository}, is relative: no other host finds it")
     edited = f"{_git(project, 'diff', '--name-only', 'HEAD')}\n{_git(project, 'ls-files', '-o', '--exclude-standard')}"
-    if names := sorted(name for name in edited.split("\n") if name.startswith(CODE)):
+    if names := sorted(name for name in edited.split("\n") if name.startswith(CODE_PATHS)):
         _refuse(f"{', '.join(names)} is not committed: commit and push it, for others to clone it")
     if not _git(project, "branch", "--remotes", "--list", "origin/*", "--contains", commit):
         _refuse(f"commit {commit[:8]} is not in origin: git push")
     _refuse_own_remote(project)
-    return Origin(repository, commit)
+    return GitOrigin(repository, commit)
 
 
 def _refuse_own_remote(project: Path) -> None:
@@ -56,13 +56,13 @@ def _refuse_own_remote(project: Path) -> None:
     name = config.get("core", {}).get("remote")
     if (url := config.get("remote", {}).get(name, {}).get("url")) is None:
         _refuse(f".dvc/config has no default remote: {hint}")
-    if (merged["core"].get("remote"), merged["remote"][name]["url"]) != (name, url) and _found_anywhere(url):
+    if (merged["core"].get("remote"), merged["remote"][name]["url"]) != (name, url) and _is_absolute(url):
         _refuse(f"DVC's remote is another one here than {name} of .dvc/config, which clones have: see dvc config -l")
-    if not _found_anywhere(url):
+    if not _is_absolute(url):
         _refuse(f"DVC's remote {name} is a path relative to the project, where no other host finds it: {hint}")
 
 
-def _found_anywhere(url: str) -> bool:
+def _is_absolute(url: str) -> bool:
     """Whether it is a URL, `host:path`, or an absolute path."""
     return ":" in url or Path(url).is_absolute()
 

@@ -7,25 +7,25 @@ is measured by the listener's own clock.
 import time
 from pathlib import Path
 
-from flows.sweeps.point_folder import RECORDS
+from flows.sweeps.point_folder import POINT_RECORDS
 
-HEART = RECORDS / "heart"
+HEARTBEAT_FILE = POINT_RECORDS / "heart"
 BEAT_LABEL = "sana15.beat"
 """Of a flow run, where there is no folder to beat in."""
-BEATS = 10
+BEATS_PER_LIMIT = 10
 """How many beats are given in the time after which silence means death."""
 
 
-def beat(folder: Path) -> None:
+def write_beat(folder: Path) -> None:
     """Give a sign of life. Raises OSError if the folder is out of reach."""
-    (folder / HEART).write_text(str(time.time_ns()), encoding="utf-8")
+    (folder / HEARTBEAT_FILE).write_text(str(time.time_ns()), encoding="utf-8")
 
 
-def heard(folder: Path) -> str:
+def read_beat(folder: Path) -> str:
     """The last beat; nothing where there was none, or one is being written."""
     try:
         # a file that is opened anew is looked up on the server, whatever the host has in its cache
-        return (folder / HEART).read_text(encoding="utf-8")
+        return (folder / HEARTBEAT_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
 
@@ -37,11 +37,11 @@ class Silence:
         self._last: dict[str, tuple[str, float]] = {}
 
     def forgive(self, seconds: float) -> None:
-        """Take these seconds, in which nobody could be heard, off every silence."""
+        """Take these seconds, in which nobody could be read_beat, off every silence."""
         self._last = {run: (sign, since + seconds) for run, (sign, since) in self._last.items()}
 
     def seconds(self, run: str, sign: str) -> float:
-        """Seconds since `sign` of this run was first heard."""
+        """Seconds since `sign` of this run was first read_beat."""
         now = time.monotonic()
         known, since = self._last.get(run, (None, now))
         if known != sign:

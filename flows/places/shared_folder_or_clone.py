@@ -12,11 +12,11 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import FlowRun
 
 from flows.building.child_processes import ChildFailed, ChildProcesses
-from flows.building.dvc_lock import LOCK_FILE, push
-from flows.places.git_origin import origin_of
-from flows.places.heartbeat import BEAT_LABEL, heard
+from flows.building.dvc_lock import DVC_LOCK_FILE, push
+from flows.places.git_origin import read_git_origin
+from flows.places.heartbeat import BEAT_LABEL, read_beat
 from flows.places.work_pool_flows import REPORT
-from flows.sweeps.point_folder import OUTCOME
+from flows.sweeps.point_folder import OUTCOME_FILE
 from flows.sweeps.points import Point, code_of_stages
 from tasks.params.reading import read_yaml
 from tasks.stages import name_of
@@ -26,7 +26,7 @@ from tasks.system.files import write_bytes, write_json
 MODULE = "flows/places/work_pool_flows.py"
 
 
-class Reach(Protocol):
+class PointTransfer(Protocol):
     """What a deployment of points is made of, and what comes back from its runs."""
 
     entrypoint: str
@@ -65,7 +65,7 @@ class SharedFolder:
 
     def sign(self, point: Point, run: FlowRun) -> str:
         """The beat in the folder."""
-        return heard(point.folder)
+        return read_beat(point.folder)
 
     def done(self, run: FlowRun) -> bool:
         """What is not in the folder is nowhere."""
@@ -91,7 +91,7 @@ class Clones:
     @cached_property
     def pull_steps(self) -> list[dict[str, Any]]:
         """Prefect's own way to clone."""
-        origin = origin_of(self._project)
+        origin = read_git_origin(self._project)
         step = {"repository": origin.repository, "commit_sha": origin.commit}
         return [{"prefect.deployments.steps.git_clone": step}]
 
@@ -109,14 +109,14 @@ class Clones:
             "only": None if point.only is None else list(point.only),
             "params": dict(point.values),
             "code": self._code,
-            "lock": yaml.safe_dump({"schema": "2.0", "stages": stages}) if (stages := locked(point)) else "",
+            "lock": yaml.safe_dump({"schema": "2.0", "stages": stages}) if (stages := lock_entries(point)) else "",
         }
 
     def _push(self, shared: Point) -> None:
         """Have what the points share in DVC's remote, wherever it was made."""
         if shared.key not in self._pushed:
             try:
-                push(ChildProcesses(), shared.folder, locked(shared))
+                push(ChildProcesses(), shared.folder, lock_entries(shared))
                 self._pushed[shared.key] = ""
             except ChildFailed as error:
                 self._pushed[shared.key] = str(error)
@@ -137,7 +137,7 @@ class Clones:
         if (report := self._report(run)) is not None:
             for name, text in report["files"].items():
                 write_bytes(point.folder / name, text.encode())
-            write_json(point.folder / OUTCOME, report["outcome"])
+            write_json(point.folder / OUTCOME_FILE, report["outcome"])
 
     def _report(self, run: FlowRun) -> dict[str, Any] | None:
         of_run, reports = ArtifactFilterFlowRunId(any_=[run.id]), ArtifactFilterType(any_=[REPORT])
@@ -145,14 +145,14 @@ class Clones:
         return found[0].data if found else None
 
 
-def locked(point: Point) -> dict[str, Any]:
+def lock_entries(point: Point) -> dict[str, Any]:
     """The entries of dvc.lock that a run of this point may go on from: its own, and those of the stages it shares."""
     stages = _entries(point)
     if point.only is not None:
         stages = {key: entry for key, entry in stages.items() if name_of(entry["cmd"]) in point.only}
-    return stages if point.shared is None else stages | locked(point.shared)
+    return stages if point.shared is None else stages | lock_entries(point.shared)
 
 
 def _entries(point: Point) -> dict[str, Any]:
-    path = point.folder / LOCK_FILE
+    path = point.folder / DVC_LOCK_FILE
     return read_yaml(path)["stages"] if path.exists() else {}

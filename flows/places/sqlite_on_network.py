@@ -12,7 +12,21 @@ import psutil
 from tasks.system.errors import UserError
 from tasks.tracking.mlflow_store import URI_VARIABLE, tracking_uri
 
-NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "gluster", "fuse.", "9p", "afs", "panfs", "wekafs")
+NETWORK_FILE_SYSTEMS = (
+    "nfs",
+    "cifs",
+    "smb",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "gluster",
+    "fuse.",
+    "9p",
+    "afs",
+    "panfs",
+    "wekafs",
+)
 """How the names begin that systems give to file systems of another host."""
 PREFECT_VARIABLES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 
@@ -47,4 +61,4 @@ def network_file_system(path: Path) -> str | None:
     # of mounts on one folder the last one is seen
     innermost = max(enumerate(around), key=lambda pair: (len(Path(pair[1].mountpoint).parts), pair[0]), default=None)
     kind = innermost[1].fstype if innermost is not None else ""
-    return kind if kind.startswith(NETWORK) else None
+    return kind if kind.startswith(NETWORK_FILE_SYSTEMS) else None

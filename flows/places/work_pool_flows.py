@@ -23,10 +23,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from flows.building.dvc_lock import LOCK_FILE
-from flows.places.heartbeat import BEAT_LABEL, BEATS, beat
-from flows.sweeps.point_folder import LOG, OUTCOME, environment, outcome, prepare
-from flows.sweeps.point_process import PointProcess, end, ending, start
+from flows.building.dvc_lock import DVC_LOCK_FILE
+from flows.places.heartbeat import BEAT_LABEL, BEATS_PER_LIMIT, beat
+from flows.sweeps.point_folder import LOG_FILE, OUTCOME_FILE, outcome, point_environment, prepare
+from flows.sweeps.point_process import PointProcess, end, how_it_ended, start
 from flows.sweeps.points import POINTS, Point, code_of_stages
 from tasks.system.files import read_json, write_bytes
 
@@ -57,7 +57,7 @@ def run_point(folder: str, attempt: int, lost_seconds: int) -> State | None:
     """
     here = Path(folder)
     beat(here)
-    return run_in(here, beats_in(here, lost_seconds), lost_seconds)
+    return run_in(here, folder_beats(here, lost_seconds), lost_seconds)
 
 
 @flow(name=FLOW)
@@ -79,7 +79,7 @@ def run_clone(
     Raises PointFailed, also where the clone has other `code` than the sweep.
     """
     client, run, worker = get_client(sync_client=True), UUID(flow_run.id), os.getppid()
-    sign = beats_to(client, run)
+    sign = server_beats(client, run)
     sign()  # what comes before the pipeline takes seconds
     project = Path.cwd()
     point = Point(key, label, project / POINTS / key, params, {}, 0, None if only is None else tuple(only))
@@ -87,7 +87,7 @@ def run_clone(
         raise PointFailed(f"the code in the clone {project} is not that of the sweep")
     prepare(project, point, remote=True)
     if lock:
-        write_bytes(point.folder / LOCK_FILE, lock.encode())
+        write_bytes(point.folder / DVC_LOCK_FILE, lock.encode())
     try:
         return run_in(point.folder, sign, lost_seconds)
     finally:
@@ -97,16 +97,16 @@ def run_clone(
 def run_in(folder: Path, sign: Beat, lost_seconds: int) -> State | None:
     """Run the point that is prepared in `folder`, with ten beats in `lost_seconds`. Raises PointFailed."""
     worker = os.getppid()
-    process = start(folder, environment(folder, elsewhere=False))
+    process = start(folder, point_environment(folder, elsewhere=False))
     try:
-        stopped = watch(process, worker, sign, lost_seconds / BEATS)
+        stopped = watch(process, worker, sign, lost_seconds / BEATS_PER_LIMIT)
     finally:
         if process.poll() is None:
             end([process])
     if (ended := outcome(folder)) is None:
         if stopped is not None:
             return Crashed(message=stopped)
-        raise PointFailed(ending(process, folder))
+        raise PointFailed(how_it_ended(process, folder))
     if not ended.done:
         raise PointFailed(ended.reason)
     return None
@@ -129,7 +129,7 @@ def watch(process: PointProcess, worker: int, sign: Beat, seconds: float) -> str
                 return reason
 
 
-def beats_in(folder: Path, lost_seconds: int) -> Beat:
+def folder_beats(folder: Path, lost_seconds: int) -> Beat:
     """Beats in a shared folder: the run is to end if that is out of reach for half of `lost_seconds`."""
     last = time.monotonic()
 
@@ -146,7 +146,7 @@ def beats_in(folder: Path, lost_seconds: int) -> Beat:
     return sign
 
 
-def beats_to(client: SyncPrefectClient, run: UUID) -> Beat:
+def server_beats(client: SyncPrefectClient, run: UUID) -> Beat:
     """Beats to Prefect's server: the run is to end if it is over there. A server that is away is waited for."""
 
     def sign() -> str | None:
@@ -167,13 +167,13 @@ def report(client: SyncPrefectClient, run: UUID, folder: Path, worker: int) -> N
 
     There is no other copy of them: a server that is away is waited for, for as long as the worker lives.
     """
-    if not (folder / OUTCOME).exists():
+    if not (folder / OUTCOME_FILE).exists():
         return
-    files = {str(name): folder / name for name in (LOCK_FILE, LOG)}
+    files = {str(name): folder / name for name in (DVC_LOCK_FILE, LOG_FILE)}
     texts = {
         name: path.read_text("utf-8", "replace")[-MOST_CHARACTERS:] for name, path in files.items() if path.exists()
     }
-    data = {"outcome": read_json(folder / OUTCOME), "files": texts}
+    data = {"outcome": read_json(folder / OUTCOME_FILE), "files": texts}
     while True:
         try:
             client.create_artifact(ArtifactCreate(type=REPORT, data=data, flow_run_id=run))

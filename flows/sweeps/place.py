@@ -7,14 +7,14 @@ from flows.sweeps.points import Point
 
 Phase = Literal["queued", "running", "done", "failed", "lost"]
 
-LOOK_EVERY_SECONDS = 1.0
+QUERY_INTERVAL_SECONDS = 1.0
 """How often a queue or a server is asked at most, by one question for all points."""
-SETTLE_SECONDS = 60.0
+SHARED_FOLDER_DELAY_SECONDS = 60.0
 """How long a shared folder may take to show here what a run that is completed has written there."""
 
 
 @dataclass(frozen=True)
-class State:
+class PointState:
     """Where a point stands. A `lost` one is gone without an outcome, by no fault of its own that is known."""
 
     phase: Phase
@@ -24,16 +24,16 @@ class State:
 class Place(Protocol):
     """Runs points. A handle names a run that was started: a process, a job."""
 
-    def find(self, point: Point) -> str | None:
+    def find_run(self, point: Point) -> str | None:
         """The handle of a run of this point that is under way or waits, whoever started it."""
 
-    def room(self) -> bool:
+    def has_room(self) -> bool:
         """Whether one more can be started now."""
 
     def submit(self, point: Point) -> str | None:
         """Start a point whose folder is prepared; None if the room went to another sweep in the meantime."""
 
-    def state(self, point: Point, handle: str) -> State:
+    def state(self, point: Point, handle: str) -> PointState:
         """Where the run stands."""
 
     def cancel(self, handles: list[str]) -> None:

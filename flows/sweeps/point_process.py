@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.building.child_processes import GRACE_SECONDS
-from flows.sweeps.point_folder import LOG, MODULE, last_lines
+from flows.sweeps.point_folder import LOG_FILE, MODULE, last_lines
 from tasks.system.processes import PARENT_VARIABLE
 
 PointProcess = subprocess.Popen[bytes]
@@ -19,7 +19,7 @@ def start(folder: Path, own: Mapping[str, str], kept: Sequence[int] = ()) -> Poi
 
     It ends when this process does, however this one ends.
     """
-    with open(folder / LOG, "ab") as log:
+    with open(folder / LOG_FILE, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", MODULE],
             cwd=folder,
@@ -43,7 +43,7 @@ def end(processes: Sequence[PointProcess]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def ending(process: PointProcess, folder: Path) -> str:
+def how_it_ended(process: PointProcess, folder: Path) -> str:
     """How a process that left no outcome ended: `ended by SIGKILL: the last line of its log`."""
     code = process.returncode
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -54,7 +54,7 @@ def expand(project: Path, sweep: Sweep) -> list[Point]:
     chosen = [(setting, seed) for setting in sweep.settings for seed in seeds]
     every = [overridden(params, sweep.profile, {**setting, SEED: seed}) for setting, seed in chosen]
     only = shared_stages(project, sweep)
-    digests = Digests()
+    digests = PointKeys()
     before = {seed: _shared(project, sweep, seed, only, digests) for seed in seeds} if only else {}
     points = []
     for (setting, seed), values in zip(chosen, every, strict=True):
@@ -65,7 +65,7 @@ def expand(project: Path, sweep: Sweep) -> list[Point]:
     return points
 
 
-def _shared(project: Path, sweep: Sweep, seed: int, only: tuple[str, ...], digests: "Digests") -> Point:
+def _shared(project: Path, sweep: Sweep, seed: int, only: tuple[str, ...], digests: "PointKeys") -> Point:
     values = merged_params(project, sweep.profile, {SEED: seed})
     key = digests.key(values, only)
     return Point(key, f"shared stages, seed {seed}", project / POINTS / key, values, {}, seed, only)
@@ -79,13 +79,13 @@ def shared_stages(project: Path, sweep: Sweep) -> tuple[str, ...]:
     where = SWEEPS / f"{sweep.name}.yaml"
     values = merged_params(project, sweep.profile, {})
     above, reads = upstream_of(build_params(values, str(where))), {stem: sections_of(stem) for stem in stems()}
-    first = {name for name in above if kind_of(name) == sweep.first}
+    first = {name for name in above if stem_of(name) == sweep.first}
     if not first:
-        kinds = ", ".join(dict.fromkeys(kind_of(name) for name in above))
+        kinds = ", ".join(dict.fromkeys(stem_of(name) for name in above))
         raise UserError(f"{where}: from is {sweep.first!r}: it must be one of {kinds}")
     differs = set(first)
     for key in dict.fromkeys(key for setting in sweep.settings for key in setting):
-        changed = [name for name in above if _covers(reads[kind_of(name)], key)]
+        changed = [name for name in above if _covers(reads[stem_of(name)], key)]
         if not changed:
             raise UserError(f"{where}: {key} changes no stage")
         for name in changed:
@@ -108,12 +108,12 @@ def needed_stages(sweep: Sweep, values: Mapping[str, Any]) -> tuple[str, ...] | 
         if name not in above:
             raise UserError(f"{where}: until names {name!r}: it must be one of {', '.join(above)}")
     needed = tuple(name for name in above if any(name == one or name in above[one] for one in sweep.until))
-    if sweep.first not in map(kind_of, needed):
+    if sweep.first not in map(stem_of, needed):
         raise UserError(f"{where}: until {list(sweep.until)} does not need {sweep.first}, so that no point differs")
     return needed
 
 
-def kind_of(stage: str) -> str:
+def stem_of(stage: str) -> str:
     """`prune` for `prune@6`."""
     return stage.partition("@")[0]
 
@@ -127,7 +127,7 @@ def _covers(read: Iterable[str], key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in read)
 
 
-class Digests:
+class PointKeys:
     """Makes keys; what is not of one point, the code and the user's own files, is read once."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class Digests:
         made_of = {
             "params": dict(values),
             "only": only,
-            "code": {kind: self._code(kind) for kind in sorted({kind_of(stage) for stage in stages})},
+            "code": {kind: self._code(kind) for kind in sorted({stem_of(stage) for stage in stages})},
             "own files": {path: self._listing(path) for path in sorted(paths)},
         }
         return sha256_json(made_of)[:KEY_DIGITS]

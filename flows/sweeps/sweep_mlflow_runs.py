@@ -17,11 +17,11 @@ POINT_TAG = "sana15.point"
 REASON_TAG = "sana15.reason"
 MAX_REASON = 4000
 
-Record = Callable[[Sequence[Row], Path], None]
+RecordRows = Callable[[Sequence[Row], Path], None]
 
 
 @contextmanager
-def recorded(sweep: Sweep, flow_run_id: str) -> Iterator[Record]:
+def open_sweep_run(sweep: Sweep, flow_run_id: str) -> Iterator[RecordRows]:
     """The sweep's run; it ends as the block does. The block gets a function that takes the rows and the plot."""
     tags = run_tags("sweep", Path.cwd()) | {PREFECT_TAG: flow_run_id}
     with Sender(SPOOLS) as sender:

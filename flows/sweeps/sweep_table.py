@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
-from flows.sweeps.place import State
+from flows.sweeps.place import PointState
 from flows.sweeps.point_folder import outcome
 from flows.sweeps.points import Point
 from flows.sweeps.sweep_file import Sweep
@@ -44,7 +44,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Setting:
+class ScoredSetting:
     """A setting's model: means over its seeds, and the 95 % interval of the mean score.
 
     Of one seed the interval is that over prompts. `best` has the highest score, and of equals the fewest parameters. No
@@ -65,7 +65,7 @@ class Setting:
     pareto: bool = False
 
 
-def rows_of(sweep: Sweep, point: Point, state: State) -> list[Row]:
+def rows_of(sweep: Sweep, point: Point, state: PointState) -> list[Row]:
     """The rows of a point: one that says why, if it has failed."""
     row = Row(point.key, point.setting, point.seed, state.phase, state.reason, str(point.folder))
     ended = outcome(point.folder)
@@ -97,7 +97,7 @@ def _model_rows(row: Row, model: Mapping[str, Any], sweep: Sweep) -> list[Row]:
     ]
 
 
-def settings_of(rows: Sequence[Row]) -> list[Setting]:
+def settings_of(rows: Sequence[Row]) -> list[ScoredSetting]:
     """The settings of the rows that have a score, in their order, the best and the Pareto set marked."""
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
@@ -109,7 +109,7 @@ def settings_of(rows: Sequence[Row]) -> list[Setting]:
     return [replace(one, best=one is best, pareto=pareto) for one, pareto in marked]
 
 
-def pareto_set(settings: Sequence[Setting]) -> list[bool]:
+def pareto_set(settings: Sequence[ScoredSetting]) -> list[bool]:
     """Of each setting, whether no other is as good in score, parameters and, where both were timed, seconds, and better
     in one of them.
     """
@@ -125,11 +125,11 @@ def interval(scores: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(scores) - half), float(np.mean(scores) + half)
 
 
-def _setting(label: str, model: str, pictures: int, rows: Sequence[Row]) -> Setting:
+def _setting(label: str, model: str, pictures: int, rows: Sequence[Row]) -> ScoredSetting:
     scores = [row.score for row in rows]
     low, high = interval(scores) if len(rows) > 1 else (rows[0].low, rows[0].high)
     seconds = [row.seconds for row in rows if row.seconds is not None]
-    return Setting(
+    return ScoredSetting(
         label,
         model,
         pictures,
@@ -143,7 +143,7 @@ def _setting(label: str, model: str, pictures: int, rows: Sequence[Row]) -> Sett
     )
 
 
-def write_table(path: Path, sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> None:
+def write_table(path: Path, sweep: Sweep, rows: Sequence[Row], settings: Sequence[ScoredSetting]) -> None:
     """Write the rows as CSV, with a column for each key of the sweep, and the best and the Pareto settings marked."""
     marks = {(one.label, one.model, one.pictures): one for one in settings}
     keys = list(dict.fromkeys(key for setting in sweep.settings for key in setting))

@@ -20,7 +20,7 @@ def test_the_run_of_a_flow_and_of_a_stage_that_it_left_end_as_it_did(
 
     def work() -> None:
         with open_mlflow_runs(tmp_path, "a flow run", {"profile": "smoke"}) as lineage:
-            lineage.begin("train")
+            lineage.begin_stage("train")
             if error is not None:
                 raise error
 

@@ -18,12 +18,12 @@ from flows.building.workspace import merged_params
 from flows.entry.terminal import FlowFailed
 from flows.places.gpu_leases import lease
 from flows.places.heartbeat import Silence
-from flows.places.local_processes import Local
+from flows.places.local_processes import LocalProcesses
 from flows.sweep import raise_failures, run_points, sweep
 from flows.sweeps import follow_points as following
 from flows.sweeps.follow_points import follow
-from flows.sweeps.place import State
-from flows.sweeps.point_folder import ORDER, OUTCOME, environment, outcome
+from flows.sweeps.place import PointState
+from flows.sweeps.point_folder import ORDER_FILE, OUTCOME_FILE, outcome, point_environment
 from flows.sweeps.points import Point, expand, shared_stages
 from flows.sweeps.sweep_file import SWEEPS, Sweep, read_sweep
 from flows.sweeps.sweep_table import Row, rows_of, settings_of, write_table
@@ -212,10 +212,10 @@ class Pretended:
         self.cancelled: list[str] = []
         self.running: dict[str, int] = {}
 
-    def find(self, point: Point) -> str | None:
+    def find_run(self, point: Point) -> str | None:
         return point.key if point.key in self.running else None
 
-    def room(self) -> bool:
+    def has_room(self) -> bool:
         return len(self.running) < self.most
 
     def submit(self, point: Point) -> str:
@@ -224,18 +224,18 @@ class Pretended:
         self.started.append(point.label)
         return point.key
 
-    def state(self, point: Point, handle: str) -> State:
+    def state(self, point: Point, handle: str) -> PointState:
         assert len(self.running) <= self.most
         self.running[handle] -= 1
         if self.running[handle]:
-            return State("running")
+            return PointState("running")
         del self.running[handle]
         if self.lost:
             self.lost -= 1
-            return State("lost", "gone")
+            return PointState("lost", "gone")
         reason = "no memory" if point.label == self.failing else ""
-        write_json(point.folder / OUTCOME, {"reason": reason, "seconds": 1.0, "models": []})
-        return State("failed", reason) if reason else State("done")
+        write_json(point.folder / OUTCOME_FILE, {"reason": reason, "seconds": 1.0, "models": []})
+        return PointState("failed", reason) if reason else PointState("done")
 
     def cancel(self, handles: list[str]) -> None:
         self.cancelled += handles
@@ -244,13 +244,15 @@ class Pretended:
 @pytest.fixture
 def points(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[Point]:
     """Four points that share stages; their folders are not written, and nobody waits for them."""
-    monkeypatch.setattr(following, "prepare", lambda _project, point: (point.folder / OUTCOME).unlink(missing_ok=True))
+    monkeypatch.setattr(
+        following, "prepare", lambda _project, point: (point.folder / OUTCOME_FILE).unlink(missing_ok=True)
+    )
     monkeypatch.setattr(following, "POLL_SECONDS", 0)
     rates = {"finetune.learning_rate": [1e-4, 2e-4, 3e-4, 4e-4]}
     return expand(project, written(project, {"from": "finetune", "profile": "smoke", "grid": rates}))
 
 
-def untold(_point: Point, _state: State) -> None:
+def untold(_point: Point, _state: PointState) -> None:
     """Nobody listens."""
 
 
@@ -301,17 +303,17 @@ def test_a_point_that_is_under_way_is_followed_and_not_started_again(project: Pa
 @pytest.mark.parametrize(("lost", "phase"), [(1, "done"), (2, "failed")])
 def test_a_point_that_is_lost_is_started_once_more(project: Path, points: list[Point], lost: int, phase: str) -> None:
     place = Pretended(lost=lost)
-    told: list[State] = []
+    told: list[PointState] = []
     states = follow(project, points[:1], place, lambda _point, state: told.append(state))
     assert len(place.started) == 2 and states[points[0].key].phase == phase
-    assert State("queued", "lost: gone") in told
+    assert PointState("queued", "lost: gone") in told
     assert states[points[0].key].reason == ("lost 2 times: gone" if phase == "failed" else "")
 
 
 def test_what_runs_is_cancelled_when_the_sweep_is_stopped(project: Path, points: list[Point]) -> None:
     place = Pretended(room=2)
 
-    def stopped(_point: Point, _state: State) -> None:
+    def stopped(_point: Point, _state: PointState) -> None:
         if len(place.started) == 2:
             raise KeyboardInterrupt
 
@@ -373,7 +375,7 @@ def wait_for(true: Any) -> None:
 
 
 @pytest.fixture
-def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
+def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalProcesses]:
     """Two fake GPUs for three points, whose processes note their GPU and wait for a file."""
     module = "import os, time, pathlib; from tasks.system.file_locks import hold; from pathlib import Path\n"
     module += "with hold(Path('.sana15/point/lock'), 'held'):\n"
@@ -383,44 +385,44 @@ def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for point in points:
         point.folder.mkdir(parents=True)
         (point.folder / "pretended.py").write_text(module)
-        (point.folder / OUTCOME).parent.mkdir(parents=True)
+        (point.folder / OUTCOME_FILE).parent.mkdir(parents=True)
     monkeypatch.setattr("flows.places.gpu_leases.FOLDER", tmp_path / "gpus")
     monkeypatch.setattr("flows.places.local_processes.lease", lambda gpus: lease(gpus, tmp_path / "gpus"))
     monkeypatch.setattr("flows.sweeps.point_process.MODULE", "pretended")
     monkeypatch.setattr(
-        "flows.places.local_processes.environment", lambda _folder, elsewhere: {"PYTHONPATH": str(PROJECT)}
+        "flows.places.local_processes.point_environment", lambda _folder, elsewhere: {"PYTHONPATH": str(PROJECT)}
     )
-    place = Local(3, ["0", "1"])
+    place = LocalProcesses(3, ["0", "1"])
     yield place
-    place.cancel(list(place._children))
+    place.cancel(list(place._processes))
 
 
-def test_points_have_a_gpu_each_and_no_more_run_than_there_are(local: Local, points: list[Point]) -> None:
+def test_points_have_a_gpu_each_and_no_more_run_than_there_are(local: LocalProcesses, points: list[Point]) -> None:
     one, two = (local.submit(point) for point in points[:2])
-    assert not local.room() and local.submit(points[2]) is None
+    assert not local.has_room() and local.submit(points[2]) is None
     wait_for(lambda: all((point.folder / "gpu").exists() for point in points[:2]))
     assert [(point.folder / "gpu").read_text() for point in points[:2]] == ["0", "1"]
-    wait_for(lambda: local.find(points[0]))
+    wait_for(lambda: local.find_run(points[0]))
     (points[0].folder / "end").write_text("raise SystemExit('out of memory')")
     wait_for(lambda: local.state(points[0], one).phase != "running")
-    assert local.state(points[0], one) == State("failed", "ended by exit code 1: out of memory")
+    assert local.state(points[0], one) == PointState("failed", "ended by exit code 1: out of memory")
     assert local.state(points[1], two).phase == "running"
-    assert local.room() and local.submit(points[2]) is not None
+    assert local.has_room() and local.submit(points[2]) is not None
     wait_for((points[2].folder / "gpu").exists)
     assert (points[2].folder / "gpu").read_text() == "0"
 
 
 def test_what_another_process_runs_is_followed_by_its_lock_and_lost_when_it_dies(
-    local: Local, points: list[Point]
+    local: LocalProcesses, points: list[Point]
 ) -> None:
     handle = local.submit(points[0])
-    wait_for(lambda: local.find(points[0]))
-    other = Local(3, [])
-    found = other.find(points[0])
+    wait_for(lambda: local.find_run(points[0]))
+    other = LocalProcesses(3, [])
+    found = other.find_run(points[0])
     assert other.state(points[0], found).phase == "running"
     local.cancel([handle])
     assert other.state(points[0], found).phase == "lost"
-    assert local.state(points[0], handle) == State("failed", "ended by SIGTERM: it said nothing")
+    assert local.state(points[0], handle) == PointState("failed", "ended by SIGTERM: it said nothing")
 
 
 def test_a_point_elsewhere_is_told_of_no_server_that_only_this_machine_can_reach_nor_its_password(
@@ -430,12 +432,12 @@ def test_a_point_elsewhere_is_told_of_no_server_that_only_this_machine_can_reach
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "of that server")
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "of the sweep")
     access = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
-    here = environment(tmp_path, elsewhere=False)
+    here = point_environment(tmp_path, elsewhere=False)
     assert [here[name] for name in access] == ["http://127.0.0.1:4200/api", "of that server"]
-    own = environment(tmp_path, elsewhere=True)
+    own = point_environment(tmp_path, elsewhere=True)
     assert not {*access, "PREFECT_SERVER_API_AUTH_STRING", "PREFECT__FLOW_RUN_ID"} & own.keys()
     monkeypatch.setenv("PREFECT_API_URL", "http://head-node:4200/api")
-    away = environment(tmp_path, elsewhere=True)
+    away = point_environment(tmp_path, elsewhere=True)
     assert [away[name] for name in access] == ["http://head-node:4200/api", "of that server"]
 
 
@@ -495,8 +497,8 @@ def test_the_table_has_the_models_that_the_sweep_asks_for_and_a_line_for_what_fa
     best = {"1": scored, "4": scored | {"overall": 0.7}}
     common = {"depth": 2, "parameters": 10, "heldout_loss": 0.3, "geneval": scored, "best_of": best}
     models = [{"name": name, **common, "seconds_per_picture": 0.25} for name in ("grown", "finetuned-2")]
-    write_json(points[0].folder / OUTCOME, {"reason": "", "seconds": 1.0, "models": models})
-    rows = rows_of(sweep, points[0], State("done")) + rows_of(sweep, points[1], State("failed", "no memory"))
+    write_json(points[0].folder / OUTCOME_FILE, {"reason": "", "seconds": 1.0, "models": models})
+    rows = rows_of(sweep, points[0], PointState("done")) + rows_of(sweep, points[1], PointState("failed", "no memory"))
     write_table(tmp_path / "table.csv", sweep, rows, settings_of(rows))
     lines = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [line["finetune.learning_rate"] for line in lines] == ["0.0001", "0.0001", "0.0002"]
@@ -530,8 +532,8 @@ def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clo
     write_grid(clone, [1, 2])
     first = clone.python("-m", "flows.sweep", "cheap", "--parallel", "2")
     assert first.returncode == 0, first.stdout + first.stderr
-    folders = {folder: (folder / OUTCOME).read_bytes() for folder in (clone.root / "runs/points").iterdir()}
-    ran = {folder: json.loads((folder / ORDER).read_text())["label"] for folder in folders}
+    folders = {folder: (folder / OUTCOME_FILE).read_bytes() for folder in (clone.root / "runs/points").iterdir()}
+    ran = {folder: json.loads((folder / ORDER_FILE).read_text())["label"] for folder in folders}
     assert sorted(ran.values()) == ["report.grid_prompts=1", "report.grid_prompts=2", "shared stages, seed 0"]
     for folder, label in ran.items():
         log = (folder / ".sana15/point/log").read_text()
@@ -547,7 +549,7 @@ def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clo
     second = clone.python("-m", "flows.sweep", "cheap", "--parallel", "2")
     assert second.returncode == 0, second.stdout + second.stderr
     assert "2 of 3 points are done, 1 are to run" in second.stderr
-    assert all((folder / OUTCOME).read_bytes() == bytes_ for folder, bytes_ in folders.items())
+    assert all((folder / OUTCOME_FILE).read_bytes() == bytes_ for folder, bytes_ in folders.items())
     (new,) = set((clone.root / "runs/points").iterdir()) - set(folders)
     assert outcome(new).done and len(table(clone)) == 3
 
