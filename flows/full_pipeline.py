@@ -1,8 +1,8 @@
 """The whole experiment as one Prefect flow: `python -m flows.full_pipeline`, or a run of its deployment.
 
-Stages that DVC finds up to date are skipped and shown as Cached, what was built is pinned in `dvc.lock`, branches that
-do not depend on a failed stage go on, and the flow then fails naming every reason. With a profile or overrides it works
-in a copy of the project under `runs/`.
+Stages that DVC finds up to date are skipped and shown as Cached. Stages that are built are recorded in `dvc.lock`. If a
+stage fails, branches that do not depend on it go on, and at the end the flow fails with every reason. With a profile or
+overrides, the flow works in a copy of the project under `runs/`.
 """
 
 import flows.entry.prefect_environment  # noqa: F401
@@ -40,13 +40,14 @@ def full_pipeline(
     only: list[str] | None = None,
     remote: bool = False,
 ) -> dict[str, Any]:
-    """From pictures to a family of scored models; see the module's docstring.
+    """Build everything from pictures to a family of scored models; see the module's docstring.
 
     Args:
         profile: a file of `profiles/` merged over `params.yaml`.
-        overrides: values by dotted key, such as `{"finetune.steps": 50}`, merged over that.
-        only: the stages to run, such as `["shard"]`, in place of all; what they read must be among them or built.
-        remote: take what `dvc.lock` names and DVC's default remote has from there, and push all at the end.
+        overrides: values by dotted key, such as `{"finetune.steps": 50}`, merged over the result.
+        only: the stages to run, such as `["shard"]`, in place of all. Stages that they read from must be among them or
+            built before.
+        remote: take outputs that `dvc.lock` names from DVC's default remote, and push all outputs there at the end.
 
     Returns the workspace and, for each stage, its outputs with their digests, whether it was cached, and its seconds.
     """
@@ -80,7 +81,10 @@ def full_pipeline(
 
 
 def push(builder: StageBuilder, stages: Sequence[BuiltStage]) -> str:
-    """Push the outputs of these stages, also those that were cached: their push may have failed. Why it did now."""
+    """Push the outputs of these stages. Returns why that failed, or an empty text.
+
+    Stages that were cached are pushed too, since the push of an earlier run may have failed.
+    """
     try:
         if stages:
             builder.push([stage.stage for stage in stages])
@@ -90,7 +94,7 @@ def push(builder: StageBuilder, stages: Sequence[BuiltStage]) -> str:
 
 
 def raise_failures(states: Mapping[str, State]) -> None:
-    """Raise FlowFailed if any stage is not completed, naming each failed one with its reason."""
+    """Raise FlowFailed, with the name and reason of each failed stage, if a stage has failed."""
     failed = [f"{name}: {_reason(state)}" for name, state in states.items() if state.is_failed() or state.is_crashed()]
     if failed:
         behind = sum(state.is_pending() for state in states.values())
@@ -103,7 +107,7 @@ def _reason(state: State) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the flow from the command line; returns its exit code."""
+    """Run the flow from the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m flows.full_pipeline", description=__doc__)
     parser.add_argument("--profile", help="a file of profiles/, such as smoke")
     parser.add_argument(
@@ -114,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         overrides = dict(parse_override(text) for text in arguments.param)
+        # Bad params are found here already, before Prefect starts a server for the flow.
         merged_params(Path.cwd(), arguments.profile, overrides)
         full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote)
 
@@ -121,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`finetune.steps=50` as a key and a YAML value. Raises UserError if there is no `=`."""
+    """Split `finetune.steps=50` into a key and a YAML value. Raises UserError if there is no `=`."""
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"-p {text}: write it as section.key=value")

@@ -1,9 +1,9 @@
 """A sweep as one Prefect flow: `python -m flows.sweep prune-depth`, or a run of its deployment.
 
-`sweeps/<name>.yaml` says which parameters differ. What all points share is run once, then each point is a run of the
-pipeline in a folder of its own: on this machine, as a job of Slurm, or in a work pool of Prefect. Started again, it
-runs only what is missing or failed, and goes on with what still runs. A point that fails is reported and does not stop
-the others.
+`sweeps/<name>.yaml` says which params differ. The stages that all points share are run once. Then each point is a run
+of the pipeline in a folder of its own: on this machine, as a job of Slurm, or in a work pool of Prefect. A sweep that
+is started again runs only the points that are missing or have failed, and follows points that still run. A point that
+fails is reported and does not stop the others.
 """
 
 import flows.entry.prefect_environment  # noqa: F401
@@ -47,7 +47,10 @@ Log = Callable[[str], None]
 
 
 def cancel_jobs(flow: Flow, flow_run: FlowRun, state: RunState) -> None:
-    """When Prefect cancels the flow: it may kill the flow's process, and runs elsewhere would live on."""
+    """Cancel the sweep's runs on other hosts when Prefect cancels the flow.
+
+    Prefect may kill the flow's process before the process can do that, and runs elsewhere would then live on.
+    """
     given = flow_run.parameters
     plan = read_sweep(Path.cwd(), given["name"], given.get("profile"))
     if given.get("where") == "slurm":
@@ -71,11 +74,11 @@ def sweep(
         name: a file of `sweeps/`.
         profile: a file of `profiles/` in place of the sweep's own.
         where: local (processes of this machine), slurm, or work-pool (flow runs in a work pool of Prefect).
-        parallel: local only: how many points at once; by default as many as there are GPUs, or one.
-        gpus: local only: ids of the GPUs to use, in place of all that can be seen.
-        pool: work-pool only: the pool's name, in place of the one in the sweep's file.
+        parallel: for local only: how many points run at once. The default is the number of GPUs, or 1 without a GPU.
+        gpus: for local only: the ids of the GPUs to use, in place of all visible ones.
+        pool: for work-pool only: the pool's name, in place of the name in the sweep's file.
 
-    Returns the folder of the results, and how many points ended how.
+    Returns the folder of the results, and the number of points in each final state.
     """
     project = Path.cwd()
     plan = read_sweep(project, name, profile)
@@ -101,7 +104,7 @@ def sweep(
 def open_place(
     project: Path, plan: Sweep, where: Where, parallel: int | None, gpus: Sequence[str] | None, pool: str | None
 ) -> Place:
-    """Where the points will run. Raises UserError where that is impossible."""
+    """The place where the points will run. Raises UserError if they cannot run there."""
     if pool is not None and where != "work-pool":
         raise UserError(f"pool is for where work-pool, not {where}")
     if where != "local":
@@ -119,12 +122,12 @@ def open_place(
 
 
 def open_slurm(project: Path, plan: Sweep) -> SlurmJobs:
-    """The cluster, with this sweep's sweep_tag on its jobs."""
+    """Slurm as a place. Its jobs carry this sweep's tag."""
     return SlurmJobs(plan.cluster, sweep_tag(project, plan))
 
 
 def open_pool(project: Path, plan: Sweep, pool: str | None) -> WorkPool:
-    """The work pool, with this sweep's sweep_tag on its flow runs."""
+    """The work pool as a place. Its flow runs carry this sweep's tag. Raises UserError if no pool is named."""
     if (pool := pool or plan.cluster.pool) is None:
         raise UserError(
             f"where is work-pool but none is named: --pool NAME, or cluster.pool in sweeps/{plan.name}.yaml"
@@ -133,12 +136,12 @@ def open_pool(project: Path, plan: Sweep, pool: str | None) -> WorkPool:
 
 
 def sweep_tag(project: Path, plan: Sweep) -> str:
-    """What tells the runs of a sweep from others."""
+    """The text by which runs of this sweep are told from other runs in Slurm's queue or in Prefect."""
     return f"sana15 sweep {plan.title} of {project}"
 
 
 def run_points(project: Path, points: Sequence[Point], place: Place, on_change: OnChange) -> dict[str, PointState]:
-    """Run the shared stages of what is missing, then the points themselves; returns where each point ended, by key."""
+    """Run the shared stages that missing points need, then the points. Returns each point's final state by its key."""
     shared = missing_shared_runs(points)
     prepare_folders(project, [*shared, *points], place)
     before = follow(project, shared, place, on_change)
@@ -154,13 +157,13 @@ def run_points(project: Path, points: Sequence[Point], place: Place, on_change: 
 
 
 def missing_shared_runs(points: Sequence[Point]) -> list[Point]:
-    """The runs of shared stages that have yet to be done for some of the points."""
+    """The points of shared stages that are not done and that some point still waits for."""
     waiting = (point.shared for point in points if point.shared is not None and not is_done(point))
     return list({shared.key: shared for shared in waiting if not is_done(shared)}.values())
 
 
 class ProgressReport:
-    """Says every change on the terminal, and how many runs are over on Prefect's page."""
+    """Logs every change of a point's state, and shows on Prefect's page how many runs are over."""
 
     def __init__(self, log: Log, points: Sequence[Point]) -> None:
         missing = sum(not is_done(point) for point in points)
@@ -170,7 +173,7 @@ class ProgressReport:
             self._artifact = create_progress_artifact(0.0, key="sweep", description=f"0 of {self._total} runs")
 
     def __call__(self, point: Point, state: PointState) -> None:
-        """Tell one change."""
+        """Report one change."""
         self._log(f"{point.label} ({point.key}): {state.phase}" + (f": {state.reason}" if state.reason else ""))
         if state.phase in ("done", "failed"):
             self._over += 1
@@ -180,7 +183,7 @@ class ProgressReport:
 
 
 def write_results(project: Path, plan: Sweep, rows: Sequence[Row], settings: Sequence[ScoredSetting]) -> Path:
-    """Write `table.csv` and `plot.png`; returns their folder, `results/sweeps/<title>`."""
+    """Write `table.csv` and `plot.png`, and return their folder, `results/sweeps/<title>`."""
     folder = project / RESULTS / "sweeps" / plan.title
     write_table(folder / "table.csv", plan, rows, settings)
     write_bytes(folder / "plot.png", draw(plan.title, settings))
@@ -188,7 +191,7 @@ def write_results(project: Path, plan: Sweep, rows: Sequence[Row], settings: Seq
 
 
 def publish(plan: Sweep, rows: Sequence[Row], settings: Sequence[ScoredSetting]) -> None:
-    """The settings as a table on Prefect's page, and below it the points that failed."""
+    """Publish the settings as a table on Prefect's page, with the failed points below them."""
     scored = [asdict(one) for one in settings]
     failed = [{"label": row.point, "reason": row.reason} for row in rows if row.state != "done"]
     key = re.sub("[^a-z0-9]+", "-", f"sweep {plan.title}".lower())
@@ -196,14 +199,14 @@ def publish(plan: Sweep, rows: Sequence[Row], settings: Sequence[ScoredSetting])
 
 
 def raise_failures(points: Sequence[Point], states: Mapping[str, PointState]) -> None:
-    """Raise FlowFailed if a point is not done, naming each with its reason."""
+    """Raise FlowFailed, with the label and reason of each point that is not done, if there is one."""
     failed = [f"{point.label}: {states[point.key].reason}" for point in points if states[point.key].phase != "done"]
     if failed:
         raise FlowFailed("; ".join(failed) + f" ({len(failed)} of {len(points)} points failed)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sweep from the command line; returns its exit code."""
+    """Run a sweep from the command line and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -216,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> None:
+        # Bad input is found here already, before Prefect starts a server for the flow.
         plan = read_sweep(Path.cwd(), arguments.name, arguments.profile)
         expand(Path.cwd(), plan)
         open_place(Path.cwd(), plan, arguments.where, arguments.parallel, arguments.gpus, arguments.pool)

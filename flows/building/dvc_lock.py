@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from dvc.dependency.base import Dependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
+from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import RunCacheNotFoundError
 
 from flows.building.child_processes import ChildFailed, ChildProcesses
@@ -95,14 +97,14 @@ class DvcLock:
             self._repo.commit(self._dvc_names[name], force=True)
         return True
 
-    def record_inputs(self, name: str) -> Any:
+    def record_inputs(self, name: str) -> DvcStage:
         """Record the params, code and inputs that the stage is about to be built from. `commit` takes this record."""
         with self._exclusively():
             stage = self._dvc_stage(name)
             stage.save_deps()
         return stage
 
-    def commit(self, name: str, recorded: Any) -> None:
+    def commit(self, name: str, recorded: DvcStage) -> None:
         """Put the stage's outputs into DVC's cache and write its entry of `dvc.lock`.
 
         Raises UserError, and writes nothing, if params, code or inputs are no longer as `record_inputs` found them: DVC
@@ -142,7 +144,7 @@ class DvcLock:
         with self._lock, lock_repo(self._repo):
             yield
 
-    def _dvc_stage(self, name: str) -> Any:
+    def _dvc_stage(self, name: str) -> DvcStage:
         return self._repo.stage.collect(self._dvc_names[name])[0]
 
 
@@ -169,13 +171,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _changed_paths(dependency: Any) -> list[str]:
+def _changed_paths(dependency: Dependency) -> list[str]:
     """What has changed in `dependency` since it was recorded: its path, or the path and the keys of params.yaml."""
     status = dependency.workspace_status().items()
     return [f"{path} ({', '.join(what)})" if isinstance(what, dict) else path for path, what in status]
 
 
-def _dvc_name(stage: Stage, known: Mapping[str, Any]) -> str:
+def _dvc_name(stage: Stage, known: Mapping[str, DvcStage]) -> str:
     """DVC's own name of a stage. It differs from ours where a stage needs two of DVC's groups."""
     if stage.command not in known:
         raise UserError(f"dvc.yaml does not have the stage {stage.name} of tasks/stages.py: run make dvc.yaml")

@@ -1,4 +1,4 @@
-"""Points as processes of this machine, so many at once, each with a GPU of its own where there are any."""
+"""Points as processes of this machine: a fixed number at once, each with a GPU of its own if there are GPUs."""
 
 import os
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from tasks.system.processes import LEASE_VARIABLE
 
 
 class LocalProcesses:
-    """At most `parallel` points at once, each on one of `gpus` unless there are none. They end with this process."""
+    """Runs at most `parallel` points at once, each on one of `gpus` if there are any. They end with this process."""
 
     def __init__(self, parallel: int, gpus: Sequence[str]) -> None:
         self._parallel, self._gpus = parallel, gpus
         self._processes: dict[str, PointProcess] = {}
 
     def find_run(self, point: Point) -> str | None:
-        """A process that holds the point's folder: one that ends, since the sweep that began it is gone."""
+        """Whether a process holds the lock of the point's folder. Its own sweep may be gone, and then it is ending."""
         if not (point.folder / POINT_LOCK).exists():
             return None
         try:
@@ -31,7 +31,7 @@ class LocalProcesses:
             return "another process"
 
     def has_room(self) -> bool:
-        """Whether fewer run than may, and a GPU is free."""
+        """Whether fewer than `parallel` points run, and a GPU is free."""
         if sum(child.poll() is None for child in self._processes.values()) >= self._parallel:
             return False
         if not self._gpus:
@@ -41,7 +41,7 @@ class LocalProcesses:
         return leased is not None
 
     def submit(self, point: Point) -> str | None:
-        """Start the point's process, with a GPU if it is to have one."""
+        """Start the point's process, with a GPU of its own if there are GPUs. None if no GPU is free."""
         own = point_environment(point.folder, elsewhere=False)
         if not self._gpus:
             return self._keep(start(point.folder, own))
@@ -53,14 +53,18 @@ class LocalProcesses:
             own |= {VISIBLE: gpu, LEASE_VARIABLE: str(descriptor)}
             return self._keep(start(point.folder, own, [descriptor]))
         finally:
-            os.close(descriptor)
+            os.close(descriptor)  # the point's process has inherited the file, and its lock keeps the GPU
 
     def _keep(self, child: PointProcess) -> str:
         self._processes[str(child.pid)] = child
         return str(child.pid)
 
     def state(self, point: Point, handle: str) -> PointState:
-        """By the process, if it is ours, or else by who holds the folder; and then by the outcome."""
+        """The state of the point.
+
+        It runs as long as its process lives, or, if another sweep started it, as long as its folder is locked. After
+        that, the outcome in its folder decides.
+        """
         child = self._processes.get(handle)
         if child.poll() is None if child is not None else self.find_run(point) is not None:
             return PointState("running")
@@ -71,5 +75,5 @@ class LocalProcesses:
         return PointState("failed", how_it_ended(child, point.folder))
 
     def cancel(self, handles: list[str]) -> None:
-        """End these processes, each at a checkpoint."""
+        """End these processes. Training saves a checkpoint first."""
         end([self._processes[handle] for handle in handles if handle in self._processes])

@@ -1,4 +1,7 @@
-"""Points as jobs of Slurm, named by their keys, watched through `squeue` and `scontrol`: no accounting is asked for."""
+"""Points as jobs of Slurm. Each job has the point's key as its name, and is watched by `squeue` and `scontrol`.
+
+Slurm's accounting (`sacct`) is not used, so the cluster need not keep any.
+"""
 
 import shlex
 import shutil
@@ -16,14 +19,17 @@ from tasks.system.files import write_bytes
 
 SCRIPT = POINT_RECORDS / "job.sh"
 NOTICE_SECONDS = 120
-"""How long before its time limit a job is told; it saves a checkpoint and goes back into the queue."""
+"""How long before its time limit Slurm gives a job notice. The job saves a checkpoint and goes back into the queue."""
 WAITING_STATES = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 RUNNING_STATES = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING"}
 LOG_LINES = 3
 
 
 class SlurmJobs:
-    """The cluster as this user sees it; `tag` marks the jobs of one sweep. Raises UserError where Slurm is not."""
+    """Runs points as jobs of this user. `tag` marks the jobs of one sweep.
+
+    Raises UserError if this host has no Slurm.
+    """
 
     def __init__(self, cluster: Cluster, tag: str) -> None:
         if shutil.which("sbatch") is None:
@@ -34,7 +40,7 @@ class SlurmJobs:
         self._asked_at, self._unanswered = 0.0, False
 
     def find_run(self, point: Point) -> str | None:
-        """The job of this name that waits or runs."""
+        """The job with the point's key as its name that waits or runs. None if there is none."""
         for line in _output_of("squeue", "-h", "--me", "-t", "all", "-n", point.key, "-o", "%i %T").splitlines():
             job, state = line.split()
             if state in WAITING_STATES | RUNNING_STATES:
@@ -42,19 +48,19 @@ class SlurmJobs:
         return None
 
     def has_room(self) -> bool:
-        """The queue has room for all."""
+        """Always: Slurm's queue takes all points, and Slurm decides how many run at once."""
         return True
 
     def submit(self, point: Point) -> str:
-        """Queue the point."""
+        """Write the job's script and submit it. Returns the id of the job."""
         script = point.folder / SCRIPT
         write_bytes(script, job_script(point, self._cluster, self._tag).encode())
         job = _output_of("sbatch", "--parsable", str(script), env=point_environment(point.folder, elsewhere=True))
         self._asked_at = 0.0
-        return job.strip().partition(";")[0]
+        return job.strip().partition(";")[0]  # `--parsable` prints `ID` or `ID;CLUSTER`
 
     def state(self, point: Point, handle: str) -> PointState:
-        """By the queue as long as the job is in it, then by the outcome in the point's folder."""
+        """The state of the point: by the queue while the job is in it, then by the outcome in the point's folder."""
         state = self._job_states().get(handle)
         if state in WAITING_STATES:
             return PointState("queued")
@@ -71,7 +77,7 @@ class SlurmJobs:
         return PointState("failed", self._failure_reason(handle, state, point.folder))
 
     def cancel(self, handles: list[str]) -> None:
-        """Cancel these jobs; Slurm sends them TERM, on which they save what they are at."""
+        """Cancel these jobs. Slurm sends them TERM, and they save a checkpoint."""
         if handles:
             subprocess.run(["scancel", *handles], check=False, capture_output=True)
 
@@ -81,7 +87,7 @@ class SlurmJobs:
         self.cancel([job for job, _, tag in (line.partition("|") for line in lines) if tag == self._tag])
 
     def _job_states(self) -> dict[str, str]:
-        """The states of all of this user's jobs, by one question for all points; the last answer if none comes."""
+        """The states of all jobs of this user, by one query for all points. The last ones if Slurm does not answer."""
         if time.monotonic() - self._asked_at > QUERY_INTERVAL_SECONDS:
             try:
                 lines = _output_of("squeue", "-h", "--me", "-t", "all", "-o", "%i %T").splitlines()
@@ -94,7 +100,7 @@ class SlurmJobs:
         return self._states
 
     def _failure_reason(self, job: str, state: str, folder: Path) -> str:
-        """`Slurm job 12 ended TIMEOUT (reason TimeLimit, exit 0:15): the last lines of its log`."""
+        """As in `Slurm job 12 ended TIMEOUT (reason TimeLimit, exit 0:15): the last lines of its log`."""
         shown = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=False)
         facts = dict(word.split("=", 1) for word in shown.stdout.split() if "=" in word)
         why = f"reason {facts.get('Reason', '?')}, exit {facts.get('ExitCode', '?')}"
@@ -102,7 +108,7 @@ class SlurmJobs:
 
 
 def job_script(point: Point, cluster: Cluster, tag: str) -> str:
-    """What sbatch reads: a job that may be requeued, and goes on where it stopped when it is."""
+    """The script for sbatch. Slurm may requeue the job, which then goes on from its last checkpoint."""
     asked: dict[str, object | None] = {
         "job-name": point.key,
         "comment": tag,
@@ -119,12 +125,13 @@ def job_script(point: Point, cluster: Cluster, tag: str) -> str:
         "partition": cluster.partition,
     }
     lines = [f"#SBATCH --{name}={shlex.quote(str(value))}" for name, value in asked.items() if value is not None]
+    # `--signal=B:` reaches the shell of the script alone. With `exec` the point's program takes the shell's place.
     command = f"exec {shlex.quote(sys.executable)} -m {MODULE}"
     return "\n".join(["#!/bin/bash", *lines, "#SBATCH --requeue", command, ""])
 
 
 def _output_of(*command: str, env: dict[str, str] | None = None) -> str:
-    """What a command of Slurm prints. Raises UserError with its own words if it fails."""
+    """What a command of Slurm prints. Raises UserError with Slurm's own message if the command fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         raise UserError(f"{command[0]} failed: {' '.join(done.stderr.split())}")

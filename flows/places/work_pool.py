@@ -1,9 +1,9 @@
-"""Points as flow runs in a Prefect work pool, of whatever kind: processes of several hosts, jobs of Kubernetes.
+"""Points as flow runs in a Prefect work pool, of any kind: processes on several hosts, or jobs of Kubernetes.
 
-All hosts see the project in one folder of the same path, or each run has a clone
-(`flows.places.shared_folder_or_clone`). A worker that is killed tells nobody, and Prefect calls its run Running for
-ever; so a run gives signs of life, and one that falls silent is marked as crashed from here, or as cancelled if that
-was what it was at.
+Either all hosts see the project in one folder of the same path, or each run has a clone
+(`flows.places.shared_folder_or_clone`). Prefect does not notice that a worker was killed: it calls the worker's runs
+Running for ever. So a run gives signs of life, and the sweep marks a silent run as Crashed, or as Cancelled if it was
+being cancelled.
 """
 
 import flows.entry.prefect_environment  # noqa: F401
@@ -37,19 +37,22 @@ from tasks.system.manifest import sha256_json
 
 ACTIVE = [one for one in StateType if one not in TERMINAL_STATES]
 PAGE = 200
-"""Flow runs in one answer: the most that Prefect's server gives unless it is told otherwise."""
+"""Flow runs in one answer. Prefect's server gives no more by default."""
 MOST_WAITING = 50
-"""How many runs wait for a worker at most: of hundreds that are late, Prefect's server on SQLite answers 503."""
+"""The most runs that wait for a worker. With hundreds of late runs, Prefect's server on SQLite answers 503."""
 BEGIN_SECONDS = 1800.0
-"""How long a worker may take to begin a run that it has taken; a job of Kubernetes waits for its node."""
+"""How long a worker may take to begin a run that it has taken. A job of Kubernetes may wait for its node."""
 SERVER_AWAY_SECONDS = 120.0
-"""How long the server may be away before a point is given up."""
+"""How long Prefect's server may be away before a point fails."""
 
 Answer = TypeVar("Answer")
 
 
 class WorkPool:
-    """The work pool `pool`; `tag` marks the runs of one sweep. Raises UserError where it cannot be used."""
+    """Runs points in the work pool `pool`. `tag` marks the runs of one sweep.
+
+    Raises UserError if Prefect's server or the pool cannot be used.
+    """
 
     def __init__(self, project: Path, pool: str, cluster: Cluster, tag: str) -> None:
         if get_current_settings().api.url is None:
@@ -66,23 +69,26 @@ class WorkPool:
         self._asked_at = 0.0
 
     def check(self) -> None:
-        """Settle what all runs begin from, before the first. Raises UserError where they could not get it."""
+        """Fix the code that all runs start from, before the first run. Raises UserError if runs could not get it."""
         self._transfer.check()
 
     def find_run(self, point: Point) -> str | None:
-        """The flow run of this point that waits or runs."""
+        """The flow run of this point that waits or runs. None if there is none."""
         return next((handle for handle, run in self._current_runs().items() if point.key in run.tags), None)
 
     def has_room(self) -> bool:
-        """Whether few enough wait for a worker; how many run at once is for the workers and the pool's limit to say."""
+        """Whether fewer than MOST_WAITING runs wait. The workers and the pool's limit decide how many run at once."""
         return sum(run.state.is_scheduled() for run in self._current_runs().values()) < MOST_WAITING
 
     def submit(self, point: Point) -> str:
-        """Schedule a flow run; a sweep that does the same at this moment, from whichever host, gets the same one."""
+        """Schedule a flow run, or return the run that is active or already has the point's results.
+
+        If another sweep, on whichever host, schedules the same point at this moment, both get the same flow run.
+        """
         earlier = self._runs(point.key)
         run = next((run for run in earlier if run.state_type in ACTIVE), None)
         if run is None:
-            run = next((run for run in earlier if self._answer(lambda run=run: self._transfer.done(run))), None)
+            run = next((run for run in earlier if self._answer(lambda run=run: self._transfer.has_results(run))), None)
         if run is None:
             run = self._create(point, 1 + max((run.parameters["attempt"] for run in earlier), default=0))
         self._active_runs[str(run.id)] = run
@@ -102,7 +108,10 @@ class WorkPool:
         )
 
     def state(self, point: Point, handle: str) -> PointState:
-        """By Prefect, by the beats where it says that the run is under way, and then by the point's own outcome."""
+        """The state of the point: by Prefect, and by the outcome when the run is over.
+
+        A run that Prefect calls active must also give signs of life.
+        """
         if (run := self._run(handle)) is None:
             return self._by_outcome(point) or PointState("lost", f"Prefect knows no flow run {handle} any more")
         if run.state.is_final():
@@ -111,18 +120,20 @@ class WorkPool:
             return PointState("queued")
         pending = run.state.is_pending()
         limit = BEGIN_SECONDS if pending else self._cluster.lost_seconds
-        silent = self._silence.seconds(handle, run.state_type.value if pending else self._transfer.sign(point, run))
+        silent = self._silence.seconds(
+            handle, run.state_type.value if pending else self._transfer.last_sign(point, run)
+        )
         if silent < limit:
             return PointState("queued" if pending else "running")
         reason = f"nothing was heard of it for {silent:.0f} seconds: its worker was killed, or its host is gone"
-        # who had it cancelled does not want it run again
+        # A point whose run was being cancelled is not wanted, so it is not run again as a crashed one would be.
         given_up = (Cancelled if run.state.is_cancelling() else Crashed)(message=reason)
         self._answer(lambda: self._client.set_flow_run_state(handle, given_up, force=True))
         self._active_runs.pop(handle, None)
         return self._ended_state(point, run.model_copy(update={"state": given_up}))
 
     def cancel(self, handles: list[str]) -> None:
-        """Tell Prefect; the workers tell the runs, which save what they are at."""
+        """Ask Prefect to cancel these runs. Their workers send them TERM, and they save a checkpoint."""
         for handle in handles:
             try:
                 self._client.set_flow_run_state(handle, Cancelling())
@@ -134,7 +145,7 @@ class WorkPool:
         self.cancel([str(run.id) for run in self._active(self._tag)])
 
     def _ended_state(self, point: Point, run: FlowRun) -> PointState:
-        """Where a point stands whose flow run has ended, or was given up: the point may be done nevertheless."""
+        """The state of a point whose flow run has ended or was given up. The point may be done nevertheless."""
         self._answer(lambda: self._transfer.collect(point, run))
         if (ended := self._by_outcome(point)) is not None:
             return ended
@@ -155,14 +166,14 @@ class WorkPool:
         return None if ended is None else PointState("done") if ended.done else PointState("failed", ended.reason)
 
     def _current_runs(self) -> dict[str, FlowRun]:
-        """All of the project's runs in the pool that are not over, by one question for all points."""
+        """All of the project's runs in the pool that are not over, by one query for all points."""
         if time.monotonic() - self._asked_at > QUERY_INTERVAL_SECONDS:
             self._active_runs = {str(run.id): run for run in self._active()}
             self._asked_at = time.monotonic()
         return self._active_runs
 
     def _run(self, handle: str) -> FlowRun | None:
-        """The flow run; None if Prefect does not know it."""
+        """The flow run. None if Prefect does not know it."""
         if (run := self._current_runs().get(handle)) is not None:
             return run
         try:
@@ -173,11 +184,11 @@ class WorkPool:
     def _active(self, *tags: str) -> list[FlowRun]:
         return self._runs(*tags, state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=ACTIVE)))
 
-    def _runs(self, *tags: str, **wanted: Any) -> list[FlowRun]:
-        """The project's runs in this pool that have these tags and are as `wanted`."""
+    def _runs(self, *tags: str, state: filters.FlowRunFilterState | None = None) -> list[FlowRun]:
+        """The project's runs in this pool that have all these tags, and whose state passes the filter if one is given."""
         tagged = filters.FlowRunFilterTags(all_=[self._project_tag, *tags])
         asked = {
-            "flow_run_filter": filters.FlowRunFilter(tags=tagged, **wanted),
+            "flow_run_filter": filters.FlowRunFilter(tags=tagged, state=state),
             "work_pool_filter": filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[self._pool])),
         }
         found: list[FlowRun] = []
@@ -188,10 +199,11 @@ class WorkPool:
                 return found
 
     def _deploy(self) -> UUID:
-        """The deployment of this project's points in the pool, made at the first use."""
+        """The deployment of this project's points in the pool. It is made when it is first used."""
         if self._deployment is None:
             flow_id = self._answer(lambda: self._client.create_flow_from_name(FLOW))
-            # runs that wait keep their deployment, and with it the commit of their clones
+            # A digest is part of the name. Runs that wait thus keep their deployment, and the commit of their clones,
+            # when a later sweep deploys another commit.
             made_of = [str(self._project), self._transfer.entrypoint, self._transfer.pull_steps]
             self._deployment = self._answer(
                 lambda: self._client.create_deployment(
@@ -207,7 +219,7 @@ class WorkPool:
         return self._deployment
 
     def _job_variables(self) -> dict[str, Any]:
-        """What the sweep's file asks of a cluster, as far as the pool's template has a place for it."""
+        """The values of `cluster` in the sweep's file that the pool's template has variables for."""
         try:
             template = self._answer(lambda: self._client.read_work_pool(self._pool)).base_job_template
         except ObjectNotFound:
@@ -219,14 +231,17 @@ class WorkPool:
         return {name: value for name, value in asked if name in known and value is not None}
 
     def _answer(self, question: Callable[[], Answer]) -> Answer:
-        """The server's answer; waits for one that is away. Raises UserError if it stays away or refuses."""
+        """The answer of Prefect's server. Waits for a server that is away.
+
+        Raises UserError if it stays away for longer than SERVER_AWAY_SECONDS, or if it refuses, and ObjectNotFound.
+        """
         began = time.monotonic()
         while True:
             try:
                 answer = question()
-                # Prefect's client tries again by itself; while the server was away nobody was heard
+                # Prefect's client waits and tries again by itself. No run could be heard in that time.
                 if (seconds := time.monotonic() - began) > QUERY_INTERVAL_SECONDS:
-                    self._silence.forgive(seconds)
+                    self._silence.subtract(seconds)
                 return answer
             except httpx.HTTPStatusError as error:
                 if error.response.status_code == httpx.codes.NOT_FOUND:
@@ -239,6 +254,6 @@ class WorkPool:
             except httpx.TransportError as error:
                 failure = str(error) or type(error).__name__
             if (seconds := time.monotonic() - began) > SERVER_AWAY_SECONDS:
-                self._silence.forgive(seconds)
+                self._silence.subtract(seconds)
                 raise UserError(f"Prefect at {self._client.api_url} does not answer: {failure}")
             time.sleep(QUERY_INTERVAL_SECONDS)

@@ -1,4 +1,4 @@
-"""Following a sweep's points from their start to their end, wherever they run."""
+"""The loop that starts a sweep's points and follows each to its end, wherever the points run."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from tasks.system.paths import STATE
 
 POLL_SECONDS = 1.0
 MAX_STARTS = 2
-"""How often a point is started that is lost each time."""
+"""The most times that a point is started if each of its runs is lost."""
 
 OnChange = Callable[[Point, PointState], None]
 
@@ -34,14 +34,15 @@ class _Run:
 
 
 def is_done(point: Point) -> bool:
-    """Whether the point is done: its outcome says so."""
+    """Whether the outcome in the point's folder says that the point is done."""
     return (ended := outcome(point.folder)) is not None and ended.done
 
 
 def prepare_folders(project: Path, points: Sequence[Point], place: Place) -> None:
-    """Write the folders of those points that are neither done nor under way.
+    """Write the folders of all points that are neither done nor under way.
 
-    All before the first begins: it may take days until the last does, and the code is edited meanwhile.
+    All folders are written before the first point starts. The last one may start days later, and an edit of the code in
+    the meantime must not reach it.
     """
     for point in points:
         with _starting(project):
@@ -50,10 +51,10 @@ def prepare_folders(project: Path, points: Sequence[Point], place: Place) -> Non
 
 
 def follow(project: Path, points: Sequence[Point], place: Place, on_change: OnChange) -> dict[str, PointState]:
-    """Run those of the points that are not done, and return where each ended, by key: done, or failed with its reason.
+    """Run the points that are not done. Returns the final state of each by its key: done, or failed with a reason.
 
-    A folder that has been written stays as it is. `on_change` hears of every change. However this ends early, by Ctrl-C or a
-    cancelled flow, its runs are cancelled.
+    A folder that has been written stays as it is. `on_change` is called for every change of a point's state. If an
+    exception ends this early, such as Ctrl-C or the cancellation of the flow, the runs are cancelled.
     """
     runs = [_Run(point, PointState("done" if is_done(point) else "queued")) for point in points]
     try:
@@ -71,7 +72,7 @@ def follow(project: Path, points: Sequence[Point], place: Place, on_change: OnCh
 
 
 def _step(project: Path, run: _Run, place: Place) -> None:
-    """Start the run, or see where it stands; one that is lost is started again."""
+    """Start the run if it has not been started, and update its state. A run that is lost is started again."""
     try:
         if run.handle is None:
             run.handle = _start(project, run.point, place)
@@ -84,18 +85,17 @@ def _step(project: Path, run: _Run, place: Place) -> None:
         run.state = PointState("failed", str(error))
     if run.state.phase == "lost":
         run.handle, reason = None, run.state.reason
-        again = run.starts < MAX_STARTS
-        run.state = (
-            PointState("queued", f"lost: {reason}")
-            if again
-            else PointState("failed", f"lost {MAX_STARTS} times: {reason}")
-        )
+        if run.starts < MAX_STARTS:
+            run.state = PointState("queued", f"lost: {reason}")
+        else:
+            run.state = PointState("failed", f"lost {MAX_STARTS} times: {reason}")
 
 
 def _start(project: Path, point: Point, place: Place) -> str | None:
-    """The handle of the run that is under way, or of a new one; None if it is done or there is no room.
+    """The handle of the run that is under way, or of a new run. None if the point is done or the place has no room.
 
-    To look and then to start is one step: of two sweeps with a point in common, the second one finds the first one's.
+    A lock makes the search for a run and the start of a new one a single step. If two sweeps have a point in common,
+    the second sweep finds the run of the first.
     """
     with _starting(project):
         if (handle := place.find_run(point)) is not None:

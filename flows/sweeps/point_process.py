@@ -1,4 +1,4 @@
-"""A point's process on this machine: begun in its folder, ended with all that it began."""
+"""A point's process on this machine: how it is started in its folder, and how it is ended."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ PointProcess = subprocess.Popen[bytes]
 
 
 def start(folder: Path, own: Mapping[str, str], kept: Sequence[int] = ()) -> PointProcess:
-    """Run the point that is prepared in `folder`, with the environment `own` and the open files `kept`.
+    """Run the point that is prepared in `folder`, with the environment `own`, and let it inherit the open files `kept`.
 
-    It ends when this process does, however this one ends.
+    The point's process ends when this process does, even if this one is killed.
     """
     with open(folder / LOG_FILE, "ab") as log:
         return subprocess.Popen(
@@ -44,7 +44,7 @@ def end(processes: Sequence[PointProcess]) -> None:
 
 
 def how_it_ended(process: PointProcess, folder: Path) -> str:
-    """How a process that left no outcome ended: `ended by SIGKILL: the last line of its log`."""
+    """How a process that left no outcome has ended, as in `ended by SIGKILL: the last line of its log`."""
     code = process.returncode
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return f"ended by {how}: {last_lines(folder) or 'it said nothing'}"

@@ -1,4 +1,4 @@
-"""A sweep in MLflow: a parent run, and a nested run for each point with its parameters and scores, or its reason."""
+"""A sweep in MLflow: a parent run, and for each point a nested run with its params and scores, or why it failed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +16,17 @@ from tasks.tracking.tracker import Tracker, run_tags
 POINT_TAG = "sana15.point"
 REASON_TAG = "sana15.reason"
 MAX_REASON = 4000
+"""A longer reason is cut to so many characters."""
 
 RecordRows = Callable[[Sequence[Row], Path], None]
 
 
 @contextmanager
 def open_sweep_run(sweep: Sweep, flow_run_id: str) -> Iterator[RecordRows]:
-    """The sweep's run; it ends as the block does. The block gets a function that takes the rows and the plot."""
+    """Open the sweep's run, which ends when the block ends, with its status.
+
+    The block gets a function that records the rows of the table and the plot.
+    """
     tags = run_tags("sweep", Path.cwd()) | {PREFECT_TAG: flow_run_id}
     with Sender(SPOOLS) as sender:
         parent = open_spool(SPOOLS, f"sweep {sweep.title}", tags)

@@ -1,4 +1,4 @@
-"""A sweep's picture: score against parameters."""
+"""The plot of a sweep: GenEval score against the number of parameters."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ DPI = 110
 
 
 def draw(title: str, settings: Sequence[ScoredSetting]) -> bytes:
-    """A PNG of all settings with their intervals; the best one and the Pareto set marked."""
+    """A PNG of all settings with their intervals. The best setting and the Pareto set are marked."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.6), layout="constrained")
         axes = figure.subplots()
@@ -37,6 +37,6 @@ def draw(title: str, settings: Sequence[ScoredSetting]) -> bytes:
 
 
 def _named(one: ScoredSetting) -> str:
-    """In two lines: in one they would run into the next point's."""
+    """The setting's label on two lines. On one line it would run into the label of the next setting."""
     model = f"{one.model}, best of {one.pictures}" if one.pictures > 1 else one.model
     return "\n".join(filter(None, (one.label, model)))

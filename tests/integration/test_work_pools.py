@@ -100,7 +100,7 @@ def point_of(folder: Path, key: str, code: str) -> Point:
     (folder / "flows/sweeps").mkdir(parents=True)
     for package in ("flows", "flows/sweeps"):
         (folder / package / "__init__.py").touch()
-    (folder / "flows/sweeps/point_folder.py").write_text(code)
+    (folder / "flows/sweeps/point_program.py").write_text(code)
     return Point(key, key, folder, {}, {}, 0)
 
 

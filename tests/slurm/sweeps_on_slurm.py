@@ -57,7 +57,7 @@ SLEEPS = "import time\ntime.sleep(120)"
 LONG = """
 import os, time
 from flows.entry.terminal import exit_on_term
-from flows.sweeps.point_folder import RequeueOnNotice
+from flows.sweeps.point_program import RequeueOnNotice
 exit_on_term()
 requeue = RequeueOnNotice()
 print("begun", os.environ.get("SLURM_RESTART_COUNT", 0), flush=True)

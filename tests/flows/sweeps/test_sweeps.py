@@ -338,7 +338,7 @@ def test_an_edit_while_a_sweep_runs_reaches_no_point_of_it(project: Path, monkey
 def test_the_time_in_which_nobody_could_be_heard_is_no_silence() -> None:
     silence = Silence()
     assert silence.seconds("run", "one") == 0
-    silence.forgive(60)
+    silence.subtract(60)
     assert silence.seconds("run", "one") < -50
     assert silence.seconds("run", "another") == 0
 
