@@ -185,7 +185,7 @@ class WorkPool:
         return self._runs(*tags, state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=ACTIVE)))
 
     def _runs(self, *tags: str, state: filters.FlowRunFilterState | None = None) -> list[FlowRun]:
-        """The project's runs in this pool that have all these tags, and whose state passes the filter if there is one."""
+        """The project's runs in this pool that have all these tags and pass the filter for states, if there is one."""
         tagged = filters.FlowRunFilterTags(all_=[self._project_tag, *tags])
         asked = {
             "flow_run_filter": filters.FlowRunFilter(tags=tagged, state=state),
