@@ -105,14 +105,14 @@ class Server:
 
     def refuse_other_password(self) -> None:
         """Raises UserError if it refuses our password, or answers without one: it was started with other settings."""
-        for given, wrong, fault in (
+        for sent, wrong, fault in (
             (credentials(), HTTPStatus.UNAUTHORIZED, f"does not take the password in {PASSWORD}"),
             (None, HTTPStatus.OK, "asks for no password"),
         ):
-            if self._answer(given) == wrong:
+            if self._answer(sent) == wrong:
                 raise UserError(f"{self.name} {fault}: run make down, then make up")
 
-    def _answer(self, given: str | None = None) -> int | None:
+    def _answer(self, sent: str | None = None) -> int | None:
         """The HTTP status of its answer to these credentials, or to none. None if it does not answer.
 
         If another program has the port, no request is sent: a program of another account would learn the password.
@@ -120,8 +120,8 @@ class Server:
         if not listens(self.process(), self.port):
             return None
         request = urllib.request.Request(self.url + self.health)
-        if given is not None:
-            request.add_header("Authorization", f"Basic {base64.b64encode(given.encode()).decode()}")
+        if sent is not None:
+            request.add_header("Authorization", f"Basic {base64.b64encode(sent.encode()).decode()}")
         try:
             return WITHOUT_PROXY.open(request, timeout=2).status
         except urllib.error.HTTPError as error:

@@ -51,12 +51,12 @@ def cancel_jobs(flow: Flow, flow_run: FlowRun, state: RunState) -> None:
 
     Prefect may kill the flow's process before the process can do that, and runs elsewhere would then live on.
     """
-    given = flow_run.parameters
-    plan = read_sweep(Path.cwd(), given["name"], given.get("profile"))
-    if given.get("where") == "slurm":
+    parameters = flow_run.parameters
+    plan = read_sweep(Path.cwd(), parameters["name"], parameters.get("profile"))
+    if parameters.get("where") == "slurm":
         open_slurm(Path.cwd(), plan).cancel_all()
-    if given.get("where") == "work-pool":
-        open_pool(Path.cwd(), plan, given.get("pool")).cancel_all()
+    if parameters.get("where") == "work-pool":
+        open_pool(Path.cwd(), plan, parameters.get("pool")).cancel_all()
 
 
 @flow(name="sana15-sweep", persist_result=True, result_serializer="json", on_cancellation=[cancel_jobs])
@@ -106,10 +106,12 @@ def open_place(
 ) -> Place:
     """The place where the points will run. Raises UserError if they cannot run there."""
     if pool is not None and where != "work-pool":
-        raise UserError(f"pool is for where work-pool, not {where}")
+        raise UserError(f"pool is set, but where is {where}: leave pool out, or set where to work-pool")
     if where != "local":
         if parallel is not None or gpus is not None:
-            raise UserError(f"parallel and gpus are for where local, not {where}: its queue and workers decide")
+            raise UserError(
+                f"where is {where}, whose queue and workers decide what runs at once: leave out parallel and gpus"
+            )
         refuse_sqlite_over_network(where)
         if where == "slurm":
             return open_slurm(project, plan)
@@ -130,7 +132,7 @@ def open_pool(project: Path, plan: Sweep, pool: str | None) -> WorkPool:
     """The work pool as a place. Its flow runs carry this sweep's tag. Raises UserError if no pool is named."""
     if (pool := pool or plan.cluster.pool) is None:
         raise UserError(
-            f"where is work-pool but none is named: --pool NAME, or cluster.pool in sweeps/{plan.name}.yaml"
+            f"where is work-pool, but no pool is named: use --pool NAME, or cluster.pool in sweeps/{plan.name}.yaml"
         )
     return WorkPool(project, pool, plan.cluster, sweep_tag(project, plan))
 

@@ -21,7 +21,7 @@ class LocalProcesses:
         self._processes: dict[str, PointProcess] = {}
 
     def find_run(self, point: Point) -> str | None:
-        """Whether a process holds the lock of the point's folder. Its own sweep may be gone, and then it is ending."""
+        """A handle if a process holds the lock of the point's folder. If its sweep is gone, that process is ending."""
         if not (point.folder / POINT_LOCK).exists():
             return None
         try:

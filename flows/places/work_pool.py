@@ -57,7 +57,7 @@ class WorkPool:
     def __init__(self, project: Path, pool: str, cluster: Cluster, tag: str) -> None:
         if get_current_settings().api.url is None:
             raise UserError(
-                f"where is work-pool but no server is named: set {API_VARIABLE} to one that its workers can reach"
+                f"where is work-pool, but {API_VARIABLE} names no server: set it to one that the pool's workers can reach"
             )
         self._project, self._pool, self._cluster, self._tag = project, pool, cluster, tag
         self._client, self._silence = get_client(sync_client=True), Silence()
@@ -95,12 +95,12 @@ class WorkPool:
         return str(run.id)
 
     def _create(self, point: Point, attempt: int) -> FlowRun:
-        given = self._transfer.parameters(point) | {"attempt": attempt, "lost_seconds": self._cluster.lost_seconds}
+        parameters = self._transfer.parameters(point) | {"attempt": attempt, "lost_seconds": self._cluster.lost_seconds}
         return self._answer(
             lambda: self._client.create_flow_run_from_deployment(
                 self._deploy(),
                 name=point.label,
-                parameters=given,
+                parameters=parameters,
                 tags=[self._project_tag, point.key, self._tag],
                 idempotency_key=f"{self._project_tag} {self._pool} {point.key} {attempt}",
                 job_variables=self._variables,

@@ -152,8 +152,8 @@ def write_table(path: Path, sweep: Sweep, rows: Sequence[Row], settings: Sequenc
     for row in rows:
         mark = marks.get((_label(row.setting), row.model, row.pictures))
         own = {key: value for key, value in asdict(row).items() if key != "setting"}
-        given = {key: json.dumps(row.setting[key]) for key in row.setting}
-        written.append(given | own | {"best": bool(mark and mark.best), "pareto": bool(mark and mark.pareto)})
+        setting = {key: json.dumps(row.setting[key]) for key in row.setting}
+        written.append(setting | own | {"best": bool(mark and mark.best), "pareto": bool(mark and mark.pareto)})
     columns = [*keys, *(name for name in Row.__dataclass_fields__ if name != "setting"), "best", "pareto"]
     write_csv(path, columns, written)
 
