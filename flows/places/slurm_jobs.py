@@ -34,7 +34,7 @@ class SlurmJobs:
     def __init__(self, cluster: Cluster, tag: str) -> None:
         if shutil.which("sbatch") is None:
             raise UserError(
-                "where is slurm, but this host has no sbatch: start the sweep on a host that submits to Slurm"
+                "where is slurm, but there is no sbatch here: start the sweep on a host that submits to Slurm"
             )
         self._cluster, self._tag = cluster, tag
         self._states: dict[str, str] = {}

@@ -57,7 +57,7 @@ class WorkPool:
     def __init__(self, project: Path, pool: str, cluster: Cluster, tag: str) -> None:
         if get_current_settings().api.url is None:
             raise UserError(
-                f"where is work-pool, but {API_VARIABLE} names no server: set it to one that the pool's workers can reach"
+                f"where is work-pool, but {API_VARIABLE} names no server: set it to one that the workers can reach"
             )
         self._project, self._pool, self._cluster, self._tag = project, pool, cluster, tag
         self._client, self._silence = get_client(sync_client=True), Silence()
