@@ -110,7 +110,7 @@ def open_place(
     if where != "local":
         if parallel is not None or gpus is not None:
             raise UserError(
-                f"where is {where}, whose queue and workers decide what runs at once: leave out parallel and gpus"
+                f"parallel and gpus are set, but where is {where}, which decides that itself: leave them out"
             )
         refuse_sqlite_over_network(where)
         if where == "slurm":

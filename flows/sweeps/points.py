@@ -54,22 +54,22 @@ def expand(project: Path, sweep: Sweep) -> list[Point]:
     params = profile_params(project, sweep.profile)
     seeds = sweep.seeds or (overridden(params, sweep.profile, {})["compute"]["seed"],)
     chosen = [(setting, seed) for setting in sweep.settings for seed in seeds]
-    every = [overridden(params, sweep.profile, {**setting, SEED: seed}) for setting, seed in chosen]
+    all_values = [overridden(params, sweep.profile, {**setting, SEED: seed}) for setting, seed in chosen]
     only = shared_stages(project, sweep)
-    digests = PointKeys()
-    before = {seed: _shared(project, sweep, seed, only, digests) for seed in seeds} if only else {}
+    point_keys = PointKeys()
+    shared = {seed: _shared(project, sweep, seed, only, point_keys) for seed in seeds} if only else {}
     points = []
-    for (setting, seed), values in zip(chosen, every, strict=True):
+    for (setting, seed), values in zip(chosen, all_values, strict=True):
         needed = needed_stages(sweep, values)
-        key, label = digests.key(values, needed), ", ".join(f"{name}={value}" for name, value in setting.items())
+        key, label = point_keys.key(values, needed), ", ".join(f"{name}={value}" for name, value in setting.items())
         label += f", seed {seed}" if len(seeds) > 1 else ""
-        points.append(Point(key, label, project / POINTS / key, values, setting, seed, needed, before.get(seed)))
+        points.append(Point(key, label, project / POINTS / key, values, setting, seed, needed, shared.get(seed)))
     return points
 
 
-def _shared(project: Path, sweep: Sweep, seed: int, only: tuple[str, ...], digests: "PointKeys") -> Point:
+def _shared(project: Path, sweep: Sweep, seed: int, only: tuple[str, ...], point_keys: "PointKeys") -> Point:
     values = merged_params(project, sweep.profile, {SEED: seed})
-    key = digests.key(values, only)
+    key = point_keys.key(values, only)
     return Point(key, f"shared stages, seed {seed}", project / POINTS / key, values, {}, seed, only)
 
 
