@@ -109,9 +109,7 @@ def open_place(
         raise UserError(f"pool is set, but where is {where}: leave pool out, or set where to work-pool")
     if where != "local":
         if parallel is not None or gpus is not None:
-            raise UserError(
-                f"parallel and gpus are set, but where is {where}, which decides that itself: leave them out"
-            )
+            raise UserError(f"parallel and gpus are set, but where is {where}, which decides itself: leave them out")
         refuse_sqlite_over_network(where)
         if where == "slurm":
             return open_slurm(project, plan)

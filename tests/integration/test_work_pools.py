@@ -34,11 +34,13 @@ from flows.sweeps.sweep_file import SWEEPS, Cluster
 from tasks.params.reading import PARAMS_FILE, PROFILES, read_yaml
 from tasks.system.errors import UserError
 from tasks.system.manifest import verify_manifest
-from tests.helpers.clones import BIN, PROJECT, Clone, free_port, new_clone, new_origin
-from tests.helpers.prefect_server import PrefectServer, kill_all, wait_for
+from tests.helpers.other_account import free_port
+from tests.helpers.patience import PIPELINE_SECONDS, wait_for
+from tests.helpers.small_workspace import PROJECT
+from tests.helpers.whole_pipeline import BIN, Clone, PrefectServer, kill_all, new_clone, new_origin
 
 POOL, TAG = "points", "sana15 sweep test of nothing"
-LOST_SECONDS = 20
+LOST_SECONDS = 40
 """Of a whole sweep: longer than a busy machine keeps a run that lives from beating."""
 FINETUNE_STEPS = 200
 """So long that a fine-tune can be caught in the middle, with a checkpoint after every eighth step."""
@@ -116,7 +118,7 @@ SLEEPS = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit("saved"))
 print("begun", os.getpid(), os.environ["SANA15_PARENT_PID"], flush=True)
-time.sleep(300)
+time.sleep(3000)
 """
 
 
@@ -197,15 +199,33 @@ def test_a_run_that_fails_is_told_with_its_own_reason_here_and_in_prefect(
     kill_all(worker)
 
 
-def test_a_run_that_cannot_reach_its_folder_ends_itself_before_another_is_begun(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+class ClockOfItsOwn:
+    """Stands for the module `time`: each look at it takes `step` seconds, and to sleep takes no real time."""
+
+    def __init__(self, step: float) -> None:
+        self.seconds, self._step = 0.0, step
+
+    def monotonic(self) -> float:
+        self.seconds += self._step
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def test_a_run_that_cannot_reach_its_folder_ends_itself_before_another_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ClockOfItsOwn(step=0.25)
+    monkeypatch.setattr(work_pool_flows, "time", clock)
+    monkeypatch.setattr(work_pool_flows, "LOOK_SECONDS", 0.01)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3000)"])
     try:
-        began = time.monotonic()
         said = work_pool_flows.watch(
             process, os.getppid(), work_pool_flows.folder_beats(tmp_path / "gone", lost_seconds=4), 0.4
         )
         assert said == "it could not reach its folder for 2 seconds"
-        assert time.monotonic() - began < 4
+        assert clock.seconds < 4
     finally:
         process.kill()
         process.wait()
@@ -236,12 +256,16 @@ def test_the_time_in_which_the_server_was_away_is_no_runs_silence(
     def nobody_answers() -> None:
         raise httpx.ConnectError("nobody")
 
-    monkeypatch.setattr("flows.places.work_pool.SERVER_AWAY_SECONDS", 1.0)
+    clock = ClockOfItsOwn(step=0.01)
+    monkeypatch.setattr("flows.places.work_pool.time", clock)
+    monkeypatch.setattr("flows.places.heartbeat.time", clock)
+    monkeypatch.setattr("flows.places.work_pool.SERVER_AWAY_SECONDS", 10.0)
     assert pool._silence.seconds("run", "beat") == 0
     with pytest.raises(UserError, match="does not answer: nobody"):
         pool._answer(nobody_answers)
     assert pool._silence.seconds("run", "beat") < 0.5
-    pool._answer(lambda: time.sleep(2))  # Prefect's client tries again by itself
+    assert clock.seconds > 10
+    pool._answer(lambda: clock.sleep(20))  # Prefect's client tries again by itself
     assert pool._silence.seconds("run", "beat") < 0.5
 
 
@@ -291,7 +315,6 @@ def undisturbed(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return table(clone)
 
 
-@pytest.mark.timeout(900)  # two whole sweeps, on a machine that may be busy
 def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is_that_of_an_undisturbed_one(
     server: PrefectServer, pool: WorkPool, undisturbed: list[dict[str, str]], tmp_path: Path
 ) -> None:
@@ -312,13 +335,13 @@ def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is
         return bool(found)
 
     try:
-        wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", 240)
+        wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", PIPELINE_SECONDS)
         kill_all(sweeps[0])
         sweeps.append(clone.begin_sweep("work-pool", logs[1]))
-        wait_for(caught, "a fine-tune's middle", 240)
+        wait_for(caught, "a fine-tune's middle", PIPELINE_SECONDS)
         folder, worker = found[0]
         kill_all(worker)
-        assert sweeps[1].wait(240) == 0, logs[1].read_text()
+        assert sweeps[1].wait(PIPELINE_SECONDS) == 0, logs[1].read_text()
     finally:
         for sweep in sweeps:
             kill_all(sweep, signal.SIGTERM)
@@ -365,7 +388,6 @@ def commit(root: Path) -> None:
     subprocess.run(["git", *author, "commit", "-aqm", "changed"], cwd=root, check=True)
 
 
-@pytest.mark.timeout(900)
 def test_points_in_clones_of_their_own_give_the_same_table_and_dvc_pull_brings_their_models(
     server: PrefectServer, undisturbed: list[dict[str, str]], published: Path, tmp_path: Path
 ) -> None:
@@ -381,11 +403,11 @@ def test_points_in_clones_of_their_own_give_the_same_table_and_dvc_pull_brings_t
         return words in text
 
     try:
-        wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", 240)
+        wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", PIPELINE_SECONDS)
         kill_all(workers[1])
         kill_all(sweeps[0])
         sweeps.append(clone.begin_sweep("work-pool", logs[1]))
-        assert sweeps[1].wait(300) == 0, logs[1].read_text()
+        assert sweeps[1].wait(PIPELINE_SECONDS) == 0, logs[1].read_text()
     finally:
         for one in (*sweeps, workers[0]):
             kill_all(one, signal.SIGTERM)
@@ -398,7 +420,7 @@ def test_points_in_clones_of_their_own_give_the_same_table_and_dvc_pull_brings_t
         verify_manifest(folder / "outputs" / line["model"])
         (folder / OUTCOME_FILE).unlink()
     third = clone.begin_sweep("work-pool", tmp_path / "third.log")  # for which nobody works: Prefect remembers
-    assert third.wait(60) == 0 and table(clone) == undisturbed
+    assert third.wait(PIPELINE_SECONDS) == 0 and table(clone) == undisturbed
 
 
 def test_what_others_could_not_clone_is_refused_before_any_work(published: Path, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from flows.sweeps.sweep_file import Cluster
 from tasks.params.reading import PARAMS_FILE, PROFILES, read_yaml
 from tasks.system.errors import UserError
 from tasks.system.files import write_json
-from tests.helpers.clones import PROJECT, Clone, new_clone, new_origin
+from tests.helpers.patience import PIPELINE_SECONDS
+from tests.helpers.small_workspace import PROJECT
+from tests.helpers.whole_pipeline import Clone, new_clone, new_origin
 
 FINETUNE_STEPS = 400
 """So long that a fine-tune can be caught in the middle, with a checkpoint after every eighth step."""
@@ -53,7 +55,7 @@ def phase_is(slurm: SlurmJobs, point: Point, job: str, phase: str) -> None:
     wait_for(lambda: slurm.state(point, job).phase == phase, f"job {job} to be {phase}")
 
 
-SLEEPS = "import time\ntime.sleep(120)"
+SLEEPS = "import time\ntime.sleep(1200)"
 LONG = """
 import os, time
 from flows.entry.terminal import exit_on_term
@@ -62,7 +64,7 @@ exit_on_term()
 requeue = RequeueOnNotice()
 print("begun", os.environ.get("SLURM_RESTART_COUNT", 0), flush=True)
 try:
-    time.sleep(120)
+    time.sleep(1200)
 finally:
     print("saved", flush=True)
     requeue.requeue_if_noticed()
@@ -203,7 +205,11 @@ def test_a_sweep_survives_a_requeued_job_and_a_killed_flow_and_runs_no_point_twi
     cluster: SlurmCluster, clone: Clone, tmp_path: Path, flows: list[Flow]
 ) -> None:
     flows.append(first := Flow(clone, tmp_path / "first.log"))
-    wait_for(lambda: first.says("shared stages, seed 0") and len(folders(clone)) == 4, "all points to be queued", 300)
+    wait_for(
+        lambda: first.says("shared stages, seed 0") and len(folders(clone)) == 4,
+        "all points to be queued",
+        PIPELINE_SECONDS,
+    )
     points = {label: folder for label, folder in folders(clone).items() if label.startswith("prune.depths")}
     keys = {folder.name for folder in points.values()}
     wait_for(lambda: keys <= {name for name, _ in cluster.jobs().values()}, "the jobs")
@@ -216,14 +222,14 @@ def test_a_sweep_survives_a_requeued_job_and_a_killed_flow_and_runs_no_point_twi
 
     stopped = points["prune.depths=[3]"]
     state = stopped / ".sana15/state/finetune@3"
-    wait_for(lambda: any(state.glob("*/step-*")), "a fine-tune's middle", 180)
+    wait_for(lambda: any(state.glob("*/step-*")), "a fine-tune's middle", PIPELINE_SECONDS)
     cluster.ask("scontrol", "requeue", jobs[stopped.name])
     first.kill()
     flows.append(second := Flow(clone, tmp_path / "second.log"))
-    wait_for(lambda: second.says("points are done"), "the flow to begin again", 120)
+    wait_for(lambda: second.says("points are done"), "the flow to begin again", PIPELINE_SECONDS)
     wait_for(lambda: cluster.jobs()[jobs[stopped.name]][1] == "PENDING", "the job to be back in the queue")
     cluster.ask("scontrol", "update", f"JobId={jobs[stopped.name]}", "StartTime=now")
-    assert second.process.wait(400) == 0, second.log.read_text()
+    assert second.process.wait(PIPELINE_SECONDS) == 0, second.log.read_text()
     assert f"({stopped.name}): running" in second.log.read_text()
 
     assert {name: job for job, (name, _) in cluster.jobs().items() if name in keys} == jobs  # the very same jobs
@@ -245,9 +251,9 @@ def test_cancelling_the_flow_cancels_its_jobs(
     set_finetune(clone, 2 * FINETUNE_STEPS)
     before = set(cluster.jobs())
     flows.append(flow := Flow(clone, tmp_path / "cancelled.log"))
-    wait_for(lambda: flow.says(": running"), "a job to run", 240)
+    wait_for(lambda: flow.says(": running"), "a job to run", PIPELINE_SECONDS)
     flow.process.send_signal(signal.SIGINT)
-    assert flow.process.wait(60) == 130, flow.log.read_text()
+    assert flow.process.wait(PIPELINE_SECONDS) == 130, flow.log.read_text()
     new = set(cluster.jobs()) - before
     assert new
     wait_for(lambda: {cluster.jobs()[job][1] for job in new} == {"CANCELLED"}, "its jobs to be cancelled")

@@ -13,8 +13,8 @@ import pytest
 
 from flows.building.child_processes import ChildFailed, ChildProcesses
 from flows.building.fork_server import ForkServer, can_fork
-
-PROJECT = Path(__file__).parents[3]
+from tests.helpers.patience import PATIENCE_SECONDS
+from tests.helpers.small_workspace import PROJECT
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="children are forked on Linux only")
 
@@ -85,7 +85,9 @@ def test_a_forks_failure_says_its_own_last_line(forks: ForkServer, tmp_path: Pat
 
 @on_linux
 def test_stopping_ends_the_forks_and_the_process_they_came_from(tmp_path: Path) -> None:
-    (tmp_path / "stage.py").write_text("import os, time; print(os.getpid(), os.getppid(), flush=True); time.sleep(60)")
+    (tmp_path / "stage.py").write_text(
+        "import os, time; print(os.getpid(), os.getppid(), flush=True); time.sleep(3000)"
+    )
     children, begun, failures, pids = ChildProcesses(ForkServer()), threading.Event(), [], []
 
     def hear(line: str) -> None:
@@ -100,9 +102,9 @@ def test_stopping_ends_the_forks_and_the_process_they_came_from(tmp_path: Path) 
 
     thread = threading.Thread(target=child)
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_SECONDS)
     children.stop()
-    thread.join(10)
+    thread.join(PATIENCE_SECONDS)
     assert failures == [-signal.SIGTERM]
     assert len(pids) == 2 and not any(psutil.pid_exists(pid) for pid in pids)
 
@@ -122,7 +124,7 @@ def test_a_fork_that_finishes_while_all_are_told_to_end_tells_its_code(
 def test_a_fork_ends_itself_when_the_flow_is_killed(tmp_path: Path) -> None:
     (tmp_path / "stage.py").write_text(
         "import os, time; from tasks.system.processes import die_with_parent; die_with_parent();"
-        "print(os.getpid(), flush=True); time.sleep(60)"
+        "print(os.getpid(), flush=True); time.sleep(3000)"
     )
     parent = (
         "from flows.building.child_processes import ChildProcesses; from flows.building.fork_server import ForkServer;"
@@ -137,5 +139,5 @@ def test_a_fork_ends_itself_when_the_flow_is_killed(tmp_path: Path) -> None:
         child = psutil.Process(int(flow.stdout.readline()))
         flow.kill()
         flow.wait()
-        gone, alive = psutil.wait_procs([child], timeout=10)
+        gone, alive = psutil.wait_procs([child], timeout=PATIENCE_SECONDS)
     assert gone and not alive

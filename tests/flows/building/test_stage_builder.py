@@ -17,6 +17,7 @@ from flows.building.dvc_lock import DvcLock
 from flows.building.stage_builder import BuiltStage, open_builder
 from tasks import stages
 from tasks.params.user_files import listing_digest, own_path
+from tests.helpers.patience import PATIENCE_SECONDS
 from tests.helpers.small_workspace import PROJECT, PUBLISHED_DETECTOR, write_params
 
 DVC_YAML = """
@@ -130,7 +131,7 @@ def test_a_flow_that_stops_leaves_no_stage_half_done_and_pins_what_is_built(
         monkeypatch.setattr(opened.dvc_lock, step, late)
         building = threading.Thread(target=build)
         building.start()
-        assert begun.wait(60)
+        assert begun.wait(PATIENCE_SECONDS)
     assert over == [step]  # before the folder was left
     building.join()
     assert DvcLock(project, opened.dvc_lock.stages).up_to_date("shard") == is_kept

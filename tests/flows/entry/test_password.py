@@ -18,7 +18,9 @@ from flows.servers import Server, start, stop
 from tasks.system.errors import UserError
 from tasks.system.files import private_folder
 from tasks.tracking.mlflow_store import connect
-from tests.helpers.clones import PROJECT, as_another_account
+from tests.helpers.other_account import as_another_account
+from tests.helpers.patience import PATIENCE_SECONDS
+from tests.helpers.small_workspace import PROJECT
 
 CLIENT, SERVER = "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"
 SAY = "from flows.entry.password import credentials; print(credentials())"
@@ -63,13 +65,14 @@ def plain_environment() -> dict[str, str]:
 def python(code: str, **own: str) -> subprocess.CompletedProcess[str]:
     """Run Python in the working directory."""
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=plain_environment() | own, capture_output=True, text=True)
+    env = plain_environment() | own
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
 
 def test_processes_that_begin_at_once_have_one_password(project: Path) -> None:
     command = [sys.executable, "-c", SAY]
     every = [subprocess.Popen(command, env=plain_environment(), stdout=subprocess.PIPE, text=True) for _ in range(6)]
-    said = {process.communicate()[0].strip() for process in every}
+    said = {process.communicate(timeout=PATIENCE_SECONDS)[0].strip() for process in every}
     assert said == {(project / PASSWORD).read_text().strip()}
     assert os.listdir(project / PASSWORD.parent) == [PASSWORD.name]
 
@@ -142,7 +145,7 @@ def test_the_password_goes_to_the_port_of_the_project_s_own_server_and_only_whil
         foreign.bind(("127.0.0.1", 0))
         foreign.listen()
         listen = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
-        own = Server("prefect", (sys.executable, "-c", listen + "import time; time.sleep(300)"), 1)
+        own = Server("prefect", (sys.executable, "-c", listen + "import time; time.sleep(3000)"), 1)
         start(own)
         try:
             while not (port := own.log.read_text().strip()):

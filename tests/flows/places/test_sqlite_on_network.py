@@ -11,7 +11,7 @@ from flows.places.sqlite_on_network import network_file_system, refuse_sqlite_ov
 from flows.sweep import open_place
 from flows.sweeps.sweep_file import read_sweep
 from tasks.system.errors import UserError
-from tests.helpers.clones import PROJECT
+from tests.helpers.small_workspace import PROJECT
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tests.helpers.clones import PROJECT, Clone, new_clone, new_origin
 
 from flows.building.workspace import merged_params
 from flows.entry.terminal import FlowFailed
@@ -30,7 +31,6 @@ from flows.sweeps.sweep_table import Row, rows_of, settings_of, write_table
 from tasks.params.reading import PARAMS_FILE, PROFILES, read_yaml
 from tasks.system.errors import UserError
 from tasks.system.files import write_json
-from tests.helpers.clones import PROJECT, Clone, new_clone, new_origin
 from tests.helpers.small_workspace import PUBLISHED_DETECTOR
 
 SHIPPED = ("prune-depth", "growth-strategy", "optimizer", "dropped-blocks", "inference-scaling")

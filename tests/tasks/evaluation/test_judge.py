@@ -17,7 +17,8 @@ from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork, loa
 from tasks.evaluation.judges.judge_training import LabelledPictures, area_under_curve, judge_loss, label, train_judge
 from tasks.evaluation.picture_scoring import score_pictures
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, evaluation_prompts
-from tasks.judge import choose_prompts, measure, unseen_prompts
+from tasks.evaluation.prompts.judge_prompts import unseen_prompts
+from tasks.judge import choose_prompts, measure
 from tasks.params.reading import PARAMS_FILE, load_params
 from tasks.system.errors import UserError
 

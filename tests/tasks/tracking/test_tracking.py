@@ -6,9 +6,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,9 +32,8 @@ from tasks.tracking.mlflow_sender import DIGEST_TAG, MAKER_TAG, Sender, send, se
 from tasks.tracking.mlflow_store import connect, tracking_uri
 from tasks.tracking.spool import SPOOLS, join_spool, open_spool
 from tasks.tracking.tracker import SPOOL_VARIABLE, Tracker, open_tracker
-from tests.helpers.small_workspace import write_params
-
-PROJECT = Path(__file__).parents[3]
+from tests.helpers.patience import PATIENCE_SECONDS, wait_for
+from tests.helpers.small_workspace import PROJECT, write_params
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,9 @@ def test_a_process_that_is_killed_loses_no_row_and_its_run_is_ended_by_the_next(
         "import os\nfrom tasks.tracking.tracker import open_tracker\nwith open_tracker('train') as tracker:\n"
         "    tracker.log_metrics({'loss': 0.5}, 3)\n    os._exit(9)"
     )
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PROJECT)}, check=False)
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PROJECT)}, timeout=PATIENCE_SECONDS
+    )
     with open_tracker("grow"):
         pass
     (run,) = runs("train")
@@ -284,25 +286,14 @@ def mlflow_server(port: int, store: Path) -> Iterator[None]:
         subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log, start_new_session=True) as server,
     ):
         try:
-            wait_until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200)
+            health = f"http://127.0.0.1:{port}/health"
+            wait_for(lambda: urllib.request.urlopen(health, timeout=PATIENCE_SECONDS).status == 200, "MLflow's server")
             yield
         finally:
             os.killpg(server.pid, 15)
 
 
-def wait_until(ready: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if ready():
-                return
-        except OSError:
-            pass
-        time.sleep(0.2)
-    raise TimeoutError
-
-
-def test_a_tracker_that_is_down_costs_no_time_and_gets_every_row_once_when_it_is_up(
+def test_a_tracker_that_is_down_holds_up_no_row_and_gets_each_once_when_it_is_up(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as probe:
@@ -311,11 +302,19 @@ def test_a_tracker_that_is_down_costs_no_time_and_gets_every_row_once_when_it_is
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     for name, value in zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), CREDENTIALS, strict=True):
         monkeypatch.setenv(name, value)
-    with open_tracker("pretrain") as tracker:
-        started = time.monotonic()
+    asked, over = threading.Event(), threading.Event()
+
+    def waits_for_the_server() -> tuple[MlflowClient, str]:
+        asked.set()
+        assert over.wait(PATIENCE_SECONDS)
+        return connect()
+
+    with monkeypatch.context() as patch, open_tracker("pretrain") as tracker:
+        patch.setattr("tasks.tracking.mlflow_sender.connect", waits_for_the_server)
+        assert asked.wait(PATIENCE_SECONDS)
         for step in range(300):
             tracker.log_metrics({"loss": float(step)}, step)
-        assert time.monotonic() - started < 5.0
+        over.set()  # after all rows: none of them waited for the server
     assert list(SPOOLS.glob("*.pretrain.*.jsonl"))
     with mlflow_server(port, store):
         with open_tracker("grow"):

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from model.checkpoint import load_network
 from model.network import Sana
 from tasks.params.reading import load_params
-from tasks.pretrain import network_config
 from tasks.runtime.context import Context
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
 from tasks.tracking.spool import SPOOLS, open_spool
 from tasks.tracking.tracker import Tracker
+from tasks.training.network_config import network_config
 from tasks.training.training_loop import Trainer
 from tasks.training.training_state import _generations
 from tests.helpers.small_workspace import PROJECT, finish, small_model, stage_process, write_encoded, write_params
