@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from flows.building.fork_server import Fork, ForkServer
-from tasks.system.processes import LEASE_VARIABLE, PARENT_VARIABLE
+from tasks.system.processes import LEASE_VARIABLE, PARENT_VARIABLE, end_processes
 
 GRACE_SECONDS = 30.0
 
@@ -83,13 +83,7 @@ class ChildProcesses:
         with self._lock:
             self.stopping = True
             running = list(self._running)
-        for process in running:
-            process.terminate()
-        for process in running:
-            try:
-                process.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+        end_processes(running, GRACE_SECONDS)
         if self._forks is not None:
             self._forks.close()
 

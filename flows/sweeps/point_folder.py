@@ -26,7 +26,7 @@ from flows.entry.terminal import FAILED, FlowFailed, exit_on_term, speak_plainly
 from flows.full_pipeline import full_pipeline
 from flows.sweeps.points import Point
 from tasks.system.errors import UserError
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import read_json, write_json
 from tasks.system.paths import RESULTS, STATE
 from tasks.system.processes import BAD_INPUT, PARENT_VARIABLE, complain, die_with_parent
@@ -129,7 +129,7 @@ def main() -> int:
     speak_plainly()
     try:
         refuse_server_of_settings()
-        with hold(LOCK, f"{Path.cwd()} is in use", LEAVING_SECONDS):
+        with exclusive_lock(LOCK, f"{Path.cwd()} is in use", LEAVING_SECONDS):
             await_leavers()
             OUTCOME.unlink(missing_ok=True)
             order = read_json(ORDER)
@@ -143,7 +143,7 @@ def main() -> int:
 def await_leavers() -> None:
     """Wait for stages that an earlier run of this point has left behind: they are saving, and end. Raises UserError."""
     for lock in (STATE / "locks").glob("*"):
-        with hold(lock, f"{lock.name} of an earlier run is still at work", LEAVING_SECONDS):
+        with exclusive_lock(lock, f"{lock.name} of an earlier run is still at work", LEAVING_SECONDS):
             pass
 
 

@@ -384,8 +384,8 @@ def wait_for(true: Any) -> None:
 @pytest.fixture
 def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
     """Two fake GPUs for three points, whose processes note their GPU and wait for a file."""
-    module = "import os, time, pathlib; from tasks.system.file_locks import hold; from pathlib import Path\n"
-    module += "with hold(Path('.sana15/point/lock'), 'held'):\n"
+    module = "import os, time, pathlib; from tasks.system.file_locks import exclusive_lock; from pathlib import Path\n"
+    module += "with exclusive_lock(Path('.sana15/point/lock'), 'held'):\n"
     module += "    Path('gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
     module += "    while not Path('end').exists(): time.sleep(0.05)\n"
     module += "    exec(Path('end').read_text())\n"
