@@ -13,7 +13,6 @@ import base64
 import os
 import secrets
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -40,7 +39,7 @@ from flows.entry.password import (
 )
 from tasks.system.errors import UserError
 from tasks.system.files import write_bytes
-from tasks.system.processes import BAD_INPUT, complain
+from tasks.system.processes import BAD_INPUT, complain, end_processes
 from tasks.tracking.mlflow_store import connect, tracking_uri
 
 POOL = "sana15"
@@ -245,16 +244,12 @@ def start(server: Server, environment: Mapping[str, str] = MappingProxyType({}))
 
 
 def stop(server: Server) -> None:
-    """TERM a server's session, if it is up, and wait; KILL what stays."""
+    """Stop a server if it is up: its session gets TERM, and KILL if it still runs after STOP_SECONDS."""
     process = server.process()
     server.pid_file.unlink(missing_ok=True)
     if process is None:
         return
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(STOP_SECONDS)
-    except psutil.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    end_processes([process], STOP_SECONDS, whole_sessions=True)
     print(f"{server.name}: stopped")
 
 

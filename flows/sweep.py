@@ -38,7 +38,7 @@ from flows.sweeps.sweep_mlflow_runs import open_sweep_run
 from flows.sweeps.sweep_plot import draw
 from flows.sweeps.sweep_table import Row, ScoredSetting, rows_of, settings_of, write_table
 from tasks.system.errors import UserError
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import write_bytes
 from tasks.system.paths import RESULTS, STATE
 
@@ -86,7 +86,7 @@ def sweep(
     place = open_place(project, plan, where, parallel, gpus, pool)
     log = get_run_logger().getChild(LOGGER).info
     with (
-        hold(project / STATE / "sweeps" / f"{plan.title}.lock", f"sweep {plan.title} is being run here"),
+        exclusive_lock(project / STATE / "sweeps" / f"{plan.title}.lock", f"sweep {plan.title} is being run here"),
         open_sweep_run(plan, str(flow_run.id)) as record,
     ):
         states = run_points(project, points, place, ProgressReport(log, points))

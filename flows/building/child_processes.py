@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from flows.building.fork_server import ForkedProcess, ForkServer
-from tasks.system.processes import LEASE_VARIABLE, PARENT_VARIABLE
+from tasks.system.processes import LEASE_VARIABLE, PARENT_VARIABLE, end_processes
 
 GRACE_SECONDS = 30.0
 """How long a child may take to end after TERM. A training stage saves a checkpoint in this time."""
@@ -28,7 +28,7 @@ class ChildProcesses:
     """The children of one flow run. With a `fork_server`, it forks the children that are Python modules."""
 
     def __init__(self, fork_server: ForkServer | None = None) -> None:
-        self._forks = fork_server
+        self._fork_server = fork_server
         self._running: set[ForkedProcess | subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self.stopping = False
@@ -65,8 +65,8 @@ class ChildProcesses:
     def _start(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str]
     ) -> ForkedProcess | subprocess.Popen[str]:
-        if self._forks is not None and list(command[:2]) == [sys.executable, "-m"]:
-            return self._forks.start(command[2:], folder, environment)
+        if self._fork_server is not None and list(command[:2]) == [sys.executable, "-m"]:
+            return self._fork_server.start(command[2:], folder, environment)
         return subprocess.Popen(
             command,
             cwd=folder,
@@ -82,19 +82,13 @@ class ChildProcesses:
         )
 
     def stop(self) -> None:
-        """TERM every child and wait for it; KILL what is still there after the time a checkpoint takes."""
+        """Send TERM to every child and wait for it. Children that still run after GRACE_SECONDS get KILL."""
         with self._lock:
             self.stopping = True
             running = list(self._running)
-        for process in running:
-            process.terminate()
-        for process in running:
-            try:
-                process.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-        if self._forks is not None:
-            self._forks.close()
+        end_processes(running, GRACE_SECONDS)
+        if self._fork_server is not None:
+            self._fork_server.close()
 
 
 def _stream(pipe: IO[str], log: Callable[[str], None], last: list[str]) -> None:

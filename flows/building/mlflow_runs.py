@@ -52,7 +52,11 @@ class MlflowRuns:
         self._end(spool, {ENTRY_TAG: json.dumps(entry), CACHED_TAG: "true"})
 
     def record_models(self, models: list[dict[str, Any]]) -> None:
-        """Make a run for each model of `results/summary.json`, so that MLflow's UI can compare the model sizes."""
+        """Make a run for each model of `results/summary.json`, so that MLflow's UI can compare the model sizes.
+
+        A score has the same name as in the run of the model's stage geneval (`geneval/overall`, `best_of/4`). The ends
+        of its interval have that name with `/low` and `/high` behind it.
+        """
         for model in models:
             numbers = {_metric_name(key): value for key, value in _numbers(model).items()}
             spool = self._open(f"model {model['name']}", self.parent)
@@ -98,8 +102,15 @@ def open_mlflow_runs(root: Path, flow_run_id: str, flow_parameters: Mapping[str,
 
 
 def _metric_name(key: str) -> str:
-    """Shortens `geneval/tasks/counting/value` to `geneval/counting`."""
-    return key.replace("/tasks/", "/").removesuffix("/value")
+    """The name in MLflow of a number of `results/summary.json`.
+
+    It is `geneval/counting` for `geneval/tasks/counting/value`, `geneval/seen` for `by_seen/seen/overall`, and
+    `best_of/4` for `best_of/4/overall`. `geneval/overall` stays.
+    """
+    name = key.replace("/tasks/", "/").removesuffix("/value")
+    if name == "geneval/overall":
+        return name
+    return name.replace("by_seen/", "geneval/").removesuffix("/overall")
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

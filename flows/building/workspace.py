@@ -19,7 +19,7 @@ from dvc.config import Config
 
 from flows.building.dvc_lock import DVC_LOCK_FILE
 from tasks.params.reading import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import private_folder, read_json, write_bytes, write_json
 from tasks.system.manifest import sha256_json
 from tasks.system.paths import STATE
@@ -138,4 +138,4 @@ def share_cache(project: Path, copy: Path) -> None:
 
 def hold_workspace(root: Path) -> AbstractContextManager[None]:
     """Hold the workspace for one flow run. Raises UserError if another flow run works in it."""
-    return hold(root / STATE / "flow.lock", f"{root} is in use")
+    return exclusive_lock(root / STATE / "flow.lock", f"{root} is in use")

@@ -9,7 +9,7 @@ from flows.sweeps.point_folder import POINT_LOCK, outcome, point_environment
 from flows.sweeps.point_process import PointProcess, end, how_it_ended, start
 from flows.sweeps.points import Point
 from tasks.system.errors import UserError
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.system.processes import LEASE_VARIABLE
 
 
@@ -25,7 +25,7 @@ class LocalProcesses:
         if not (point.folder / POINT_LOCK).exists():
             return None
         try:
-            with hold(point.folder / POINT_LOCK, "held"):
+            with exclusive_lock(point.folder / POINT_LOCK, "held"):
                 return None
         except UserError:
             return "another process"

@@ -11,7 +11,7 @@ from flows.sweeps.place import Place, PointState
 from flows.sweeps.point_folder import is_prepared, outcome, prepare, remove_outcome
 from flows.sweeps.points import Point
 from tasks.system.errors import UserError
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.system.paths import STATE
 
 POLL_SECONDS = 1.0
@@ -109,4 +109,6 @@ def _start(project: Path, point: Point, place: Place) -> str | None:
 
 
 def _starting(project: Path) -> AbstractContextManager[None]:
-    return hold(project / STATE / "sweeps" / "starting.lock", "a point is being started", wait_seconds=math.inf)
+    return exclusive_lock(
+        project / STATE / "sweeps" / "starting.lock", "a point is being started", wait_seconds=math.inf
+    )

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from flows.building.child_processes import GRACE_SECONDS
 from flows.sweeps.point_folder import LOG_FILE, MODULE, last_lines
-from tasks.system.processes import PARENT_VARIABLE
+from tasks.system.processes import PARENT_VARIABLE, end_processes
 
 PointProcess = subprocess.Popen[bytes]
+POINT_GRACE_SECONDS = GRACE_SECONDS + 15
+"""How long a point may take to end after TERM. It first gives its own stages GRACE_SECONDS."""
 
 
 def start(folder: Path, own: Mapping[str, str], kept: Sequence[int] = ()) -> PointProcess:
@@ -33,14 +35,8 @@ def start(folder: Path, own: Mapping[str, str], kept: Sequence[int] = ()) -> Poi
 
 
 def end(processes: Sequence[PointProcess]) -> None:
-    """TERM these processes, and KILL those that take longer than a flow gives its own stages."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        try:
-            process.wait(GRACE_SECONDS + 15)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+    """Send TERM to these processes and wait for them. Those that still run after POINT_GRACE_SECONDS get KILL."""
+    end_processes(processes, POINT_GRACE_SECONDS)
 
 
 def how_it_ended(process: PointProcess, folder: Path) -> str:

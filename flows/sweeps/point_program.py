@@ -22,7 +22,7 @@ from flows.entry.terminal import FAILED, FlowFailed, exit_on_term, show_only_sta
 from flows.full_pipeline import full_pipeline
 from flows.sweeps.point_folder import ORDER_FILE, OUTCOME_FILE, POINT_LOCK, Outcome
 from tasks.system.errors import UserError
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import read_json, write_json
 from tasks.system.paths import RESULTS, STATE
 from tasks.system.processes import BAD_INPUT, complain, die_with_parent
@@ -60,7 +60,7 @@ def main() -> int:
     show_only_stage_lines()
     try:
         refuse_server_in_settings_file()
-        with hold(POINT_LOCK, f"{Path.cwd()} is in use", EARLIER_RUN_SECONDS):
+        with exclusive_lock(POINT_LOCK, f"{Path.cwd()} is in use", EARLIER_RUN_SECONDS):
             await_earlier_stages()
             OUTCOME_FILE.unlink(missing_ok=True)
             order = read_json(ORDER_FILE)
@@ -77,7 +77,7 @@ def await_earlier_stages() -> None:
     Raises UserError if one of them still holds its lock after EARLIER_RUN_SECONDS.
     """
     for lock in (STATE / "locks").glob("*"):
-        with hold(lock, f"{lock.name} of an earlier run is still at work", EARLIER_RUN_SECONDS):
+        with exclusive_lock(lock, f"{lock.name} of an earlier run is still at work", EARLIER_RUN_SECONDS):
             pass
 
 

@@ -19,17 +19,17 @@ from tasks.runtime.launch_ranks import launch
 from tasks.runtime.torch_setup import configure_torch, kernels_in_use
 from tasks.stages import RANK_SECTIONS, Stage, stages_of
 from tasks.system import paths
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import move_into, private_folder, replace_folder, write_json
 from tasks.system.manifest import sha256_file, sha256_json, verify_manifest, write_manifest
-from tasks.system.processes import end_undisturbed, peak_memory
+from tasks.system.processes import ignore_term, peak_memory
 from tasks.tracking.tracker import open_tracker
 
 
 def run_stage(stage: Stage, params: Params) -> Metrics:
     """Run a stage in this process; returns its metrics. Raises UserError while another process runs it here."""
     private_folder(paths.STATE)
-    with hold(paths.STATE / "locks" / stage.name, f"{stage.name} is being run in this folder"):
+    with exclusive_lock(paths.STATE / "locks" / stage.name, f"{stage.name} is being run in this folder"):
         return _run_locked(stage, params)
 
 
@@ -75,7 +75,7 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
         write_json(out / "metrics.json", metrics)
         write_manifest(out)
         put_in_place(stage, out)
-        end_undisturbed()  # a TERM from here on would only lose the record: the output is complete
+        ignore_term()  # a TERM from here on would only lose the record: the output is complete
         note_made(user_files, stage.output)
         tracker.log_metrics(metrics)
         tracker.log_output(stage.output)

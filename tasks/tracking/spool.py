@@ -5,7 +5,6 @@ goes on, sends it and ends it; a stage under the flow joins the spool that the f
 was left by a process that died. It is deleted when all of it has been sent.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tasks.system import paths
+from tasks.system.file_locks import lock, try_to_lock
 from tasks.system.files import read_json, write_json
 
 SPOOLS = paths.STATE / "spool"
@@ -99,7 +99,7 @@ def open_spool(folder: Path, name: str, tags: Mapping[str, str], parent: str | N
     key, now = uuid.uuid4().hex, time.time_ns()
     path = folder.resolve() / f"{now}.{name}.{key}.jsonl"
     file = open(path, "a", encoding="utf-8")
-    fcntl.flock(file, fcntl.LOCK_EX)
+    lock(file)  # waits, as another process may be looking whether this file was left behind
     spool = Spool(path, file)
     spool.append("run", name=name, key=key, parent=parent, tags=dict(tags))
     return spool
@@ -123,10 +123,6 @@ def claim_spools(folder: Path) -> Iterator[Spool]:
         except FileNotFoundError:
             continue  # sent and deleted by another process a moment ago
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
             # an empty one is only just being opened
-            if path.exists() and file.seek(0, os.SEEK_END) > 0:
+            if try_to_lock(file) and path.exists() and file.seek(0, os.SEEK_END) > 0:
                 yield Spool(path, file)

@@ -107,7 +107,9 @@ def test_listed_points_and_a_profiles_own_values_are_taken_as_they_are(project: 
         ({"grid": {"prune.depth": [[3]]}}, "prune.depths"),
         ({"grid": {"prune.depths": [[3], [9]]}}, "below grow.depth"),
         ({"grid": {"prune.depths": [3]}}, "must be list"),
-        ({"grid": {"prune.depths": [3], "finetune.steps": 5}}, "must be a list"),
+        ({"grid": {"prune.depths": [3], "finetune.steps": 5}}, r"grid.finetune.steps is 5 \(int\): it must be list"),
+        ({"grid": {"prune.depths": []}}, "grid.prune.depths is .* at least one value"),
+        ({"grid": {}}, "grid is {}: it is empty"),
         ({"grid": {"prune.depths": [[3], [3]]}}, "there twice"),
         ({"grid": {"compute.seed": [1, 2]}}, "name seeds"),
         ({"grid": {"workflow.retries": [0, 1]}}, "changes no stage"),
@@ -115,18 +117,25 @@ def test_listed_points_and_a_profiles_own_values_are_taken_as_they_are(project: 
         ({"from": "prunes"}, "must be one of shard, "),
         ({"from": None}, "from is missing"),
         ({"seeds": [1, 1]}, "different whole numbers"),
+        ({"seeds": [1, "2"]}, r"seeds is '2' \(str\): it must be int"),
         ({"points": [{"prune.depths": [3]}]}, "either a grid or points"),
+        ({"grid": None, "points": [{}]}, "each must set at least one key"),
         ({"score": "best"}, "best_of"),
-        ({"until": "report"}, "must be a list of names"),
+        ({"until": "report"}, "must be list of str or null"),
+        ({"models": []}, "models is .*: it is empty"),
         ({"until": ["geneval@finetuned-9"]}, "it must be one of shard, "),
         ({"until": ["geneval@grown"]}, "does not need prune"),
         ({"profile": "smok"}, "smoke"),
         ({"sedes": [1]}, "'seeds'"),
-        ({"cluster": {"gpu": 1}}, "'gpus'"),
+        ({"cluster": {"gpu": 1}}, "'cluster.gpus'"),
+        ({"cluster": {"gpus": -1}}, "from 0 on"),
+        ({"cluster": {"cpus": 1.5}}, "cluster.cpus is 1.5"),
         ({"cluster": {"minutes": 1}}, "from 5 on"),
         ({"cluster": {"lost_seconds": 1}}, "from 5 on"),
-        ({"cluster": {"pool": 3}}, "must be text"),
-        ({"profiles": {"smoke": {"grids": {}}}}, "'grid'"),
+        ({"cluster": {"pool": 3}}, "must be str or null"),
+        ({"cluster": {"clone": 1}}, "must be bool"),
+        ({"profiles": {"smoke": {"grids": {}}}}, "'profiles.smoke.grid'"),
+        ({"profiles": {"smoke": {"cluster": {"minutes": 1}}}}, "profiles.smoke.cluster.minutes is 1"),
     ],
 )
 def test_a_bad_name_or_value_stops_with_one_line_before_anything_is_written(
@@ -377,8 +386,8 @@ def wait_for(true: Any) -> None:
 @pytest.fixture
 def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalProcesses]:
     """Two fake GPUs for three points, whose processes note their GPU and wait for a file."""
-    module = "import os, time, pathlib; from tasks.system.file_locks import hold; from pathlib import Path\n"
-    module += "with hold(Path('.sana15/point/lock'), 'held'):\n"
+    module = "import os, time, pathlib; from tasks.system.file_locks import exclusive_lock; from pathlib import Path\n"
+    module += "with exclusive_lock(Path('.sana15/point/lock'), 'held'):\n"
     module += "    Path('gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
     module += "    while not Path('end').exists(): time.sleep(0.05)\n"
     module += "    exec(Path('end').read_text())\n"
