@@ -23,7 +23,7 @@ TERM_AGAIN_SECONDS = 1.0
 
 
 class Process(Protocol):
-    """What `end_processes` needs: a `subprocess.Popen`, a psutil.Process or a `flows.building.fork_server.ForkedProcess`."""
+    """What `end_processes` needs of a `subprocess.Popen`, a `psutil.Process` or a child of the fork server."""
 
     @property
     def pid(self) -> int:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from flows.building.mlflow_runs import open_mlflow_runs
 from flows.sweeps.sweep_file import Score, Sweep
-from flows.sweeps.sweep_mlflow_runs import recorded
+from flows.sweeps.sweep_mlflow_runs import open_sweep_run
 from flows.sweeps.sweep_table import Row
 from tasks.data.scene_vocabulary import lines
 from tasks.evaluation.evaluation_summary import CHOOSERS, headline, summarize
@@ -92,6 +92,6 @@ def test_a_points_scores_have_their_models_name_in_the_second_place(
     sweep = Sweep("mine", None, "train", ({"train.steps": 4},), score=score)
     base = Row("key", {"train.steps": 4}, 0, "done", "", str(tmp_path), "grown", parameters=10, heldout_loss=0.3)
     rows = [replace(base, pictures=int(name[-1]) if name[-1].isdigit() else 1, score=names[name]) for name in names]
-    with recorded(sweep, "a flow run") as record:
+    with open_sweep_run(sweep, "a flow run") as record:
         record(rows, tmp_path / "plot.png")
     assert metrics_of("point key") == names | {"parameters/grown": 10, "heldout_loss/grown": 0.3}

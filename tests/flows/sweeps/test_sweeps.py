@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tests.helpers.clones import PROJECT, Clone, new_clone, new_origin
 
 from flows.building.workspace import merged_params
 from flows.entry.terminal import FlowFailed
@@ -31,7 +30,8 @@ from flows.sweeps.sweep_table import Row, rows_of, settings_of, write_table
 from tasks.params.reading import PARAMS_FILE, PROFILES, read_yaml
 from tasks.system.errors import UserError
 from tasks.system.files import write_json
-from tests.helpers.small_workspace import PUBLISHED_DETECTOR
+from tests.helpers.small_workspace import PROJECT, PUBLISHED_DETECTOR
+from tests.helpers.whole_pipeline import Clone, new_clone, new_origin
 
 SHIPPED = ("prune-depth", "growth-strategy", "optimizer", "dropped-blocks", "inference-scaling")
 DEPTHS = {"from": "prune", "grid": {"prune.depths": [[3], [2]]}, "profile": "smoke"}
