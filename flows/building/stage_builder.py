@@ -18,7 +18,7 @@ from flows.building.mlflow_runs import MlflowRuns, open_mlflow_runs
 from flows.building.workspace import work_alone
 from tasks.params.experiment import Params
 from tasks.params.reading import PARAMS_FILE, load_params
-from tasks.params.user_files import digests_of, made_of
+from tasks.params.user_files import digests_of, made_from_user_files
 from tasks.stages import Stage, stages_of
 from tasks.system.errors import UserError
 from tasks.system.manifest import MANIFEST, sha256_file, verify_manifest
@@ -64,9 +64,13 @@ class StageBuilder:
         stage = self.dvc_lock.stages[name]
         started = time.monotonic()
         user_files = digests_of(stage.user_files, self.params)
-        if self.dvc_lock.up_to_date(name) and self._whole(stage) and made_of(user_files, self.root / stage.output):
+        if (
+            self.dvc_lock.up_to_date(name)
+            and self._whole(stage)
+            and made_from_user_files(user_files, self.root / stage.output)
+        ):
             return self._cached(stage, started)
-        if self.dvc_lock.restore(name, self.children.refuse_if_stopping) and made_of(
+        if self.dvc_lock.restore(name, self.children.refuse_if_stopping) and made_from_user_files(
             user_files, self.root / stage.output
         ):
             log("came out of DVC's cache")
