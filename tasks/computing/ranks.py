@@ -45,7 +45,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def collect(values: Sequence[Value]) -> list[Value]:
-    """The results of all pieces of work, in the order of the pieces. `values` are those of this rank's pieces (`dealt`)."""
+    """The results of all pieces of work, in their order. `values` are the results of this rank's pieces (`dealt`)."""
     parts = gather(list(values))
     return [parts[place % len(parts)][place // len(parts)] for place in range(sum(map(len, parts)))]
 

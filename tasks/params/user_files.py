@@ -32,7 +32,7 @@ def digests_of(keys: Iterable[str], params: Params) -> dict[str, str]:
 
 
 def listing_digest(path: Path) -> str:
-    """The digest of the names, sizes and times of change of the files below the folder `path`, or of the file `path`."""
+    """The digest of the names, sizes and times of change of the files below a folder, or of one file."""
     below = (os.path.join(root, name) for root, _, names in os.walk(path) for name in names)
     files = [str(path)] if path.is_file() else sorted(below)
     return sha256_json([[os.path.relpath(file, path), *_size_and_time(file)] for file in files])

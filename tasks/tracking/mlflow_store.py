@@ -37,6 +37,7 @@ def connect() -> tuple["MlflowClient", str]:
     """A client of the store and the id of the project's experiment. Store and experiment are made if they are missing.
 
     Raises OSError if a server on this machine is down, and MLflow's exception if another store cannot be reached.
+    Either is raised within seconds.
     """
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
