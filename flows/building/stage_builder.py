@@ -18,7 +18,7 @@ from flows.building.mlflow_runs import MlflowRuns, open_mlflow_runs
 from flows.building.workspace import hold_workspace
 from tasks.params.experiment import Params
 from tasks.params.reading import PARAMS_FILE, load_params
-from tasks.params.user_files import digests_of, made_of
+from tasks.params.user_files import digests_of, made_from_user_files
 from tasks.stages import Stage, stages_of
 from tasks.system.errors import UserError
 from tasks.system.manifest import MANIFEST, sha256_file, verify_manifest
@@ -68,10 +68,10 @@ class StageBuilder:
         if (
             self.dvc_lock.up_to_date(name)
             and self._uncached_files_are_whole(stage)
-            and made_of(user_files, self.root / stage.output)
+            and made_from_user_files(user_files, self.root / stage.output)
         ):
             return self._finish_cached(stage, started)
-        if self.dvc_lock.restore(name, self.child_processes.refuse_if_stopping) and made_of(
+        if self.dvc_lock.restore(name, self.child_processes.refuse_if_stopping) and made_from_user_files(
             user_files, self.root / stage.output
         ):
             log("came out of DVC's cache")

@@ -8,7 +8,7 @@ from tasks.params.checks import check, divides, positive
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """The deep-compression autoencoder: loaded from `path`, or a small one trained on the shards."""
+    """The deep-compression autoencoder: it is loaded from `path`, or a small one is trained on the shards."""
 
     path: str | None
     """Folder with a diffusers AutoencoderDC; null trains a small one on the shards.
@@ -38,7 +38,7 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """The decoder-only text encoder: loaded from `path`, or a small one trained on the captions."""
+    """The decoder-only text encoder: it is loaded from `path`, or a small one is trained on the captions."""
 
     path: str | None
     """Folder with a Gemma-2 model and its tokenizer; null trains a small one on the captions.

@@ -1,7 +1,6 @@
-"""All sections of `params.yaml` together, and what one section asks of another.
+"""All sections of `params.yaml`, and the checks that concern more than one section.
 
-`params.yaml` is complete: every key is required. A key that no section knows stops the run before any work
-(`tasks.params.reading`).
+Every key of `params.yaml` is required. An unknown key stops the run before any work (`tasks.params.reading`).
 """
 
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ class Params:
         )
 
     def _check_ranks(self, name: str) -> None:
-        """Whether a training can be had on as many processes."""
+        """Raise ValueError if the training section `name` cannot run on the processes that `compute` asks for."""
         training, count = getattr(self, name), self.compute.world_size
         if count == 1 or training.steps == 0:
             return

@@ -9,7 +9,7 @@ from tasks.params.checks import check, divides, positive
 
 @dataclass(frozen=True)
 class Network:
-    """Shape of the diffusion transformer; its depth belongs to the stages that set it (SANA-1.5 section 3.1)."""
+    """Shape of the diffusion transformer (SANA-1.5 section 3.1). Its depth is set by the stages that change it."""
 
     hidden_size: int
     """Channels of a token; a multiple of `linear_head_dim` and of `cross_heads`."""

@@ -1,7 +1,7 @@
-"""From `params.yaml`, profiles and overrides to checked params.
+"""Reads `params.yaml`, profiles and overrides, and makes checked params of them.
 
-A key that no section knows is refused with the file and the nearest known key. `profiles/<name>.yaml` hold partial
-overrides of `params.yaml`, or of another profile.
+An unknown key is refused with the name of its file and the nearest known key. A profile, `profiles/<name>.yaml`,
+replaces some values of `params.yaml`, or of another profile that it extends.
 """
 
 import dataclasses
@@ -81,7 +81,11 @@ def build(cls: type[Section], values: Any, where: str, prefix: str = "") -> Sect
 def apply_profile(
     values: dict[str, Any], profile: str, profiles: Path = PROFILES, extended_by: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """`values` with `profiles/<profile>.yaml` merged over it, section by section; before it the profile it extends."""
+    """`values` with those of `profiles/<profile>.yaml` in their place; the profile that it extends is applied first.
+
+    `extended_by` are the profiles that led here. Raises UserError for an unknown profile, one that extends itself, or a
+    key that `values` has not.
+    """
     path = profiles / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in profiles.glob("*.yaml")))
@@ -100,7 +104,7 @@ def apply_profile(
 
 
 def apply_overrides(values: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
-    """`values` with dotted keys replaced (`finetune.steps: 50`). A key that does not exist is a UserError."""
+    """A copy of `values` with dotted keys replaced (`finetune.steps: 50`). Raises UserError for an unknown key."""
     merged = {section: dict(pairs) for section, pairs in _sections(values, where).items()}
     known = [f"{section}.{key}" for section, pairs in values.items() for key in pairs]
     for dotted, value in overrides.items():
@@ -173,5 +177,5 @@ def _spelled(hint: Any) -> str:
 
 
 def _is_exponent(value: Any) -> bool:
-    """True for a number such as 7e-5, which YAML 1.1 takes for text because it has no dot."""
+    """Whether a text is a number such as 7e-5, which YAML 1.1 reads as text because it has no dot."""
     return isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) is not None

@@ -7,7 +7,7 @@ from model.numerics import CheckpointKey
 from tasks.params.checks import check, or_list, positive
 
 CAMES = ("came8bit", "came")
-"""The project's own optimizers, which round bfloat16 weights stochastically and can step within the backward pass."""
+"""The project's own optimizers. They round bfloat16 weights stochastically and can step within the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Pretrain(Training):
-    """The small model: trained from random weights or on from those of `path`; 0 steps take these over as they are."""
+    """The training of the small model, which starts from random weights or from those of `path`."""
 
     path: str | None
     """Weights to start from (.pth, .safetensors, a diffusers folder); null draws random ones.
