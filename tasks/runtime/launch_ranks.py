@@ -28,7 +28,7 @@ from tasks.params.reading import build_params
 from tasks.runtime.context import Context, Interrupted, Metrics
 from tasks.system import paths
 from tasks.system.errors import UserError
-from tasks.system.file_locks import wait_until_free
+from tasks.system.file_locks import wait_until_unlocked
 from tasks.system.files import read_json, write_json
 from tasks.system.processes import BAD_INPUT, LEASE_VARIABLE, PARENT_VARIABLE
 
@@ -76,7 +76,7 @@ def launch(context: Context) -> tuple[Metrics, int]:
     Raises RankFailed for the rank that failed first, UserError for its bad input, and Interrupted after a signal.
     """
     folder = (paths.STATE / "ranks" / context.name).resolve()
-    wait_until_free(lock_of(folder))  # ranks of a process that was killed save what they are at
+    wait_until_unlocked(lock_of(folder))  # ranks of a process that was killed save what they are at
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     job = Job(

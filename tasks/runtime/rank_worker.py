@@ -23,9 +23,9 @@ from tasks.runtime.stage_run import computation_of
 from tasks.runtime.torch_setup import configure_torch
 from tasks.stages import stages_of
 from tasks.system.errors import UserError
-from tasks.system.file_locks import share
+from tasks.system.file_locks import keep_shared_lock
 from tasks.system.files import write_json
-from tasks.system.processes import BAD_INPUT, end_when_told, peak_memory
+from tasks.system.processes import BAD_INPUT, exit_on_term_or_with_parent, peak_memory
 from tasks.tracking.spool import join_spool
 from tasks.tracking.tracker import Tracker
 
@@ -80,11 +80,11 @@ def join(job: Job, device: str, store: str | None) -> None:
 
 def main() -> None:
     """Compute, and leave `rank-N.json`; exits as a stage does. A rank that failed does not wait for the others."""
-    end_when_told()
+    exit_on_term_or_with_parent()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # meant for the agent; Slurm sends it to all processes of a step
     folder, store = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
     rank = int(os.environ["RANK"])
-    share(lock_of(folder))
+    keep_shared_lock(lock_of(folder))
     code, said = 1, {}
     try:
         said = compute(read_job(folder), store)

@@ -15,14 +15,14 @@ from tasks.runtime.context import Interrupted
 from tasks.runtime.launch_ranks import RankFailed
 from tasks.runtime.stage_run import run_stage
 from tasks.stages import Argument, families, stage_of
-from tasks.system.processes import end_when_told
+from tasks.system.processes import exit_on_term_or_with_parent
 
 
 def stage_command(stem: str, doc: str | None, argv: Sequence[str] | None = None) -> None:
     """Run a stage as a command and exit; `doc` is its help, the docstring of its module."""
     item = parse_item(stem, doc, argv)
     leave_imported_objects_alone()
-    end_when_told()
+    exit_on_term_or_with_parent()
     name = stem if item is None else f"{stem}@{item}"
     try:
         with bad_input_exits(name):

@@ -12,24 +12,24 @@ from pathlib import Path
 
 from tasks.params.experiment import Params
 from tasks.params.reading import section_values
-from tasks.params.user_files import digests_of, note_made
+from tasks.params.user_files import digests_of, record_user_files
 from tasks.runtime.code_digest import code_digest
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.launch_ranks import launch
 from tasks.runtime.torch_setup import configure_torch, kernels_in_use
 from tasks.stages import RANK_SECTIONS, Stage, stages_of
 from tasks.system import paths
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import move_into, private_folder, replace_folder, write_json
 from tasks.system.manifest import sha256_file, sha256_json, verify_manifest, write_manifest
-from tasks.system.processes import end_undisturbed, peak_memory
+from tasks.system.processes import ignore_term, peak_memory
 from tasks.tracking.tracker import open_tracker
 
 
 def run_stage(stage: Stage, params: Params) -> Metrics:
     """Run a stage in this process; returns its metrics. Raises UserError while another process runs it here."""
     private_folder(paths.STATE)
-    with hold(paths.STATE / "locks" / stage.name, f"{stage.name} is being run in this folder"):
+    with exclusive_lock(paths.STATE / "locks" / stage.name, f"{stage.name} is being run in this folder"):
         return _run_locked(stage, params)
 
 
@@ -49,9 +49,9 @@ def input_digests(stage: Stage, params: Params, inputs: Sequence[Path], user_fil
     Both cover code, params, the user's files and the manifests of inputs, which are checked here. The second leaves out
     how many ranks there are, since any number of them can resume.
     """
-    made_of = user_files | {path.as_posix(): verify_manifest(path) for path in inputs}
+    digests = user_files | {path.as_posix(): verify_manifest(path) for path in inputs}
     values = section_values(params, stage.sections)
-    whole = {"code": code_digest(stage.stem), "params": values, "inputs": made_of}
+    whole = {"code": code_digest(stage.stem), "params": values, "inputs": digests}
     kept = {name: value for name, value in values.items() if name not in RANK_SECTIONS}
     return sha256_json(whole), sha256_json({**whole, "params": kept})
 
@@ -75,8 +75,8 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
         write_json(out / "metrics.json", metrics)
         write_manifest(out)
         put_in_place(stage, out)
-        end_undisturbed()  # a TERM from here on would only lose the record: the output is complete
-        note_made(user_files, stage.output)
+        ignore_term()  # a TERM from here on would only lose the record: the output is complete
+        record_user_files(user_files, stage.output)
         tracker.log_metrics(metrics)
         tracker.log_output(stage.output)
         record_cost(stage, digest, time.monotonic() - started, device, peak)
