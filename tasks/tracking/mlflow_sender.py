@@ -157,7 +157,7 @@ def _find_run(client: "MlflowClient", experiment: str, tag: str, value: str) -> 
 
 
 def _send_rows(client: "MlflowClient", experiment: str, run_id: str, spool: Spool, kind: str, rows: list[Row]) -> None:
-    """Send rows of one kind. Rows that MLflow refuses for good are dropped with a line, or they would block the rest."""
+    """Send rows of one kind. Those that MLflow refuses for good are dropped with a line, or they would block others."""
     from mlflow.exceptions import MlflowException
 
     try:

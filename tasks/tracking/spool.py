@@ -64,7 +64,7 @@ class Spool:
                 yield json.loads(line), offset
 
     def sent(self) -> tuple[int, str | None]:
-        """The number of bytes that have been sent, and the id of the MLflow run that they went to (None before the first)."""
+        """How many bytes have been sent, and the id of the MLflow run that has them (None before the first)."""
         if not self._mark.exists():
             return 0, None
         mark = read_json(self._mark)
