@@ -36,6 +36,7 @@ class LocalProcesses:
             return False
         if not self._gpus:
             return True
+        # A GPU counts as free if it can be leased. The lease is given back at once, and `submit` takes its own.
         if (leased := lease(self._gpus)) is not None:
             os.close(leased[1])
         return leased is not None

@@ -23,6 +23,7 @@ NOTICE_SECONDS = 120
 WAITING_STATES = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 RUNNING_STATES = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING"}
 LOG_LINES = 3
+"""How many of the last lines of its log are shown for a job that failed."""
 
 
 class SlurmJobs:
@@ -96,7 +97,7 @@ class SlurmJobs:
                 self._states, self._unanswered = dict(line.split() for line in lines), False
             except UserError as error:
                 if not self._unanswered:
-                    print(f"{error}: it is asked until it answers", file=sys.stderr, flush=True)
+                    print(f"{error}: asking again until it answers", file=sys.stderr, flush=True)
                 self._unanswered = True
             self._asked_at = time.monotonic()
         return self._states

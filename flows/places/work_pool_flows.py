@@ -36,7 +36,9 @@ REPORT = "sana15-point"
 MOST_CHARACTERS = 400_000
 """The most characters of a file that are sent to Prefect: more than any dvc.lock has, and the end of a long log."""
 LOOK_SECONDS = 0.5
+"""The time between two looks at the worker."""
 REPORT_AGAIN_SECONDS = 5.0
+"""The time between two attempts to leave the report."""
 
 Beat = Callable[[], str | None]
 """Gives a sign of life. Returns why the run must end, or None if it may go on."""
