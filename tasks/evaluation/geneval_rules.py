@@ -7,19 +7,14 @@ made definite: where a reason lists two relations, they come in a fixed order.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from tasks.data.scene_vocabulary import COLOURS, RELATIONS, Line
-from tasks.evaluation.detectors.detector import Detection, Thresholds
-
-POSITION_MARGIN = 0.1
-"""An offset counts as far as it exceeds this share of the two objects' extents along its axis."""
+from tasks.data.scene_vocabulary import COLOURS, Line
+from tasks.evaluation.detectors.detector import Box, Detection, Thresholds
+from tasks.evaluation.relative_position import relations
 
 PUBLISHED_THRESHOLDS = Thresholds()
 
 COLOUR_ORDER = tuple(COLOURS)
 
-Box = tuple[float, float, float, float]
 ColoursOf = Callable[[Sequence[Detection]], list[str]]
 """The colour name of each of these detections, which are of one class."""
 
@@ -80,24 +75,6 @@ def overlap(a: Box, b: Box) -> float:
     shared = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
     total = _area(a) + _area(b) - shared
     return shared / total if total else 0.0
-
-
-def relations(a: Box, b: Box) -> tuple[str, ...]:
-    """Where box a lies from box b: none, one or two of `RELATIONS`.
-
-    With o the offset of the centres and o' what exceeds the margin of it on each axis, a relation holds when
-    o' / |o| is more than one half towards its side.
-    """
-    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a, b
-    offset = np.array([ax0 + ax1 - bx0 - bx1, ay0 + ay1 - by0 - by1]) / 2
-    extents = np.abs([ax1 - ax0, ay1 - ay0]) + np.abs([bx1 - bx0, by1 - by0])
-    beyond = np.sign(offset) * np.maximum(np.abs(offset) - POSITION_MARGIN * extents, 0)
-    if (np.abs(beyond) < 1e-3).all():
-        return ()
-    dx, dy = beyond / np.linalg.norm(offset)
-    return tuple(
-        name for name, holds in zip(RELATIONS, (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5), strict=True) if holds
-    )
 
 
 def _missing(

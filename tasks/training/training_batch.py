@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from model.flow_matching import TIMESTEPS, add_noise, draw_sigmas, velocity
 from model.network import Sana
-from model.numerics import CONVENTIONS, Numerics
+from model.numerics import Numerics
 from tasks.computing.seeds import generator
-from tasks.data.encoded_samples import EncodedBatch, EncodedDataset
+from tasks.data.encoded_samples import EncodedDataset
 from tasks.data.sample_order import grouped_batch_indices
 from tasks.params.network import Diffusion
-from tasks.system.errors import UserError
+from tasks.training.caption_dropout import draw_dropped, drop_captions
 
 
 @dataclass(frozen=True)
@@ -67,28 +67,6 @@ def training_batch(
     random = generator(seed, "training noise", step)
     sigma_B = draw_sigmas(size, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift, random)
     noise_BCHW = torch.randn((size, *batch.latents_BCHW.shape[1:]), generator=random)
-    dropped_B = torch.rand(size, generator=random) < diffusion.caption_dropout
+    dropped_B = draw_dropped(size, diffusion.caption_dropout, random)
     text_BTE, mask_BT = drop_captions(batch, dataset.null_text, dropped_B[rows], numerics)
     return NoisedBatch(batch.latents_BCHW, noise_BCHW[rows], sigma_B[rows], text_BTE, mask_BT)
-
-
-def drop_captions(batch: EncodedBatch, null_TE: Tensor, dropped_B: Tensor, numerics: Numerics) -> tuple[Tensor, Tensor]:
-    """Text and mask with the chosen rows replaced by the empty prompt, as sampling has it (`model.numerics`).
-
-    Under `nvlabs` the rows keep their mask, so that the padded empty prompt is read at as many tokens as the caption
-    had. Raises UserError if the cached empty prompt is shorter than that.
-    """
-    if CONVENTIONS[numerics].null_keeps_caption_mask:
-        longest = batch.text_BTE.shape[1]
-        if len(null_TE) < longest:
-            raise UserError(
-                f"the cached empty prompt has {len(null_TE)} tokens, a caption {longest}: run the stage encode again "
-                f"with network.numerics {numerics}"
-            )
-        return torch.where(dropped_B[:, None, None], null_TE[:longest], batch.text_BTE), batch.mask_BT
-    length = max(batch.text_BTE.shape[1], len(null_TE))
-    text = F.pad(batch.text_BTE, (0, 0, 0, length - batch.text_BTE.shape[1]))
-    mask = F.pad(batch.mask_BT, (0, length - batch.mask_BT.shape[1]))
-    null = F.pad(null_TE, (0, 0, 0, length - len(null_TE)))
-    null_mask = torch.arange(length) < len(null_TE)
-    return torch.where(dropped_B[:, None, None], null, text), torch.where(dropped_B[:, None], null_mask, mask)

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Pictures = NDArray[np.uint8]
 
+Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1) in pixels: the left, upper, right and lower edge."""
+
 NOTES: dict[str, str | None] = {
     "scenes": None,
     "mask2former": (
@@ -33,7 +36,7 @@ class Detection:
 
     class_name: str
     score: float
-    box: tuple[float, float, float, float]
+    box: Box
     mask: NDArray[np.bool_]
 
 

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
@@ -31,17 +30,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from tasks.computing import ranks
 from tasks.data.published_files import content_digest
 from tasks.evaluation.judges.judge_answers import Answer, Key, ScoreCache
+from tasks.evaluation.judges.judge_template import QUESTION, conversation
 from tasks.system.errors import UserError
 from tasks.system.manifest import sha256_json
 from tasks.system.progress import progress
-
-QUESTION = (
-    "You are an AI assistant specializing in image analysis and ranking. You are shown an image that was made for a "
-    "prompt, and decide whether it shows what the prompt asks for: the objects, how many of them, their colors and "
-    "where they are. The given prompt is: {prompt}. Please consider the prompt and the image to make a decision and "
-    "response directly with 'yes' or 'no'"
-)
-"""The published judge's question; what the paper leaves out of it is ours."""
 
 LEAST_ANSWER_MASS = 0.01
 """Where yes and no together are less likely than this, the model is about to say something else: an abstention."""
@@ -138,12 +130,6 @@ def score(answer: Answer | None) -> float:
     log_yes, log_no = answer
     either = np.logaddexp(log_yes, log_no)
     return float(log_yes - either) if either >= np.log(LEAST_ANSWER_MASS) else np.nan
-
-
-def conversation(picture_HW3: NDArray[np.uint8], question: str) -> list[dict[str, Any]]:
-    """The question about a picture as transformers' chat templates take it."""
-    parts = [{"type": "image", "image": Image.fromarray(picture_HW3)}, {"type": "text", "text": question}]
-    return [{"role": "user", "content": parts}]
 
 
 def picture_digest(picture_HW3: NDArray[np.uint8]) -> str:
