@@ -13,7 +13,7 @@ from tasks.system.errors import UserError
 
 
 def draw_dropped(size: int, probability: float, random: torch.Generator) -> Tensor:
-    """Which of `size` samples lose their caption, bool (B,): each with the given probability, on its own."""
+    """Which of `size` samples lose their caption, bool (B,). Each loses it with the given probability."""
     return torch.rand(size, generator=random) < probability
 
 

@@ -1,4 +1,7 @@
-"""The flow-matching loss of a batch, as a module so that autocast and data parallelism wrap it whole."""
+"""A training batch and its flow-matching loss. The loss is a module, so that autocast and DDP can wrap all of it.
+
+Shapes: B samples, C latent channels, H and W of a latent, T text tokens, E caption channels.
+"""
 
 from dataclasses import dataclass
 
@@ -19,7 +22,7 @@ from tasks.training.caption_dropout import draw_dropped, drop_captions
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """A training batch with its noise and times: a pure function of (seed, step)."""
+    """Samples, their noise, and their noise levels `sigma_B` in (0, 1). The mask is true where there is text."""
 
     latents_BCHW: Tensor
     noise_BCHW: Tensor
@@ -33,7 +36,7 @@ class NoisedBatch:
 
 
 class FlowMatchingLoss(nn.Module):
-    """Mean squared error of the predicted velocity (SANA section 2.4); no weighting over times."""
+    """The mean squared error of the predicted velocity (SANA section 2.4), without a weighting over times."""
 
     def __init__(self, network: Sana) -> None:
         super().__init__()
@@ -57,12 +60,13 @@ def training_batch(
     size: int,
     rows: np.ndarray | None = None,
 ) -> NoisedBatch:
-    """The batch of one optimizer step. Data order, noise, times and caption dropout depend on (seed, step) alone.
+    """The batch of one optimizer step, `size` samples. It is a pure function of (seed, step), so a run can resume.
 
-    `rows` are those of one of several processes (`tasks.data.sample_order.rank_rows`): they are as in the whole batch,
-    whose other samples are not read.
+    With `rows` the result holds only these rows of the batch, and only their samples are read. A rank passes its share
+    (`tasks.data.sample_order.rank_rows`). Its rows have the same noise, times and captions as in the whole batch.
     """
     rows = np.arange(size) if rows is None else rows
+    # Noise, times and dropout are drawn for the whole batch on every rank, so they do not depend on how many there are.
     batch = dataset.batch(grouped_batch_indices(seed, step, size, dataset.shape_groups)[rows])
     random = generator(seed, "training noise", step)
     sigma_B = draw_sigmas(size, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift, random)
