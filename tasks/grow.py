@@ -1,6 +1,6 @@
 """Stage `grow`: initialises the deep model from the small one, and reports where each way of growing would start.
 
-With `grow.depth` at `pretrain.depth` and nothing dropped the small model passes as it is.
+If `grow.depth` is `pretrain.depth` and no block is dropped, the small model is passed on as it is.
 """
 
 from dataclasses import asdict, dataclass
@@ -27,10 +27,10 @@ PROBES = 128  # held-out samples on which functions are compared
 
 @dataclass(frozen=True)
 class Start:
-    """Where a way of growing starts from."""
+    """The point from which training starts after one way of growing."""
 
     strategy: Strategy
-    drop: int  # last blocks left out
+    drop: int  # how many of the last blocks are dropped before growing
     function_distance: float  # from the small model, relative L2 of the velocity
     heldout_loss: float  # before any training
 
@@ -53,8 +53,8 @@ class Probe:
 
 
 def read_probe(heldout: EncodedDataset, seed: int, device: str) -> Probe:
-    """The probe of a held-out split."""
-    indices = max(heldout.shape_groups, key=len)[:PROBES]  # where latents differ in shape, of the commonest
+    """The probe: the first samples of a held-out split, with noise from the experiment's seed."""
+    indices = max(heldout.shape_groups, key=len)[:PROBES]  # a batch has one shape: the commonest
     batch, count = heldout.batch(indices), len(indices)
     noise_BCHW = torch.randn(batch.latents_BCHW.shape, generator=generator(seed, "grow", "probe noise"))
     sigma_B = (torch.arange(count) + 0.5) / count

@@ -1,4 +1,4 @@
-"""The rejects of a run: pictures that could not be used, counted, named in a file, and held below a limit."""
+"""The rejects of a run: pictures that cannot be used. They are counted, named in a file, and held below a limit."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,17 +8,18 @@ from tasks.system.errors import UserError
 from tasks.system.files import write_bytes
 
 NAMED = 3
+"""Rejects that the error message names; the file names all."""
 
 
 @dataclass
 class Rejects:
-    """Pairs of (which picture, reason), and how many pictures there were in all."""
+    """The rejects found so far, as pairs (picture, reason), and the total number of pictures."""
 
     total: int
     found: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, where: str, reason: str) -> None:
-        """Note a rejected picture; the reason is kept on one line."""
+        """Note a rejected picture, with the reason on one line."""
         self.found.append((where, " ".join(reason.split())))
 
     def write(self, path: Path) -> None:
@@ -27,7 +28,7 @@ class Rejects:
         write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
     def check(self, limit: float, path: Path) -> None:
-        """Raise UserError if more than the share `limit` was rejected; `path` is where all of them are listed."""
+        """Raise UserError if more than the share `limit` was rejected. The message names `path`, which lists all."""
         share = len(self.found) / max(self.total, 1)
         if share <= limit:
             return

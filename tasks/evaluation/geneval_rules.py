@@ -1,7 +1,7 @@
-"""GenEval's scoring rules: is what a detector found in a picture what the prompt asked for?
+"""GenEval's scoring rules: does a picture show what the prompt asked for, by what a detector found in it?
 
-The rules are those of GenEval's published evaluation (Ghosh et al., 2023), which SANA-1.5 is scored with. One detail is
-made definite: where a reason lists two relations, they come in a fixed order.
+The rules are those of GenEval's published evaluation (Ghosh et al., 2023), with which SANA-1.5 is scored. One detail is
+made definite: if a reason lists two relations, they come in a fixed order (see `tasks.evaluation.relative_position`).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ PUBLISHED_THRESHOLDS = Thresholds()
 COLOUR_ORDER = tuple(COLOURS)
 
 ColoursOf = Callable[[Sequence[Detection]], list[str]]
-"""The colour name of each of these detections, which are of one class."""
+"""A function that names the colour of each of these detections, which must be of one class."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def judge_picture(
 ) -> Verdict:
     """Score one picture by its detections.
 
-    Everything in the line's `include` must be there and nothing in its `exclude` may be. `thresholds` are GenEval's
-    own for Mask2Former unless the detector's are given.
+    The picture must show everything in the line's `include`, and nothing in its `exclude`. `thresholds` should be the
+    detector's own; the default is GenEval's for Mask2Former.
     """
     kept = keep(detections, line["tag"], thresholds)
     matched: list[list[Detection] | None] = []
@@ -52,7 +52,7 @@ def judge_picture(
 
 
 def keep(detections: Sequence[Detection], tag: str, thresholds: Thresholds) -> dict[str, list[Detection]]:
-    """The detections that count in the task `tag`, by class, best first; equal scores keep the detector's order."""
+    """The detections that count in the task `tag`, by class, best first. Equal scores keep the detector's order."""
     threshold = thresholds.counting if tag == "counting" else thresholds.detection
     by_class: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda one: -one.score):
@@ -62,7 +62,7 @@ def keep(detections: Sequence[Detection], tag: str, thresholds: Thresholds) -> d
 
 
 def suppress(detections: Sequence[Detection], max_overlap: float) -> list[Detection]:
-    """Drop each detection whose box overlaps a better one by `max_overlap` or more; 1 turns this off, as published."""
+    """Drop each detection whose box overlaps a better one by `max_overlap` or more. At 1, as published, none is."""
     kept: list[Detection] = []
     for detection in detections:
         if max_overlap == 1 or all(overlap(detection.box, better.box) < max_overlap for better in kept):
@@ -71,7 +71,7 @@ def suppress(detections: Sequence[Detection], max_overlap: float) -> list[Detect
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes, in GenEval's convention that a box includes its last pixel."""
+    """The intersection over union of two boxes, in GenEval's convention that a box includes its last pixel."""
     shared = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
     total = _area(a) + _area(b) - shared
     return shared / total if total else 0.0
@@ -80,7 +80,7 @@ def overlap(a: Box, b: Box) -> float:
 def _missing(
     need: Line, found: list[Detection], matched: list[list[Detection] | None], colours_of: ColoursOf
 ) -> str | None:
-    """Why `found` does not meet this need, or None. Colour and place are asked of the best detections only."""
+    """Why `found` does not meet this need, or None. `found` holds the best detections, as many as are needed."""
     name, count = need["class"], need["count"]
     if len(found) < count:
         return f"expected {name}>={count}, found {len(found)}"
@@ -97,7 +97,10 @@ def _missing(
 
 
 def _misplaced(name: str, relation: str, found: list[Detection], targets: list[Detection] | None) -> str | None:
-    """Why not every found object stands in `relation` to every target, or None."""
+    """Why not every found object stands in `relation` to every target, or None.
+
+    `targets` is None if the picture does not meet their own need.
+    """
     if targets is None:
         return f"no target for {name} to be {relation}"
     for one in found:
@@ -109,4 +112,5 @@ def _misplaced(name: str, relation: str, found: list[Detection], targets: list[D
 
 
 def _area(box: Box) -> float:
+    """The pixels of a box, its last row and column included; 0 if it is empty."""
     return max(box[2] - box[0] + 1, 0) * max(box[3] - box[1] + 1, 0)

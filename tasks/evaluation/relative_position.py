@@ -10,14 +10,14 @@ from tasks.data.scene_vocabulary import RELATIONS
 from tasks.evaluation.detectors.detector import Box
 
 POSITION_MARGIN = 0.1
-"""An offset counts as far as it exceeds this share of the two objects' extents along its axis."""
+"""An offset along an axis counts only beyond this share of the sum of both objects' extents along it."""
 
 
 def relations(a: Box, b: Box) -> tuple[str, ...]:
     """Where box a lies from box b: none, one or two of `RELATIONS`.
 
-    With o the offset of the centres and o' what exceeds the margin of it on each axis, a relation holds when
-    o' / |o| is more than one half towards its side.
+    Let o be the offset of the centres, and o' the offset with each axis shortened by the margin, to 0 at the least.
+    A relation holds if o' / |o| is more than one half in its direction. "Left of" is -x, "above" is -y.
     """
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a, b
     offset = np.array([ax0 + ax1 - bx0 - bx1, ay0 + ay1 - by0 - by1]) / 2
