@@ -1,4 +1,4 @@
-"""What the plan says below its table: which figures are assumptions, and what they leave out."""
+"""The notes below the plan's table: which figures are assumptions, and what the figures leave out."""
 
 from collections.abc import Sequence
 
@@ -54,7 +54,7 @@ def _time(experiment: Experiment, flops: int, teraflops: float, utilisation: flo
 
 
 def _unknown(experiment: Experiment) -> list[str]:
-    """What is left out, or guessed, because the model that it depends on is not looked at."""
+    """Notes on what is left out or guessed, because the model that it depends on is not opened."""
     lines = []
     precision, text_encoder = experiment.params.text_encoder.precision, experiment.encoders.text_encoder
     if precision != "stored" and f"torch.{precision}" != str(text_encoder.dtype):
