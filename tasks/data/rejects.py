@@ -7,7 +7,7 @@ from pathlib import Path
 from tasks.system.errors import UserError
 from tasks.system.files import write_bytes
 
-NAMED = 3
+NAMED_REJECTS = 3
 """Rejects that the error message names; the file names all."""
 
 
@@ -32,8 +32,8 @@ class Rejects:
         share = len(self.found) / max(self.total, 1)
         if share <= limit:
             return
-        first = "; ".join(f"{where} ({reason})" for where, reason in sorted(self.found)[:NAMED])
-        more = "; ..." if len(self.found) > NAMED else ""
+        first = "; ".join(f"{where} ({reason})" for where, reason in sorted(self.found)[:NAMED_REJECTS])
+        more = "; ..." if len(self.found) > NAMED_REJECTS else ""
         raise UserError(
             f"{len(self.found)} of {self.total} pictures rejected, {share:.1%} where shard.max_reject_share is "
             f"{limit:.1%}: {first}{more}: mend or remove those listed in {path}, or raise the share"

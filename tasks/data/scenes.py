@@ -48,7 +48,7 @@ GROUND_LEVELS = (122, 134)
 GROUND_TINT = 2
 """How far each colour channel of the ground may differ from its grey level."""
 
-DARTS = 256
+LAYOUTS_AT_ONCE = 256
 """Random layouts that are tried at once; the first that fits is taken."""
 
 _AXES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
@@ -122,7 +122,7 @@ def _sample_places(rng: np.random.Generator, sizes: NDArray[np.floating], relati
     A layout fits if it keeps all gaps, and shape 1 stands in `relation` to shape 0.
     """
     while True:
-        layouts = rng.integers(1, LATTICE, size=(DARTS, len(sizes), 2)) / LATTICE
+        layouts = rng.integers(1, LATTICE, size=(LAYOUTS_AT_ONCE, len(sizes), 2)) / LATTICE
         edges = (sizes + EDGE)[:, None]
         fits = ((layouts >= edges) & (layouts <= 1 - edges)).all(axis=(1, 2))
         for a, b in combinations(range(len(sizes)), 2):

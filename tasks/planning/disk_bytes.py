@@ -8,14 +8,14 @@ from math import ceil, prod
 from model.network import NetworkConfig
 from tasks.data.shards import describe
 from tasks.planning.training_memory import optimizer_bytes
-from tasks.training.training_state import KEPT
+from tasks.training.training_state import KEPT_GENERATIONS
 
 TAR_BLOCK = 512  # a member is a header of one block and its bytes in whole blocks
 TAR_END = 2 * TAR_BLOCK
 TAR_RECORD = 20 * TAR_BLOCK  # a tar is a whole number of these
 NPY_HEADER = 128
-HALF = 2  # bytes of float16
-VERDICTS = 1 + 8 + 8  # bytes of a picture: whether it is correct, and the judge's scores for its own and another prompt
+FLOAT16_BYTES = 2
+VERDICT_BYTES = 1 + 8 + 8  # whether a picture is correct, and the judge's scores for its own and another prompt
 
 
 def member_bytes(size: float) -> int:
@@ -25,7 +25,7 @@ def member_bytes(size: float) -> int:
 
 def npy_bytes(*shape: int) -> int:
     """The bytes of a float16 array of this shape as `.npy`."""
-    return NPY_HEADER + HALF * prod(shape)
+    return NPY_HEADER + FLOAT16_BYTES * prod(shape)
 
 
 def encoded_sample_bytes(
@@ -56,9 +56,9 @@ def state_bytes(optimizer: str, config: NetworkConfig, weights: int) -> int:
 
     `weights` are the bytes of the weights and their average. The optimizer's state is added to them.
     """
-    return (KEPT + 1) * (weights + optimizer_bytes(optimizer, config))
+    return (KEPT_GENERATIONS + 1) * (weights + optimizer_bytes(optimizer, config))
 
 
 def pool_bytes(prompts: int, images: int, image_size: int) -> int:
     """The bytes of an evaluation's pool: all pictures, 8 bits a colour and not compressed, with their verdicts."""
-    return prompts * images * (3 * image_size**2 + VERDICTS)
+    return prompts * images * (3 * image_size**2 + VERDICT_BYTES)

@@ -15,7 +15,7 @@ from tasks.planning.training_memory import (
     optimizer_bytes,
     weight_bytes,
 )
-from tasks.training.heldout_loss import BATCH
+from tasks.training.heldout_loss import HELDOUT_BATCH
 
 RANKED_CUTS = 3  # keeping the most important blocks, the last ones, and the first ones
 
@@ -89,5 +89,5 @@ def prune(experiment: Experiment, depth: int) -> Cost:
 
 
 def _loss_peak(experiment: Experiment, depth: int) -> int:
-    samples = min(BATCH, experiment.scale.heldout_samples)
+    samples = min(HELDOUT_BATCH, experiment.scale.heldout_samples)
     return experiment.network_runs.loss_peak(depth, samples, experiment.text_tokens)

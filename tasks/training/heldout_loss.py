@@ -12,7 +12,7 @@ from tasks.data.encoded_samples import EncodedDataset
 from tasks.params.network import Diffusion
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
 
-BATCH = 128
+HELDOUT_BATCH = 128
 """Samples of a forward pass."""
 
 
@@ -33,7 +33,7 @@ def heldout_loss(
     sigmas = shift(
         torch.sigmoid(diffusion.logit_mean + diffusion.logit_std * torch.special.ndtri(quantiles)), diffusion.flow_shift
     )
-    total, batches = 0.0, list(dataset.batches(np.arange(count), BATCH))
+    total, batches = 0.0, list(dataset.batches(np.arange(count), HELDOUT_BATCH))
     for start in range(0, len(batches), ranks.world_size()):
         turn = batches[start : start + ranks.world_size()]
         noises = [

@@ -26,7 +26,7 @@ from tasks.system.manifest import verify_manifest, write_manifest
 from tasks.training.ema import Ema
 from tasks.training.fsdp_sharding import is_sharded, local
 
-KEPT = 2
+KEPT_GENERATIONS = 2
 """Generations that are kept: the older one serves if the newest is damaged."""
 
 FIRST_ROWS = "first_rows"
@@ -69,7 +69,7 @@ def save_state(folder: Path, step: int, network: nn.Module, ema: Ema, optimizer:
         write_json(building / "state.json", {"step": step, "history": vars(history)})
         write_manifest(building)
         replace_folder(building, target)
-        for old in _generations(folder)[KEPT:]:
+        for old in _generations(folder)[KEPT_GENERATIONS:]:
             shutil.rmtree(old)
     ranks.wait_for_all()
 
