@@ -1,11 +1,12 @@
 """Stage `autoencoder`: the autoencoder whose latents the diffusion model is trained on.
 
-With `autoencoder.path` it takes over that diffusers folder. Without, it trains a small `AutoencoderDC` on the pictures
-of the shards in about a minute, and sets the scaling factor that gives its latents unit variance.
+With `autoencoder.path` it takes over that diffusers folder. Without a path it trains a small `AutoencoderDC` on the
+pictures of the shards in about a minute, and sets the scaling factor that gives its latents unit variance.
 
-Training differs from DC-AE's, which uses L1, perceptual and adversarial losses on exact latents. Here it is the squared
-error of pictures decoded from latents with some noise, as sampled latents are never exact, and a penalty on the mean of
-each latent channel, which a scaling factor cannot take away and a diffusion model would have to learn.
+The training differs from DC-AE's, which uses L1, perceptual and adversarial losses on exact latents. Here the loss is
+the squared error of pictures decoded from latents with some noise, because sampled latents are never exact. To it comes
+a penalty on the mean of each latent channel. A scaling factor cannot remove such a mean, and the diffusion model would
+have to learn it.
 """
 
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
 
 def run(context: Context) -> Metrics:
-    """Write the autoencoder's folder and its reconstructions of held-out pictures."""
+    """Write the autoencoder and its reconstructions of held-out pictures; returns their PSNR, among others."""
     chosen = context.params.autoencoder
     heldout = PictureDataset(paths.SHARDS, "heldout")
     if chosen.path is None:
@@ -48,7 +49,7 @@ def run(context: Context) -> Metrics:
 
 
 def load(folder: Path, device: str) -> Autoencoder:
-    """The autoencoder of a folder that params.yaml names. Raises UserError if it holds none."""
+    """The autoencoder in a folder that params.yaml names. Raises UserError if it holds none."""
     try:
         return load_autoencoder(folder, device)
     except ValueError as error:
@@ -56,7 +57,7 @@ def load(folder: Path, device: str) -> Autoencoder:
 
 
 def train(context: Context, heldout: PictureDataset) -> tuple[Autoencoder, Metrics]:
-    """A small autoencoder trained on the shards, and how its untrained self reconstructs the held-out pictures."""
+    """A small autoencoder trained on the shards, and metrics: its PSNR before training, and its scaling factor."""
     params = context.params
     chosen, seed = params.autoencoder, params.compute.seed
     pictures = PictureDataset(paths.SHARDS, "train")
@@ -82,21 +83,21 @@ def build(params: Params, device: str) -> Autoencoder:
 
 
 def scaling_factor(autoencoder: Autoencoder, pictures: PictureDataset) -> float:
-    """The inverse standard deviation of unscaled latents, to four digits."""
+    """The inverse standard deviation of unscaled latents, rounded to four digits."""
     indices = np.arange(min(SCALE_SAMPLES, len(pictures)))
     latents = torch.cat([autoencoder.encode(batch).cpu().flatten() for batch in batches(pictures, indices)])
     return float(f"{1 / latents.double().std().item():.4g}")
 
 
 def psnr(autoencoder: Autoencoder, pictures: PictureDataset) -> float:
-    """Peak signal-to-noise ratio of the reconstructions in decibels, from the error over all pictures."""
+    """The peak signal-to-noise ratio of the reconstructions, in decibels, from the mean error over all pictures."""
     error, count = 0.0, 0
     for batch in batches(pictures, np.arange(len(pictures))):
         difference = autoencoder.decode(autoencoder.encode(batch)).cpu() - batch
         error += difference.double().square().sum().item()
         count += difference.numel()
     mean_error = torch.tensor(error / count, dtype=torch.float64)
-    return (10 * torch.log10(2.0**2 / mean_error)).item()  # values span [-1, 1]
+    return (10 * torch.log10(2.0**2 / mean_error)).item()  # the peak is 2: values span [-1, 1]
 
 
 def draw_reconstructions(autoencoder: Autoencoder, pictures: PictureDataset, out: Path) -> Path:
@@ -111,7 +112,7 @@ def draw_reconstructions(autoencoder: Autoencoder, pictures: PictureDataset, out
 
 
 def check_size(autoencoder: Autoencoder, pictures: PictureDataset) -> None:
-    """Raises UserError if the shards' pictures have no latent."""
+    """Raises UserError if the autoencoder cannot encode pictures of the shards' sizes."""
     try:
         for height, width in pictures.sizes():
             autoencoder.check_size(height, width)

@@ -1,11 +1,11 @@
-"""Stage `controls`: GenEval of what ought to score low, so that the scores of models mean something.
+"""Stage `controls`: GenEval scores of controls, which ought to be low. They give the models' scores a meaning.
 
-* latents that are noise, decoded: what decoder and scorer alone make of nothing
+* decoded noise: the score that decoder and scorer give without any network
 * the grown model's network with its initial weights
-* the grown model cut to each depth by several random choices of blocks, the same ones whose held-out loss `prune@D`
-  measures; the report pairs them with the cut by importance
+* the grown model cut to each depth by several random choices of blocks; `prune@D` measures the held-out loss of the
+  same choices, and the report pairs them with the cut by importance
 
-All start from the noise that the models' own evaluation starts from.
+The networks start from the same noise as in the models' own evaluation.
 """
 
 import math
@@ -38,7 +38,7 @@ Verdicts = NDArray[np.bool_]
 
 
 class Controls:
-    """The evaluation that all controls share: prompts, noise, number of pictures and bootstrap."""
+    """The evaluation that all controls share: prompts, detector, noise, number of pictures and bootstrap."""
 
     def __init__(self, context: Context) -> None:
         self.params, self.seed = context.params, context.params.compute.seed
@@ -50,13 +50,13 @@ class Controls:
         self.painter = load_painter(paths.GROWN, self.params, context.device)
 
     def draw(self, network: Sana, name: str, images: int | None = None) -> Verdicts:
-        """The scorer's verdicts (P, N) on `images` pictures of a network, or on as many as all controls have."""
+        """The scorer's verdicts (P, N) on a network's pictures: `images` of each prompt, or as many as usual here."""
         texts = [prompt.text for prompt in self.prompts]
         painter = replace(self.painter, network=network)
         return self.verdicts(painter.draw(texts, images or self.images, derive(self.seed, "geneval"), name))
 
     def draw_random_cuts(self, choices: Sequence[Sequence[int]]) -> Verdicts:
-        """The verdicts (P, N) on the grown model cut to each choice of blocks, with an equal share of the pictures."""
+        """The verdicts (P, N) on the grown model cut to each choice of blocks. The cuts share the pictures equally."""
         share = math.ceil(self.images / len(choices))
         name = f"controls: {len(choices[0])} random blocks"
         grown = self.painter.network
@@ -67,13 +67,13 @@ class Controls:
         return correctness(score_prompts(self.prompts, pictures_PNHW3, self.detector))
 
     def record(self, correct_PN: Verdicts) -> dict[str, Any]:
-        """GenEval with its intervals."""
+        """The GenEval score with its intervals, as plain values."""
         rng = numpy_generator(self.seed, "geneval bootstrap")
         return as_record(score(correct_PN, self.tasks, self.params.geneval.bootstrap_samples, rng))
 
 
 def run(context: Context) -> Metrics:
-    """Score all controls; writes `summary.json`, and the verdicts (P, N) on each random cut for paired comparisons."""
+    """Score all controls; writes `summary.json`, and the verdicts (P, N) on random cuts for paired comparisons."""
     controls = Controls(context)
     grown = controls.painter.network
     torch.manual_seed(derive(controls.seed, "untrained control"))

@@ -1,7 +1,7 @@
-"""Stage `encode`: cache what the frozen encoders make of every picture and caption, so that training runs neither.
+"""Stage `encode`: encodes every picture and caption once with the frozen encoders, so that training runs neither.
 
-Writes shards of latents and text embeddings in float16 (see tasks/data/encoded_samples.py), and the embedding of the
-empty prompt, which stands for a dropped caption and is the unconditional half of guidance.
+It writes shards of latents and text embeddings in float16 (see tasks/data/encoded_samples.py), and the embedding of the
+empty prompt. Training uses the empty prompt for dropped captions, and guidance for its unconditional half.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def run(context: Context) -> Metrics:
 
 
 def encode_shards(out: Path, params: Params, device: str) -> Metrics:
-    """Encode both splits and measure the latents of the training split, which should have mean 0 and deviation 1."""
+    """Encode both splits; returns counts, and the training latents' mean and deviation, which should be 0 and 1."""
     autoencoder, text_encoder = load_encoders(device)
     moments = {split: Moments() for split in SPLITS}
     splits = {}
@@ -74,7 +74,7 @@ def encode_shards(out: Path, params: Params, device: str) -> Metrics:
 
 
 def load_encoders(device: str) -> tuple[Autoencoder, TextEncoder]:
-    """The frozen encoders. Raises UserError if one cannot be loaded or the shards' pictures do not suit it."""
+    """The frozen encoders. Raises UserError if one cannot be loaded, or if the shards' pictures do not suit it."""
     try:
         autoencoder = load_autoencoder(paths.AUTOENCODER, device)
         for split in SPLITS:
@@ -93,9 +93,9 @@ def encode(
     moments: Moments,
     label: str,
 ) -> Iterator[Sample]:
-    """The encoded sample of every picture, by size and then in order.
+    """The encoded sample of every picture, size by size, and within a size in the shards' order.
 
-    Raises UserError naming a sample whose encoding is not finite.
+    Raises UserError naming the sample if an encoding is not finite.
     """
     with progress(f"encode {label}", len(pictures)) as meter:
         for indices in pictures.batches(np.arange(len(pictures)), batch_size):
@@ -118,13 +118,13 @@ def encode(
 
 
 def encode_distinct(text_encoder: TextEncoder, captions: list[str]) -> dict[str, Tensor]:
-    """The embedding of each distinct caption, encoded once."""
+    """The embedding of each distinct caption. Captions that repeat are encoded once."""
     distinct = list(dict.fromkeys(captions))
     return dict(zip(distinct, text_encoder.encode(distinct), strict=True))
 
 
 def to_half(values: Tensor, what: str) -> np.ndarray:
-    """`values` as a float16 array. Raises UserError naming `what` if some are not finite, or too large for float16."""
+    """`values` as a float16 array. Raises UserError naming `what` if one is not finite or too large for float16."""
     half = values.to("cpu", torch.float16).contiguous().numpy()
     if not np.isfinite(half).all():
         raise UserError(f"{what} holds values that float16 cannot: check the autoencoder and text encoder of this run")

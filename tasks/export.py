@@ -1,10 +1,10 @@
-"""Hand a model to diffusers: a folder that `SanaPipeline.from_pretrained` reads, of any depth, with a model card.
+"""Exports a model of any depth to diffusers: a folder that `SanaPipeline.from_pretrained` reads, with a model card.
 
     python -m tasks.export --model finetuned-6 --out sana-6-blocks
 
-The model is a name (small, grown, pruned-6, finetuned-6), a folder, or an alias of the registry; autoencoder, text
-encoder and params are those of its experiment. diffusers' solver and ours make the same steps, so both draw the same
-picture from the same noise if `network.numerics` is diffusers.
+The model is a name (small, grown, pruned-6, finetuned-6), a folder, or an alias of the registry. Autoencoder, text
+encoder and params are taken from its experiment. diffusers' solver and ours make the same steps. So both draw the same
+picture from the same noise, if `network.numerics` is diffusers.
 """
 
 import json
@@ -34,15 +34,15 @@ NOTICE = (
 
 
 def arguments() -> ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     options = command_parser("export", __doc__)
     options.add_argument("--model", default="grown", help="name, folder or registry alias (default: grown)")
-    options.add_argument("--out", type=Path, required=True, help="new folder")
+    options.add_argument("--out", type=Path, required=True, help="a new folder for the pipeline")
     return options
 
 
 def export(options: Namespace) -> None:
-    """Write the pipeline and its card."""
+    """Write the pipeline, its card and its manifest. Raises UserError for options that do not fit."""
     if options.out.exists():
         raise UserError(f"--out {options.out} exists: name a new folder")
     model = resolve_model(options.model)
@@ -64,7 +64,7 @@ def export(options: Namespace) -> None:
 
 
 def card(model: Path, painter: Painter, params: Params) -> str:
-    """The model card: how to draw with it, what it was made of, how it scores, and whose terms bind its weights."""
+    """The model card: how to draw with the model, its lineage, its scores, and the terms that bind its weights."""
     config, reading, sampling = painter.network.config, painter.text_encoder.reading, params.sampling
     instruction = "" if reading.instruction == "sana" else ", complex_human_instruction=None"
     lines = [
@@ -103,7 +103,7 @@ def card(model: Path, painter: Painter, params: Params) -> str:
 
 
 def lineage(model: Path) -> list[str]:
-    """What is known of the model's making, a line for each fact: read from the folder and those beside it."""
+    """What is known of the model's origin, a line for each fact, from the folder and the folders beside it."""
     lines = [f"* checkpoint: manifest sha256 `{sha256_file(model / MANIFEST)}`"] if (model / MANIFEST).exists() else []
     for name in (paths.AUTOENCODER.name, paths.TEXT_ENCODER.name):
         if (manifest := model.parent / name / MANIFEST).exists():
@@ -126,7 +126,7 @@ def lineage(model: Path) -> list[str]:
 
 
 def has_grown(outputs: Path) -> bool:
-    """Whether the grown model of an experiment has new blocks, and is not the small one passed on."""
+    """Whether an experiment's grown model has new blocks, and is not the small model passed on."""
     small, grown = (outputs / folder.name / "config.json" for folder in (paths.SMALL, paths.GROWN))
     return read_json(grown)["depth"] != read_json(small)["depth"]
 
@@ -136,7 +136,7 @@ def _tuned(kind: str) -> str:
 
 
 def scores(model: Path) -> list[str]:
-    """GenEval of the model with 95 % intervals, where it was evaluated."""
+    """The model's GenEval scores with 95 % intervals as a table, or a line saying that it was not evaluated."""
     path = model.parent / paths.GENEVAL.name / model.name / "summary.json"
     if not path.exists():
         return ["Not evaluated."]
@@ -153,7 +153,7 @@ def _interval(score: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point: 0 done, 2 bad input."""
+    """Entry point. The exit status is 0 if all is done, and 2 for bad input."""
     options = arguments().parse_args(argv)
     with bad_input_exits("export"):
         export(options)

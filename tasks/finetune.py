@@ -1,4 +1,4 @@
-"""Stage `finetune@D`: the short fine-tune that wins back what cutting the grown model to D blocks lost."""
+"""Stage `finetune@D`: trains the model cut to D blocks briefly, to win back what the cut lost."""
 
 from model.checkpoint import load_network
 from tasks.runtime.context import Context, Metrics

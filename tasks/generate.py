@@ -1,13 +1,13 @@
-"""Draw pictures of a prompt, or of every line of a file, with any model, and let the judge choose the best.
+"""Draws pictures of a prompt, or of every line of a file, with any model, and lets the judge choose the best.
 
     python -m tasks.generate "a photo of a red circle" --model finetuned-6 --n 8 --seed 1 --out pictures
     python -m tasks.generate --prompts prompts.txt --model outputs/grown
 
-Writes PNGs (`00000/0000.png`: prompt, picture), `scores.json` with the judge's log P(yes) of each, and `sheet.png`: a
-row for each prompt, best picture first. A single picture of each prompt (`--n 1`) is not judged, so that no judge is
-needed; `--judge` and `--no-judge` ask for the other way. The model is a name (small, grown, pruned-6, finetuned-6), a
-folder (runs/smoke/outputs/grown), or an alias of the registry; autoencoder, text encoder, judge and params are those of
-its experiment. The same prompts, model and seed give the same pictures.
+It writes PNGs (`00000/0000.png` is the first picture of the first prompt), `scores.json` with the judge's log P(yes) of
+each picture, and `sheet.png` with a row for each prompt, best picture first. A single picture of each prompt (`--n 1`)
+is not judged, so it needs no judge; `--judge` and `--no-judge` override this. The model is a name (small, grown,
+pruned-6, finetuned-6), a folder (runs/smoke/outputs/grown), or an alias of the registry. Autoencoder, text encoder,
+judge and params are taken from its experiment. The same prompts, model and seed give the same pictures.
 """
 
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
@@ -33,27 +33,31 @@ from tasks.system.manifest import MANIFEST, verify_manifest
 from tasks.tracking.model_registry import params_of, resolve_model
 
 SHEET_SCALE = 4
+"""How many times the contact sheet is enlarged."""
+
 GAP = 2
-"""Enlargement of the contact sheet, and pixels between its pictures before that."""
+"""Pixels around each picture of the contact sheet, before it is enlarged."""
 
 
 def arguments() -> ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     options = command_parser("generate", __doc__)
     options.add_argument("prompt", nargs="?", help="what to draw")
     options.add_argument("--prompts", type=Path, help="a text file with one prompt in each line")
     options.add_argument("--model", default="grown", help="name, folder or registry alias (default: grown)")
     options.add_argument("--n", type=int, default=8, help="pictures of each prompt (default: 8)")
     options.add_argument(
-        "--judge", action=BooleanOptionalAction, help="score the pictures (default: if there are several of a prompt)"
+        "--judge", action=BooleanOptionalAction, help="score the pictures (default: if a prompt has several)"
     )
-    options.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    options.add_argument("--out", type=Path, default=Path("generated"), help="new folder (default: generated)")
+    options.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    options.add_argument(
+        "--out", type=Path, default=Path("generated"), help="a new folder for the results (default: generated)"
+    )
     return options
 
 
 def generate(options: Namespace) -> None:
-    """Draw, judge and write; prints the best picture of each prompt."""
+    """Draw, judge and write; prints the best picture of each prompt. Raises UserError for options that do not fit."""
     prompts = read_prompts(options)
     if options.n < 1:
         raise UserError(f"--n {options.n}: draw at least 1 picture")
@@ -81,19 +85,19 @@ def generate(options: Namespace) -> None:
 
 
 def judge_scores(model: Path, painter: Painter, pictures_PNHW3: Pictures, prompts: list[str]) -> NDArray[np.float64]:
-    """Scores (P, N) by the judge of the model's experiment: log P(yes)."""
+    """The scores (P, N), log P(yes), of the judge of the model's experiment."""
     folder = model.parent / paths.JUDGE.name
     judge = open_judge(folder, painter.text_encoder, painter.params.compute.dtype, painter.device)
     return judge.log_yes(pictures_PNHW3, prompts)
 
 
 def picture_record(names: Sequence[str], scores_N: NDArray[np.float64] | None, index: int) -> dict[str, str | float]:
-    """What `scores.json` says of a picture: its file, and its score if it was judged."""
+    """A picture's entry in `scores.json`: its file, and its score if it was judged."""
     return {"file": names[index]} | ({} if scores_N is None else {"log_yes": float(scores_N[index])})
 
 
 def summary_line(out: Path, pictures: Sequence[dict[str, str | float]]) -> str:
-    """The best picture of a prompt, or where its pictures are if they were not judged."""
+    """Names the best picture of a prompt, or, if they were not judged, the first one and how many more there are."""
     first = pictures[0]
     if "log_yes" in first:
         return f"best is {out / first['file']} (log P(yes) {first['log_yes']:.3f})"
@@ -102,7 +106,7 @@ def summary_line(out: Path, pictures: Sequence[dict[str, str | float]]) -> str:
 
 
 def read_prompts(options: Namespace) -> list[str]:
-    """The prompts of the command line. Raises UserError unless there is exactly one source of them, and some."""
+    """The prompts of the command line. Raises UserError unless there is one prompt or one file that holds some."""
     if (options.prompt is None) == (options.prompts is None):
         raise UserError("give either a prompt or --prompts FILE")
     if options.prompt is not None:
@@ -119,7 +123,7 @@ def read_prompts(options: Namespace) -> list[str]:
 
 
 def open_painter(model: Path, params: Params) -> Painter:
-    """The painter of a model's folder. Raises UserError saying what is missing beside it and how to make it."""
+    """The painter of a model's folder. Raises UserError if an encoder beside it is missing; says how to make it."""
     device = configure_torch(params, params.compute.threads)
     for name in (paths.AUTOENCODER.name, paths.TEXT_ENCODER.name):
         require_beside(model, name, f"run python -m tasks.{name} there, or make run for all")
@@ -131,7 +135,7 @@ def open_painter(model: Path, params: Params) -> Painter:
 
 
 def require_beside(model: Path, name: str, advice: str) -> None:
-    """Raises UserError if the folder `name` is not beside a model's, or is damaged."""
+    """Raises UserError if the folder `name` is missing beside the model's folder, or is damaged."""
     folder = model.parent / name
     if not folder.is_dir():
         raise UserError(f"{model} has no {name} beside it: {advice}")
@@ -139,7 +143,7 @@ def require_beside(model: Path, name: str, advice: str) -> None:
 
 
 def verify_output(folder: Path) -> None:
-    """Hold what a stage wrote to its manifest, as a stage does that reads it; a user's own folder may have none."""
+    """Check a folder's files by its manifest, as stages do. A user's own folder may have no manifest."""
     if (folder / MANIFEST).is_file():
         verify_manifest(folder)
 
@@ -154,7 +158,7 @@ def write_pictures(folder: Path, prompt: int, pictures_NHW3: Pictures) -> list[s
 
 
 def contact_sheet(pictures_PNHW3: Pictures) -> Image.Image:
-    """One picture of all, a row for each prompt, enlarged without smoothing."""
+    """One image of all pictures, with a row for each prompt, enlarged without smoothing."""
     padded = np.pad(pictures_PNHW3, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
     prompts, pictures, height, width, _ = padded.shape
     sheet = Image.fromarray(padded.transpose(0, 2, 1, 3, 4).reshape(prompts * height, pictures * width, 3))
@@ -162,7 +166,7 @@ def contact_sheet(pictures_PNHW3: Pictures) -> Image.Image:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point: 0 done, 2 bad input."""
+    """Entry point. The exit status is 0 if all is done, and 2 for bad input."""
     options = arguments().parse_args(argv)
     with bad_input_exits("generate"):
         generate(options)

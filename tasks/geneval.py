@@ -1,7 +1,8 @@
-"""Stage `geneval@M`: scores the model M on GenEval's six tasks, and on choosing the best of N pictures with the judge.
+"""Stage `geneval@M`: scores the model M on GenEval's six tasks, for one picture and for the best of N by the judge.
 
-Writes the first four pictures of each prompt in GenEval's own folder layout with `results.jsonl`, so that its tools can
-be run on them; the whole pool in `pictures.npy`, with all verdicts in `pool.safetensors`; and `summary.json`.
+It writes the first four pictures of each prompt in GenEval's own folder layout with `results.jsonl`, so that GenEval's
+tools can be run on them. The whole pool is in `pictures.npy`, with all verdicts in `pool.safetensors`. The scores are
+in `summary.json`.
 """
 
 import time
@@ -24,7 +25,7 @@ from tasks.system.manifest import sha256_file
 
 
 def run(context: Context, model: str) -> Metrics:
-    """Draw the pool of `model`, score and judge it, and write pictures, verdicts and summary."""
+    """Draw the pool of `model`, score and judge it, and write it with its summary; returns the main scores."""
     params, seed = context.params, context.params.compute.seed
     prompts, detector = chosen_prompts(params), build_detector(params.geneval, context.device)
     check_classes((prompt.line for prompt in prompts), detector)
@@ -53,9 +54,10 @@ def run(context: Context, model: str) -> Metrics:
 
 
 def record_speed(context: Context, model: str, pictures_PNHW3: Pictures, seconds: float) -> None:
-    """Note the time of a picture of the pool in `results/`, outside the pinned output, and tell the tracker."""
+    """Write the mean time of a picture to `results/`: the output's bytes must not vary. Also tell the tracker."""
     count = pictures_PNHW3.shape[0] * pictures_PNHW3.shape[1]
     speed = {"pictures": count, "seconds_per_picture": seconds / count, "threads": context.threads}
+    # The report shows the time only if it belongs to the pool in place, which may come out of a cache.
     speed["pool"] = sha256_file(context.out / PICTURES)
     write_json(paths.RESULTS / "speed" / f"{model}.json", {"model": model, "device": context.device, **speed})
     context.tracker.log_metrics({"seconds_per_picture": seconds / count})

@@ -1,6 +1,6 @@
 """Stage `grow`: initialises the deep model from the small one, and reports where each way of growing would start.
 
-With `grow.depth` at `pretrain.depth` and nothing dropped the small model passes as it is.
+If `grow.depth` is `pretrain.depth` and no block is dropped, the small model is passed on as it is.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,10 +20,10 @@ from tasks.training.heldout_loss import heldout_loss
 
 @dataclass(frozen=True)
 class Start:
-    """Where a way of growing starts from."""
+    """The point from which training starts after one way of growing."""
 
     strategy: Strategy
-    drop: int  # last blocks left out
+    drop: int  # how many of the last blocks are dropped before growing
     function_distance: float  # from the small model, relative L2 of the velocity
     heldout_loss: float  # before any training
 

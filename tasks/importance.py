@@ -1,4 +1,4 @@
-"""Stage `importance`: measures how important each block of the grown model is, once for all sizes cut from it."""
+"""Stage `importance`: measures the importance of each block of the grown model, once for all cuts."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ from tasks.system.progress import progress
 
 
 def run(context: Context) -> Metrics:
-    """Write `importance.json` (scores of every noise level and block, mean, spread) and `importance.csv` to plot."""
+    """Write `importance.json` (scores by noise level and block, their mean and spread) and `importance.csv`."""
     chosen = context.params.importance
     heldout = EncodedDataset(paths.ENCODED, "heldout")
     indices = calibration_indices(heldout.captions, chosen.prompts)
@@ -50,11 +50,11 @@ def run(context: Context) -> Metrics:
 
 
 def calibration_indices(captions: Sequence[str], prompts: int) -> np.ndarray:
-    """Samples of `prompts` distinct captions, spread evenly over those of the held-out split, ascending.
+    """The indices, ascending, of `prompts` held-out samples whose captions all differ, spread evenly over the split.
 
-    Raises UserError if it has fewer captions.
+    Raises UserError if the split has fewer distinct captions.
     """
-    first = {caption: index for index, caption in reversed([*enumerate(captions)])}
+    first = {caption: index for index, caption in reversed([*enumerate(captions)])}  # the lowest index stays
     distinct = np.sort(np.array([*first.values()]))
     if prompts > len(distinct):
         raise UserError(
@@ -67,7 +67,7 @@ def calibration_indices(captions: Sequence[str], prompts: int) -> np.ndarray:
 def measure(
     network: Sana, heldout: EncodedDataset, indices: np.ndarray, chosen: Importance, context: Context
 ) -> Tensor:
-    """Importance (times, blocks), float64, averaged over the chosen samples; a sample keeps its noise at all levels."""
+    """Importance (times, blocks), float64: the mean over the chosen samples. A sample has one noise for all times."""
     random = generator(context.params.compute.seed, "importance", "noise")
     total = torch.zeros(len(chosen.times), network.config.depth, dtype=torch.float64)
     with progress(context.name, len(indices)) as meter:

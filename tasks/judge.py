@@ -1,12 +1,13 @@
-"""Stage `judge`: the judge of best of N, trained here on pictures labelled by GenEval's scorer.
+"""Stage `judge`: trains the judge of best of N on pictures that GenEval's scorer has labelled.
 
-Its pictures are the small model's, their mirror images, and training pictures: the published judge has seen the world
-before it is fine-tuned, this one has to learn from them what a well-drawn shape is. The small model draws prompts that
-the evaluation does not use, wherever a task has others, and of combinations seen in training.
+The judge is trained on the small model's pictures, their mirror images, and training pictures. The published judge has
+seen the world before it is fine-tuned; this judge must learn from training pictures what a well-drawn shape is. The
+small model draws prompts of combinations that were seen in training, and that the evaluation does not use if the task
+has others.
 
-With `judge.kind` vision_language there is nothing to train: the model in `judge.path` is put on record. Either way, how
-well the judge tells right from wrong is measured on pictures of combinations that were not trained on, and its scores
-of new pictures of training prompts are written down for adaptive best of N.
+With `judge.kind` vision_language nothing is trained: the model in `judge.path` is put on record. For both kinds the
+stage measures how well the judge tells right from wrong, on pictures of combinations that were not trained on. It also
+writes the judge's scores of new pictures of training prompts, by which adaptive best of N sets its threshold.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from tasks.system.files import write_csv
 
 
 def run(context: Context) -> Metrics:
-    """Train or record the judge, and measure it; writes the judge, `calibration.safetensors` and the metrics."""
+    """Train or record the judge and write `calibration.safetensors`; returns how well the judge does."""
     params, seed = context.params, context.params.compute.seed
     detector = build_detector(params.geneval, context.device)
     prompts, unseen = choose_prompts_to_draw(params, chosen_prompts(params))
@@ -58,7 +59,7 @@ def run(context: Context) -> Metrics:
 
 
 def adopt(context: Context, painter: Painter) -> tuple[Judge, Metrics]:
-    """The vision-language model that params.yaml names, put on record."""
+    """Put the vision-language model that params.yaml names on record, and open it as the judge."""
     write_record(context.params.judge, context.out)
     return open_judge(context.out, painter.text_encoder, context.params.compute.dtype, context.device), {}
 
@@ -70,7 +71,7 @@ def train(
     detector: Detector,
     quality: Callable[[Judge], Metrics],
 ) -> tuple[Judge, Metrics]:
-    """The small network, trained; with its history, and what `quality` says of its untrained self."""
+    """Train the small network and write it with its history; returns it, and the `quality` it had before training."""
     params, seed = context.params, context.params.compute.seed
     data = training_pictures(painter, prompts, detector)
     torch.manual_seed(derive(seed, "judge weights"))
@@ -88,16 +89,17 @@ def train(
 
 
 def calibration(judge: Judge, painter: Painter, prompts: Sequence[Prompt]) -> Calibration:
-    """The judge's scores of new pictures of training prompts."""
+    """The judge's scores of pictures of training prompts, which are drawn anew with noise of their own."""
     texts, seed = [prompt.text for prompt in prompts], derive(painter.params.compute.seed, "judge calibration")
     pictures_PNHW3 = painter.draw(texts, painter.params.judge.calibration_images, seed, "judge calibration")
     return Calibration(judge.log_yes(pictures_PNHW3, texts), [prompt.tag for prompt in prompts])
 
 
 def training_pictures(painter: Painter, prompts: Sequence[Prompt], detector: Detector) -> LabelledPictures:
-    """What the judge learns from: pictures drawn for the prompts, the same mirrored, and pictures of the shards.
+    """The judge's training pictures: pictures drawn for the prompts, their mirror images, and pictures of the shards.
 
-    A mirror image keeps its prompt, which may be wrong of it now; a picture of the shards is asked one of the prompts.
+    A mirror image keeps its prompt, which may now be wrong ("left of"); it is labelled anew. Each picture of the shards
+    gets one of the prompts as its own.
     """
     params, seed = painter.params.judge, painter.params.compute.seed
     lines = [prompt.line for prompt in prompts]
@@ -114,7 +116,10 @@ def training_pictures(painter: Painter, prompts: Sequence[Prompt], detector: Det
 
 
 def shard_pictures(count: int, side: int, seed: int) -> NDArray[np.uint8]:
-    """Up to `count` training pictures (Q, side, side, 3): of aspect buckets, from the square one."""
+    """Up to `count` training pictures (Q, side, side, 3). With aspect buckets, they are of the square bucket.
+
+    Raises UserError if there are none of this size.
+    """
     dataset = PictureDataset(paths.SHARDS, "train")
     square = dataset.of_size(side, side)
     if not len(square):
@@ -126,7 +131,10 @@ def shard_pictures(count: int, side: int, seed: int) -> NDArray[np.uint8]:
 
 
 def choose_prompts(yes_QL: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
-    """A prompt (Q,) for each picture: for every second one, if it can be, one that the scorer says yes to, else any."""
+    """The index (Q,) of a prompt for each picture.
+
+    Every second picture gets a prompt to which the scorer says yes, if there is one. All others get a random prompt.
+    """
     chosen = rng.integers(yes_QL.shape[1], size=len(yes_QL))
     for row in range(0, len(yes_QL), 2):
         if yes_QL[row].any():
@@ -137,7 +145,7 @@ def choose_prompts(yes_QL: NDArray[np.bool_], rng: np.random.Generator) -> NDArr
 def draw_and_label(
     painter: Painter, prompts: Sequence[Prompt], images_per_prompt: int, seed: int, name: str, detector: Detector
 ) -> LabelledPictures:
-    """Pictures of the prompts, labelled by the scorer for all of them."""
+    """Draw pictures of the prompts; the scorer labels each picture for all prompts."""
     pictures_PNHW3 = painter.draw([prompt.text for prompt in prompts], images_per_prompt, seed, name)
     pictures = pictures_PNHW3.reshape(-1, *pictures_PNHW3.shape[2:])
     own = np.repeat(np.arange(len(prompts)), images_per_prompt)
@@ -145,7 +153,7 @@ def draw_and_label(
 
 
 def scores(judge: Judge, prompts: Sequence[Prompt], data: LabelledPictures) -> NDArray[np.float64]:
-    """The judge's scores (P, N) of each prompt's own pictures; an abstention counts as its surest no."""
+    """The judge's scores (P, N) of each prompt's own pictures. An abstention counts as the surest no."""
     pictures_PNHW3 = data.pictures_QHW3.reshape(len(prompts), -1, *data.pictures_QHW3.shape[1:])
     return np.nan_to_num(
         judge.log_yes(pictures_PNHW3, [prompt.text for prompt in prompts]), nan=-np.inf, neginf=-np.inf
@@ -155,9 +163,10 @@ def scores(judge: Judge, prompts: Sequence[Prompt], data: LabelledPictures) -> N
 def measure(
     scores_PN: NDArray[np.float64], data: LabelledPictures, samples: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Area under the curve with its 95 % bootstrap interval over prompts, and within prompts (mean of those with both).
+    """The area under the ROC curve: of all pictures, with its 95 % bootstrap interval, and within prompts.
 
-    What is undefined, because all pictures are right or all wrong, is left out.
+    The bootstrap draws prompts. The value within prompts is the mean over prompts that have right and wrong pictures. A
+    value that is undefined, because all pictures are right or all are wrong, is left out.
     """
     yes_PN = data.own_yes().reshape(scores_PN.shape)
     drawn = rng.integers(len(yes_PN), size=(samples, len(yes_PN)))
@@ -173,7 +182,7 @@ def measure(
 
 
 def _percentiles(values: Sequence[float], percents: tuple[float, float]) -> tuple[float, float]:
-    """Percentiles of the values that are defined; NaN where none is."""
+    """Two percentiles of the values that are defined. NaN if none is."""
     defined = [value for value in values if not np.isnan(value)] or [np.nan]
     low, high = np.percentile(defined, percents)
     return float(low), float(high)

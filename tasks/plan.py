@@ -1,10 +1,10 @@
-"""What an experiment will take, before it is run: parameters, memory of each GPU, FLOPs, GPU-hours and disk by stage.
+"""Says what each stage of an experiment will cost: parameters, memory of each GPU, FLOPs, GPU-hours and disk.
 
-    python -m tasks.plan                       # of params.yaml
+    python -m tasks.plan                       # for params.yaml
     python -m tasks.plan --profile paper --gpus 64
     python -m tasks.plan --profile paper --utilisation 0.5 --gpu-tflops 989 --json plan.json
 
-It needs no weights, no pictures and no GPU, and changes nothing. What it assumes is said below the table.
+It needs no weights, no pictures and no GPU, and changes nothing. The notes below the table say what it assumes.
 """
 
 import sys
@@ -22,29 +22,37 @@ from tasks.system.files import write_json
 
 
 def arguments() -> ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     default = Settings()
     options = command_parser("plan", __doc__)
     options.add_argument("--profile", help="a file of profiles/, such as paper (default: params.yaml as it is)")
     options.add_argument(
-        "--gpus", type=int, default=default.gpus, help="that share each batch (default: those of section compute)"
+        "--gpus", type=int, default=default.gpus, help="GPUs that share each batch (default: as section compute says)"
     )
     options.add_argument(
-        "--utilisation", type=float, default=default.utilisation, help="share of the peak rate (default: 0.4)"
+        "--utilisation",
+        type=float,
+        default=default.utilisation,
+        help="share of the peak rate that is reached (default: 0.4)",
     )
     options.add_argument(
-        "--gpu-tflops", type=float, default=default.teraflops, help="peak rate (default: 312, A100 in bfloat16)"
+        "--gpu-tflops",
+        type=float,
+        default=default.teraflops,
+        help="peak rate of a GPU (default: 312, an A100 in bfloat16)",
     )
-    options.add_argument("--samples", type=int, help="of one's own pictures (default: the paper's 50 million)")
     options.add_argument(
-        "--caption-tokens", type=int, help="of their captions in the mean (default: half of text_encoder.max_tokens)"
+        "--samples", type=int, help="how many pictures of your own there are (default: the paper's 50 million)"
+    )
+    options.add_argument(
+        "--caption-tokens", type=int, help="mean tokens of your own captions (default: half of text_encoder.max_tokens)"
     )
     options.add_argument("--json", type=Path, metavar="FILE", help="also write every number, in bytes and FLOPs")
     return options
 
 
 def profile_params(profile: str | None) -> Params:
-    """params.yaml, with a profile over it. Raises UserError naming the file and the key that is wrong."""
+    """The params of params.yaml, with a profile over it if one is named. Raises UserError naming the file and key."""
     values = read_yaml(PARAMS_FILE)
     if profile is None:
         return build_params(values, str(PARAMS_FILE))
@@ -52,7 +60,7 @@ def profile_params(profile: str | None) -> Params:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point: 0 done, 2 bad input."""
+    """Entry point. The exit status is 0 if all is done, and 2 for bad input."""
     options = arguments().parse_args(argv)
     settings = Settings(options.gpus, options.utilisation, options.gpu_tflops, options.samples, options.caption_tokens)
     with bad_input_exits("plan"):

@@ -1,7 +1,7 @@
 """Stage `pretrain`: the small model, trained on the cached latents and captions.
 
-It starts from random weights, or from published ones with `pretrain.path`: a `.pth`, a safetensors file or a diffusers
-folder. With `pretrain.steps` 0 these are the small model as they are.
+It starts from random weights or, with `pretrain.path`, from published weights: a `.pth`, a safetensors file or a
+diffusers folder. If `pretrain.steps` is 0, these weights are the small model as they are.
 """
 
 from dataclasses import asdict
@@ -26,14 +26,14 @@ from tasks.training.network_config import network_config
 from tasks.training.training_loop import Trainer
 
 SETTINGS = {"in_channels": "latent channels", "caption_channels": "caption channels", "depth": "pretrain.depth"}
-"""What a difference of configurations is called where it is not a key of section `network`."""
+"""How a message names the fields of a configuration that are not keys of the section `network`."""
 
 
 def run(context: Context) -> Metrics:
-    """Train the network of `pretrain.depth` blocks from its random or published weights; 0 steps leave them.
+    """Train the network of `pretrain.depth` blocks from random or published weights; 0 steps leave them unchanged.
 
-    Published ones are put on record beside the checkpoint: `start.json` has their path, digest, and whether QK norm was
-    added.
+    Published weights are put on record beside the checkpoint: `start.json` has their path, their digest, and whether QK
+    norm was added.
     """
     params, path = context.params, context.params.pretrain.path
     encoded = EncodedDataset(paths.ENCODED, "train")
@@ -52,10 +52,10 @@ def run(context: Context) -> Metrics:
 
 
 def published_network(path: Path, config: NetworkConfig, which: CheckpointKey) -> tuple[Sana, bool]:
-    """Published weights as a network of `config`, and whether QK norm was added: SANA-1.0's have none.
+    """A network of `config` with published weights, and whether QK norm was added, which SANA-1.0's weights lack.
 
-    The norm changes what the network computes: its weights are ones until it is trained on. Raises UserError listing
-    every difference from `config`.
+    An added norm has weights of 1 and changes what the network computes, until training adapts to it. Raises UserError
+    listing every difference from `config`.
     """
     try:
         heads = config.linear_head_dim, config.cross_heads
@@ -74,7 +74,8 @@ def published_network(path: Path, config: NetworkConfig, which: CheckpointKey) -
 
 
 def differences(found: NetworkConfig, wanted: NetworkConfig) -> list[str]:
-    """Every field in which a network differs from the experiment's, as `network.hidden_size 64, not 256`."""
+    """Every field in which a network differs from the experiment's, such as `network.hidden_size 64, not 256`."""
+    # Two ratios that give the same whole number of inner channels are the same network.
     same_width = int(found.mlp_ratio * found.hidden_size) == int(wanted.mlp_ratio * wanted.hidden_size)
     known = asdict(found) | ({"mlp_ratio": wanted.mlp_ratio} if same_width else {})
     return [

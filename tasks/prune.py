@@ -1,4 +1,4 @@
-"""Stage `prune@D`: cuts the grown model to D blocks by the saved importance, beside other choices of as many blocks."""
+"""Stage `prune@D`: cuts the grown model to its D most important blocks, and compares that with other choices."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from tasks.training.heldout_loss import heldout_loss
 
 
 def run(context: Context, depth: int) -> Metrics:
-    """Write the pruned network and `pruning.json`: what was kept, and the held-out loss of every choice."""
+    """Write the pruned network, and `pruning.json` with the blocks kept and the held-out loss of every choice."""
     params, compute = context.params, context.params.compute
     network = load_network(paths.GROWN, context.device)
     heldout = EncodedDataset(paths.ENCODED, "heldout")

@@ -1,7 +1,7 @@
-"""Stage `report`: what came out, as `results/summary.json` and one self-contained page, `results/report.html`.
+"""Stage `report`: writes the results as `results/summary.json` and one self-contained page, `results/report.html`.
 
-Beside them go `results/family.png`, the one picture that stands for the experiment, and the page's figures as PNGs in
-`results/figures/`. It only reads: every number comes from a stage's output or from its record of time and memory.
+Beside them it writes `results/family.png`, the one picture that stands for the experiment, and the page's figures as
+PNGs in `results/figures/`. Every number comes from a stage's output, or from its record of time and memory.
 """
 
 import matplotlib
@@ -25,11 +25,11 @@ from tasks.system.files import read_json, write_bytes, write_json
 
 DPI = 110
 MAX_WIDTH = 2048  # pixels of the row of reconstructions
-HEADLINE_PROMPTS = 6
+HEADLINE_PROMPTS = 6  # rows of pictures in family.png
 
 
 def run(context: Context) -> Metrics:
-    """Collect the numbers, draw the figures, write the page; returns GenEval of the models and its gains by choice."""
+    """Collect the numbers, draw the figures, write the page; returns scores, and cuts' gains over random cuts."""
     params, out = context.params, context.out
     summary = collect(params)
     pools = {name: load_pool(paths.GENEVAL / name) for name in scored_models(params)}
@@ -69,7 +69,7 @@ def draw_figures(summary: Record, params: Params) -> dict[str, Figure]:
 
 
 def sample_grids(pools: dict[str, Pool], params: Params) -> list[Record]:
-    """For each prompt of the page its text and a strip of pictures of every model, as PNG."""
+    """The prompts of the page: each with text, task, whether it was seen, and a PNG strip of each model's pictures."""
     prompts, count = pools["grown"].prompts, params.report.grid_images
     return [
         {

@@ -4,10 +4,11 @@
         --mask2former checkpoints/mask2former-swin-small-coco-instance \\
         --clip checkpoints/clip-vit-large-patch14 --out results.jsonl
 
-Writes GenEval's lines of results to --out, which GenEval's own summary reads too, and beside it results.summary.json:
-the score of each task and overall with 95 % bootstrap intervals over prompts. Pictures may differ in size, prompts in
-their number of pictures. A run that was stopped goes on where it was, and a repeated one scores only pictures that are
-new or changed: verdicts are kept in results.jsonl.verdicts by the digests of picture, prompt line and detector.
+It writes GenEval's lines of results to --out, which GenEval's own summary reads too. Beside them it writes
+results.summary.json: the score of each task and overall, with 95 % bootstrap intervals over prompts. Pictures may
+differ in size, and prompts in their number of pictures. A run that was stopped goes on where it was, and a repeated run
+scores only pictures that are new or changed: verdicts are kept in results.jsonl.verdicts, by the digests of picture,
+prompt line and detector.
 """
 
 import argparse
@@ -41,7 +42,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """A picture to score: its name in the folder, the number and line of its prompt, and the digest of it all."""
+    """A picture to score: its name in the folder, the number and line of its prompt, and the key of its verdict."""
 
     name: str
     prompt: int
@@ -50,7 +51,7 @@ class Job:
 
 
 def score_folder(pictures: Path, detector: Detector, identity: Row, store: VerdictStore, batch_size: int) -> list[Job]:
-    """Score every picture that the store has no verdict of. Returns all pictures, in the order of prompts."""
+    """Score every picture of which the store has no verdict. Returns all pictures, in the order of the prompts."""
     jobs = list_jobs(pictures, detector, identity)
     todo = [job for job in jobs if job.key not in store]
     with progress("scoring", len(jobs), len(jobs) - len(todo)) as meter:
@@ -64,7 +65,7 @@ def score_folder(pictures: Path, detector: Detector, identity: Row, store: Verdi
 
 
 def list_jobs(pictures: Path, detector: Detector, identity: Row) -> list[Job]:
-    """Every picture of the folder. Raises UserError if the folder is broken or asks for what the detector has not."""
+    """Every picture of the folder. Raises UserError if it is broken, or asks for a class unknown to `detector`."""
     prompts = list(list_prompts(pictures))
     check_classes((prompt.line for prompt in prompts), detector)
     jobs = []
@@ -76,7 +77,7 @@ def list_jobs(pictures: Path, detector: Detector, identity: Row) -> list[Job]:
 
 
 def batches(pictures: Path, jobs: Iterable[Job], size: int) -> Iterator[list[tuple[Job, Picture]]]:
-    """Up to `size` pictures at a time, with their jobs: pictures in turn, as long as they are equal in size."""
+    """The jobs with their pictures, in order, in batches of up to `size` pictures of one size."""
     batch: list[tuple[Job, Picture]] = []
     for job in jobs:
         picture = read_picture(pictures / job.name)
@@ -89,7 +90,10 @@ def batches(pictures: Path, jobs: Iterable[Job], size: int) -> Iterator[list[tup
 
 
 def summarize_folder(jobs: Sequence[Job], rows: Sequence[Row], detector: Detector, samples: int, seed: int) -> Row:
-    """GenEval of a folder: shares of right pictures and of prompts with one, the tasks and overall with intervals."""
+    """The summary of a folder: its GenEval score with intervals, and the shares of right pictures and prompts.
+
+    A prompt counts as right if at least one of its pictures is.
+    """
     tags = {job.prompt: job.line["tag"] for job in jobs}
     verdicts: dict[int, list[bool]] = {prompt: [] for prompt in tags}
     for job, row in zip(jobs, rows, strict=True):
@@ -110,7 +114,7 @@ def summarize_folder(jobs: Sequence[Job], rows: Sequence[Row], detector: Detecto
 
 
 def identify(detector: Detector, folders: Iterable[Path]) -> Row:
-    """What a verdict depends on besides the picture and its line; models stand by their files' names, sizes, times."""
+    """What a verdict depends on besides picture and line. Models are known by their files' names, sizes and times."""
     digests = [listing_digest(folder) for folder in folders]
     return {"name": detector.name, "thresholds": asdict(detector.thresholds), "models": digests}
 
@@ -128,22 +132,24 @@ def print_summary(summary: Row) -> None:
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """The options of the command line."""
     arguments = command_parser("score_folder", __doc__)
     arguments.add_argument("--pictures", type=Path, required=True, help="the folder, in GenEval's layout")
     arguments.add_argument("--out", type=Path, required=True, help="file for the lines of results")
     arguments.add_argument("--detector", choices=list(NOTES), required=True, help="what finds objects and colours")
     arguments.add_argument("--mask2former", type=Path, help="folder of a transformers Mask2Former (COCO instances)")
     arguments.add_argument("--clip", type=Path, help="folder of a transformers CLIP")
-    arguments.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    arguments.add_argument("--batch-size", type=int, default=8, help="pictures searched at a time (8)")
-    arguments.add_argument("--bootstrap-samples", type=int, default=2000)
-    arguments.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    arguments.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"
+    )
+    arguments.add_argument("--batch-size", type=int, default=8, help="pictures searched at a time (default: 8)")
+    arguments.add_argument("--bootstrap-samples", type=int, default=2000, help="resamples (default: 2000)")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     return arguments.parse_args(argv)
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Entry point."""
+    """Entry point. The exit status is 0 if all is done, and 2 for bad input."""
     chosen = read_arguments(argv)
     with bad_input_exits("score_folder"):
         if min(chosen.batch_size, chosen.bootstrap_samples) < 1:

@@ -6,9 +6,10 @@ params.yaml, section shard:
   source: webdataset   the shards at `path`: a picture with a prompt or caption in its json, or a txt
   source: sana         SANA's own layout at `path`: shards that wids-meta.json lists, with further captions beside them
 
-One's own pictures are resized to cover a square of image_size and centre-cropped, or with aspect_buckets the nearest of
-40 sizes of about its area (tasks/data/aspect_buckets.py), and up to a tenth of them is held out. Pictures
-that cannot be used are named in results/rejects/shard.jsonl, and stop the stage above the share max_reject_share.
+Your own pictures are resized to cover a square of image_size pixels, and their centre is cropped. With aspect_buckets
+they are fitted to the nearest of 40 sizes of about that area instead (tasks/data/aspect_buckets.py). Up to a tenth of
+them is held out. Pictures that cannot be used are named in results/rejects/shard.jsonl. If their share is above
+max_reject_share, the stage stops.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,7 +40,7 @@ REJECTS = paths.RESULTS / "rejects" / "shard.jsonl"
 
 
 def run(context: Context) -> Metrics:
-    """Write the shards and count what is in them."""
+    """Write the shards; returns the number of samples in each split."""
     params, seed = context.params.shard, context.params.compute.seed
     if params.source == "scenes":
         return write_scenes(context.out, params, seed)
@@ -47,7 +48,7 @@ def run(context: Context) -> Metrics:
 
 
 def own_candidates(params: ShardParams, path: Path, seed: int) -> list[Candidate]:
-    """The pictures of one's own that lie at `path`."""
+    """The user's own pictures at `path`."""
     if params.source == "folder":
         return folder_candidates(path)
     if params.source == "webdataset":
@@ -70,7 +71,7 @@ def write_scenes(out: Path, params: ShardParams, seed: int) -> Metrics:
 
 
 def write_own_pictures(out: Path, params: ShardParams, candidates: list[Candidate]) -> Metrics:
-    """Write the usable candidates. Raises UserError when too many are not, or too few are left for both splits."""
+    """Write the usable candidates; returns counts. Raises UserError if too many are rejected, or a split is empty."""
     rejects = Rejects(len(candidates))
     buckets = aspect_buckets(params.image_size) if params.aspect_buckets else ()
     pictures = usable(by_hash(candidates), params.image_size, params.max_pixels, rejects, buckets)
@@ -79,11 +80,12 @@ def write_own_pictures(out: Path, params: ShardParams, candidates: list[Candidat
         for number, (candidate, picture, caption) in enumerate(pictures)
     )
     metered = _metered(samples, "shard", len(candidates))
+    # One pass over the pictures: the held-out split takes the first, the training split the rest.
     heldout = islice(metered, heldout_count(len(candidates), params.heldout_samples))
     splits = {"heldout": write_split(out, "heldout", heldout, params.samples_per_shard)}
     splits["train"] = write_split(out, "train", metered, params.samples_per_shard)
     write_index(out, splits)
-    for path in (REJECTS, out / "rejects.jsonl"):
+    for path in (REJECTS, out / "rejects.jsonl"):  # the former stays if the check below stops the stage
         rejects.write(path)
     rejects.check(params.max_reject_share, REJECTS)
     counts = {split: sum(entry.samples for entry in splits[split]) for split in SPLITS}
@@ -100,6 +102,7 @@ def _sample(number: int, picture: np.ndarray, caption: str, sized: bool = False,
 
 
 def _metered(samples: Iterable[Sample], label: str, total: int) -> Iterator[Sample]:
+    """The samples, with a progress bar."""
     with progress(label, total) as meter:
         for sample in samples:
             yield sample

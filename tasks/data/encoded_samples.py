@@ -1,8 +1,10 @@
 """The cached encodings that training reads: latents and text embeddings in shards, by random access.
 
-A sample is `<key>.latent.npy` (float16 C, H, W, scaled as the network takes it; of pictures in aspect buckets H and W
-differ), `<key>.text.npy` (float16 T, E, no padding) and `<key>.json`; `null_text.safetensors` holds the embedding of
-the empty prompt as `text_TE`, float16 too.
+A sample is `<key>.latent.npy` (float16 (C, H, W), scaled as the network takes it), `<key>.text.npy` (float16 (T, E),
+without padding) and `<key>.json`. With aspect buckets, H and W differ between samples. `null_text.safetensors` holds
+the embedding of the empty prompt as `text_TE`, also in float16.
+
+Shapes: B samples, C latent channels, H and W of a latent, T text tokens, E caption channels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +29,8 @@ NULL_TEXT_NAME = "text_TE"
 class EncodedBatch:
     """A batch of samples.
 
-    Latents are float32 (B, C, H, W), text float32 (B, T, E) and 0 behind each prompt, mask bool (B, T) and true on it.
+    Latents are float32 (B, C, H, W). Text is float32 (B, T, E), and 0 behind the end of each prompt. The mask is bool
+    (B, T), and true where there is text.
     """
 
     latents_BCHW: Tensor
@@ -36,7 +39,10 @@ class EncodedBatch:
 
 
 class EncodedDataset:
-    """One split of a folder of encoded shards. `latent_shape` is of its first sample; a batch must be of one shape."""
+    """One split of a folder of encoded shards.
+
+    All samples of a batch must have latents of one shape. `latent_shape` is the shape of the first sample's latent.
+    """
 
     def __init__(self, folder: Path, split: str) -> None:
         """Open the split `train` or `heldout`. Raises UserError if the folder has no such shards or no null text."""
@@ -54,15 +60,15 @@ class EncodedDataset:
 
     @property
     def shape_groups(self) -> list[np.ndarray]:
-        """The indices of the samples of each latent shape; one group where all are of one shape."""
+        """The indices of the samples of each latent shape. There is one group if all have the same shape."""
         return self._reader.size_groups
 
     def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-        """`indices` cut into batches of one shape each, by shape; in the given order within each shape."""
+        """`indices` cut into batches of one shape each, shape by shape. Within a shape they keep the given order."""
         return self._reader.batches(indices, batch_size)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> EncodedBatch:
-        """The samples at `indices`, which are of one latent shape, text padded on the right to the longest of them."""
+        """The samples at `indices`, which must have one latent shape. Text is padded on the right to the longest."""
         latents = np.stack([self._array(int(index), "latent.npy") for index in indices]).astype(np.float32)
         texts = [self._array(int(index), "text.npy") for index in indices]
         lengths = np.array([len(text) for text in texts])
@@ -73,6 +79,7 @@ class EncodedDataset:
         return EncodedBatch(torch.from_numpy(latents), torch.from_numpy(padded), torch.from_numpy(mask))
 
     def _array(self, index: int, extension: str) -> np.ndarray:
+        """A member of a sample as a read-only view of the shard."""
         where = f"{self._reader.folder}: sample {index} of {self._reader.split}, member .{extension}"
         return view_npy(self._reader.read(index, extension), where)
 

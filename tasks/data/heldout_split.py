@@ -1,7 +1,8 @@
-"""Which of one's own pictures are used, in which order, and how many of them are held out.
+"""Which of the user's own pictures are used, in which order, and how many of them are held out.
 
-Pictures are taken in order of their keys' hashes and the first are held out, so the split depends on the keys alone: a
-picture stays on its side when others are added, up to the few by which the held-out set grows.
+Pictures are taken in the order of the hashes of their keys, and the first ones are held out. So the split depends on
+the keys alone. When pictures are added, the others stay on their side of the split, but for the few that move because
+the held-out set grows.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ def by_hash(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def _hash(candidate: Candidate) -> bytes:
-    # A file's name may hold bytes that are no UTF-8.
+    # A file's name may hold bytes that are not UTF-8.
     return hashlib.sha256(candidate.key.encode(errors="surrogateescape")).digest()
 
 
@@ -37,9 +38,9 @@ def usable(
     rejects: Rejects,
     buckets: Sequence[Bucket] = (),
 ) -> Iterator[tuple[Candidate, np.ndarray, str]]:
-    """Each usable candidate, its picture and its caption; `rejects` notes the others.
+    """Each usable candidate with its picture and its caption. `rejects` notes the others.
 
-    Pictures are uint8 (image_size, image_size, 3), or of the size of one of `buckets` if given.
+    Pictures are uint8 (image_size, image_size, 3), or, if `buckets` are given, (height, width, 3) of a bucket.
     """
     for candidate in candidates:
         try:

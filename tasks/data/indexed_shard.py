@@ -1,7 +1,7 @@
-"""One shard of our own, read through the index written with it: neither opening it nor reading a sample reads the rest.
+"""A shard that this project wrote, read through the index beside it, so that a sample is read without the others.
 
-The index is an int64 array (samples, members, 2) of where each member's bytes begin in the tar and how many they are.
-Shards of others come without one, and are indexed by reading all their headers (tasks/data/tar_shard.py).
+The index is an int64 array (samples, members, 2). For each member it holds the byte of the tar where the member begins,
+and its number of bytes. Shards that others wrote have no index; `tasks.data.tar_shard` reads all their headers instead.
 """
 
 import mmap
@@ -23,9 +23,10 @@ class SpanRecorder:
         self._spans: list[list[tuple[int, int]]] = []
 
     def add(self, begin: int, end: int, members: Mapping[str, bytes]) -> None:
-        """Note a sample that was written from byte `begin` to `end`, its members in order of extension.
+        """Note a sample that was written from byte `begin` to `end`, with its members in the order of their extensions.
 
-        Raises ValueError if it has other members than the samples before it, or a key too long for a plain header.
+        Raises ValueError if its members are not those of the samples before it. Also raises ValueError if its key is
+        too long for a plain header: the tar then has another header, and the members do not lie where they should.
         """
         names = sorted(members)
         self.members = self.members or names
@@ -33,6 +34,7 @@ class SpanRecorder:
             raise ValueError(f"a sample has the members {names}, those before it {self.members}")
         spans = []
         for name in names:
+            # A member is a header of one block, and its bytes in whole blocks.
             spans.append((begin + tarfile.BLOCKSIZE, len(members[name])))
             begin += tarfile.BLOCKSIZE + -(-len(members[name]) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if begin != end:
@@ -45,10 +47,10 @@ class SpanRecorder:
 
 
 class IndexedShard:
-    """The samples of one shard by their number in it; `members` are the extensions of each."""
+    """The samples of one shard, by their number in it. `members` are the extensions that every sample has."""
 
     def __init__(self, path: Path, index: Path, members: Sequence[str]) -> None:
-        """Map tar and index. Raises UserError if one is missing or the index is none of such members."""
+        """Map the tar and the index. Raises UserError if one is missing, or if the index does not fit `members`."""
         self.path = path
         self._columns = {extension: column for column, extension in enumerate(members)}
         self._map = _map(path)
@@ -60,7 +62,7 @@ class IndexedShard:
         return len(self._spans)
 
     def read(self, sample: int, extension: str) -> memoryview:
-        """The bytes of a sample's member, a read-only view of the file. Raises UserError if it has no such member."""
+        """The bytes of a sample's member, as a read-only view. Raises UserError if there is no such member."""
         if extension not in self._columns:
             raise UserError(f"{self.path}: sample {sample} has no member .{extension}")
         start, size = self._spans[sample, self._columns[extension]].tolist()
@@ -82,6 +84,7 @@ class IndexedShard:
 
 
 def _map(path: Path) -> memoryview:
+    """A file mapped read-only. The map stays after the file is closed."""
     if not path.is_file() or not path.stat().st_size:
         raise UserError(f"{path} is missing: run the stage that writes {path.parent} again")
     with open(path, "rb") as file:

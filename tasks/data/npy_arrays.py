@@ -1,4 +1,4 @@
-"""NumPy arrays as shard members: written as `.npy` bytes, read as views of the shard without a copy."""
+"""NumPy arrays as members of shards. They are written as `.npy` bytes and read as views, without a copy."""
 
 import io
 from functools import lru_cache
@@ -8,20 +8,20 @@ import numpy as np
 from tasks.system.errors import UserError
 
 _HEADER_LENGTH = 10
-"""Bytes of magic, version and header size that open a version 1.0 file."""
+"""Bytes before the header of a version 1.0 file: magic string, version, and the header's size."""
 
 
 def to_npy(array: np.ndarray) -> bytes:
-    """`array` in the `.npy` format."""
+    """The bytes of `array` in the `.npy` format."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
 def view_npy(data: memoryview, where: str) -> np.ndarray:
-    """The array in `.npy` bytes, as a read-only view of them.
+    """The array that `.npy` bytes hold, as a read-only view of them.
 
-    Raises UserError naming `where` if they hold no plain array.
+    Raises UserError naming `where` if the bytes hold no plain array.
     """
     size = _HEADER_LENGTH + int.from_bytes(data[8:10], "little")
     try:
@@ -33,7 +33,7 @@ def view_npy(data: memoryview, where: str) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype; remembered, because the samples of a shard share a few headers and parsing outweighs reading."""
+    """Shape and dtype. They are cached: samples share a few headers, and parsing takes longer than reading."""
     file = io.BytesIO(header)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("not version 1.0")

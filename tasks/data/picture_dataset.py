@@ -1,4 +1,4 @@
-"""The pictures of the stage `shard`, by random access."""
+"""Random access to the pictures that the stage `shard` wrote."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from tasks.data.shards import ShardReader
 
 
 class PictureDataset:
-    """One split of a folder of picture shards: captions, and pictures decoded when asked for."""
+    """One split of a folder of picture shards. A picture is decoded when it is asked for."""
 
     def __init__(self, folder: Path, split: str) -> None:
         """Open the split `train` or `heldout`. Raises UserError if the folder has no such shards."""
@@ -28,7 +28,7 @@ class PictureDataset:
 
     @property
     def size_groups(self) -> list[np.ndarray]:
-        """The indices of the pictures of each size; one group where all are of one size."""
+        """The indices of the pictures of each size. There is one group if all have the same size."""
         return self._reader.size_groups
 
     @property
@@ -37,11 +37,11 @@ class PictureDataset:
         return self._reader.sizes is not None
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Each height and width in pixels that pictures have. Decodes one picture of each size."""
+        """Each (height, width) in pixels that occurs. One picture of each size is decoded for it."""
         return [self.pictures(group[:1]).shape[1:3] for group in self.size_groups]
 
     def of_size(self, height: int, width: int) -> np.ndarray:
-        """The indices of the pictures of one size; where all are of one size, of all."""
+        """The indices of the pictures of this size. If the shards record no sizes, the indices of all pictures."""
         if self._reader.sizes is None:
             return np.arange(len(self))
         return np.flatnonzero((self._reader.sizes == (height, width)).all(axis=1))
@@ -59,10 +59,10 @@ class PictureDataset:
         return self._reader.key(index)
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The pictures at `indices`, which are of one size, uint8 (B, H, W, 3)."""
+        """The pictures at `indices`, uint8 (B, H, W, 3). They must have one size."""
         return np.stack([decode_png(self._reader.read(int(index), "png")) for index in indices])
 
 
 def to_unit_range(pictures_BHW3: np.ndarray) -> Tensor:
-    """uint8 pictures as the autoencoder takes them: float32 (B, 3, H, W) in [-1, 1]."""
+    """uint8 pictures (B, H, W, 3) as the autoencoder takes them: float32 (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(pictures_BHW3).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

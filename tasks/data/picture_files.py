@@ -1,4 +1,4 @@
-"""Picture files of every ordinary kind, made RGB arrays of set sizes; what cannot be read is a `Reject`."""
+"""Reads picture files of every ordinary kind as RGB arrays of given sizes. A file that cannot be read is a `Reject`."""
 
 import io
 import warnings
@@ -11,16 +11,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tasks.data.aspect_buckets import Bucket, nearest_bucket
 from tasks.data.sources.candidate import Reject
 
-# Named one by one, since Pillow also opens formats that run other programs (EPS) or are no pictures.
+# Named one by one, because Pillow also opens formats that run other programs (EPS) or are not pictures.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 def load_picture(data: bytes, size: int, max_pixels: int, buckets: Sequence[Bucket] = ()) -> np.ndarray:
     """Decode a picture file and fit it to a square, uint8 (size, size, 3), or to the nearest of `buckets` if given.
 
-    Fitting resizes the upright picture to cover the size, and crops its centre. Alpha is composited on white, EXIF
-    rotation applied, and of an animation the first frame taken. Colour profiles are not applied. Raises Reject for a
-    picture that is truncated, of an unknown kind, or of more than `max_pixels`.
+    The picture is turned upright as its EXIF data says, resized to cover the size, and cropped to its centre.
+    Transparent pixels are composited on white. The first frame of an animation is taken. Colour profiles are not
+    applied. Raises Reject for a picture that is truncated, of an unknown kind, or of more than `max_pixels`.
     """
     try:
         with pixel_limit(max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -42,7 +42,10 @@ def load_picture(data: bytes, size: int, max_pixels: int, buckets: Sequence[Buck
 
 @contextmanager
 def pixel_limit(max_pixels: int) -> Iterator[None]:
-    """Let Pillow refuse a picture of more pixels before decoding it; by itself it warns, and refuses twice as many."""
+    """Make Pillow refuse a picture of more pixels before it decodes it.
+
+    By itself Pillow only warns above the limit, and refuses at twice the limit.
+    """
     previous, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
     try:
         with warnings.catch_warnings():
@@ -53,7 +56,7 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB. Raises Reject where the mode does not say which value is white."""
+    """A picture of any mode as RGB. Raises Reject if the mode does not say which value is white."""
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
         image = Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8))
@@ -66,7 +69,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """Lossless PNG bytes of a uint8 (H, W, 3) picture, at the fastest compression: writing them is mostly that."""
+    """Lossless PNG bytes of a uint8 (H, W, 3) picture.
+
+    They are compressed at the fastest level, because compression takes most of the time of writing a shard.
+    """
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

@@ -1,8 +1,8 @@
-"""Published models that params.yaml names: where they lie, and whether their files are those on record.
+"""Published models that params.yaml names: where they lie, and whether their files have the sha256 that is on record.
 
-A file's sha256 is on record in the `manifest.json` of a folder that this project wrote. That of weights from Hugging
-Face's hub is where the hub's tools leave it: in `.cache/huggingface/download/NAME.metadata` beside a download, or in a
-cache as the name of the blob that a link points to.
+There are three records. A folder that this project wrote has a `manifest.json`. Beside a download from Hugging Face's
+hub, the hub's tools leave `.cache/huggingface/download/NAME.metadata`. In the hub's cache a file is a link to a blob,
+whose name is the sha256.
 """
 
 import re
@@ -17,12 +17,12 @@ from tasks.system.manifest import MANIFEST, sha256_file, sha256_json
 
 HUB_RECORDS = Path(".cache/huggingface/download")
 TRANSFORMER = "transformer"
-"""The folder of the network in a diffusers pipeline; the others are not read by whoever wants the network."""
+"""The folder of the network in a diffusers pipeline. Where the network is wanted, the other folders are not read."""
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def published_path(path: str) -> Path:
-    """A path of params.yaml to a published model, checked. Raises UserError naming a file that is not what it was."""
+    """The published model at a path of params.yaml, checked. Raises UserError naming a missing or damaged file."""
     place = own_path(path)
     for file, digest in recorded_digests(place):
         if not file.is_file():
@@ -33,20 +33,23 @@ def published_path(path: str) -> Path:
 
 
 def content_digest(place: Path) -> str:
-    """Hex sha256 of the names and contents of all files of a model, but hidden ones (of download tools).
+    """The sha256, in hex, of the names and contents of a model's files.
 
-    Raises UserError if there is none.
+    Hidden files, which download tools leave, are left out. Raises UserError if there is no file.
     """
     root, files = _read_files(place)
     if not files:
         raise UserError(f"{place} is no model's file or folder: correct its path in params.yaml")
     names = {path.relative_to(root): path for path in files}
-    seen = {name: path for name, path in names.items() if not any(part.startswith(".") for part in name.parts)}
-    return sha256_json({name.as_posix(): sha256_file(path) for name, path in seen.items()})
+    visible = {name: path for name, path in names.items() if not any(part.startswith(".") for part in name.parts)}
+    return sha256_json({name.as_posix(): sha256_file(path) for name, path in visible.items()})
 
 
 def _read_files(place: Path) -> tuple[Path, list[Path]]:
-    """Where a model lies and its files: one file, those of a folder, or those of the network in a pipeline's folder."""
+    """The folder in which a model lies, and its files.
+
+    `place` is one file, a folder, or the folder of a pipeline, of which only the network is taken.
+    """
     if place.is_file():
         return place.parent, [place]
     folder = place / TRANSFORMER if (place / TRANSFORMER).is_dir() else place
@@ -54,7 +57,7 @@ def _read_files(place: Path) -> tuple[Path, list[Path]]:
 
 
 def recorded_digests(place: Path) -> Iterator[tuple[Path, str]]:
-    """The files of a published folder, or the one file, whose sha256 is on record, with it."""
+    """Each file at `place` whose sha256 is on record, with that sha256."""
     manifest = place / MANIFEST
     if manifest.is_file():
         yield from ((place / name, facts["sha256"]) for name, facts in read_json(manifest)["files"].items())
@@ -65,7 +68,7 @@ def recorded_digests(place: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _hub_digest(file: Path) -> str | None:
-    """The sha256 that the hub's tools noted of a file: they do of large ones, of others a git hash."""
+    """The sha256 that the hub's tools noted, if any. They note it for large files, and a git hash for others."""
     if file.is_symlink() and SHA256.fullmatch(file.resolve().name):
         return file.resolve().name
     for root in (file.parent, file.parent.parent):
@@ -77,8 +80,8 @@ def _hub_digest(file: Path) -> str | None:
 
 
 def copy_files(source: Path, out: Path, patterns: Sequence[str]) -> None:
-    """Copy the files at the top of `source` that match a pattern, following links: a download cache is made of them."""
+    """Copy the files at the top of `source` that match a pattern. Links are followed: download caches have them."""
     for pattern in patterns:
         for path in sorted(source.glob(pattern)):
-            if path.name != MANIFEST:  # of what it lies beside; the copy gets its own
+            if path.name != MANIFEST:  # the source's; the stage's output gets a manifest of its own
                 shutil.copyfile(path, out / path.name)

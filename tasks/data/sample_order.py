@@ -1,10 +1,10 @@
 """The order in which training sees its samples: a function of the seed and the step, so resuming needs no state.
 
-Samples of one shape are permuted in each epoch, and batches cut the epochs without gap or overlap. Where shapes differ
-(`tasks.data.aspect_buckets`), a batch has one shape: each shape's samples are cut into batches in just this way, and
-the batches of an epoch are permuted. What does not fill a batch of its shape waits: its batch is filled,
-and comes, in a later epoch. So a shape of fewer samples than a batch has its turn too, and at any step the samples of a
-shape have been seen equally often but for one time.
+Each epoch is a permutation of the samples. The epochs follow each other as one sequence, which is cut into batches
+without gap or overlap. If shapes differ (`tasks.data.aspect_buckets`), a batch has samples of one shape. Each shape's
+samples are cut into batches in the same way, and the batches of an epoch are permuted. Samples that are left over and
+do not fill a batch of their shape wait for a later epoch, which fills the batch. So a shape with fewer samples than a
+batch has its turn too. At any step, the numbers of times that the samples of one shape were seen differ by at most one.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,7 @@ from tasks.computing.seeds import derive, numpy_generator
 def batch_indices(seed: int, step: int, batch_size: int, dataset_size: int) -> np.ndarray:
     """The samples of batch `step` (from 0), int64 (batch_size,).
 
-    Epochs follow each other as one endless sequence, each a permutation of its own; batches cut it without gap or
-    overlap, so a batch may end one epoch and begin the next. Raises ValueError for an empty dataset.
+    A batch may hold the end of one epoch and the beginning of the next. Raises ValueError for an empty dataset.
     """
     if dataset_size < 1:
         raise ValueError("the dataset is empty: there is no order of its samples")
@@ -30,9 +29,10 @@ def batch_indices(seed: int, step: int, batch_size: int, dataset_size: int) -> n
 
 
 def grouped_batch_indices(seed: int, step: int, batch_size: int, groups: Sequence[np.ndarray]) -> np.ndarray:
-    """The samples of batch `step`, all of one of `groups`, int64 (batch_size,); of a single group, as `batch_indices`.
+    """The samples of batch `step`, int64 (batch_size,), all from one of `groups`.
 
-    A group holds the indices of the samples of one shape. Raises ValueError if one is empty, or there are none.
+    A group holds the indices of the samples of one shape. With a single group the order is that of `batch_indices`.
+    Raises ValueError if a group is empty, or if there are none.
     """
     if len(groups) == 1:
         return groups[0][batch_indices(seed, step, batch_size, len(groups[0]))]
@@ -50,8 +50,9 @@ def grouped_batch_indices(seed: int, step: int, batch_size: int, groups: Sequenc
 def rank_rows(batch_size: int, rank: int, ranks: int, parts: int = 1) -> np.ndarray:
     """The rows of a batch that process `rank` of `ranks` works on, int64 (batch_size / ranks,).
 
-    Cut into `parts` equal micro-batches, its i-th is a share of the i-th micro-batch of a single process, so that all
-    processes together see in each what one would. Raises ValueError if the batch does not divide among them.
+    A batch is cut into `parts` equal micro-batches, and each micro-batch among the processes. So all processes together
+    see in their i-th micro-batch what a single process sees in its i-th. Raises ValueError if the batch does not divide
+    into equal shares.
     """
     if not 0 <= rank < ranks:
         raise ValueError(f"there is no process {rank} of {ranks}")
@@ -62,7 +63,10 @@ def rank_rows(batch_size: int, rank: int, ranks: int, parts: int = 1) -> np.ndar
 
 @lru_cache(maxsize=256)
 def _permutations(seed: int, dataset_size: int) -> Callable[[int], np.ndarray]:
-    """The permutation of each epoch. The last two are kept, as consecutive batches share them, and so are read-only."""
+    """A function that gives the permutation of an epoch.
+
+    It keeps the last two permutations, which consecutive batches share. They are read-only, because they are shared.
+    """
 
     @lru_cache(maxsize=2)
     def permutation(epoch: int) -> np.ndarray:
@@ -74,12 +78,15 @@ def _permutations(seed: int, dataset_size: int) -> Callable[[int], np.ndarray]:
 
 
 def _batches_before(epoch: int, batch_size: int, sizes: tuple[int, ...]) -> int:
-    """The batches of all groups that are filled by the end of the epochs before `epoch`."""
+    """How many batches, of all groups, the samples of the epochs before `epoch` fill."""
     return sum(epoch * size // batch_size for size in sizes)
 
 
 def _epoch_of(step: int, batch_size: int, sizes: tuple[int, ...]) -> int:
-    """The epoch that batch `step` is of: the last with no more batches before it, bracketed and halved."""
+    """The epoch of batch `step`: the last epoch that has at most `step` batches before it.
+
+    It is found by bracketing it and halving the bracket, so no earlier epoch is counted through.
+    """
     low = step * batch_size // sum(sizes)
     high = (step + len(sizes)) * batch_size // sum(sizes) + 1  # each group's last batch may not be filled yet
     while high - low > 1:
@@ -90,7 +97,7 @@ def _epoch_of(step: int, batch_size: int, sizes: tuple[int, ...]) -> int:
 
 @lru_cache(maxsize=2)
 def _turns(seed: int, epoch: int, batch_size: int, sizes: tuple[int, ...]) -> np.ndarray:
-    """The group of each batch of an epoch, permuted."""
+    """The group of each batch of an epoch, in the order in which the batches come."""
     counts = [(epoch + 1) * size // batch_size - epoch * size // batch_size for size in sizes]
     turns = np.repeat(np.arange(len(sizes)), counts)
     return numpy_generator(seed, "order", "batches", epoch).permutation(turns)

@@ -1,13 +1,14 @@
-"""What scenes can say: shapes, colours, relations, GenEval's prompt lines over them, and which are held out.
+"""The vocabulary of scenes: shapes, colours, relations, GenEval's prompt lines over them, and the held-out lines.
 
 A *line* is a prompt in GenEval's schema: {"tag", "include": [need, ...], ["exclude": [need, ...],] "prompt"}, where a
 need is {"class", "count"[, "color"][, "position": [relation, index of the other need]]}. `lines(tag)` has every line of
-a task, so that the sampler of training scenes and the evaluation draw from one list, and `is_held_out` splits it.
+a task. The sampler of training scenes and the evaluation draw from this one list, and `is_held_out` splits it.
 
-Held out, that is never the caption of a training picture: of each task with enough combinations a fixed part of them
-(`HELD_OUT`), whatever the order of their words: "a ring left of a cross" and "a cross right of a ring" are held out
-together. Single objects and counts have too few combinations to hold any out. The colours, shapes and pairs of a
-held-out caption are met under other captions: what is asked of a model is to read words it knows in a new order.
+A held-out line is never the caption of a training picture. Each task with enough combinations has a fixed number of
+them held out (`HELD_OUT`). The order of words does not matter: "a ring left of a cross" and "a cross right of a ring"
+are held out together. Single objects and counts have too few combinations to hold any out. Training shows the colours,
+shapes and pairs of a held-out caption under other captions. So a held-out caption asks a model to read words that it
+knows in a new combination.
 """
 
 from functools import cache
@@ -36,11 +37,14 @@ NUMBERS = {2: "two", 3: "three", 4: "four"}
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 HELD_OUT = {"two_object": 3, "colors": 10, "position": 12, "color_attr": 135}
-"""Held-out combinations of each task: of 15, 60, 60 and 1,350."""
+"""The number of held-out combinations of each task, out of 15, 60, 60 and 1,350."""
 
 
 def combination(line: Line) -> tuple[str, ...]:
-    """What a line states whatever the order of its words: "a ring left of a cross" equals "a cross right of a ring"."""
+    """What a line states, whatever the order of its words.
+
+    "a ring left of a cross" and "a cross right of a ring" are the same combination.
+    """
     if line["tag"] == "position":
         target, placed = line["include"]
         relation = placed["position"][0]
@@ -55,11 +59,12 @@ def combination(line: Line) -> tuple[str, ...]:
 def held_out_combinations(tag: str) -> frozenset[tuple[str, ...]]:
     """The combinations of a task that no caption of a training picture states: those with the lowest hashes."""
     combinations = {combination(line) for line in lines(tag)}
+    # The seed is 0 whatever `compute.seed` is: models of all seeds share the split.
     return frozenset(sorted(combinations, key=lambda one: derive(0, "held out", *one))[: HELD_OUT.get(tag, 0)])
 
 
 def is_held_out(line: Line) -> bool:
-    """True where the line's combination is never stated by the caption of a training picture."""
+    """Whether no caption of a training picture states the line's combination."""
     return combination(line) in held_out_combinations(line["tag"])
 
 

@@ -20,7 +20,7 @@ TASK_WEIGHTS: dict[str, float] = {
     "position": 0.22,
     "color_attr": 0.18,
 }
-"""Share of training scenes with each task's caption: harder tasks more often."""
+"""The share of training scenes with captions of each task. Harder tasks come more often."""
 
 SIZES: dict[int, tuple[float, float]] = {
     1: (5.6 / 32, 6.4 / 32),
@@ -28,10 +28,10 @@ SIZES: dict[int, tuple[float, float]] = {
     3: (5.2 / 32, 5.4 / 32),
     4: (5.2 / 32, 5.4 / 32),
 }
-"""Least and largest size (half the extent) of a shape by the number of shapes; the largest ones still fit together."""
+"""The least and the largest size (half the extent) of shapes, by their number. The largest ones still fit together."""
 
 LATTICE = 8
-"""Centres lie on a lattice of this many steps to a side: a shape then has few ways to fall on a latent's cells."""
+"""Centres lie on a lattice of this many steps to a side, so a shape has few ways to fall on a latent's cells."""
 
 GAP = 1.2 / 32
 """Least space between the squares around two shapes."""
@@ -43,8 +43,14 @@ STEEPNESS = 2.0
 """In position scenes the offset along the stated axis is at least this many times the offset across it."""
 
 GROUND_LEVELS = (122, 134)
+"""The grey level of the ground, of 255: the least, and one above the most."""
+
 GROUND_TINT = 2
-DARTS = 256
+"""How far each colour channel of the ground may differ from its grey level."""
+
+LAYOUTS_AT_ONCE = 256
+"""Random layouts that are tried at once; the first that fits is taken."""
+
 _AXES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
@@ -61,7 +67,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """What to draw and how it is captioned; `tag` is the GenEval task whose words the caption uses."""
+    """What to draw, and its caption. `tag` is the GenEval task whose words the caption uses."""
 
     tag: str
     caption: str
@@ -70,7 +76,7 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator, tag: str | None = None) -> Scene:
-    """A random training scene, of the task `tag` or of one drawn by `TASK_WEIGHTS`. Never a held-out caption."""
+    """A random training scene of `tag`, or of a task drawn by `TASK_WEIGHTS`. Its caption is never held out."""
     if tag is None:
         tag = TASKS[rng.choice(len(TASKS), p=[TASK_WEIGHTS[task] for task in TASKS])]
     choices = seen_lines(tag)
@@ -98,7 +104,7 @@ def render(scene: Scene, size: int = 32) -> NDArray[np.uint8]:
 
 
 def _relation(line: Line) -> str | None:
-    """The line's relation of its second shape to its first, if it states one."""
+    """The relation of the line's second shape to its first, or None if it states none."""
     return line["include"][-1].get("position", [None])[0]
 
 
@@ -111,9 +117,12 @@ def _sample_colours(rng: np.random.Generator, line: Line) -> list[str]:
 
 
 def _sample_places(rng: np.random.Generator, sizes: NDArray[np.floating], relation: str | None) -> NDArray[np.floating]:
-    """Centres (shapes, 2) on the lattice, uniform over the layouts that keep all gaps and shape 1's relation to 0."""
+    """Centres (shapes, 2) on the lattice, drawn uniformly from all layouts that fit.
+
+    A layout fits if it keeps all gaps, and shape 1 stands in `relation` to shape 0.
+    """
     while True:
-        layouts = rng.integers(1, LATTICE, size=(DARTS, len(sizes), 2)) / LATTICE
+        layouts = rng.integers(1, LATTICE, size=(LAYOUTS_AT_ONCE, len(sizes), 2)) / LATTICE
         edges = (sizes + EDGE)[:, None]
         fits = ((layouts >= edges) & (layouts <= 1 - edges)).all(axis=(1, 2))
         for a, b in combinations(range(len(sizes)), 2):

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
-SQUARE_HALF = 0.86  # of the size, so that a square looks as large as a circle
+# Lengths are shares of the size, which is half of a shape's extent.
+SQUARE_HALF = 0.86  # so that a square looks as large as a circle
 CROSS_HALF_ARM = 0.34
 RING_INNER = 0.55
 BAR_HALF_HEIGHT = 0.34
@@ -50,7 +51,7 @@ DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
     "ring": _ring,
     "bar": _bar,
 }
-"""Distance to the outline of the shape of size 1 at the origin, negative inside (exact near straight edges)."""
+"""The distance from the outline of the shape of size 1 at the origin, negative inside. Exact near straight edges."""
 
 AREAS: dict[str, float] = {
     "circle": np.pi,
@@ -60,16 +61,16 @@ AREAS: dict[str, float] = {
     "ring": np.pi * (1 - RING_INNER**2),
     "bar": 4 * BAR_HALF_HEIGHT,
 }
-"""Area of the shape of size 1."""
+"""The area of the shape of size 1."""
 
 CENTROID_Y: dict[str, float] = dict.fromkeys(DISTANCES, 0.0) | {"triangle": TRIANGLE_BASE - TRIANGLE_HEIGHT / 3}
-"""Height of the centre of mass above (-) or below (+) the origin for the shape of size 1; none lies beside it."""
+"""How far the centre of mass of the shape of size 1 lies above (-) or below (+) the origin. None lies beside it."""
 
 
 def coverage(shape: str, x: float, y: float, size: float, height: int, width: int, edge: float = 1.0) -> Array:
-    """Share of each pixel (height, width) that the shape covers, in [0, 1].
+    """The share in [0, 1] of each pixel (height, width) that the shape covers.
 
-    The centre (x, y) and the size, half the shape's extent, are in pixels; the first pixel's centre is (0.5, 0.5).
+    The centre (x, y) and the size, half the shape's extent, are in pixels. The first pixel's centre is (0.5, 0.5).
     `edge` is the width in pixels over which the outline fades: 1 is antialiased, more is blurred.
     """
     rows, columns = np.ogrid[:height, :width]

@@ -1,11 +1,11 @@
 """A folder of WebDataset shards: `<split>-00000.tar` and on, and `index.json` with the count, bytes and sha256 of each.
 
-Beside each shard lies `<split>-00000.index.npy` with the place of every member, so that a sample is read alone.
+Beside each shard lies `<split>-00000.index.npy` with the place of every member, so that a sample is read alone. If
+samples differ in size, `<split>-00000.sizes.npy` (named in `index.json`) has the heights and widths of a shard's
+samples in pixels (uint16). So the samples of one size are found without reading a shard.
 
-Samples follow SANA's layout: `<key>.json` with height, width and prompt, beside the picture (`<key>.png`) or what
-encodes it. Where samples differ in size the index holds each one's, so that finding those of one size reads no shard:
-`<split>-00000.sizes.npy`, named in `index.json`, has the heights and widths of a shard's samples in pixels (uint16).
-The bytes of a shard depend on its samples alone: members carry no time, and a fixed owner and mode.
+Samples follow SANA's layout: `<key>.json` with height, width and prompt, beside the picture (`<key>.png`) or its
+encodings. The bytes of a shard depend on its samples alone: members have no time, and a fixed owner and mode.
 """
 
 import bisect
@@ -29,13 +29,14 @@ INDEX = "index.json"
 SPANS = ".index.npy"
 SIZES = ".sizes.npy"
 OPEN_SHARDS = 256
-"""Shards that a reader keeps open: an open one takes two of the process's file descriptors, often 1,024 in all."""
+"""Shards that a reader keeps open. Each takes two file descriptors, of which a process often has 1,024."""
+
 SPLITS = ("train", "heldout")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample to write: its key, the bytes of each member by extension, and its (height, width) if sizes differ."""
+    """A sample to write: its key, the bytes of each member by extension, and (height, width) if sizes may differ."""
 
     key: str
     members: dict[str, bytes]
@@ -56,13 +57,13 @@ class ShardEntry:
 
 
 def describe(height: int, width: int, prompt: str, **more: str) -> bytes:
-    """A sample's `.json` member: the size of its picture in pixels, its caption, and `more` of it."""
+    """A sample's `.json` member: the size of its picture in pixels, its caption, and the entries in `more`."""
     record = {"height": height, "width": width, "prompt": prompt, **more}
     return json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
 
 
 def write_split(folder: Path, split: str, samples: Iterable[Sample], samples_per_shard: int) -> list[ShardEntry]:
-    """Write the shards of one split; samples are taken one at a time. Pass what all splits return to `write_index`."""
+    """Write the shards of one split, taking one sample at a time. Pass the entries of all splits to `write_index`."""
     remaining = iter(samples)
     entries: list[ShardEntry] = []
     for first in remaining:
@@ -72,7 +73,7 @@ def write_split(folder: Path, split: str, samples: Iterable[Sample], samples_per
 
 
 def _write_shard(path: Path, samples: Iterator[Sample]) -> ShardEntry:
-    from webdataset import TarWriter  # only writing needs it: training runs where it is not installed
+    from webdataset import TarWriter  # imported here, because training also runs where it is not installed
 
     sizes: list[tuple[int, int] | None] = []
     spans = SpanRecorder()
@@ -111,10 +112,10 @@ def _plain(entry: ShardEntry) -> dict[str, Any]:
 
 
 class ShardReader:
-    """Random access to the samples of one split by their number; a shard is opened when it is first needed."""
+    """Random access to the samples of one split by their number. A shard is opened when it is first needed."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        """Read the index. Raises UserError if the folder has none or lacks the split."""
+        """Read `index.json`. Raises UserError if the folder has none, or if it does not list the split."""
         self.folder, self.split = Path(folder), split
         splits = read_json(self.folder / INDEX)["splits"]
         if split not in splits:
@@ -132,7 +133,7 @@ class ShardReader:
         return shard.key(sample)
 
     def read(self, index: int, extension: str) -> memoryview:
-        """The bytes of a sample's member. Raises IndexError beyond the split, UserError for a shard that is damaged."""
+        """The bytes of a sample's member. Raises IndexError beyond the split, and UserError for a damaged shard."""
         shard, sample = self._locate(index)
         return shard.read(sample, extension)
 
@@ -147,19 +148,22 @@ class ShardReader:
 
     @cached_property
     def sizes(self) -> np.ndarray | None:
-        """Height and width in pixels of every sample, uint16 (samples, 2); None where all are of one size."""
+        """Height and width in pixels of every sample, uint16 (samples, 2). None if the shards record no sizes."""
         if not self._entries or any(entry.sizes is None for entry in self._entries):
             return None
         return np.concatenate([self._sizes(entry) for entry in self._entries])
 
     @cached_property
     def size_groups(self) -> list[np.ndarray]:
-        """The indices of the samples of each size, ascending, by height and then width; one group where one size is."""
+        """The indices of the samples of each size, ascending. Groups are in order of height, then width.
+
+        If the shards record no sizes, all samples have one size and are one group.
+        """
         kinds = self._kinds
         return [np.arange(len(self))] if kinds is None else [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
 
     def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-        """`indices` cut into batches of one size each, by size; in the given order within each size."""
+        """`indices` cut into batches of one size each, size by size. Within a size they keep the given order."""
         kinds = np.zeros(len(indices)) if self._kinds is None else self._kinds[indices]
         for kind in np.unique(kinds):
             chosen = indices[kinds == kind]
@@ -168,7 +172,7 @@ class ShardReader:
 
     @cached_property
     def _kinds(self) -> np.ndarray | None:
-        """Height and width of every sample as one number (samples,), if the index records them."""
+        """Height and width of every sample as one number (samples,), or None if the shards record no sizes."""
         return None if self.sizes is None else self.sizes[:, 0].astype(np.int64) << 16 | self.sizes[:, 1]
 
     def _sizes(self, entry: ShardEntry) -> np.ndarray:

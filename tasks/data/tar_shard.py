@@ -1,9 +1,9 @@
-"""One WebDataset shard of others, read by random access: an index of the tar's members, found by reading its headers.
+"""Random access to a WebDataset shard that others wrote. Its headers are read once to find all members.
 
-Nothing is ever extracted: a member is a span of the file, which is open only while it is read, as a source may have
-more shards than a process may open files. The whole tar is checked when it is opened, because readers of
-WebDataset streams pass over some damage in silence: a header that no longer parses ends `tarfile`'s listing as the end
-of the archive does, and a sample whose members do not lie together becomes two.
+Nothing is extracted: a member is a span of the file. The file is open only while it is read, because a source may have
+more shards than a process may open files. The whole tar is checked when it is indexed, because readers of WebDataset
+streams pass over some damage in silence. A header that no longer parses ends the listing of `tarfile` as the end of the
+archive does. A sample whose members do not lie together becomes two samples.
 """
 
 import tarfile
@@ -25,13 +25,14 @@ KINDS = {
 }
 
 Fields = dict[str, tuple[int, int]]
+"""The first byte and the number of bytes of each member of a sample, by extension."""
 
 
 class TarShard:
-    """The samples of one shard in file order: `keys[i]` and, for each of its extensions, the bytes of that member."""
+    """The samples of one shard in file order. `keys[i]` is the key of sample i, `read` gives its members' bytes."""
 
     def __init__(self, path: Path) -> None:
-        """Index the tar. Raises UserError naming shard and member if it is cut short, damaged or unsafe."""
+        """Index the tar. Raises UserError, naming shard and member, if the tar is cut short, damaged or unsafe."""
         self.path = path
         with open(path, "rb") as file:
             samples = _index(file, path)
@@ -46,7 +47,7 @@ class TarShard:
         return list(self._fields[sample])
 
     def read(self, sample: int, extension: str) -> bytes:
-        """The bytes of a sample's member. Raises UserError if it has no such member, or the file has changed."""
+        """The bytes of a sample's member. Raises UserError if there is no such member, or if the file has changed."""
         try:
             start, size = self._fields[sample][extension]
         except KeyError:
@@ -76,7 +77,10 @@ def _index(file: BinaryIO, path: Path) -> dict[str, Fields]:
 
 
 def _members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
-    """The regular members of a tar that is whole from its first header to its end mark; folders are passed over."""
+    """The regular members of a tar. Folders are passed over.
+
+    Raises UserError, after the last good member, unless the tar is whole from its first header to its end mark.
+    """
     name = "its start"
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -92,7 +96,7 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _regular(member: tarfile.TarInfo, path: Path) -> tarfile.TarInfo:
-    """`member`, unless it is a link, a device or anything else whose bytes do not simply follow its header."""
+    """`member`, checked. Raises UserError if it is a link, a device or another kind whose bytes are not in the tar."""
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
         kind = KINDS.get(member.type, "no regular file")
         raise UserError(f"{path}: member {member.name!r} is {kind}: a shard may hold regular files only")
@@ -100,7 +104,10 @@ def _regular(member: tarfile.TarInfo, path: Path) -> tarfile.TarInfo:
 
 
 def _check_end(file: BinaryIO, offset: int, path: Path, name: str) -> None:
-    """Two zero blocks end a tar and nothing may follow: else it is a cut, a damaged header or a second tar."""
+    """Raises UserError unless two zero blocks end the tar, and nothing but zeros follows.
+
+    Otherwise the tar was cut, a header is damaged, or a second tar follows.
+    """
     file.seek(offset)
     if file.read(END_OF_ARCHIVE) != bytes(END_OF_ARCHIVE):
         raise UserError(f"{path}: the tar is cut short or damaged after {name}: write or fetch the shard again")
@@ -110,7 +117,7 @@ def _check_end(file: BinaryIO, offset: int, path: Path, name: str) -> None:
 
 
 def _split_name(member: tarfile.TarInfo, path: Path) -> tuple[str, str]:
-    """Key and extension of a member: as in WebDataset, the name is split at the first dot behind the last slash."""
+    """The key and extension of a member. As in WebDataset, its name is split at the first dot after the last slash."""
     name = member.name.removeprefix("./")
     folders = name.split("/")[:-1]
     if name.startswith("/") or ".." in name.split("/"):

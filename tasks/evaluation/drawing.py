@@ -1,6 +1,6 @@
-"""Pictures of prompts: noise through the network's solver and the autoencoder's decoder to 8-bit pixels.
+"""Drawing: the solver turns noise into latents of a prompt, and the autoencoder decodes them to 8-bit pixels.
 
-Shapes: P prompts, N pictures of each, C latent channels.
+Shapes: P prompts, N pictures of each, B pictures of a batch, C latent channels, H and W of a latent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ from tasks.system.progress import progress
 
 @dataclass(frozen=True)
 class Painter:
-    """All it takes to turn prompts into pictures. `seed` names the noise, `label` the progress bar."""
+    """All that it takes to turn prompts into pictures."""
 
     network: Sana
     autoencoder: Autoencoder
@@ -37,7 +37,7 @@ class Painter:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a latent of the experiment's picture size."""
+        """(C, H, W) of the latent of a picture of the experiment's size."""
         side = self.params.shard.image_size // self.autoencoder.downsampling
         return self.autoencoder.latent_channels, side, side
 
@@ -51,11 +51,12 @@ class Painter:
     def draw(
         self, prompts: Sequence[str], images_per_prompt: int, seed: int, label: str, file: Path | None = None
     ) -> Pictures:
-        """Pictures (P, N, height, width, 3), in memory or, where they are too many for it, in a new `.npy` file.
+        """Pictures (P, N, height, width, 3), in memory or, if they may be too many for it, in a new `.npy` file.
 
-        The noise of a picture depends on the seed, its prompt's position and its own position only, so that models
-        drawn with the same seed start from the same noise, whatever their batches. Batches are those of one process
-        on any number of ranks; all of them get the pictures, of a file those of rank 0.
+        The noise of a picture depends only on the seed, the position of its prompt and its own position. So models that
+        draw with the same seed start from the same noise, whatever their batch sizes. Any number of ranks forms the
+        same batches as one process. All ranks get the pictures; a file is written by rank 0 and read by all. `label`
+        names the progress bar.
         """
         shape = (len(prompts), images_per_prompt, *self.picture_size, 3)
         keeps = file is None or ranks.rank() == 0
@@ -68,16 +69,17 @@ class Painter:
         if isinstance(pictures, np.memmap):
             pictures.flush()
         ranks.wait_for_all()
+        # Copy-on-write: a rank that wrote into its pictures would not change the file.
         return np.load(file, mmap_mode="c") if pictures is None else pictures
 
     def _batches(self, prompts: Sequence[str], images_per_prompt: int, seed: int) -> Iterator[tuple[int, Pictures]]:
-        """Every batch of pictures with the place of its first; ranks draw in turn, and all get what each has drawn."""
+        """Every batch of pictures, with the position of its first picture. Ranks draw batches in turn; all get all."""
         texts, null_TE = self.text_encoder.encode(prompts), self.text_encoder.encode_null()
         total, size = len(prompts) * images_per_prompt, self.params.sampling.batch_size
         starts = range(0, total, size)
         for turn in range(0, len(starts), ranks.world_size()):
             own = np.zeros((size, *self.picture_size, 3), np.uint8)
-            for start in starts[turn:][ranks.rank() : ranks.rank() + 1]:
+            for start in starts[turn:][ranks.rank() : ranks.rank() + 1]:  # one batch, or none in the last turn
                 pairs = [divmod(i, images_per_prompt) for i in range(start, min(start + size, total))]
                 noise = torch.stack([self._noise(seed, *pair) for pair in pairs])
                 own[: len(pairs)] = self._draw_batch([prompt for prompt, _ in pairs], noise, texts, null_TE)
@@ -91,7 +93,7 @@ class Painter:
     def _draw_batch(
         self, rows: Sequence[int], noise_BCHW: Tensor, texts: Sequence[Tensor], null_TE: Tensor
     ) -> Pictures:
-        """One batch; each of its prompts, and the empty one, passes the network's text layers once."""
+        """Draw one batch. Each distinct prompt, and the empty prompt, passes the network's text layers only once."""
         sampling = self.params.sampling
         distinct = sorted(set(rows))
         with autocast(self.device, self.params.compute.dtype):
@@ -115,14 +117,14 @@ class Painter:
 
 
 def new_pictures(shape: tuple[int, ...], file: Path | None) -> Pictures:
-    """Room for pictures in memory or in a new `.npy` file, of which memory holds what is in use."""
+    """An array for pictures, in memory or mapped to a new `.npy` file, of which memory holds the parts in use."""
     if file is None:
         return np.empty(shape, np.uint8)
     return np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
 
 
 def load_painter(model: Path, params: Params, device: str) -> Painter:
-    """The painter of a model's folder, with the autoencoder and the text encoder beside it, which it was trained on."""
+    """A painter with the model in a folder, and the autoencoder and text encoder beside it, which it was trained on."""
     return Painter(
         load_network(model, device).eval(),
         load_autoencoder(model.parent / paths.AUTOENCODER.name, device),
@@ -134,7 +136,7 @@ def load_painter(model: Path, params: Params, device: str) -> Painter:
 
 @torch.no_grad()
 def decode(autoencoder: Autoencoder, latents_BCHW: Tensor) -> Pictures:
-    """Pictures (B, height, width, 3) of latents, clamped to [-1, 1] and rounded to 8 bits."""
+    """Decode latents to pictures (B, height, width, 3): clamped to [-1, 1] and rounded to 8 bits."""
     pictures_B3HW = autoencoder.decode(latents_BCHW.float())
     levels = ((pictures_B3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -19,11 +19,11 @@ from tasks.evaluation.prompts.evaluation_prompts import Prompt
 from tasks.system.progress import progress
 
 SAMPLES = 4
-"""Pictures of each prompt in GenEval's layout: as many as GenEval has. The pool may hold more."""
+"""Pictures of each prompt that are written in GenEval's layout: as many as GenEval draws. The pool may hold more."""
 
 
 def score_prompts(prompts: Sequence[Prompt], pictures_PNHW3: Pictures, detector: Detector) -> list[list[Verdict]]:
-    """The scorer's verdict on every picture, by prompt; of those prompts that are dealt to this rank."""
+    """The scorer's verdicts on the pictures of each prompt that is dealt to this rank."""
     verdicts, own = [], ranks.dealt(len(prompts))
     with progress("scoring", len(own)) as meter:
         for place in own:
@@ -33,7 +33,7 @@ def score_prompts(prompts: Sequence[Prompt], pictures_PNHW3: Pictures, detector:
 
 
 def correctness(verdicts: Sequence[Sequence[Verdict]]) -> NDArray[np.bool_]:
-    """Verdicts as a matrix (P, N), on all ranks."""
+    """The verdicts of all ranks as a matrix (P, N), on every rank."""
     return np.array(ranks.collect([[verdict.correct for verdict in row] for row in verdicts]))
 
 
@@ -45,7 +45,7 @@ def judge_pool(
     seed: int,
     shuffled_control: bool,
 ) -> Pool:
-    """The pool with the judge's scores for each picture's own prompt and, as a control, for another one."""
+    """The pool with the judge's scores of each picture: for its own prompt and, as a control, for another prompt."""
     texts = [prompt.text for prompt in prompts]
     judged_PN = judge.log_yes(pictures_PNHW3, texts)
     shuffled_PN = np.full_like(judged_PN, np.nan)
@@ -56,7 +56,10 @@ def judge_pool(
 
 
 def write_samples(folder: Path, pool: Pool, verdicts: Sequence[Sequence[Verdict]]) -> None:
-    """Write the first pictures of each prompt in GenEval's layout, with their lines of results; each rank its own."""
+    """Write the first pictures of each prompt in GenEval's layout, with their lines of results.
+
+    Each rank writes the pictures of its prompts, and rank 0 the lines.
+    """
     own = ranks.dealt(len(pool.prompts))
     rows = []
     for number, found in zip(own, verdicts, strict=True):

@@ -1,4 +1,4 @@
-"""What is reported of a model's pool: GenEval's score and how it grows with the number of pictures to choose from."""
+"""The summary of a model's pool: its GenEval score, and how it grows with the number of pictures to choose from."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,20 +17,23 @@ CHOOSERS: dict[str, Callable[[Pool, int, int], Array]] = {
     "random": lambda pool, n, keep: best_of_chance(pool.correct_PN),
     "shuffled": lambda pool, n, keep: best_of(pool.correct_PN, pool.shuffled_PN, n, keep),
 }
-"""Expected correctness (P,) of the `keep` pictures chosen among n: by the judge, by the scorer itself, blindly, and by
-the judge when it is asked about another prompt."""
+"""The expected correctness (P,) of the `keep` pictures that a chooser takes among n.
+
+The choosers are the judge, the scorer itself (the oracle), blind choice, and the judge asked about another prompt.
+"""
 
 
 def summarize(pool: Pool, numbers: Sequence[int], samples: int, seed: int, keep: int = 1) -> dict[str, Any]:
-    """GenEval at one picture, over all prompts and apart for seen and unseen, and each chooser's curve over `numbers`.
+    """GenEval's score of one picture, over all prompts and by seen and unseen, and each chooser's curve over `numbers`.
 
-    A chooser keeps the `keep` best pictures and is scored by their mean; where there are fewer to choose from, by all.
-    Every score has its 95 % bootstrap interval over prompts. Numbers above the pool's size are left out, and
-    the curve of a control that was not asked for. Judge and
-    metric share labels: the judge was trained on verdicts of the scorer that counts here (on other prompts).
+    A chooser keeps the `keep` best pictures, or all if there are fewer, and is scored by their mean. Every score has
+    its 95 % bootstrap interval over prompts. Numbers above the pool's size are left out, and so is the curve of a
+    control that was not asked for. The judge and the metric share labels: the judge was trained on verdicts of the same
+    scorer (on other prompts).
     """
 
     def scored(correct_PN: Array) -> Score:
+        # A new generator each time, so that all scores are of the same resamples of prompts.
         return score(correct_PN, pool.tasks, samples, numpy_generator(seed, "geneval bootstrap"))
 
     reachable = [n for n in numbers if n <= pool.correct_PN.shape[1]]
@@ -46,14 +49,14 @@ def summarize(pool: Pool, numbers: Sequence[int], samples: int, seed: int, keep:
 
 
 def as_record(scored: Score) -> dict[str, Any]:
-    """A score as plain values: overall, low, high, and the same of each task."""
+    """A score as plain values: `overall` with `low` and `high`, and the value and interval of each task."""
     overall = scored.overall
     tasks = {task: asdict(interval) for task, interval in scored.tasks.items()}
     return {"overall": overall.value, "low": overall.low, "high": overall.high, "tasks": tasks}
 
 
 def headline(summary: dict[str, Any]) -> dict[str, float]:
-    """The summary's main numbers under flat names, for metrics and tracker."""
+    """The summary's main numbers under flat names, for the metrics and the tracker."""
     geneval = summary["geneval"]
     numbers = {f"geneval/{key}": geneval[key] for key in ("overall", "low", "high")}
     numbers |= {f"geneval/{task}": interval["value"] for task, interval in geneval["tasks"].items()}

@@ -1,10 +1,11 @@
-"""GenEval's folder of pictures, and its file of results.
+"""GenEval's layout of a folder of pictures, and its file of results.
 
     00000/metadata.jsonl         the prompt's line, alone in its file
     00000/samples/0000.png       its pictures
     results.jsonl                one line for each picture: filename, tag, prompt, correct, reason, metadata, details
 
-A folder written here can be scored with GenEval's own tools, and the reverse. The same pictures give the same bytes.
+GenEval's own tools can score a folder written here, and a folder written for GenEval can be read here. The same
+pictures give the same bytes.
 """
 
 import io
@@ -31,7 +32,7 @@ PICTURE_NAME = re.compile(r"\d+\.png")
 
 @dataclass(frozen=True)
 class PromptFiles:
-    """One prompt's line and where its pictures lie; `names` are their paths relative to the whole folder."""
+    """One prompt's line, and the paths of its pictures relative to the whole folder."""
 
     line: Line
     names: tuple[str, ...]
@@ -39,7 +40,7 @@ class PromptFiles:
 
 @dataclass(frozen=True)
 class PromptFolder:
-    """One prompt's line and pictures; `names` are the pictures' paths relative to the whole folder."""
+    """One prompt's line and pictures, and the paths of the pictures relative to the whole folder."""
 
     line: Line
     names: tuple[str, ...]
@@ -47,7 +48,7 @@ class PromptFolder:
 
 
 def picture_name(prompt: int, number: int) -> str:
-    """Where picture `number` of prompt `prompt` lies in the folder."""
+    """The path, in the folder, of picture `number` of prompt `prompt`."""
     return f"{prompt:05}/samples/{number:04}.png"
 
 
@@ -68,7 +69,7 @@ def read_prompts(folder: Path) -> Iterator[PromptFolder]:
 
 
 def list_prompts(folder: Path) -> Iterator[PromptFiles]:
-    """As `read_prompts`, but without opening the pictures."""
+    """The prompts of a folder, as `read_prompts`, but without opening the pictures."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give one in GenEval's layout")
     found = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
@@ -86,7 +87,7 @@ def list_prompts(folder: Path) -> Iterator[PromptFiles]:
 
 
 def read_line(path: Path) -> Line:
-    """The prompt line in a metadata file. Raises UserError naming the file if it is no line of GenEval's schema."""
+    """The prompt line in a metadata file. Raises UserError naming the file if it does not follow GenEval's schema."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -95,7 +96,7 @@ def read_line(path: Path) -> Line:
 
 
 def result(name: str, line: Line, verdict: Verdict) -> dict[str, Any]:
-    """One picture's line of results; `details` holds the boxes that counted as [x0, y0, x1, y1, score], by class."""
+    """One picture's line of results. `details` holds the boxes that counted, by class, as [x0, y0, x1, y1, score]."""
     boxes = {shape: [[*found.box, found.score] for found in kept] for shape, kept in verdict.kept.items()}
     return {
         "filename": name,
@@ -109,12 +110,12 @@ def result(name: str, line: Line, verdict: Verdict) -> dict[str, Any]:
 
 
 def write_results(path: Path, results: Iterable[dict[str, Any]]) -> None:
-    """Write lines of results, one JSON object each."""
+    """Write one line of JSON for each result."""
     write_bytes(path, "".join(json.dumps(row) + "\n" for row in results).encode())
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file. Raises UserError naming the file and line that is broken."""
+    """The lines of a results file. Raises UserError naming the file, or the line, that is broken."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

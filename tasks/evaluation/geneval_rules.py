@@ -1,27 +1,22 @@
-"""GenEval's scoring rules: is what a detector found in a picture what the prompt asked for?
+"""GenEval's scoring rules: does a picture show what the prompt asked for, by what a detector found in it?
 
-The rules are those of GenEval's published evaluation (Ghosh et al., 2023), which SANA-1.5 is scored with. One detail is
-made definite: where a reason lists two relations, they come in a fixed order.
+The rules are those of GenEval's published evaluation (Ghosh et al., 2023), with which SANA-1.5 is scored. One detail is
+made definite: if a reason lists two relations, they come in a fixed order (see `tasks.evaluation.relative_position`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from tasks.data.scene_vocabulary import COLOURS, RELATIONS, Line
-from tasks.evaluation.detectors.detector import Detection, Thresholds
-
-POSITION_MARGIN = 0.1
-"""An offset counts as far as it exceeds this share of the two objects' extents along its axis."""
+from tasks.data.scene_vocabulary import COLOURS, Line
+from tasks.evaluation.detectors.detector import Box, Detection, Thresholds
+from tasks.evaluation.relative_position import relations
 
 PUBLISHED_THRESHOLDS = Thresholds()
 
 COLOUR_ORDER = tuple(COLOURS)
 
-Box = tuple[float, float, float, float]
 ColoursOf = Callable[[Sequence[Detection]], list[str]]
-"""The colour name of each of these detections, which are of one class."""
+"""A function that names the colour of each of these detections, which must be of one class."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +33,8 @@ def judge_picture(
 ) -> Verdict:
     """Score one picture by its detections.
 
-    Everything in the line's `include` must be there and nothing in its `exclude` may be. `thresholds` are GenEval's
-    own for Mask2Former unless the detector's are given.
+    The picture must show everything in the line's `include`, and nothing in its `exclude`. `thresholds` should be the
+    detector's own; the default is GenEval's for Mask2Former.
     """
     kept = keep(detections, line["tag"], thresholds)
     matched: list[list[Detection] | None] = []
@@ -57,7 +52,7 @@ def judge_picture(
 
 
 def keep(detections: Sequence[Detection], tag: str, thresholds: Thresholds) -> dict[str, list[Detection]]:
-    """The detections that count in the task `tag`, by class, best first; equal scores keep the detector's order."""
+    """The detections that count in the task `tag`, by class, best first. Equal scores keep the detector's order."""
     threshold = thresholds.counting if tag == "counting" else thresholds.detection
     by_class: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda one: -one.score):
@@ -67,7 +62,7 @@ def keep(detections: Sequence[Detection], tag: str, thresholds: Thresholds) -> d
 
 
 def suppress(detections: Sequence[Detection], max_overlap: float) -> list[Detection]:
-    """Drop each detection whose box overlaps a better one by `max_overlap` or more; 1 turns this off, as published."""
+    """Drop each detection whose box overlaps a better one by `max_overlap` or more. At 1, as published, none is."""
     kept: list[Detection] = []
     for detection in detections:
         if max_overlap == 1 or all(overlap(detection.box, better.box) < max_overlap for better in kept):
@@ -76,34 +71,16 @@ def suppress(detections: Sequence[Detection], max_overlap: float) -> list[Detect
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes, in GenEval's convention that a box includes its last pixel."""
+    """The intersection over union of two boxes, in GenEval's convention that a box includes its last pixel."""
     shared = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
     total = _area(a) + _area(b) - shared
     return shared / total if total else 0.0
 
 
-def relations(a: Box, b: Box) -> tuple[str, ...]:
-    """Where box a lies from box b: none, one or two of `RELATIONS`.
-
-    With o the offset of the centres and o' what exceeds the margin of it on each axis, a relation holds when
-    o' / |o| is more than one half towards its side.
-    """
-    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a, b
-    offset = np.array([ax0 + ax1 - bx0 - bx1, ay0 + ay1 - by0 - by1]) / 2
-    extents = np.abs([ax1 - ax0, ay1 - ay0]) + np.abs([bx1 - bx0, by1 - by0])
-    beyond = np.sign(offset) * np.maximum(np.abs(offset) - POSITION_MARGIN * extents, 0)
-    if (np.abs(beyond) < 1e-3).all():
-        return ()
-    dx, dy = beyond / np.linalg.norm(offset)
-    return tuple(
-        name for name, holds in zip(RELATIONS, (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5), strict=True) if holds
-    )
-
-
 def _missing(
     need: Line, found: list[Detection], matched: list[list[Detection] | None], colours_of: ColoursOf
 ) -> str | None:
-    """Why `found` does not meet this need, or None. Colour and place are asked of the best detections only."""
+    """Why `found` does not meet this need, or None. `found` holds the best detections, as many as are needed."""
     name, count = need["class"], need["count"]
     if len(found) < count:
         return f"expected {name}>={count}, found {len(found)}"
@@ -120,7 +97,10 @@ def _missing(
 
 
 def _misplaced(name: str, relation: str, found: list[Detection], targets: list[Detection] | None) -> str | None:
-    """Why not every found object stands in `relation` to every target, or None."""
+    """Why not every found object stands in `relation` to every target, or None.
+
+    `targets` is None if the picture does not meet their own need.
+    """
     if targets is None:
         return f"no target for {name} to be {relation}"
     for one in found:
@@ -132,4 +112,5 @@ def _misplaced(name: str, relation: str, found: list[Detection], targets: list[D
 
 
 def _area(box: Box) -> float:
+    """The pixels of a box, its last row and column included; 0 if it is empty."""
     return max(box[2] - box[0] + 1, 0) * max(box[3] - box[1] + 1, 0)

@@ -1,7 +1,9 @@
-"""The pool of pictures that a model drew for the evaluation prompts, with what scorer and judge say of each.
+"""The pool of pictures that a model drew for the evaluation prompts, with the verdicts of scorer and judge on each.
 
-A folder of `pictures.npy`, `pool.safetensors` and `prompts.json`: all that statistics, reports and paired comparisons
-need. Pictures stay on disk, where memory maps them: 2048 of 512 pixels for each of GenEval's prompts are 890 GB.
+A pool is a folder of `pictures.npy`, `pool.safetensors` and `prompts.json`. Statistics, reports and paired comparisons
+need nothing else. The pictures stay on disk and are mapped into memory: 2048 pictures of 512 pixels for each of
+GenEval's prompts are 890 GB.
+
 Shapes: P prompts, N pictures of each.
 """
 
@@ -25,10 +27,10 @@ PROMPTS = "prompts.json"
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures and verdicts of one model.
+    """The pictures of one model and the verdicts on them.
 
-    `judged_PN` is the judge's log P(yes), `shuffled_PN` the same where it is asked about another prompt; NaN where it
-    was not asked.
+    `judged_PN` is the judge's log P(yes) for a picture's own prompt, and NaN if it abstained. `shuffled_PN` is the same
+    for another prompt, and NaN where the judge was not asked.
     """
 
     prompts: list[Prompt]
@@ -44,13 +46,13 @@ class Pool:
 
     @property
     def seen(self) -> list[bool | None]:
-        """Whether each prompt's combination is in the training pictures; None where that is unknown."""
+        """Whether the training captions state each prompt's combination; None if that is not known."""
         return [prompt.seen for prompt in self.prompts]
 
     def save(self, folder: Path) -> None:
-        """Write the pool into an existing folder, in which pictures may have been drawn already.
+        """Write the pool into an existing folder. The same pool gives the same bytes.
 
-        The same pool gives the same bytes.
+        Mapped pictures must be mapped from that folder's `pictures.npy`, so they are only flushed.
         """
         if isinstance(self.pictures_PNHW3, np.memmap):
             self.pictures_PNHW3.flush()

@@ -1,4 +1,4 @@
-"""Pictures in, verdicts out: a detector and GenEval's rules together."""
+"""The scorer: a detector and GenEval's rules together give a verdict on each picture."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +14,7 @@ def score_pictures(line: Line, pictures: Pictures, detector: Detector) -> list[V
 
 
 def score_batch(lines: Sequence[Line], pictures: Pictures, detector: Detector) -> list[Verdict]:
-    """A verdict for each picture of (B, H, W, 3), made for the line of the same place."""
+    """A verdict for each picture of (B, H, W, 3), where picture i was made for the i-th of `lines`."""
     return [
         judge_picture(line, detections, partial(detector.colours, picture), detector.thresholds)
         for line, picture, detections in zip(lines, pictures, detector.detect(pictures), strict=True)

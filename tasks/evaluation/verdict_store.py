@@ -1,6 +1,6 @@
-"""Verdicts on disk by their digests, so that scoring a folder can be stopped at any time and repeated for little.
+"""Verdicts on disk, by digest. They let the scoring of a folder be stopped at any time and repeated at little cost.
 
-A file of JSON lines, written one batch at a time; a last line that was cut off by a crash counts as not there.
+The file holds JSON lines, which are written one batch at a time. A last line that a crash has cut off is ignored.
 """
 
 import json
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 class VerdictStore:
-    """Lines of results by key. A context manager, which closes the file."""
+    """Lines of results by key. Use it in a `with` block, which closes the file at its end."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ class VerdictStore:
         return self._rows[key]
 
     def add(self, rows: Mapping[str, Row]) -> None:
-        """Keep some rows: they are on disk when this returns."""
+        """Keep some rows. They are on disk when this returns."""
         self._file.writelines(json.dumps({"key": key, "row": row}) + "\n" for key, row in rows.items())
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -46,7 +46,7 @@ class VerdictStore:
 
 
 def _read(path: Path) -> list[tuple[str, Row]]:
-    """The rows of a file that are whole."""
+    """The keys and rows of the lines of a file that are whole."""
     if not path.exists():
         return []
     found = []

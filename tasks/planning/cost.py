@@ -1,4 +1,4 @@
-"""What one stage costs."""
+"""The cost of one stage."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class Memory:
     """Bytes on each GPU.
 
-    `activations` are what a pass keeps: tensors saved for the backward pass or alive at once, and autocast's bfloat16
-    copies of weights. `ema` is the averaged copy of the weights.
+    `activations` are the tensors that a pass holds: those saved for the backward pass, or, without gradients, those
+    alive at the same time. Autocast's bfloat16 copies of weights are among them. `ema` is the averaged copy of the
+    weights.
     """
 
     weights: int = 0
@@ -19,13 +20,17 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all parts."""
         return self.weights + self.ema + self.gradients + self.optimizer + self.activations
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A row of the plan. A stage without a network of its own has no parameters; `state` is deleted when it is done."""
+    """A row of the plan.
+
+    `outputs` and `state` are bytes on disk. The state is what training resumes from; it is deleted when the stage is
+    done. A stage without a network of its own has no parameters.
+    """
 
     stage: str
     parameters: int = 0

@@ -1,4 +1,4 @@
-"""The plan: costs of all stages, their totals, and what of it is assumed."""
+"""The plan: the costs of all stages, their totals, and the notes on what is assumed."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +15,12 @@ from tasks.planning.stage_costs import stage_costs
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command states: GPUs (None: as many as params ask for), their peak rate, and the share of it reached."""
+    """The options of the command.
+
+    `gpus` of None means as many as params ask for. `teraflops` is a GPU's peak rate and `utilisation` the share of it
+    that is reached. `samples` and `caption_tokens` describe the user's own pictures; None takes the assumptions of
+    `tasks.planning.experiment_scale`.
+    """
 
     gpus: int | None = None
     utilisation: float = 0.4
@@ -26,7 +31,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Total:
-    """Sums over stages of operations, GPU-hours and outputs; the most memory and state of any stage."""
+    """The totals of a plan: operations, GPU-hours and outputs are sums, memory and state the most of any stage."""
 
     memory: int
     flops: int
@@ -37,7 +42,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Plan:
-    """Costs and notes."""
+    """The costs of all stages, and the notes on them."""
 
     title: str
     settings: Settings
@@ -45,12 +50,12 @@ class Plan:
     notes: Sequence[str]
 
     def hours(self, flops: int) -> float:
-        """GPU-hours of operations."""
+        """The GPU-hours that so many operations take."""
         return gpu_hours(flops, self.settings.teraflops, self.settings.utilisation)
 
     @property
     def total(self) -> Total:
-        """Over all stages."""
+        """The totals of all stages."""
         flops = sum(cost.flops for cost in self.costs)
         return Total(
             memory=max(cost.memory.total for cost in self.costs),
@@ -61,7 +66,7 @@ class Plan:
         )
 
     def record(self) -> dict[str, Any]:
-        """The plan as JSON."""
+        """The plan as plain values for JSON."""
         rows = [
             {**asdict(cost), "memory": {**asdict(cost.memory), "total": cost.memory.total}}
             | {"gpu_hours": self.hours(cost.flops)}
@@ -78,7 +83,7 @@ class Plan:
 
 def make_plan(params: Params, settings: Settings, name: str) -> Plan:
     """The plan of an experiment called `name`. Raises UserError for settings or params that do not fit."""
-    gpu_hours(0, settings.teraflops, settings.utilisation)  # refuses what it cannot take before the work
+    gpu_hours(0, settings.teraflops, settings.utilisation)  # refuses bad settings before the long work begins
     scale = measure_scale(params, settings.samples, settings.caption_tokens)
     settings = replace(settings, gpus=params.compute.world_size if settings.gpus is None else settings.gpus)
     experiment = open_experiment(params, scale, settings.gpus)

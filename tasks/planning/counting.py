@@ -1,7 +1,7 @@
-"""Counting what code would compute and hold, by running it on tensors without data.
+"""Counts the operations and the memory of code, by running it on tensors without data.
 
-It serves networks that are other libraries' (AutoencoderDC, Gemma-2) or too small for formulas of their own (the
-judge): the very modules run, at the sizes asked for, and nothing is allocated or computed.
+It is used for networks of other libraries (AutoencoderDC, Gemma-2), and for the judge, which is too small to need
+formulas of its own. The real modules run at the sizes asked for, but nothing is allocated or computed.
 """
 
 import weakref
@@ -15,16 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-PRODUCT = 2
-
+PRODUCT = 2  # operations of a multiplication with its addition
 
 Made = TypeVar("Made", bound=nn.Module)
 
 
 def without_data(make: Callable[[], Made]) -> Made:
-    """The module that `make` makes, on the CPU by all appearances, with tensors that have shapes and no data.
+    """The module that `make` makes. Its tensors have shapes and no data, and appear to be on the CPU.
 
-    Tensors made of them, or of `shapes_alone`, have no data either.
+    Tensors computed from them, or made in `shapes_alone()`, have no data either.
     """
     with torch.device("meta"):
         module = make()
@@ -32,7 +31,10 @@ def without_data(make: Callable[[], Made]) -> Made:
 
 
 def emptied(module: Made) -> Made:
-    """A module on the device `meta`, moved to the CPU by all appearances."""
+    """Replace a module's tensors on the device `meta` by tensors without data that appear to be on the CPU.
+
+    The module is changed in place and returned. Code that asks for a tensor's device then takes its path for the CPU.
+    """
     replaced: dict[Tensor, Tensor] = {}  # a tensor that two layers share stays shared
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
@@ -51,7 +53,7 @@ def _without_data(tensor: Tensor) -> Tensor:
 
 
 def shapes_alone() -> FakeTensorMode:
-    """Tensors made in this context have shapes and no data."""
+    """A context in which new tensors have shapes and no data."""
     return _SHAPES
 
 
@@ -59,7 +61,7 @@ _SHAPES = FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def count_flops(run: Callable[[], Any]) -> int:
-    """Operations of matrix products, convolutions and attention while `run` runs, backward passes included."""
+    """The operations of matrix products, convolutions and attention while `run` runs, backward passes included."""
     counter = FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
     )
@@ -71,25 +73,26 @@ def count_flops(run: Callable[[], Any]) -> int:
 def _convolution_backward(
     gradient_shape: torch.Size, input_shape: torch.Size, weight_shape: torch.Size, *rest: Any, **_more: Any
 ) -> int:
-    """Torch's own formula takes a convolution in groups for a dense one: a depth-wise one counts channels times.
+    """The operations of a convolution's backward pass, in place of torch's own formula.
 
-    Each of the gradients asked for, of input and weight, has as many products as the forward pass.
+    Torch counts a convolution in groups as if it were dense, so a depth-wise one counts as often as it has channels.
+    Each gradient that is asked for, of the input or of the weight, has as many products as the forward pass.
     """
-    transposed, wanted = rest[4], rest[7]
+    transposed, wanted = rest[4], rest[7]  # see the arguments of aten.convolution_backward
     places = input_shape if transposed else gradient_shape
     products = places[0] * places[2:].numel() * weight_shape.numel()
     return PRODUCT * products * sum(wanted[:2])
 
 
 def count_peak_bytes(run: Callable[[], Any]) -> int:
-    """The most bytes that tensors made while `run` runs hold at once."""
+    """The most bytes that are held at once by tensors made while `run` runs."""
     with _Allocations() as allocations:
         run()
     return allocations.peak
 
 
 def count_saved_bytes(run: Callable[[], Any], apart: list[Tensor]) -> int:
-    """Bytes that autograd saves for a backward pass while `run` runs, without the tensors `apart` (the weights)."""
+    """The bytes that autograd saves for a backward pass while `run` runs, without the tensors `apart` (the weights)."""
     known = {id(tensor.untyped_storage()): 0 for tensor in apart}
     kept: list[torch.UntypedStorage] = []
 
@@ -97,7 +100,7 @@ def count_saved_bytes(run: Callable[[], Any], apart: list[Tensor]) -> int:
         storage = tensor.untyped_storage()
         if id(storage) not in known:
             known[id(storage)] = storage.nbytes()
-            kept.append(storage)  # alive, so that its id stays its own
+            kept.append(storage)  # kept alive, so that no other storage gets its id
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -106,7 +109,7 @@ def count_saved_bytes(run: Callable[[], Any], apart: list[Tensor]) -> int:
 
 
 class _Allocations(TorchDispatchMode):
-    """Follows the bytes of all storages that operations return, until they are freed."""
+    """Adds up the bytes of all storages that operations return, until each is freed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,11 +8,11 @@ from tasks.planning.encoder_models import bytes_of, parameters_of
 from tasks.planning.experiment import Experiment
 from tasks.training.autoencoder_loss import EVALUATION_BATCH, SCALE_SAMPLES, SHOWN_PICTURES
 
-ADAMW_STATE = 2  # values for each weight in AdamW, which trains encoders and judge
+ADAMW_STATE = 2  # values that AdamW, which trains encoders and judge, keeps for each weight
 
 
 def shard(experiment: Experiment) -> Cost:
-    """Pictures and captions into shards."""
+    """Writing pictures and captions to shards."""
     size, scale = experiment.params.shard.image_size, experiment.scale
     pictures = mean(disk_bytes.member_bytes(png) for png in scale.png_bytes)
     sample = pictures + mean(disk_bytes.record_bytes(size, text) for text in scale.captions.texts)
@@ -41,7 +41,7 @@ def text_encoder(experiment: Experiment) -> Cost:
     """Training the text encoder or taking over a folder, and its perplexity on the held-out captions."""
     params, scale, runs = experiment.params, experiment.scale, experiment.encoder_runs
     model = experiment.encoders.text_encoder
-    text = experiment.text_tokens + runs.instruction_tokens  # captions are learnt and predicted with it before them
+    text = experiment.text_tokens + runs.instruction_tokens  # it stands before each caption
     ended = text + 1
     weights = bytes_of(model)
     flops = scale.heldout_samples * runs.perplexity_flops(ended)
@@ -55,7 +55,7 @@ def text_encoder(experiment: Experiment) -> Cost:
 
 
 def encode(experiment: Experiment) -> Cost:
-    """Latents and text embeddings of every sample; captions that repeat in a batch count each time."""
+    """Encoding every sample. Captions that repeat in a batch are encoded once, but are counted each time."""
     params, scale, runs = experiment.params, experiment.scale, experiment.encoder_runs
     frozen, text = experiment.encoders, experiment.text_tokens
     batch = min(params.encode.batch_size, scale.train_samples)
@@ -71,7 +71,7 @@ def encode(experiment: Experiment) -> Cost:
 
 
 def trained_memory(weights: int, activations: int) -> Memory:
-    """Memory of a training by AdamW in float32."""
+    """The memory of training by AdamW in float32."""
     return Memory(weights, gradients=weights, optimizer=ADAMW_STATE * weights, activations=activations)
 
 

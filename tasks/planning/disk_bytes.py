@@ -1,6 +1,6 @@
 """Bytes on disk: shards, cached encodings, checkpoints, state to resume from, pools of pictures.
 
-Left out are the headers of safetensors, JSON beside them, and logs: kilobytes each.
+Headers of safetensors, JSON beside them, and logs are left out: they are kilobytes each.
 """
 
 from math import ceil, prod
@@ -8,41 +8,41 @@ from math import ceil, prod
 from model.network import NetworkConfig
 from tasks.data.shards import describe
 from tasks.planning.training_memory import optimizer_bytes
-from tasks.training.training_state import KEPT
+from tasks.training.training_state import KEPT_GENERATIONS
 
 TAR_BLOCK = 512  # a member is a header of one block and its bytes in whole blocks
 TAR_END = 2 * TAR_BLOCK
-TAR_RECORD = 20 * TAR_BLOCK  # a tar ends on a whole one
+TAR_RECORD = 20 * TAR_BLOCK  # a tar is a whole number of these
 NPY_HEADER = 128
-HALF = 2  # bytes of float16
-VERDICTS = 1 + 8 + 8  # correct, and the judge's score for the own and for another prompt
+FLOAT16_BYTES = 2
+VERDICT_BYTES = 1 + 8 + 8  # whether a picture is correct, and the judge's scores for its own and another prompt
 
 
 def member_bytes(size: float) -> int:
-    """A tar member of `size` bytes."""
+    """The bytes of a tar member whose content has `size` bytes."""
     return TAR_BLOCK * (1 + ceil(size / TAR_BLOCK))
 
 
 def npy_bytes(*shape: int) -> int:
-    """A float16 array as `.npy`."""
-    return NPY_HEADER + HALF * prod(shape)
+    """The bytes of a float16 array of this shape as `.npy`."""
+    return NPY_HEADER + FLOAT16_BYTES * prod(shape)
 
 
 def encoded_sample_bytes(
     image_size: int, latent: tuple[int, int, int], caption: str, text_tokens: int, channels: int
 ) -> int:
-    """A sample of stage `encode`: latent (C, H, W), text without padding, and record."""
+    """The bytes of a sample of the stage `encode`: latent (C, H, W), text without padding, and record."""
     arrays = member_bytes(npy_bytes(*latent)) + member_bytes(npy_bytes(text_tokens, channels))
     return arrays + record_bytes(image_size, caption)
 
 
 def record_bytes(image_size: int, caption: str) -> int:
-    """A sample's record, as a member: the size of its picture and its caption."""
+    """The bytes of a sample's record as a member. It holds the size of its picture and its caption."""
     return member_bytes(len(describe(image_size, image_size, caption)))
 
 
 def shards_bytes(samples: int, sample_bytes: float, samples_per_shard: int) -> int:
-    """Shards of samples of a mean size."""
+    """The bytes of shards, given the mean bytes of a sample."""
     whole, rest = divmod(samples, samples_per_shard)
     return whole * _tar(samples_per_shard * sample_bytes) + (_tar(rest * sample_bytes) if rest else 0)
 
@@ -52,13 +52,13 @@ def _tar(members: float) -> int:
 
 
 def state_bytes(optimizer: str, config: NetworkConfig, weights: int) -> int:
-    """State to resume training from, of every generation and the one being written.
+    """The bytes of the state that training resumes from: all generations kept, and the one being written.
 
-    `weights` are the bytes of the weights and their average; to them comes the optimizer's state.
+    `weights` are the bytes of the weights and their average. The optimizer's state is added to them.
     """
-    return (KEPT + 1) * (weights + optimizer_bytes(optimizer, config))
+    return (KEPT_GENERATIONS + 1) * (weights + optimizer_bytes(optimizer, config))
 
 
 def pool_bytes(prompts: int, images: int, image_size: int) -> int:
-    """An evaluation's pool: all pictures, 8 bits a colour and not compressed, with their verdicts."""
-    return prompts * images * (3 * image_size**2 + VERDICTS)
+    """The bytes of an evaluation's pool: all pictures, 8 bits a colour and not compressed, with their verdicts."""
+    return prompts * images * (3 * image_size**2 + VERDICT_BYTES)

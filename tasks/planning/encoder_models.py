@@ -1,7 +1,7 @@
-"""The autoencoder, text encoder and judge of an experiment as modules without data, to count what they take.
+"""The autoencoder, text encoder and judge of an experiment as modules without data, so that their costs can be counted.
 
-A folder that params.yaml names is read for its config alone. Where it is not there yet, the published model stands in:
-DC-AE f32c32 as diffusers' conversion script configures it for SANA, and Gemma-2-2b as in transformers' defaults.
+Of a folder that params.yaml names, only the config is read. If the folder is not there yet, the published model stands
+in: DC-AE f32c32 as diffusers' conversion script configures it for SANA, or Gemma-2-2b with transformers' defaults.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ GEMMA_2_2B = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model and its training need of a tokenizer."""
+    """Stands in for a tokenizer, with the attributes that a model and its training use."""
 
     size: int
     pad_token_id: int = 0
@@ -72,7 +72,7 @@ class Encoders:
     autoencoder: Autoencoder
     text_encoder: Gemma2ForCausalLM
     judge: JudgeNetwork
-    stand_ins: tuple[str, ...]  # what a published model stands in for
+    stand_ins: tuple[str, ...]  # the keys of params.yaml for whose folder a published model stands in
 
     @property
     def caption_channels(self) -> int:
@@ -83,7 +83,8 @@ class Encoders:
 def build_encoders(params: Params, captions: Sequence[str]) -> Encoders:
     """The encoders of an experiment.
 
-    A tokenizer of its own is trained on these captions; without any its vocabulary is as large as params.yaml allows.
+    A small text encoder's tokenizer is trained on these captions. Without captions, its vocabulary is assumed to be as
+    large as params.yaml allows.
     """
     stand_ins = []
     autoencoder, published = _autoencoder(params)
@@ -95,7 +96,7 @@ def build_encoders(params: Params, captions: Sequence[str]) -> Encoders:
 
 
 def _autoencoder(params: Params) -> tuple[Autoencoder, bool]:
-    """The autoencoder, and whether it is the published one in place of a folder that is not there."""
+    """The autoencoder, and whether the published one stands in for a folder that is not there."""
     chosen = params.autoencoder
     try:
         if chosen.path is None:
@@ -115,16 +116,18 @@ def _wrapped(make: Callable[[], AutoencoderDC]) -> Autoencoder:
 
 
 def _text_encoder(params: Params, captions: Sequence[str]) -> tuple[Gemma2ForCausalLM, bool]:
-    """The language model, and whether it is the published one in place of a folder that is not there."""
+    """The language model, and whether the published one stands in for a folder that is not there."""
     chosen = params.text_encoder
     try:
         if chosen.path is None:
             words = Vocabulary(len(train_tokenizer(captions, chosen.vocabulary)) if captions else chosen.vocabulary)
-            plain = replace(reading(params), instruction="none")  # its words need a tokenizer, the modules do not
+            plain = replace(
+                reading(params), instruction="none"
+            )  # an instruction needs a real tokenizer, the modules do not
             shape = chosen.hidden_size, chosen.layers, chosen.heads, plain
             return without_data(lambda: build_text_encoder(words, *shape).model), False
         found = _folder_config(chosen.path)
-        # the attention that the text encoder is loaded with
+        # eager is the attention with which the stages load the text encoder
         config = Gemma2Config(**(found or GEMMA_2_2B), attn_implementation="eager", use_cache=False)
     except (ValueError, TypeError) as error:
         raise UserError(f"params.yaml: text_encoder: {error}") from None
@@ -132,17 +135,17 @@ def _text_encoder(params: Params, captions: Sequence[str]) -> tuple[Gemma2ForCau
 
 
 def _folder_config(path: str) -> dict[str, object] | None:
-    """`config.json` of a folder that params.yaml names, if it is there."""
+    """The `config.json` of a folder that params.yaml names, or None if it is not there."""
     file = own_path(path) / CONFIG
     return read_json(file) if file.is_file() else None
 
 
 def parameters_of(module: nn.Module) -> int:
-    """Number of a module's values; what two layers share counts once."""
+    """The number of a module's trained values. A tensor that two layers share counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def bytes_of(module: nn.Module) -> int:
-    """Memory of a module's parameters and buffers."""
+    """The bytes of a module's parameters and buffers."""
     tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
     return sum(prod(tensor.shape) * tensor.element_size() for tensor in tensors)

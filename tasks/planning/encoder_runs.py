@@ -1,6 +1,7 @@
-"""What autoencoder, text encoder and judge compute and hold, by running them on tensors without data.
+"""The operations and memory of autoencoder, text encoder and judge, counted by running them without data.
 
-Their trainings run the stages' own losses. Batches hold one sample where nothing but the number of samples matters.
+Training is counted by running the stages' own losses. A cost that is proportional to the number of samples is
+counted on a batch of one. Peaks and saved bytes are beside the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,19 +30,19 @@ from tasks.training.autoencoder_loss import reconstruction_loss
 from tasks.training.text_encoder_loss import LOOK_BACK, training_loss
 
 PLAIN = partial(Reading, instruction="none", numerics="diffusers", precision="stored")
-"""A reading of as many tokens as it is given."""
+"""Makes a plain reading of so many tokens."""
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """Operations of a step, and what autograd saves for its backward pass."""
+    """The operations of a training step, and the bytes that autograd saves for its backward pass."""
 
     flops: int
     saved_bytes: int
 
 
 class BlankPictures:
-    """A picture data set of one size with nothing on its pictures."""
+    """A data set of black pictures of one size."""
 
     def __init__(self, size: int) -> None:
         self.size, self.size_groups = size, [np.arange(1)]
@@ -55,7 +56,7 @@ class BlankPictures:
 
 
 class EqualPrompts(TextEncoder):
-    """A text encoder to which every caption has as many tokens as it takes."""
+    """A text encoder that turns every caption into `max_tokens` tokens."""
 
     def tokens(self, captions: Sequence[str]) -> list[list[int]]:
         """`max_tokens` tokens for each caption."""
@@ -64,27 +65,27 @@ class EqualPrompts(TextEncoder):
 
 @dataclass(frozen=True)
 class EncoderRuns:
-    """Passes of an experiment's encoders and judge."""
+    """The passes of an experiment's encoders and judge."""
 
     params: Params
     encoders: Encoders
 
     @cached_property
     def encoder_flops(self) -> int:
-        """Of the autoencoder's encoder on one picture."""
+        """Operations of the autoencoder's encoder on one picture."""
         return count_flops(self._encode())
 
     def encoder_peak(self, pictures: int) -> int:
-        """Memory of encoding a batch, of which a slice passes the autoencoder at once."""
+        """Memory of encoding a batch. The autoencoder takes it in slices, so a slice counts."""
         return min(pictures, slice_length(self._size, self._size)) * self._encoder_peak
 
     @cached_property
     def decoder_flops(self) -> int:
-        """Of the autoencoder's decoder on one latent."""
+        """Operations of the autoencoder's decoder on one latent."""
         return count_flops(self._decode())
 
     def decoder_peak(self, pictures: int) -> int:
-        """Memory of decoding a batch, in such slices."""
+        """Memory of decoding a batch. The autoencoder takes it in slices, so a slice counts."""
         return min(pictures, slice_length(self._size, self._size)) * self._decoder_peak
 
     @cached_property
@@ -96,7 +97,7 @@ class EncoderRuns:
         return count_peak_bytes(self._decode())
 
     def autoencoder_training(self) -> TrainingStep:
-        """A step on the small autoencoder's batch."""
+        """A step of the small autoencoder's training."""
         network = self.encoders.autoencoder.network
         loss = reconstruction_loss(self.encoders.autoencoder, BlankPictures(self._size), self._context)
         return _training_step(lambda: loss(0), network)
@@ -113,7 +114,7 @@ class EncoderRuns:
         return lambda: autoencoder.decode(latent)
 
     def text_flops(self, text_tokens: int) -> int:
-        """Of the text encoder's states of one prompt, the instruction before it included."""
+        """Operations of encoding one prompt, with the instruction before it."""
         return _text_flops(self.encoders.text_encoder.get_decoder(), text_tokens + self.instruction_tokens)
 
     def text_peak(self, prompts: int, text_tokens: int) -> int:
@@ -123,22 +124,22 @@ class EncoderRuns:
 
     @cached_property
     def instruction_tokens(self) -> int:
-        """Tokens that the instruction adds to those of an embedding; without the model's tokenizer, by its letters."""
+        """Tokens of the instruction before a prompt, guessed from its letters: the tokenizer may not be there."""
         return len(instruction_text(self.params.text_encoder.instruction)) // CHARACTERS_PER_TOKEN
 
     @property
     def null_tokens(self) -> int:
-        """Tokens of the empty prompt: BOS, or under `nvlabs` as many as the longest prompt has."""
+        """Tokens of the empty prompt: BOS alone, or under `nvlabs` as many as the longest prompt has."""
         padded = CONVENTIONS[self.params.network.numerics].null_keeps_caption_mask
         return self.params.text_encoder.max_tokens if padded else 1
 
     @property
     def null_flops(self) -> int:
-        """Of the text encoder's states of the empty prompt, which has no instruction before it."""
+        """Operations of encoding the empty prompt, which has no instruction before it."""
         return _text_flops(self.encoders.text_encoder.get_decoder(), self.null_tokens)
 
     def perplexity_flops(self, text_tokens: int) -> int:
-        """Of the language model's predictions for one caption."""
+        """Operations of the language model's predictions for one caption."""
         return _text_flops(self.encoders.text_encoder, text_tokens)
 
     def perplexity_peak(self, captions: int, text_tokens: int) -> int:
@@ -146,7 +147,7 @@ class EncoderRuns:
         return _text_peak(self.encoders.text_encoder, captions, text_tokens)
 
     def text_encoder_training(self, text_tokens: int) -> TrainingStep:
-        """A step on the small text encoder's batch."""
+        """A step of the small text encoder's training."""
         model, head = self.encoders.text_encoder, self.look_back_head
         encoder = EqualPrompts(model, Vocabulary(model.config.vocab_size), PLAIN(text_tokens))
         loss = training_loss(encoder, head, ["any"], self._context)
@@ -154,7 +155,7 @@ class EncoderRuns:
 
     @cached_property
     def look_back_head(self) -> nn.Linear:
-        """What reads the last tokens in the small text encoder's training."""
+        """The head that reads the last tokens in the small text encoder's training."""
         config = self.encoders.text_encoder.config
         return without_data(lambda: nn.Linear(config.hidden_size, LOOK_BACK * config.vocab_size))
 
@@ -176,11 +177,11 @@ class EncoderRuns:
 
     @cached_property
     def judge_picture_flops(self) -> int:
-        """Of the judge's reading of one picture."""
+        """Operations of the judge's reading of one picture."""
         return count_flops(_pass(self.encoders.judge.eval().picture, self._picture()))
 
     def judge_prompt_flops(self, text_tokens: int) -> int:
-        """Of the judge's reading of one prompt."""
+        """Operations of the judge's reading of one prompt."""
         return count_flops(_pass(self.encoders.judge.eval().prompt, *self._judge_text(1, text_tokens)))
 
     def judge_peak(self, pictures: int) -> int:

@@ -1,4 +1,4 @@
-"""An experiment as far as costs go: its networks at every depth, and what its passes take at its own sizes."""
+"""An experiment as the plan sees it: its networks at every depth, and the costs of its passes at its own sizes."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from tasks.training.network_config import network_config
 
 @dataclass(frozen=True)
 class Experiment:
-    """Params, the sizes that go with them, and the GPUs that share each batch."""
+    """The params, the sizes that params.yaml does not state, and the number of GPUs that share each batch."""
 
     params: Params
     scale: Scale
@@ -28,43 +28,43 @@ class Experiment:
 
     @property
     def text_tokens(self) -> int:
-        """Tokens of a text in training: all are padded to the longest of their batch."""
+        """Tokens of a text in training. All texts of a batch are padded to its longest."""
         return self.scale.captions.longest
 
     @property
     def latent_side(self) -> int:
-        """Side of a latent."""
+        """The side of a latent, which is square."""
         return self.params.shard.image_size // self.encoders.autoencoder.downsampling
 
     @property
     def tokens(self) -> int:
-        """Tokens of a latent."""
+        """The number of tokens of a latent."""
         return (self.latent_side // self.params.network.patch_size) ** 2
 
     @property
     def precision(self) -> Precision:
-        """Of training: on a GPU attention is fused."""
+        """The precision of training. On a GPU attention is fused."""
         return Precision(self.params.compute.dtype, fused_attention=self.params.compute.device != "cpu")
 
     def config(self, depth: int) -> NetworkConfig:
-        """The network at a depth."""
+        """The network's configuration at a depth."""
         encoders = self.encoders
         channels = encoders.autoencoder.latent_channels, encoders.caption_channels
         return network_config(self.params.network, depth, *channels)
 
     @cached_property
     def encoder_runs(self) -> EncoderRuns:
-        """Passes of encoders and judge."""
+        """The passes of encoders and judge."""
         return EncoderRuns(self.params, self.encoders)
 
     @cached_property
     def network_runs(self) -> NetworkRuns:
-        """Passes of the network."""
+        """The passes of the network."""
         return NetworkRuns(self.params, self.config(1), self.latent_side)
 
     @property
     def shards(self) -> int:
-        """Into how many parts training cuts weights, gradients and state."""
+        """The number of parts into which training cuts weights, gradients and optimizer state."""
         return self.gpus if self.params.compute.parallelism == "fully_shard" else 1
 
     def micro_batch(self, chosen: Training) -> int:
@@ -72,13 +72,13 @@ class Experiment:
         return micro_batch(chosen, self.gpus, self.params.compute.world_size)
 
     def heldout_flops(self, depth: int) -> int:
-        """Of one held-out loss."""
+        """Operations of one held-out loss."""
         return self.scale.heldout_samples * network_flops.forward_flops(
             self.config(depth), self.tokens, self.text_tokens
         )
 
     def drawing_flops(self, depth: int, prompts: int, images: int) -> int:
-        """Of drawing `images` pictures of each prompt."""
+        """Operations of drawing `images` pictures of each prompt."""
         config, sampling, text = self.config(depth), self.params.sampling, self.scale.prompt_tokens
         picture = network_flops.sampling_flops(config, self.tokens, text, sampling.steps, sampling.guidance)
         rows = text_rows(prompts, images, sampling.batch_size)
@@ -92,7 +92,7 @@ class Experiment:
         )
 
     def drawing_peak(self, depth: int, prompts: int, images: int) -> int:
-        """Memory of it beside the weights: the most of encoding all prompts, solver and decoder."""
+        """Memory of drawing, beside the weights: the most of encoding all prompts, of the solver and of the decoder."""
         batch = min(self.params.sampling.batch_size, prompts * images)
         text = self.scale.prompt_tokens
         return max(
@@ -102,17 +102,19 @@ class Experiment:
         )
 
     def judging_flops(self, prompts: int, images: int) -> int:
-        """Of judging `images` pictures of each prompt; a vision-language judge's own passes are not counted."""
+        """Operations of judging `images` pictures of each prompt. A vision-language judge is not counted: 0."""
         if self.params.judge.kind == "vision_language":
             return 0
         text = self.scale.prompt_tokens
         reading = self.encoder_runs.text_flops(text) + self.encoder_runs.judge_prompt_flops(text)
-        answer = network_flops.PRODUCT * self.encoders.judge.config.vector  # a picture's vector times its prompt's
+        answer = (
+            network_flops.PRODUCT * self.encoders.judge.config.vector
+        )  # the product of the picture's and the prompt's vector
         return prompts * (reading + images * (self.encoder_runs.judge_picture_flops + answer))
 
 
 def open_experiment(params: Params, scale: Scale, gpus: int) -> Experiment:
-    """The experiment of these params. Raises UserError where its parts do not fit each other, or for no GPU."""
+    """The experiment of these params. Raises UserError if its parts do not fit each other, or `gpus` is below 1."""
     if gpus < 1:
         raise UserError(f"--gpus is {gpus}: it must be 1 or above")
     scenes = scale.captions.texts if params.shard.source == "scenes" else ()
@@ -129,20 +131,20 @@ def open_experiment(params: Params, scale: Scale, gpus: int) -> Experiment:
 def micro_batch(training: Training, gpus: int, asked: int = 1) -> int:
     """Samples of one forward and backward pass on a GPU.
 
-    GPUs share the micro-batches of a step, `grad_accumulation` on each of those `asked` for in params; when there are
-    more GPUs, the samples.
+    Params ask for `asked` GPUs, each with `grad_accumulation` micro-batches a step. The `gpus` of the plan share these
+    micro-batches. If there are more GPUs than micro-batches, they share the samples.
     """
     passes = max(1, training.grad_accumulation * asked // gpus)
     return ceil(training.batch_size / gpus / passes)
 
 
 def evaluations(training: Training) -> int:
-    """How often a training stage takes its held-out loss: before the first step, when it is due, and at the end."""
+    """How often a training stage takes its held-out loss: before the first step, whenever it is due, and at the end."""
     return 1 + ceil(training.steps / training.evaluate_every)
 
 
 def text_rows(prompts: int, images: int, batch: int) -> int:
-    """Prompts that pass the network's text layers while pictures are drawn: the distinct ones of every batch."""
+    """How many prompts pass the network's text layers while pictures are drawn: the distinct prompts of every batch."""
     total = prompts * images
     starts = range(0, total, batch)
     return sum((min(start + batch, total) - 1) // images - start // images + 1 for start in starts)

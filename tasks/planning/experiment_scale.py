@@ -1,6 +1,6 @@
-"""How much there is of everything: samples, captions, prompts, pictures, and what of it is assumed.
+"""The scale of an experiment: numbers of samples, captions, prompts and pictures, and which of them are assumed.
 
-Rendered scenes are looked at; of one's own pictures nothing is known before they are read.
+Rendered scenes are looked at. The user's own pictures are not read for a plan, so their sizes are assumed.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,18 @@ OWN_SAMPLES = 50_000_000
 """Picture-caption pairs of SANA-1.5's pre-training (section 3.1)."""
 
 PUBLISHED_PROMPTS = 553
-"""Of GenEval's own evaluation."""
+"""Prompts of GenEval's own evaluation."""
 
 SCENES, RENDERED = 1024, 64
-PNG_BYTES_PER_PIXEL = 1.8
-CHARACTERS_PER_TOKEN = 4
+"""Scenes whose captions are looked at, and how many of them are rendered for the sizes of their PNGs."""
+
+PNG_BYTES_PER_PIXEL = 1.8  # as of photographs
+CHARACTERS_PER_TOKEN = 4  # of English text
 
 
 @dataclass(frozen=True)
 class Captions:
-    """Captions that stand for all: their words, and their tokens in the text encoder, BOS included."""
+    """Captions that represent all captions: their words, and their tokens in the text encoder, BOS included."""
 
     texts: tuple[str, ...]
     tokens: tuple[int, ...]
@@ -38,12 +40,12 @@ class Captions:
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes that params.yaml does not state."""
+    """The sizes of an experiment that params.yaml does not state."""
 
     train_samples: int
     heldout_samples: int
     captions: Captions
-    png_bytes: tuple[float, ...]  # of pictures that stand for all
+    png_bytes: tuple[float, ...]  # of pictures that represent all
     evaluation_prompts: int
     judge_prompts: int
     unseen_prompts: int  # that the judge is tested on
@@ -52,12 +54,12 @@ class Scale:
 
 
 def tokens_of(text: str) -> int:
-    """Tokens of a scene's caption or a GenEval prompt: its words are common, one token each, and BOS."""
+    """Tokens of a scene's caption or a GenEval prompt: BOS, and one token for each word, since all are common words."""
     return 1 + len(text.split())
 
 
 def prompts_to_plan(params: Params) -> list[Prompt]:
-    """The evaluation's prompts; as many as GenEval has, of the same kind, where the file of them is not there yet."""
+    """The evaluation's prompts. If their file is not there yet: as many as GenEval has, of the same kind."""
     path = params.geneval.prompts
     if path is None or own_path(path).is_file():
         return chosen_prompts(params)
@@ -65,7 +67,7 @@ def prompts_to_plan(params: Params) -> list[Prompt]:
 
 
 def measure_scale(params: Params, samples: int | None = None, caption_tokens: int | None = None) -> Scale:
-    """The sizes of an experiment; `samples` and the mean `caption_tokens` of one's own pictures can be given.
+    """The scale of an experiment. `samples` and the mean `caption_tokens` describe the user's own pictures.
 
     Raises UserError if they are given for rendered scenes, or do not fit the params.
     """

@@ -1,4 +1,4 @@
-"""GPU-hours of floating-point operations."""
+"""The GPU-hours that floating-point operations take."""
 
 from tasks.system.errors import UserError
 
@@ -7,7 +7,7 @@ TERA = 1e12
 
 
 def gpu_hours(flops: float, teraflops: float, utilisation: float) -> float:
-    """Hours of one GPU of `teraflops` peak that reaches the share `utilisation` of it.
+    """The hours of one GPU whose peak rate is `teraflops`, and which reaches the share `utilisation` of it.
 
     Raises UserError unless the peak is above 0 and the share in (0, 1].
     """

@@ -1,10 +1,11 @@
-"""Floating-point operations of the network, for one sample; a multiplication and the addition after it are two.
+"""The floating-point operations of the network for one sample. A multiplication and the addition after it are two.
 
-Counted is what `torch.utils.flop_counter` counts: matrix products, convolutions and attention. Left out are norms,
-activations, modulation, sums over tokens, the solver and the optimizer (a few operations for each value or parameter,
-less than a hundredth of the whole at the paper's width). A backward pass is two products for each of the forward's:
-one for the input's gradient, one for the weight's; inputs of the network itself have none. Fused attention computes its
-scores a second time in the backward pass, which is not counted either.
+The formulas count what `torch.utils.flop_counter` counts: matrix products, convolutions and attention. Norms,
+activations, modulation, sums over tokens, the solver and the optimizer are left out. They take a few operations for
+each value or parameter, which is less than a hundredth of the whole at the paper's width. A backward pass has two
+products for each product of the forward pass: one for the gradient of its input and one for the gradient of its weight.
+The network's own inputs need no gradient. Fused attention computes its scores again in the backward pass, which is not
+counted.
 
 Shapes: N latent tokens, T text tokens (padding included), D hidden size, I inner channels, C latent channels, E caption
 channels.
@@ -19,7 +20,7 @@ KERNEL = 3 * 3  # of the depth-wise convolution
 
 
 def block_flops(config: NetworkConfig, tokens: int, text_tokens: int) -> int:
-    """One block's forward pass, without the keys and values of its text."""
+    """Operations of one block's forward pass, without the keys and values of the text."""
     hidden, inner = config.hidden_size, inner_channels(config)
     projections = 6 * hidden**2  # queries, keys, values, output; cross-attention's queries and output
     linear_attention = hidden * (2 * config.linear_head_dim + 1)  # k v, q (k v) and the denominator
@@ -29,14 +30,14 @@ def block_flops(config: NetworkConfig, tokens: int, text_tokens: int) -> int:
 
 
 def text_flops(config: NetworkConfig, text_tokens: int) -> int:
-    """The caption's embedding and every block's keys and values: once for a prompt, whatever the solver's steps."""
+    """Operations of the caption's embedding and all blocks' keys and values of text, once for all steps."""
     hidden = config.hidden_size
     embedder = config.caption_channels * hidden + hidden**2
     return PRODUCT * text_tokens * (embedder + config.depth * 2 * hidden**2)
 
 
 def velocity_flops(config: NetworkConfig, tokens: int, text_tokens: int) -> int:
-    """The network's forward pass on one latent, given its text's keys and values: what a solver's step takes."""
+    """Operations of the network on one latent, given the keys and values of its text: one step of the solver."""
     hidden = config.hidden_size
     patches = 2 * tokens * _patch_values(config) * hidden  # in and out
     time = TIME_FREQUENCIES * hidden + hidden**2 + 6 * hidden**2
@@ -44,19 +45,19 @@ def velocity_flops(config: NetworkConfig, tokens: int, text_tokens: int) -> int:
 
 
 def forward_flops(config: NetworkConfig, tokens: int, text_tokens: int) -> int:
-    """A forward pass with its text, as in training and for a held-out loss."""
+    """Operations of a forward pass with its text, as in training and for a held-out loss."""
     return text_flops(config, text_tokens) + velocity_flops(config, tokens, text_tokens)
 
 
 def training_flops(config: NetworkConfig, tokens: int, text_tokens: int) -> int:
-    """Forward and backward pass of one sample."""
+    """Operations of the forward and the backward pass of one sample."""
     hidden = config.hidden_size
     inputs = tokens * _patch_values(config) + text_tokens * config.caption_channels + TIME_FREQUENCIES
     return 3 * forward_flops(config, tokens, text_tokens) - PRODUCT * hidden * inputs
 
 
 def sampling_flops(config: NetworkConfig, tokens: int, text_tokens: int, steps: int, guidance: float) -> int:
-    """The solver's steps for one picture; guidance other than 1 evaluates the network with and without the text."""
+    """Operations of all steps for one picture. Guidance other than 1 runs the network with and without the text."""
     branches = 1 if guidance == 1 else 2
     return steps * branches * velocity_flops(config, tokens, text_tokens)
 

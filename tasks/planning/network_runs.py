@@ -1,8 +1,8 @@
-"""What the network's passes without gradients hold, by running the project's own code on tensors without data.
+"""The memory of the network's passes without gradients, counted by running the project's own code without data.
 
-The network's operations have formulas (`flops`), and so has the memory of its training (`memory`); without gradients
-memory is what lives at the same time. All runs as on the CPU: attention stores its probabilities, where the fused
-kernels of a GPU do not.
+The network's operations have formulas (`network_flops`), and so has the memory of its training (`training_memory`).
+Without gradients the memory is the most that is alive at the same time. All code takes its path for the CPU: attention
+stores its probabilities, which the fused kernels of a GPU do not.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ DEVICE = "cpu"
 
 @dataclass(frozen=True, eq=False)
 class NetworkRuns:
-    """Passes of an experiment's network at any depth. Peaks are bytes beside the weights, autocast's copies included.
+    """The passes of an experiment's network at any depth. Peaks are bytes beside the weights, with autocast's copies.
 
-    Every block adds the same to a peak, so that networks of one and two blocks tell that of any depth.
+    Every block adds the same to a peak, so networks of one and of two blocks give the peak of any depth.
     """
 
     params: Params
@@ -39,15 +39,15 @@ class NetworkRuns:
         return self.config.in_channels, self.latent_side, self.latent_side
 
     def loss_peak(self, depth: int, samples: int, text_tokens: int) -> int:
-        """Of a held-out loss."""
+        """The peak of a held-out loss."""
         return _peak(self, NetworkRuns._loss, depth, samples, text_tokens)
 
     def importance_peak(self, depth: int, samples: int, text_tokens: int) -> int:
-        """Of measuring block importance on a batch at one of its noise levels."""
+        """The peak of measuring block importance on a batch, at one noise level."""
         return _peak(self, NetworkRuns._importance, depth, samples, text_tokens)
 
     def drawing_peak(self, depth: int, samples: int, text_tokens: int) -> int:
-        """Of the solver on a batch of pictures of one prompt."""
+        """The peak of the solver on a batch of pictures of one prompt."""
         return _peak(self, NetworkRuns._drawing, depth, samples, text_tokens)
 
     def _loss(self, network: Sana, samples: int, text_tokens: int) -> None:
@@ -71,7 +71,7 @@ class NetworkRuns:
             context.index(rows),
             context.index(rows + 1),
             sampler=sampling.sampler,
-            steps=3,  # with which the solver keeps all that it ever keeps
+            steps=3,  # after three, the solver holds as much as it ever does
             guidance=sampling.guidance,
             flow_shift=self.params.diffusion.flow_shift,
         )
@@ -101,6 +101,6 @@ def _peak(runs: NetworkRuns, run: Pass, depth: int, samples: int, text_tokens: i
 
 @cache
 def _shallow_peaks(runs: NetworkRuns, run: Pass, samples: int, text_tokens: int) -> tuple[int, ...]:
-    """Peaks of one block and of two; the batch is counted too."""
+    """The peaks of networks of one block and of two, with the batch."""
     with torch.no_grad(), autocast(DEVICE, runs.params.compute.dtype):
         return tuple(count_peak_bytes(partial(run, runs, network, samples, text_tokens)) for network in runs.shallow)

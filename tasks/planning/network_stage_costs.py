@@ -15,13 +15,13 @@ from tasks.planning.training_memory import (
     weight_bytes,
 )
 from tasks.training.growth_comparison import PROBES, ways_to_grow
-from tasks.training.heldout_loss import BATCH
+from tasks.training.heldout_loss import HELDOUT_BATCH
 
-RANKED_CUTS = 3  # by importance, without the first and without the last blocks
+RANKED_CUTS = 3  # keeping the most important blocks, the last ones, and the first ones
 
 
 def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -> Cost:
-    """A run of the training loop, with its held-out losses; of 0 steps, one such loss of the weights as they are."""
+    """A run of the training loop with its held-out losses. With 0 steps only the held-out loss is taken."""
     config = experiment.config(depth)
     weights, tokens, text = weight_bytes(config, chosen.weights), experiment.tokens, experiment.text_tokens
     shards, state = experiment.shards, optimizer_bytes(chosen.optimizer, config)
@@ -53,7 +53,7 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
 
 
 def grow(experiment: Experiment) -> Cost:
-    """Every strategy's start with 0, 1 and the chosen number of blocks dropped, beside the small model."""
+    """Measuring the start of every strategy, with 0, 1 and the chosen number of blocks dropped, and the small model."""
     params, scale = experiment.params, experiment.scale
     small, grown = experiment.config(params.pretrain.depth), experiment.config(params.grow.depth)
     dropped = drop_count(small.depth, params.grow.drop_share)
@@ -61,7 +61,7 @@ def grow(experiment: Experiment) -> Cost:
     probes, probe = min(PROBES, scale.heldout_samples), (experiment.tokens, experiment.text_tokens)
     total = experiment.heldout_flops(small.depth) + starts * experiment.heldout_flops(grown.depth)
     total += probes * (network_flops.forward_flops(small, *probe) + starts * network_flops.forward_flops(grown, *probe))
-    # while it is built, its new blocks are there twice
+    # while the grown network is built, its new blocks are in memory twice
     new = weight_bytes(grown) - weight_bytes(experiment.config(small.depth - dropped))
     activations = max(new, _loss_peak(experiment, grown.depth))
     memory = Memory(weight_bytes(small) + weight_bytes(grown), activations=activations)
@@ -69,7 +69,7 @@ def grow(experiment: Experiment) -> Cost:
 
 
 def importance(experiment: Experiment) -> Cost:
-    """Block importance of the grown model: a pass for each prompt and noise level, its text once."""
+    """Block importance of the grown model: a pass for each prompt and noise level. Its text is encoded once."""
     chosen, config = experiment.params.importance, experiment.config(experiment.params.grow.depth)
     passes = len(chosen.times) * network_flops.velocity_flops(config, experiment.tokens, experiment.text_tokens)
     total = chosen.prompts * (network_flops.text_flops(config, experiment.text_tokens) + passes)
@@ -79,7 +79,7 @@ def importance(experiment: Experiment) -> Cost:
 
 
 def prune(experiment: Experiment, depth: int) -> Cost:
-    """The held-out loss of the grown model, in a copy, and of every choice of blocks."""
+    """The held-out losses of the grown model and of every choice of blocks, each on a copy."""
     chosen, whole = experiment.params.prune, experiment.params.grow.depth
     cut, grown = experiment.config(depth), weight_bytes(experiment.config(whole))
     cuts = (RANKED_CUTS + chosen.random_choices) * experiment.heldout_flops(depth)
@@ -89,5 +89,5 @@ def prune(experiment: Experiment, depth: int) -> Cost:
 
 
 def _loss_peak(experiment: Experiment, depth: int) -> int:
-    samples = min(BATCH, experiment.scale.heldout_samples)
+    samples = min(HELDOUT_BATCH, experiment.scale.heldout_samples)
     return experiment.network_runs.loss_peak(depth, samples, experiment.text_tokens)

@@ -1,4 +1,4 @@
-"""The network's parameters by shape, from its config alone; `model.network` is what they are counted of.
+"""The network's parameters by shape, computed from its config alone. `model.network` is the network itself.
 
 Shapes: D hidden size, I inner channels of the Mix-FFN, C latent channels, E caption channels.
 """
@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 
 
 def inner_channels(config: NetworkConfig) -> int:
-    """Channels of the Mix-FFN behind its gate."""
+    """The channels of the Mix-FFN after its gate."""
     return int(config.mlp_ratio * config.hidden_size)
 
 
@@ -41,7 +41,7 @@ def block_shapes(config: NetworkConfig) -> Counter[Shape]:
 
 
 def outer_shapes(config: NetworkConfig) -> Counter[Shape]:
-    """How many parameters of each shape lie outside the blocks: embedders, shared modulation, final layer."""
+    """How many parameters of each shape lie outside the blocks: in embedders, shared modulation and final layer."""
     hidden, patch, channels = config.hidden_size, config.patch_size, config.in_channels
     return Counter(
         [
@@ -68,7 +68,7 @@ def parameter_shapes(config: NetworkConfig) -> Counter[Shape]:
 
 
 def parameters(config: NetworkConfig) -> int:
-    """Number of trained values of the network."""
+    """The number of trained values of the network."""
     return sum(count * prod(shape) for shape, count in parameter_shapes(config).items())
 
 

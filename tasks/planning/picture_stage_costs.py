@@ -15,7 +15,7 @@ from tasks.planning.training_memory import weight_bytes
 
 
 def judge(experiment: Experiment) -> Cost:
-    """Drawing pictures with the small model, training the judge on them, testing it before and after, calibrating it.
+    """Drawing pictures with the small model, training the judge on them, testing it before and after, and calibrating.
 
     A vision-language judge is not trained, and its own passes and weights are not counted.
     """
@@ -52,7 +52,7 @@ def judge(experiment: Experiment) -> Cost:
 
 
 def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
-    """Drawing a model's pool, judging it for its own prompts and, if asked for, others', and keeping it."""
+    """Drawing a model's pool, judging it for its own prompts and, if asked for, for other prompts, and keeping it."""
     scale, runs, images = experiment.scale, experiment.encoder_runs, pool_size(experiment.params, model)
     prompts, size = scale.evaluation_prompts, experiment.params.shard.image_size
     judgements = 2 if experiment.params.geneval.shuffled_control else 1
@@ -72,7 +72,7 @@ def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
 
 
 def controls(experiment: Experiment) -> Cost:
-    """Decoded noise, an untrained network, and cuts to random blocks."""
+    """Drawing the controls: decoded noise, an untrained network, and cuts to random blocks."""
     params, scale, runs = experiment.params, experiment.scale, experiment.encoder_runs
     depth, depths, images = params.grow.depth, params.prune.depths, params.geneval.images_per_pruned_prompt
     pictures = scale.evaluation_prompts * images
@@ -81,7 +81,7 @@ def controls(experiment: Experiment) -> Cost:
     share = ceil(images / choices)
     drawn += [choices * experiment.drawing_flops(each, scale.evaluation_prompts, share) for each in depths]
     activations = max(experiment.drawing_peak(depth, scale.evaluation_prompts, images), runs.decoder_peak(pictures))
-    # the grown model, an untrained one and its cuts, whose blocks are the grown model's own
+    # beside the painter's grown model: an untrained one of its size, and the largest cut
     networks = weight_bytes(experiment.config(depth)) + weight_bytes(experiment.config(max(depths)))
     return Cost(
         "controls",
@@ -93,6 +93,6 @@ def controls(experiment: Experiment) -> Cost:
 
 
 def _painter(experiment: Experiment, depth: int) -> int:
-    """Weights of a network with autoencoder and text encoder."""
+    """The bytes of the weights of a network, with autoencoder and text encoder."""
     frozen = experiment.encoders
     return weight_bytes(experiment.config(depth)) + bytes_of(frozen.autoencoder.network) + bytes_of(frozen.text_encoder)

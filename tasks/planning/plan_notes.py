@@ -1,4 +1,4 @@
-"""What the plan says below its table: which figures are assumptions, and what they leave out."""
+"""The notes below the plan's table: which figures are assumptions, and what the figures leave out."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from tasks.planning.disk_bytes import pool_bytes
 from tasks.planning.encoder_models import parameters_of
 from tasks.planning.experiment import Experiment
 from tasks.planning.gpu_hours import gpu_hours
-from tasks.training.training_state import KEPT
+from tasks.training.training_state import KEPT_GENERATIONS
 
 GIGA = 1e9
 
@@ -17,8 +17,8 @@ def notes(experiment: Experiment, costs: Sequence[Cost], teraflops: float, utili
     lines = [
         _time(experiment, sum(cost.flops for cost in costs), teraflops, utilisation),
         "FLOPs are two for each multiplication with its addition in matrix products, convolutions and attention; a "
-        "backward pass is two forward passes. Norms, activations and the optimizer are left out. Nothing is computed "
-        "twice: the training loop has no activation checkpointing.",
+        "backward pass is two forward passes. Norms, activations and the optimizer are left out. No forward pass is "
+        "computed twice: the training loop has no activation checkpointing.",
         _sample(experiment),
         _memory(experiment),
         *experiment.scale.assumptions,
@@ -29,16 +29,16 @@ def notes(experiment: Experiment, costs: Sequence[Cost], teraflops: float, utili
     ]
     if experiment.gpus > 1:
         lines.append(
-            f"{experiment.gpus} GPUs share each step's micro-batches, with {_copies(experiment)} come on top. Stages "
-            "other than training and geneval use one GPU."
+            f"{experiment.gpus} GPUs share each step's micro-batches. Each holds {_copies(experiment)} come on top. "
+            "Stages other than training and geneval use one GPU."
         )
     return lines
 
 
 def _copies(experiment: Experiment) -> str:
     if experiment.shards > 1:
-        return "a part of everything on each (compute.parallelism fully_shard); the block at work and its gradients"
-    return "a whole copy of everything on each; buckets of gradients on their way (as large as the gradients)"
+        return "a part of everything (compute.parallelism fully_shard); the block at work and its gradients"
+    return "a whole copy of everything; buckets of gradients on their way (as large as the gradients)"
 
 
 def _time(experiment: Experiment, flops: int, teraflops: float, utilisation: float) -> str:
@@ -49,18 +49,18 @@ def _time(experiment: Experiment, flops: int, teraflops: float, utilisation: flo
         "autoencoder) or small batches are slower: divide by what you measure. Work of the CPU (pictures, shards, the "
         "scorer, reading and writing) is not in them. "
         f"All stages: {duration} if {'the GPU is' if experiment.gpus == 1 else 'all GPUs are'} never idle. "
-        "The total has sums, and of memory and state the most that a stage takes."
+        "The total has sums, but of memory and state the most that any stage takes."
     )
 
 
 def _unknown(experiment: Experiment) -> list[str]:
-    """What is left out, or guessed, because the model that it depends on is not looked at."""
+    """Notes on what is left out or guessed, because the model that it depends on is not opened."""
     lines = []
     precision, text_encoder = experiment.params.text_encoder.precision, experiment.encoders.text_encoder
     if precision != "stored" and f"torch.{precision}" != str(text_encoder.dtype):
         lines.append(f"The text encoder is counted in {text_encoder.dtype}, not in text_encoder.precision {precision}.")
     if tokens := experiment.encoder_runs.instruction_tokens:
-        lines.append(f"The instruction before a prompt is taken for {tokens} tokens, by its letters.")
+        lines.append(f"The instruction before a prompt is assumed to have {tokens} tokens, by its number of letters.")
     return lines
 
 
@@ -125,9 +125,8 @@ def _disk(experiment: Experiment) -> str:
     scale, params = experiment.scale, experiment.params
     pool = pool_bytes(scale.evaluation_prompts, params.geneval.images_per_prompt, params.shard.image_size)
     return (
-        "Outputs stay; DVC's cache links to them where the file system can, and takes as much again where not. State "
-        f"is what training resumes from ({KEPT} generations and the one being written): it is deleted when its stage "
-        "is done. The largest pool of pictures has "
-        f"{pool / GIGA:,.3g} GB, which memory maps. Left out are JSON, logs, reports and the "
-        "tokenizer: megabytes."
+        "Outputs stay. DVC's cache links to them where the file system can, and takes as much again where it cannot. "
+        f"State is what training resumes from ({KEPT_GENERATIONS} generations and the one being written). It is "
+        f"deleted when its stage is done. The largest pool of pictures has {pool / GIGA:,.3g} GB, and is mapped into "
+        "memory. JSON, logs, reports and the tokenizer are left out: they are megabytes."
     )

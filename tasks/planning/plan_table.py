@@ -1,4 +1,4 @@
-"""The plan as a table: for a terminal with `rich`, plain where output is piped."""
+"""The plan as a table, printed by `rich`: with colours on a terminal, plain if the output is piped."""
 
 import sys
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ COLUMNS = (
 def print_plan(plan: Plan, console: Console | None = None) -> None:
     """Print the table and its notes."""
     console = console or Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    # a narrow terminal breaks the lines of the table: better than figures cut short
+    # On a narrow terminal the lines break. Otherwise rich would cut figures short.
     console.print(plan_table(plan), width=max(console.width, WIDTH), crop=False, no_wrap=True, overflow="ignore")
     notes = Table.grid(padding=(0, 1))
     for number, note in enumerate(plan.notes, 1):
@@ -43,7 +43,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
 
 
 def plan_table(plan: Plan) -> Table:
-    """A row for each stage, and the total: sums, and for what is there at one time the most."""
+    """A row for each stage and a row of totals: sums, but of memory and state the most of any stage."""
     table = Table(title=plan.title, title_justify="left", title_style="bold", header_style="bold cyan", box=None)
     table.pad_edge = False
     for name in COLUMNS:
@@ -83,7 +83,7 @@ def _total(plan: Plan) -> list[str]:
 
 
 def scaled(value: float, units: Sequence[str]) -> str:
-    """Three digits in the unit, of thousands of each other, that leaves one to three before the point."""
+    """A value to three digits, in the unit that leaves one to three digits before the point. Units are 1000 apart."""
     if value == 0:
         return NOTHING
     for unit in units:
@@ -94,7 +94,7 @@ def scaled(value: float, units: Sequence[str]) -> str:
 
 
 def hours_text(hours: float) -> str:
-    """Hours to three digits; little is `<0.01`."""
+    """Hours to three digits, or `<0.01`. A dash stands for 0."""
     if hours == 0:
         return NOTHING
     return "<0.01" if hours < 0.005 else _three_digits(hours)

@@ -11,7 +11,7 @@ from tasks.stages import Stage, stages_of
 
 
 def stage_costs(experiment: Experiment) -> list[Cost]:
-    """One row for each stage. A stage that no formula is known for has a row of zeros."""
+    """One row for each stage. A stage without a formula in `COSTS` has a row of zeros."""
     stages = stages_of(experiment.params).values()
     return [COSTS[stage.stem](experiment, stage) if stage.stem in COSTS else Cost(stage.name) for stage in stages]
 
@@ -55,4 +55,4 @@ COSTS: dict[str, Callable[[Experiment, Stage], Cost]] = {
     "prune": lambda experiment, stage: network.prune(experiment, int(stage.arguments[0])),
     "finetune": _finetune,
 }
-"""How a stage's costs are counted, by its stem."""
+"""The function that counts a stage's costs, by the stage's stem."""

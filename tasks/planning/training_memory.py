@@ -1,10 +1,10 @@
 """Memory of training, in bytes: weights, gradients, optimizer state, and the activations that a backward pass needs.
 
-Weights and gradients are float32 or bfloat16, EMA and optimizer state float32 but for what the optimizer packs;
-autocast multiplies bfloat16 copies of float32 weights. Activations are the tensors that autograd saves for a
-micro-batch. The training loop has no activation checkpointing, so they are saved for all blocks. Left out is what comes
-and goes within one operation, such as casts, gradients of activations and the optimizer's work on one matrix, and what
-the allocator holds in reserve.
+Weights, gradients and EMA are float32 or bfloat16. The optimizer's state is float32, unless the optimizer packs it.
+Autocast multiplies bfloat16 copies of float32 weights. Activations are the tensors that autograd saves for a
+micro-batch. The training loop has no activation checkpointing, so they are saved for all blocks. Memory that an
+operation takes only while it runs is left out, such as casts, gradients of activations and the optimizer's work on one
+matrix. So is the memory that the allocator holds in reserve.
 
 Shapes: N latent tokens, T text tokens (padding included), D hidden size, I inner channels, C latent channels, E caption
 channels.
@@ -29,7 +29,7 @@ from tasks.planning.parameter_shapes import (
 
 FLOAT = 4
 WIDTH = {"float32": 4, "bfloat16": 2}  # bytes of a value in matrix products
-SCALE_AND_MINIMUM = 2 * FLOAT  # of a block of CAME-8bit's momentum
+SCALE_AND_MINIMUM = 2 * FLOAT  # bytes beside a block of CAME-8bit's momentum
 ADAMW_STEP = FLOAT  # torch keeps each parameter's count of steps as a tensor
 
 # bitsandbytes' AdamW8bit: smaller parameters stay in float32, blocks have a scale, and two maps serve all parameters
@@ -40,7 +40,7 @@ ADAMW8BIT_MAPS = 2 * 256 * FLOAT
 
 @dataclass(frozen=True)
 class Batch:
-    """What one pass of the network is made of: samples, their latent tokens and their text's tokens with padding."""
+    """The size of one pass of the network: samples, latent tokens of each, and text tokens of each with padding."""
 
     samples: int
     tokens: int
@@ -49,7 +49,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Precision:
-    """How products are computed; `fused_attention` is any attention that does not store its probabilities (on GPUs)."""
+    """How products are computed. Fused attention, on GPUs, does not store its probabilities."""
 
     dtype: str  # float32 | bfloat16
     fused_attention: bool
@@ -61,7 +61,7 @@ class Precision:
 
 
 def optimizer_bytes(name: str, config: NetworkConfig) -> int:
-    """State of the optimizer `name` (see `kernels.optimizers`) over the network's parameters."""
+    """The bytes of the state of the optimizer `name` (see `kernels.optimizers`) for the network's parameters."""
     state = STATE_BYTES[name]
     shared = ADAMW8BIT_MAPS if name == "adamw8bit" else 0
     return shared + sum(count * state(shape) for shape, count in parameter_shapes(config).items())
@@ -103,27 +103,30 @@ def _is_matrix(shape: Shape) -> bool:
 
 
 def weight_bytes(config: NetworkConfig, dtype: str = "float32") -> int:
-    """The network: also the size of its gradients, of its EMA, and of its checkpoint but for the header."""
+    """The bytes of the network's weights. Its gradients, its EMA and its checkpoint without the header are as large."""
     return WIDTH[dtype] * parameters(config)
 
 
 def gradient_bytes(config: NetworkConfig, dtype: str, step_in_backward: bool) -> int:
-    """All gradients, or with steps in the backward pass the largest parameter's, which is freed before the next."""
+    """The bytes of the gradients.
+
+    With steps in the backward pass a gradient is freed before the next is made, so the largest one counts.
+    """
     if not step_in_backward:
         return weight_bytes(config, dtype)
     return WIDTH[dtype] * max(map(prod, parameter_shapes(config)))
 
 
 def autocast_bytes(config: NetworkConfig, dtype: str) -> int:
-    """Copies of weights that autocast makes for products and autograd keeps until the backward pass.
+    """The bytes of the copies of weights that autocast makes for products and autograd keeps for the backward pass.
 
-    The first layers of the time and caption embedders are not among them: their inputs take no gradient.
+    No copies are kept for the first layers of the time and caption embedders, whose inputs need no gradient.
     """
     if WIDTH[dtype] == FLOAT:
         return 0
     hidden = config.hidden_size
     unkept = hidden * (TIME_FREQUENCIES + config.caption_channels)
-    outer = _product_weights(outer_shapes(config)) - 2 * hidden  # the final layer's table is no product's
+    outer = _product_weights(outer_shapes(config)) - 2 * hidden  # the final layer's modulation table is in no product
     block = _product_weights(block_shapes(config)) - 6 * hidden
     return WIDTH[dtype] * (outer - unkept + config.depth * block)
 
@@ -133,9 +136,9 @@ def _product_weights(shapes: dict[Shape, int]) -> int:
 
 
 def activation_bytes(config: NetworkConfig, batch: Batch, precision: Precision) -> int:
-    """What autograd saves of one micro-batch, without copies of weights.
+    """The bytes that autograd saves for one micro-batch, without copies of weights.
 
-    It is for attention of two heads or more: with a single one some copies would be views.
+    The formula holds for attention with two heads or more. With a single head some copies would be views.
     """
     tokens, text, width = batch.tokens, batch.text_tokens, precision.width
     blocks = config.depth * (
@@ -147,12 +150,12 @@ def activation_bytes(config: NetworkConfig, batch: Batch, precision: Precision) 
 
 
 def _modulated(config: NetworkConfig, tokens: int, width: int) -> int:
-    """Layer norm's input, mean and deviation; the normed, the scale of time, and the modulated."""
+    """A modulated layer norm: input, mean and deviation, normed values, the time's scale, and modulated values."""
     return width * (3 * tokens * config.hidden_size + 2 * tokens + config.hidden_size)
 
 
 def _norm(rows: int, channels: int) -> int:
-    """RMSNorm's deviation and normed values, in float32; its input is counted where it is made."""
+    """RMSNorm's deviation and normed values, in float32. Its input is counted by the operation that makes it."""
     return FLOAT * (rows + rows * channels)
 
 
@@ -177,7 +180,7 @@ def _cross_attention(config: NetworkConfig, tokens: int, text: int, precision: P
     values, text_values = tokens * hidden, text * hidden
     total = 2 * width * values  # inputs of the queries' and of the output projection
     if precision.fused_attention:
-        keys = width * text_values if config.qk_norm else 0  # else a part of the next line's
+        keys = width * text_values if config.qk_norm else 0  # without the norm they are a view of the product below
         total += keys + 2 * width * text_values  # keys and values as one product
         total += width * values + FLOAT * tokens * heads + width * text  # queries, sums of scores, mask
     else:

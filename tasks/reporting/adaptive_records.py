@@ -1,4 +1,4 @@
-"""Adaptive best of N beside a fixed number of pictures, from pools that are there already."""
+"""The report's numbers on adaptive best of N beside a fixed number of pictures, from the pools of the evaluation."""
 
 from dataclasses import asdict
 from typing import Any
@@ -16,8 +16,8 @@ from tasks.system import paths
 def adaptive_records(params: Params) -> list[dict[str, Any]]:
     """For each baseline and each wanted mean number of pictures: the rule, what it drew, and what it gained.
 
-    The threshold is of the small model's pictures of training prompts, whichever model is scored. Means that the limit
-    cannot reach are left out; all are where the judge abstained on all of those pictures.
+    The threshold is set on the small model's pictures of training prompts, whichever model is scored. Means that the
+    limit cannot reach are left out. If the judge abstained on all those pictures, the list is empty.
     """
     calibration = load_calibration(paths.JUDGE)
     if not np.isfinite(calibration.scores_PN).any():
@@ -32,12 +32,12 @@ def adaptive_records(params: Params) -> list[dict[str, Any]]:
 
 
 def limit(calibration: Calibration, pool: Pool) -> int:
-    """Most pictures that are drawn of a prompt: as many as both pools have."""
+    """The most pictures that may be drawn of a prompt: as many as both pools have."""
     return min(calibration.scores_PN.shape[1], pool.judged_PN.shape[1])
 
 
 def record(calibration: Calibration, pool: Pool, mean: float, params: Params) -> dict[str, Any]:
-    """One comparison as plain values: `target` is the mean wanted, `calibrated` that of the training prompts."""
+    """One comparison as plain values. `target` is the wanted mean, `calibrated` the mean on the training prompts."""
     most = limit(calibration, pool)
     rule = Rule(calibrate(calibration.scores_PN, calibration.tasks, mean, most), most)
     calibrated = task_weights(calibration.tasks) @ pictures_drawn(calibration.scores_PN, rule)

@@ -17,10 +17,11 @@ PREFIX = "a photo of "
 
 
 def headline(models: Sequence[Record], pools: Mapping[str, Pool], prompts: Sequence[int]) -> Figure:
-    """Left a row for each prompt and a column for each model, right the two curves.
+    """Samples on the left, with a row for each prompt and a column for each model; the two curves on the right.
 
-    A column shows each model's first picture, so all start from the same noise; the last one shows what the judge
-    chooses from the grown model's whole pool. Pictures that the scorer finds right are framed green.
+    A column shows a model's first picture of each prompt, so all models start from the same noise. The last column
+    shows the pictures that the judge chooses from the grown model's whole pool. Pictures that the scorer finds right
+    have a green frame.
     """
     figure = Figure(figsize=(13.6, 5.8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.6, 1), wspace=0.03)

@@ -1,4 +1,4 @@
-"""How the report's figures look, and their bytes: the same figure gives the same SVG and PNG."""
+"""The look of the report's figures, and their files: the same figure always gives the same bytes of SVG and PNG."""
 
 import io
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ STYLE = {
     "legend.fontsize": 8,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
-    "svg.hashsalt": "sana15",  # ids of an SVG's parts are random without
+    "svg.hashsalt": "sana15",  # without it the ids of an SVG's parts are random
     "svg.fonttype": "path",
 }
 
@@ -38,7 +38,7 @@ DEPTHS = LinearSegmentedColormap.from_list("depths", ["#b3cf4a", FINETUNED, "#24
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each model; fine-tuned ones go from green to blue with their depth."""
+    """A colour for each model. Those of fine-tuned models go from green to blue with their depth."""
     chosen = {"small": SMALL, "grown": GROWN}
     finetuned = sorted((name for name in names if name.startswith("finetuned-")), key=depth_of)
     for rank, name in enumerate(finetuned):
@@ -57,7 +57,10 @@ def legend_below(axes: Axes, columns: int) -> None:
 
 
 def settle(figure: Figure) -> Figure:
-    """The figure with its layout fixed to a millionth: the solver's last digits, and with them SVG ids, vary."""
+    """The figure with its layout rounded to a millionth.
+
+    The last digits of matplotlib's layout solver vary from run to run, and with them the ids in the SVG.
+    """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:

@@ -10,7 +10,7 @@ from tasks.system.errors import UserError
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (samples seen, loss) of one training run; held-out losses are those of the averaged weights."""
+    """The points (samples seen, loss) of one training run. Held-out losses are those of the averaged weights."""
 
     name: str
     training: list[tuple[float, float]]
@@ -18,7 +18,7 @@ class Curve:
 
     @property
     def samples(self) -> float:
-        """Samples seen at the end."""
+        """The number of samples that training had seen at its end."""
         return self.heldout[-1][0]
 
 
@@ -29,6 +29,7 @@ def read_curve(name: str) -> Curve:
 
 
 def _points(path: Path, key: str) -> list[tuple[float, float]]:
+    """The points of a CSV file whose column `key` holds the losses."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             return [(float(row["samples"]), float(row[key])) for row in csv.DictReader(file)]

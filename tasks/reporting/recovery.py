@@ -1,4 +1,7 @@
-"""How much of what a cut lost its fine-tuning won back, with a paired bootstrap over prompts."""
+"""The share of a cut's loss that fine-tuning won back, with a paired bootstrap over prompts.
+
+Shapes: P prompts, N pictures of each, S bootstrap samples; a leading 3 stands for pruned, fine-tuned and grown.
+"""
 
 from collections.abc import Sequence
 
@@ -12,9 +15,9 @@ def recovered_share(
 ) -> Interval | None:
     """(finetuned - pruned) / (grown - pruned) of the GenEval scores, with its 95 % bootstrap interval.
 
-    The inputs are correctness (P prompts, N pictures), where N may differ; all three scores of a resample are of the
-    same prompts, drawn within each task. None where the interval of what the cut lost reaches zero: a share of
-    nothing says nothing. The few resamples in which the cut lost nothing are left out of the interval.
+    The inputs are correctness (P, N), where N may differ. In a resample, which draws prompts within each task, all
+    three scores are of the same prompts. The result is None if the interval of the cut's loss reaches zero, since a
+    share of nothing means nothing. The few resamples in which the cut lost nothing are left out of the interval.
     """
     means_3P = np.stack([correct_PN.mean(axis=1) for correct_PN in (pruned_PN, finetuned_PN, grown_PN)])
     groups = [means_3P[:, np.asarray(tasks) == task] for task in dict.fromkeys(tasks)]
@@ -30,16 +33,16 @@ def recovered_share(
 def beyond_half(
     pruned_PN: Array, finetuned_PN: Array, grown_PN: Array, tasks: Sequence[str], samples: int, rng: np.random.Generator
 ) -> Interval:
-    """The GenEval score by which fine-tuning won back more than half of the loss, with its 95 % bootstrap interval.
+    """How far the fine-tuned GenEval score lies above half of the loss won back, with its 95 % bootstrap interval.
 
-    That is `finetuned` minus the midpoint of `pruned` and `grown` on the same prompts: zero where exactly half came
-    back. It also holds where a cut lost next to nothing, of which `recovered_share` says nothing.
+    It is `finetuned` minus the midpoint of `pruned` and `grown` on the same prompts, and zero if exactly half was won
+    back. Unlike `recovered_share` it also has a meaning if a cut lost next to nothing.
     """
     midpoint_P1 = (pruned_PN.mean(axis=1, keepdims=True) + grown_PN.mean(axis=1, keepdims=True)) / 2
     return difference(finetuned_PN, midpoint_P1, tasks, samples, rng).overall
 
 
 def _resample(means_3P: Array, samples: int, rng: np.random.Generator) -> Array:
-    """Means (3, samples) of as many prompts drawn with replacement, the same ones for all three."""
+    """The means (3, S) of resamples: as many prompts drawn with replacement, the same for all three."""
     prompts = means_3P.shape[1]
     return means_3P[:, rng.integers(prompts, size=(samples, prompts))].mean(axis=-1)

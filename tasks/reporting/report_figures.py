@@ -1,6 +1,7 @@
-"""The report's figures. Functions named `draw_...` fill axes that are given, the others make a whole figure.
+"""The report's figures. A function `draw_...` fills the axes that it is given. The others make a whole figure.
 
-Models and cuts are the records of `collect`. Bands and error bars are 95 % bootstrap intervals over prompts.
+Models and cuts are records of `tasks.reporting.report_numbers.collect`. Bands and error bars are 95 % bootstrap
+intervals over prompts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,11 +27,14 @@ FAMILY_KINDS = (
     ("finetuned", "cut and fine-tuned", FINETUNED, "o", 0.012),
     ("grown", "grown", GROWN, "s", 0.0),
 )
-"""Kinds of models by the beginning of their names: label, colour, marker, and a shift in shares of the grown model."""
+"""Kinds of models: the beginning of their names, label, colour, marker, and a shift to the right.
+
+The shift, in shares of the grown model's parameters, sets points of equally large models apart.
+"""
 
 
 def loss_curves(curves: Sequence[Curve]) -> Figure:
-    """Losses against samples: left the small model and then the grown one, right the fine-tunes from their start."""
+    """Losses against samples: on the left the small model and then the grown model, on the right the fine-tunes."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     shades = colours([curve.name for curve in curves])
@@ -52,7 +56,7 @@ def loss_curves(curves: Sequence[Curve]) -> Figure:
 
 
 def _draw_curve(axes: Axes, curve: Curve, colour: str, offset: float, training: bool = True) -> None:
-    if training and curve.training:  # weights that were taken over as they are have none
+    if training and curve.training:  # a model that was taken over as it is has no training losses
         samples, losses = zip(*curve.training, strict=True)
         x = [(offset + value) / 1000 for value in samples]
         axes.plot(x, losses, color=colour, alpha=0.35, linewidth=0.9, label=f"{curve.name}, training")
@@ -72,10 +76,10 @@ def family(models: Sequence[Record]) -> Figure:
 
 
 def draw_family(axes: Axes, models: Sequence[Record]) -> None:
-    """GenEval against parameters: the family cut from the grown model, before and after fine-tuning.
+    """GenEval against parameters: the models cut from the grown model, before and after fine-tuning.
 
-    Pruned and fine-tuned models of one depth, and a small one as deep, have as many parameters: they are set
-    apart a little.
+    Pruned and fine-tuned models of one depth have equally many parameters, and so has a small model of that depth. They
+    are drawn a little apart.
     """
     end = next(model for model in models if model["name"] == "grown")
     for kind, label, colour, marker, shift in FAMILY_KINDS:
@@ -95,13 +99,13 @@ def draw_family(axes: Axes, models: Sequence[Record]) -> None:
 
 
 def _bars(models: Iterable[Record]) -> list[list[float]]:
-    """Lengths of error bars below and above."""
+    """The lengths of the error bars below and above each score."""
     scores = [model["geneval"] for model in models]
     return [[s["overall"] - s["low"] for s in scores], [s["high"] - s["overall"] for s in scores]]
 
 
 def best_of_n(models: Sequence[Record]) -> Figure:
-    """Best of N with the judge, for all models that have a pool to choose from."""
+    """Best of N with the judge, for all models but those just cut."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     draw_best_of_n(axes, models)
@@ -110,7 +114,7 @@ def best_of_n(models: Sequence[Record]) -> Figure:
 
 
 def draw_best_of_n(axes: Axes, models: Sequence[Record]) -> None:
-    """GenEval against N, each picture chosen by the judge."""
+    """GenEval against N, the number of pictures from which the judge chooses."""
     shades = colours([model["name"] for model in models])
     for model in unpruned(models):
         name = model["name"]
@@ -120,18 +124,18 @@ def draw_best_of_n(axes: Axes, models: Sequence[Record]) -> None:
 
 
 def unpruned(models: Sequence[Record]) -> list[Record]:
-    """The models whose inference is scaled: all but those cut and not yet fine-tuned."""
+    """The models whose inference is scaled: all but those that are cut and not yet fine-tuned."""
     return [model for model in models if not model["name"].startswith("pruned-")]
 
 
 def choosers(models: Sequence[Record]) -> Figure:
-    """What the judge's choice is worth: beside the oracle, a blind choice, and a judge asked about another prompt."""
+    """The judge's choice beside the oracle, a blind choice, and the judge asked about another prompt."""
     chosen = unpruned(models)
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     row = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
     for axes, model in zip(row, chosen, strict=True):
         for chooser, style in CHOOSER_STYLES.items():
-            if model[chooser]:  # the control costs judgements and may be left out
+            if model[chooser]:  # empty for the shuffled control if it was not asked for
                 _draw_against_n(axes, model[chooser], style)
         axes.set(title=model["name"], xlabel="N")
         axes.set_ylim(bottom=0)
@@ -147,13 +151,15 @@ def _draw_against_n(axes: Axes, curve: Record, style: dict[str, Any]) -> None:
     axes.plot(x, overall, linewidth=1.8, marker="o", markersize=3.5, **style)
     axes.fill_between(x, low, high, color=style["color"], alpha=0.1, linewidth=0)
     axes.set_xscale("log", base=2)
-    drawn = sorted({n for line in axes.lines for n in line.get_xdata()})  # of all curves: some end earlier
+    drawn = sorted(
+        {n for line in axes.lines for n in line.get_xdata()}
+    )  # ticks at the numbers of all curves, because some end earlier
     axes.xaxis.set(major_locator=FixedLocator(drawn), minor_locator=NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
 
 
 def block_importance(importance: Record, cuts: Sequence[Record]) -> Figure:
-    """Importance of each block, how it differs between noise levels, and which blocks each cut removed."""
+    """The importance of each block, how it differs between noise levels, and the blocks that each cut removed."""
     blocks = range(len(importance["mean"]))
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     means, levels, removed = figure.subplots(3, 1, sharex=True, height_ratios=(2.4, 2, 0.35 * len(cuts) + 0.2))
@@ -186,7 +192,7 @@ def _draw_removed(axes: Axes, blocks: int, cuts: Sequence[Record]) -> None:
 
 
 def stage_costs(stages: Sequence[Record]) -> Figure:
-    """Seconds and peak memory of each stage."""
+    """The seconds and the peak memory of each stage."""
     figure = Figure(figsize=(10, 0.6 + 0.24 * len(stages)), layout="constrained")
     seconds, memory = figure.subplots(1, 2, sharey=True)
     names = [stage["name"] for stage in stages]

@@ -1,4 +1,4 @@
-"""The report's numbers as plain values, read from the stages' outputs: what `results/summary.json` holds."""
+"""The report's numbers as plain values, read from the stages' outputs. `results/summary.json` holds them."""
 
 from dataclasses import asdict
 from typing import Any
@@ -45,9 +45,9 @@ def collect(params: Params) -> Record:
 
 
 def model_record(name: str) -> Record:
-    """One model: size, held-out loss, GenEval, and each way of choosing among N pictures.
+    """One model: its size, held-out loss, GenEval score, and the score of each chooser among N pictures.
 
-    `seconds_per_picture` is left out where the evaluation was not run here but came out of a cache.
+    `seconds_per_picture` is left out if the evaluation was not run here but came out of a cache.
     """
     metrics = read_json(paths.model_folder(name) / "metrics.json")
     evaluation = read_json(paths.GENEVAL / name / "summary.json")
@@ -60,7 +60,7 @@ def model_record(name: str) -> Record:
 
 
 def speed(name: str) -> Record:
-    """Seconds per picture of a model's evaluation; none if the record is of other pictures than those in place."""
+    """The seconds per picture of a model's evaluation. Empty if the record belongs to other pictures."""
     path = SPEEDS / f"{name}.json"
     noted = read_json(path) if path.exists() else {}
     pool = read_json(paths.GENEVAL / name / MANIFEST)["files"][PICTURES]["sha256"]
@@ -68,21 +68,21 @@ def speed(name: str) -> Record:
 
 
 def grown_gain(params: Params) -> Record:
-    """GenEval of the grown model minus the small one's, paired by prompt."""
+    """The grown model's GenEval score minus the small model's, paired by prompt."""
     (grown, tasks), (small, _) = correctness("grown"), correctness("small")
     rng = numpy_generator(params.compute.seed, "report bootstrap", "grown")
     return asdict(difference(grown, small, tasks, params.geneval.bootstrap_samples, rng).overall)
 
 
 def plain(scored: Record) -> Record:
-    """A score without its tasks."""
+    """A score with its interval, but without its tasks."""
     return {key: scored[key] for key in ("overall", "low", "high")}
 
 
 def cut_record(depth: int, random_choice: Record, params: Params) -> Record:
-    """One cut: its blocks, what it gains over a random choice of blocks, what it lost and what fine-tuning won back.
+    """One cut: its removed blocks, its gain over random choices of blocks, its loss, and what fine-tuning won back.
 
-    Differences of GenEval are paired by prompt.
+    Differences of GenEval scores are paired by prompt.
     """
     pruning = read_json(paths.model_folder(f"pruned-{depth}") / "pruning.json")
     random_PN = load_file(paths.RANDOM_CUTS)[str(depth)]
@@ -118,9 +118,9 @@ def correctness(name: str) -> tuple[Array, list[str]]:
 
 
 def stage_costs(params: Params) -> list[Record]:
-    """Seconds and peak memory of each stage, upstream first.
+    """The seconds and the peak memory of each stage, in the order in which stages run.
 
-    A record of another output than the one in place is left out: that output came out of a cache.
+    A record that belongs to another output than the one in place is left out: that output came out of a cache.
     """
     costs = []
     for name, stage in stages_of(params).items():

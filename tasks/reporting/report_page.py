@@ -1,4 +1,4 @@
-"""The page: `report.html`, one file that needs nothing else, no script and no network."""
+"""The page `report.html`: one file with no script, which needs no other file and no network."""
 
 import base64
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ def render_page(summary: Record, figures: Mapping[str, bytes], samples: list[Rec
     Args:
         figures: SVGs by name.
         samples: for each prompt its `text`, `task`, whether it was `seen`, and `rows` of (model, PNG strip).
-        reconstructions: PNG of pictures above what the autoencoder makes of them.
+        reconstructions: PNG of held-out pictures, with the autoencoder's reconstructions below them.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -34,7 +34,7 @@ def render_page(summary: Record, figures: Mapping[str, bytes], samples: list[Rec
 
 
 def key_figures(summary: Record) -> dict[str, Any]:
-    """What the page opens with."""
+    """The values that the page's opening and several sections use."""
     models = {model["name"]: model for model in summary["models"]}
     numbers = sorted(models["grown"]["best_of"], key=int)
     deepest = min(summary["cuts"], key=lambda cut: cut["depth"])
@@ -50,12 +50,12 @@ def key_figures(summary: Record) -> dict[str, Any]:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number with fixed digits; a dash where there is none."""
+    """A number with fixed digits, or a dash for None."""
     return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def interval(scored: Mapping[str, float] | None, digits: int = 2) -> str:
-    """A value with the ends of its interval, whichever of the two names the value has."""
+    """A value with the ends of its interval, or a dash for None. The value's key is `overall` or `value`."""
     if scored is None:
         return MISSING
     value = scored["overall"] if "overall" in scored else scored["value"]
@@ -63,15 +63,15 @@ def interval(scored: Mapping[str, float] | None, digits: int = 2) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share in percent."""
+    """A share in percent, or a dash for None."""
     return MISSING if value is None else f"{100 * value:.0f} %".replace("-", "−")
 
 
 def millions(count: int) -> str:
-    """A count of parameters."""
+    """A count of parameters in millions."""
     return f"{count / 1e6:.3g} M"
 
 
 def data_uri(data: bytes, media_type: str) -> str:
-    """Bytes as a URI that a page carries within itself."""
+    """Bytes as a `data:` URI, which a page carries within itself."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""Small pictures of samples: strips with the judge's choice and the right ones marked, and single thumbnails.
+"""Small pictures of samples: thumbnails, and strips in which the judge's choice and the right pictures are marked.
 
 Shapes: N pictures of one prompt, (N, H, W, 3) uint8.
 """
@@ -19,12 +19,13 @@ from tasks.reporting.figure_style import CHOSEN, QUIET, RIGHT
 
 Pixels = NDArray[np.uint8]
 SIDE = 64
-"""Pixels of a thumbnail's side, at least half of it after whole-number magnification."""
-FRAME, BAR, GAP = 4, 5, 4
+"""The most pixels of a thumbnail's longer side; it has more than half of them."""
+
+FRAME, BAR, GAP = 4, 5, 4  # pixels
 
 
 def choose_prompts(prompts: list[Prompt], count: int, seed: int) -> list[int]:
-    """Positions of up to `count` prompts to show: drawn with the seed, never by their pictures, tasks taking turns."""
+    """The positions of up to `count` prompts to show, drawn by the seed, not by their pictures. Tasks take turns."""
     order = numpy_generator(seed, "report prompts").permutation(len(prompts))
     queues: dict[str, list[int]] = {prompt.tag: [] for prompt in prompts}
     for position in order:
@@ -33,7 +34,7 @@ def choose_prompts(prompts: list[Prompt], count: int, seed: int) -> list[int]:
 
 
 def thumbnail(picture_HW3: Pixels) -> Pixels:
-    """The picture at about `SIDE` pixels: small ones magnified to whole multiples, large ones filtered down."""
+    """The picture at up to `SIDE` pixels. Small ones are magnified by a whole number, large ones are filtered down."""
     side = max(picture_HW3.shape[:2])
     if side <= SIDE:
         times = SIDE // side
@@ -44,7 +45,7 @@ def thumbnail(picture_HW3: Pixels) -> Pixels:
 
 
 def shrink_png(path: Path, width: int) -> bytes:
-    """The PNG file `path`, made smaller if it is wider than `width` pixels."""
+    """The bytes of the PNG file `path`, made smaller if it is wider than `width` pixels."""
     picture_HW3 = decode_png(path.read_bytes())
     image = Image.fromarray(picture_HW3)
     image.thumbnail((width, image.height), Image.Resampling.LANCZOS)
@@ -54,7 +55,7 @@ def shrink_png(path: Path, width: int) -> bytes:
 def strip(pool: Pool, prompt: int, count: int) -> Pixels:
     """The first `count` pictures of a prompt in a row: a frame around the judge's choice, a bar under right ones.
 
-    A smaller pool leaves space, so that strips of all models have the same width.
+    If the pool is smaller, space is left, so that the strips of all models have the same width.
     """
     pictures_NHW3 = pool.pictures_PNHW3[prompt, :count]
     chosen = select(pool.judged_PN[prompt : prompt + 1, :count])[0]
@@ -67,7 +68,7 @@ def strip(pool: Pool, prompt: int, count: int) -> Pixels:
 
 
 def framed(picture_HW3: Pixels, chosen: bool, right: bool) -> Pixels:
-    """One picture with its marks, and space around them."""
+    """One picture with its marks, and space to the right and below."""
     frame = np.pad(picture_HW3 * 0, ((FRAME, FRAME), (FRAME, FRAME), (0, 0)))
     frame[:] = _rgb(CHOSEN if chosen else "white")
     frame[FRAME:-FRAME, FRAME:-FRAME] = picture_HW3

@@ -1,4 +1,4 @@
-"""The training loop, which resumes to the bit, and what it is made of.
+"""The training loop, which resumes to the bit, and its parts.
 
 Imports `tasks.data`, `tasks.runtime` and the rooms that these import.
 """

@@ -13,9 +13,15 @@ from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.sample_order import grouped_batch_indices
 from tasks.runtime.context import Context
 
-LATENT_NOISE = 0.1  # as a share of the latents' root mean square
-MEAN_PENALTY = 0.01  # on the mean square of channel means, as a share of the latents' mean square
+LATENT_NOISE = 0.1
+"""Standard deviation of the noise, as a share of the latents' root mean square."""
+
+MEAN_PENALTY = 0.01
+"""Weight of the mean square of the channel means, as a share of the latents' mean square."""
+
 SCALE_SAMPLES = 2048
+"""Training pictures from whose latents the scaling factor is computed."""
+
 EVALUATION_BATCH = 256
 SHOWN_PICTURES = 16
 

@@ -1,4 +1,4 @@
-"""Exponential moving average of weights: what is evaluated and saved."""
+"""The exponential moving average (EMA) of a network's weights. Evaluations and checkpoints use the average."""
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ class Ema:
     The decay warms up with the number of updates n, so that a short run is not averaged with its initial weights. The
     published training code updates before the optimizer's step and so lags one update; here it follows the step.
 
-    With a decay of 0 the average is the parameters themselves, and no copy of them is kept. Of sharded parameters each
-    rank averages its own rows.
+    With a decay of 0 the average is the parameters themselves, and no copy of them is kept. If the parameters are
+    sharded, each rank averages its own rows.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -23,7 +23,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
-        """Take in the parameters after their update number `updates` (from 1)."""
+        """Average the parameters in, after update number `updates` (the first is 1)."""
         if not self.parameters:
             return
         decay = min(self.decay, (1 + updates) / (10 + updates))
@@ -32,12 +32,12 @@ class Ema:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange average and parameters: once before an evaluation and once after."""
+        """Exchange the average and the parameters. Call it before an evaluation and again after it."""
         for average, parameter in zip(self.average, self.parameters, strict=True):
             kept = local(parameter).clone()
             local(parameter).copy_(local(average))
             local(average).copy_(kept)
 
     def state(self) -> dict[str, Tensor]:
-        """The averages by position."""
+        """The averages, named by the position of their parameter in the network."""
         return {str(i): average for i, average in enumerate(self.average)}

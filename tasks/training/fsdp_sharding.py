@@ -1,4 +1,4 @@
-"""Parameters sharded by rows over ranks (FSDP2's `fully_shard`), and the rows of them that are here."""
+"""Parameters sharded by rows over ranks (FSDP2's `fully_shard`), and access to the rows that this rank holds."""
 
 import torch
 from torch import Tensor, nn
@@ -8,45 +8,47 @@ from tasks.computing import ranks
 
 
 def shard(network: Sana, loss: nn.Module, device: str) -> None:
-    """Shard the network in place: each block for itself, and what is left with `loss`, which it is trained in.
+    """Shard the network in place: each block is a unit, and `loss`, which contains the network, is the last unit.
 
-    What makes keys and values of text is apart from its block, as it runs for all blocks before the first. Gradients
-    are the mean over ranks, summed in float32. Raises RuntimeError if a parameter is not really sharded.
+    The layers that make the keys and values of text are units apart from their block, because they run for all blocks
+    before the first block runs. Gradients are means over ranks, summed in float32. Raises RuntimeError if a parameter
+    is not sharded afterwards.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # a second that only shards need
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes a second, which only sharding needs
 
     mesh, policy = init_device_mesh(device, (ranks.world_size(),)), MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    of_text = [[block.cross_attn.kv_linear, block.cross_attn.k_norm] for block in network.blocks]
-    for together in (*of_text, *network.blocks, loss):
-        # also the last: what stayed whole after an evaluation would not see the average change places with the weights
-        fully_shard(together, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    text_layers = [[block.cross_attn.kv_linear, block.cross_attn.k_norm] for block in network.blocks]
+    for unit in (*text_layers, *network.blocks, loss):
+        # FSDP2 would leave the outermost unit whole after a forward pass. Then `Ema.swap` after an evaluation would
+        # exchange the shards, and the next step would still compute with the whole copies.
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     for name, parameter in network.named_parameters():
         rows, all_rows = len(local(parameter)), len(parameter)
-        most = -(-all_rows // ranks.world_size())
+        most = -(-all_rows // ranks.world_size())  # rounded up
         if not is_sharded(parameter) or rows > most:
             raise RuntimeError(f"{name} is not sharded: {rows} of its {all_rows} rows are on rank {ranks.rank()}")
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor by rows, of which other ranks have the others."""
+    """Whether a tensor is a DTensor that is split by rows, so that other ranks hold the other rows."""
     return any(placement.is_shard(0) for placement in getattr(tensor, "placements", ()))
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The rows of a tensor that are here; they share its memory."""
+    """The rows of a tensor that this rank holds: a view, not a copy."""
     return tensor.to_local() if hasattr(tensor, "placements") else tensor
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """All rows of a tensor, on every rank: a collective, if it is sharded."""
+    """All rows of a tensor, on every rank. For a sharded tensor this is a collective: all ranks must call it."""
     return tensor.full_tensor() if hasattr(tensor, "placements") else tensor
 
 
 def whole(network: Sana) -> Sana:
-    """A sharded network with all its rows, in the CPU's memory of rank 0; on other ranks it has no data. A collective.
+    """A sharded network with all its rows, in the CPU memory of rank 0; the copies of other ranks have no data.
 
-    Where nothing is sharded, the network itself.
+    This is a collective: all ranks must call it. A network that is not sharded is returned as it is.
     """
     if not any(map(is_sharded, network.parameters())):
         return network

@@ -1,4 +1,4 @@
-"""Which ways of growing are compared, and the held-out batch on which their functions are."""
+"""Which ways of growing are compared, and the held-out batch on which their outputs are compared."""
 
 from dataclasses import dataclass
 
@@ -34,8 +34,8 @@ class Probe:
 
 
 def read_probe(heldout: EncodedDataset, seed: int, device: str) -> Probe:
-    """The probe of a held-out split."""
-    indices = max(heldout.shape_groups, key=len)[:PROBES]  # where latents differ in shape, of the commonest
+    """The probe: the first samples of a held-out split, with noise from the experiment's seed."""
+    indices = max(heldout.shape_groups, key=len)[:PROBES]  # a batch has one shape: the commonest
     batch, count = heldout.batch(indices), len(indices)
     noise_BCHW = torch.randn(batch.latents_BCHW.shape, generator=generator(seed, "grow", "probe noise"))
     sigma_B = (torch.arange(count) + 0.5) / count

@@ -12,18 +12,19 @@ from tasks.data.encoded_samples import EncodedDataset
 from tasks.params.network import Diffusion
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
 
-BATCH = 128
+HELDOUT_BATCH = 128
+"""Samples of a forward pass."""
 
 
 @torch.no_grad()
 def heldout_loss(
     network: nn.Module, dataset: EncodedDataset, diffusion: Diffusion, seed: int, device: str, dtype: str
 ) -> float:
-    """Mean flow-matching loss over the held-out split, with captions, at noise levels spread as training's are.
+    """Mean flow-matching loss over the held-out split, with captions, at noise levels distributed as in training.
 
-    Sample i is noised at the i-th quantile of the training times (in a shuffled order), once. `network` is a Sana, or a
-    FlowMatchingLoss of one whose parameters are sharded. Ranks take whole batches in turn, so that the loss is the same
-    number on any number of them.
+    Each sample is noised once. The noise levels of all samples are the evenly spaced quantiles of the training times,
+    in a shuffled order. `network` is a Sana, or a FlowMatchingLoss around a Sana whose parameters are sharded. Ranks
+    take whole batches in turn, so the loss is the same number for any number of ranks.
     """
     loss = network if isinstance(network, FlowMatchingLoss) else FlowMatchingLoss(network)
     random = generator(seed, "held-out noise")
@@ -32,17 +33,18 @@ def heldout_loss(
     sigmas = shift(
         torch.sigmoid(diffusion.logit_mean + diffusion.logit_std * torch.special.ndtri(quantiles)), diffusion.flow_shift
     )
-    total, batches = 0.0, list(dataset.batches(np.arange(count), BATCH))
+    total, batches = 0.0, list(dataset.batches(np.arange(count), HELDOUT_BATCH))
     for start in range(0, len(batches), ranks.world_size()):
         turn = batches[start : start + ranks.world_size()]
         noises = [
-            torch.randn((len(one), *dataset.batch(one[:1]).latents_BCHW.shape[1:]), generator=random) for one in turn
+            torch.randn((len(rows), *dataset.batch(rows[:1]).latents_BCHW.shape[1:]), generator=random) for rows in turn
         ]
-        own = min(ranks.rank(), len(turn) - 1)  # who has none left repeats another's, as shards compute together
+        # A rank without a batch left repeats the last one: a pass of sharded parameters needs every rank.
+        own = min(ranks.rank(), len(turn) - 1)
         batch = dataset.batch(turn[own])
         noised = NoisedBatch(batch.latents_BCHW, noises[own], sigmas[turn[own]], batch.text_BTE, batch.mask_BT)
         with autocast(device, dtype):
             value = loss(noised.part(0, 1, device)).double().sum().item()
-        for one in ranks.gather(value)[: len(turn)]:
-            total += one
+        for summed in ranks.gather(value)[: len(turn)]:
+            total += summed
     return total / count

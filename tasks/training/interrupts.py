@@ -1,4 +1,4 @@
-"""Ctrl-C and TERM during training: noted at once, acted on between two steps."""
+"""Ctrl-C and TERM during training: the handler only notes them, and the training loop acts between two steps."""
 
 import signal
 from collections.abc import Iterator
@@ -7,19 +7,19 @@ from types import FrameType
 
 
 class Interrupts:
-    """The signal that has come, if any."""
+    """Holds the number of the signal that has come, or None."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
 
     def note(self, signum: int, _frame: FrameType | None) -> None:
-        """Signal handler. A second signal of the same kind is not needed: the loop stops after the step under way."""
+        """Signal handler. One signal is enough: the loop stops after the step under way."""
         self.signum = signum
 
 
 @contextmanager
 def noted_interrupts() -> Iterator[Interrupts]:
-    """Hold back SIGINT and SIGTERM for the block; they are in `.signum` for the block to act on."""
+    """Hold back SIGINT and SIGTERM in the `with` block, which finds the signal in `.signum` and must act on it."""
     interrupts = Interrupts()
     previous = {number: signal.signal(number, interrupts.note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

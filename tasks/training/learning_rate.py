@@ -8,7 +8,7 @@ FINAL_SHARE = 0.1  # of the peak rate, at the end of the cosine
 
 
 def learning_rate(training: Training, step: int) -> float:
-    """Rate of update `step` (from 0): linear warm-up, then constant or a cosine down to a tenth."""
+    """The rate of update `step` (the first is 0): a linear warm-up, then constant or a cosine down to a tenth."""
     warmup = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
     if training.schedule == "constant":
         return training.learning_rate * warmup

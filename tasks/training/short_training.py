@@ -1,4 +1,4 @@
-"""Training of about a minute, as the encoders need: AdamW on one cycle of the learning rate, with no resuming."""
+"""Training of about a minute, for the small encoders: AdamW with one cycle of the learning rate. It cannot resume."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from tasks.system.errors import UserError
 from tasks.system.files import write_csv
 from tasks.system.progress import progress
 
-BETAS = (0.9, 0.95)  # a second moment that follows a short run
+BETAS = (0.9, 0.95)  # the usual 0.999 would average over more steps than a short run has
 WEIGHT_DECAY = 0.01
 WARMUP_SHARE = 0.05
 CLIP_NORM = 1.0
@@ -25,7 +25,7 @@ def fit(
     steps: int,
     learning_rate: float,
 ) -> None:
-    """Make `steps` updates on `loss(step)`, step from 0; logs the loss and writes it to `history.csv`.
+    """Make `steps` updates on `loss(step)`, whose first step is 0. Logs the loss and writes it to `history.csv`.
 
     Raises UserError at the first loss or gradient that is not finite, before its update.
     """
@@ -56,7 +56,7 @@ def fit(
 
 
 def check_finite(loss: float, norm: float, step: int, section: str) -> None:
-    """Raises UserError naming the section of params.yaml whose loss or gradient norm is not finite."""
+    """Raises UserError, naming the section of params.yaml, if the loss or the gradient norm is not finite."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise UserError(
             f"params.yaml: {section}: the loss is {loss} and the norm of its gradient {norm} at step {step}: "

@@ -14,12 +14,12 @@ from tasks.data.sample_order import batch_indices
 from tasks.params.experiment import Params
 from tasks.runtime.context import Context
 
-LOOK_BACK = 8  # tokens, the state's own first: from a second noun back to the colour of the first
-IGNORED = -100  # of cross_entropy and of transformers' labels
+LOOK_BACK = 8  # tokens, the state's own included: enough to reach from a second noun to the colour of the first
+IGNORED = -100  # the label that cross_entropy and transformers leave out of a loss
 
 
 def reading(params: Params) -> Reading:
-    """How the experiment puts prompts to its text encoder."""
+    """How the experiment's text encoder reads prompts: number of tokens, instruction, numerics and precision."""
     chosen = params.text_encoder
     return Reading(chosen.max_tokens, chosen.instruction, params.network.numerics, chosen.precision)
 
@@ -27,7 +27,7 @@ def reading(params: Params) -> Reading:
 def training_loss(
     encoder: TextEncoder, head: nn.Linear, captions: list[str], context: Context
 ) -> Callable[[int], Tensor]:
-    """The loss of each step: cross entropy of the next token, plus that of the last `LOOK_BACK` tokens."""
+    """The loss of each step: cross entropy of the next token, plus cross entropy of the last `LOOK_BACK` tokens."""
     params = context.params
     seed, batch_size = derive(params.compute.seed, "text encoder"), params.text_encoder.batch_size
     sequences = ended_sequences(encoder, captions)
@@ -47,7 +47,7 @@ def training_loss(
 
 
 def look_back_targets(labels_BT: Tensor) -> Tensor:
-    """For every token the last `LOOK_BACK` (B, T, L), the oldest first; `IGNORED` before the caption and on padding."""
+    """For every token the last `LOOK_BACK` tokens (B, T, L), oldest first. `IGNORED` outside of the caption."""
     windows = pad_tensor(labels_BT, (LOOK_BACK - 1, 0), value=IGNORED).unfold(1, LOOK_BACK, 1)
     return windows.masked_fill(labels_BT[..., None] == IGNORED, IGNORED)
 
@@ -59,6 +59,6 @@ def ended_sequences(encoder: TextEncoder, captions: list[str]) -> list[Tensor]:
 
 
 def labelled_batch(sequences: list[Tensor], device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, mask and labels (B, T): the labels are the tokens, and `IGNORED` on padding."""
+    """Tokens, mask and labels, each (B, T). The labels are the tokens, with `IGNORED` on padding."""
     ids_BT, mask_BT = (tensor.to(device) for tensor in pad(sequences))
     return ids_BT, mask_BT, ids_BT.masked_fill(~mask_BT, IGNORED)

@@ -1,4 +1,7 @@
-"""The flow-matching loss of a batch, as a module so that autocast and data parallelism wrap it whole."""
+"""A training batch and its flow-matching loss. The loss is a module, so that autocast and DDP can wrap all of it.
+
+Shapes: B samples, C latent channels, H and W of a latent, T text tokens, E caption channels.
+"""
 
 from dataclasses import dataclass
 
@@ -9,17 +12,17 @@ from torch import Tensor, nn
 
 from model.flow_matching import TIMESTEPS, add_noise, draw_sigmas, velocity
 from model.network import Sana
-from model.numerics import CONVENTIONS, Numerics
+from model.numerics import Numerics
 from tasks.computing.seeds import generator
-from tasks.data.encoded_samples import EncodedBatch, EncodedDataset
+from tasks.data.encoded_samples import EncodedDataset
 from tasks.data.sample_order import grouped_batch_indices
 from tasks.params.network import Diffusion
-from tasks.system.errors import UserError
+from tasks.training.caption_dropout import draw_dropped, drop_captions
 
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """A training batch with its noise and times: a pure function of (seed, step)."""
+    """Samples, their noise, and their noise levels `sigma_B` in (0, 1). The mask is true where there is text."""
 
     latents_BCHW: Tensor
     noise_BCHW: Tensor
@@ -33,7 +36,7 @@ class NoisedBatch:
 
 
 class FlowMatchingLoss(nn.Module):
-    """Mean squared error of the predicted velocity (SANA section 2.4); no weighting over times."""
+    """The mean squared error of the predicted velocity (SANA section 2.4), without a weighting over times."""
 
     def __init__(self, network: Sana) -> None:
         super().__init__()
@@ -57,38 +60,17 @@ def training_batch(
     size: int,
     rows: np.ndarray | None = None,
 ) -> NoisedBatch:
-    """The batch of one optimizer step. Data order, noise, times and caption dropout depend on (seed, step) alone.
+    """The batch of one optimizer step, `size` samples. It is a pure function of (seed, step), so a run can resume.
 
-    `rows` are those of one of several processes (`tasks.data.sample_order.rank_rows`): they are as in the whole batch,
-    whose other samples are not read.
+    With `rows` the result holds only these rows of the batch, and only their samples are read. A rank passes its share
+    (`tasks.data.sample_order.rank_rows`). Its rows have the same noise, times and captions as in the whole batch.
     """
     rows = np.arange(size) if rows is None else rows
+    # Noise, times and dropout are drawn for the whole batch on every rank, so they do not depend on how many there are.
     batch = dataset.batch(grouped_batch_indices(seed, step, size, dataset.shape_groups)[rows])
     random = generator(seed, "training noise", step)
     sigma_B = draw_sigmas(size, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift, random)
     noise_BCHW = torch.randn((size, *batch.latents_BCHW.shape[1:]), generator=random)
-    dropped_B = torch.rand(size, generator=random) < diffusion.caption_dropout
+    dropped_B = draw_dropped(size, diffusion.caption_dropout, random)
     text_BTE, mask_BT = drop_captions(batch, dataset.null_text, dropped_B[rows], numerics)
     return NoisedBatch(batch.latents_BCHW, noise_BCHW[rows], sigma_B[rows], text_BTE, mask_BT)
-
-
-def drop_captions(batch: EncodedBatch, null_TE: Tensor, dropped_B: Tensor, numerics: Numerics) -> tuple[Tensor, Tensor]:
-    """Text and mask with the chosen rows replaced by the empty prompt, as sampling has it (`model.numerics`).
-
-    Under `nvlabs` the rows keep their mask, so that the padded empty prompt is read at as many tokens as the caption
-    had. Raises UserError if the cached empty prompt is shorter than that.
-    """
-    if CONVENTIONS[numerics].null_keeps_caption_mask:
-        longest = batch.text_BTE.shape[1]
-        if len(null_TE) < longest:
-            raise UserError(
-                f"the cached empty prompt has {len(null_TE)} tokens, a caption {longest}: run the stage encode again "
-                f"with network.numerics {numerics}"
-            )
-        return torch.where(dropped_B[:, None, None], null_TE[:longest], batch.text_BTE), batch.mask_BT
-    length = max(batch.text_BTE.shape[1], len(null_TE))
-    text = F.pad(batch.text_BTE, (0, 0, 0, length - batch.text_BTE.shape[1]))
-    mask = F.pad(batch.mask_BT, (0, length - batch.mask_BT.shape[1]))
-    null = F.pad(null_TE, (0, 0, 0, length - len(null_TE)))
-    null_mask = torch.arange(length) < len(null_TE)
-    return torch.where(dropped_B[:, None, None], null, text), torch.where(dropped_B[:, None], null_mask, mask)

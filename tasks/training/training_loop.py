@@ -1,10 +1,10 @@
-"""The training loop: resumable to the bit, since every step is a pure function of (seed, step) and the state before it.
+"""The training loop. It resumes to the bit: every step is a pure function of (seed, step) and the state before it.
 
-Runs on accelerate (autocast, gradient accumulation, clipping). A non-finite loss or gradient stops the run before the
-update; the state is saved before the final evaluation, so that a failure there loses nothing.
+The loop uses accelerate for autocast, gradient accumulation and clipping. A loss or gradient that is not finite stops
+the run before the update. The state is saved before the final evaluation, so a failure there loses nothing.
 
-On several ranks each works on its share of every micro-batch, in DDP or with its rows of every parameter (FSDP2); what
-is decided (to stop, to refuse an update) is decided by what all of them know.
+On several ranks, each rank works on its share of every micro-batch, under DDP or with shards of the parameters (FSDP2).
+Decisions to stop or to refuse an update follow from numbers that all ranks have, so all ranks decide alike.
 """
 
 import math
@@ -41,7 +41,7 @@ HELDOUT_COLUMNS = ("step", "samples", "heldout_loss")
 
 
 class Trainer:
-    """One run of the loop over a network: its optimizer, EMA, history and the step it has reached."""
+    """One training run: the network, its optimizer, EMA and history, and `step`, the number of updates made so far."""
 
     def __init__(self, context: Context, network: Sana, encoded: Path, training: Training) -> None:
         self.context, self.training = context, training
@@ -62,27 +62,28 @@ class Trainer:
         optimizer = build_optimizer(
             training.optimizer, self.network.parameters(), training.learning_rate, training.weight_decay, rounding
         )
-        self.loss = self.accelerator.prepare_model(loss, evaluation_mode=self.sharded)  # which DDP need not wrap
+        self.loss = self.accelerator.prepare_model(loss, evaluation_mode=self.sharded)  # sharded: no DDP
         self.optimizer = self.accelerator.prepare(optimizer)
         self.in_backward = StepInBackward(optimizer, self.network) if training.step_in_backward else None
         self.ema = Ema(self.network, training.ema_decay)
         self.step, self.history = load_state(context.state, self.network, self.ema, self.optimizer.optimizer)
 
     def run(self) -> Metrics:
-        """Train to the last step, write the checkpoint and curves into the stage's output; returns its metrics."""
+        """Train to the last step and write the checkpoint and curves into the stage's output; returns the metrics."""
         if self.step > 0:
             print(f"{self.context.name}: resuming after step {self.step}", flush=True)
         if self.step % self.training.evaluate_every == 0:
-            self.evaluate()  # due here, and a stop came between the checkpoint and it
+            self.evaluate()  # before the first step, or a stop came between this step's checkpoint and its evaluation
         with noted_interrupts() as interrupts, progress(self.context.name, self.training.steps, self.step) as meter:
             while self.step < self.training.steps:
                 loss = self.update()
+                # Gathered, so that all ranks stop after the same step though the signal may reach only one of them.
                 self.after_update(max(ranks.gather(interrupts.signum or 0)) or None)
                 meter.advance(note=f"loss {loss:.4f}")
         return self.finish()
 
     def update(self) -> float:
-        """One optimizer step over its micro-batches; returns the loss."""
+        """Make one optimizer step over its micro-batches; returns the mean loss."""
         training, parts = self.training, self.training.grad_accumulation
         seed = self.context.params.compute.seed
         batch = training_batch(
@@ -108,7 +109,7 @@ class Trainer:
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     total = ranks.mean(total)
-                    # without a limit the norm is measured, and nothing is clipped
+                    # Clipping at infinity only measures the norm.
                     limit = math.inf if training.clip_norm is None else training.clip_norm
                     norm = gathered(self.accelerator.clip_grad_norm_(self.network.parameters(), limit)).item()
                     self._refuse_non_finite(total, norm)
@@ -120,7 +121,7 @@ class Trainer:
         return total
 
     def after_update(self, signum: int | None) -> None:
-        """Evaluation, checkpoints and interrupts that are due between two steps."""
+        """Do what is due between two steps: save, stop for a signal, evaluate. Raises Interrupted after a signal."""
         done = self.step == self.training.steps
         if done or signum is not None or self.step % self.training.checkpoint_every == 0:
             self.save()
@@ -130,16 +131,16 @@ class Trainer:
             self.evaluate()
 
     def save(self) -> None:
-        """Save what resuming needs."""
+        """Write the state that a later run resumes from."""
         save_state(self.context.state, self.step, self.network, self.ema, self.optimizer.optimizer, self.history)
 
     def evaluate(self) -> None:
-        """Held-out loss of the averaged weights; skipped where a resumed run has it already."""
+        """Take the held-out loss of the averaged weights, unless a resumed run has it for this step already."""
         if self.history.heldout and self.history.heldout[-1]["step"] == self.step:
             return
         compute = self.context.params.compute
         self.ema.swap()
-        evaluated = self.loss if self.sharded else self.network
+        evaluated = self.loss if self.sharded else self.network  # sharded: FSDP2 gathers the outer layers with the loss
         loss = heldout_loss(
             evaluated, self.heldout, self.context.params.diffusion, compute.seed, self.context.device, compute.dtype
         )
@@ -149,7 +150,7 @@ class Trainer:
         self.context.tracker.log_metrics({"heldout_loss": loss}, step=self.step)
 
     def finish(self) -> Metrics:
-        """Write the averaged weights and the curves."""
+        """Write the checkpoint of the averaged weights and the curves; returns the metrics."""
         self.evaluate()
         self.ema.swap()
         network = whole(self.network)
@@ -166,7 +167,11 @@ class Trainer:
         }
 
     def _step_in_backward(self, loss: Tensor) -> None:
-        """Backward pass and step in one. After a gradient that is not finite the last checkpoint is what there is."""
+        """Make the backward pass, in which each parameter takes its step as soon as its gradient is there.
+
+        Raises UserError for a gradient that is not finite. Other parameters have moved by then, so only the last
+        checkpoint is whole.
+        """
         assert self.in_backward is not None
         self._refuse_non_finite(loss.item(), 0.0)
         self.accelerator.backward(loss)
@@ -180,12 +185,13 @@ class Trainer:
             ) from None
 
     def _log(self, loss: float, norm: float | None, rate: float) -> None:
+        """Every `LOG_EVERY` steps, and at the last one, note the mean loss since the last row."""
         recent = self.history.recent
         recent.append(loss)
         if self.step % LOG_EVERY and self.step != self.training.steps:
             return
         row = {"loss": sum(recent) / len(recent), "learning_rate": rate}
-        if norm is not None:  # steps in the backward pass never have all gradients to measure
+        if norm is not None:  # with steps in the backward pass the gradients are never all there to be measured
             row["grad_norm"] = norm
         recent.clear()
         samples = self.step * self.training.batch_size
@@ -193,6 +199,7 @@ class Trainer:
         self.context.tracker.log_metrics(row, step=self.step)
 
     def _refuse_non_finite(self, loss: float, norm: float) -> None:
+        """Raises UserError unless both are finite."""
         if torch.isfinite(torch.tensor([loss, norm])).all():
             return
         raise UserError(

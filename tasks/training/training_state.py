@@ -1,8 +1,8 @@
-"""What a training run resumes from: weights, EMA, optimizer state, step and history; two generations are kept.
+"""The state that a training run resumes from: weights, EMA, optimizer state, step and history.
 
-A generation is a folder of `network.safetensors`, `ema.safetensors` and `optimizer.pt`. Of what is sharded by rows each
-rank writes its own, into `rows-N.safetensors`, whose header says which rows of which tensor they are. So any number of
-ranks can read what any other has written.
+The newest two generations are kept. A generation is a folder of `network.safetensors`, `ema.safetensors`,
+`optimizer.pt` and `state.json`. If tensors are sharded by rows, rank N writes its rows to `rows-N.safetensors`, whose
+header names the first row of each tensor. So a run can resume on another number of ranks than wrote the state.
 """
 
 import json
@@ -26,14 +26,18 @@ from tasks.system.manifest import verify_manifest, write_manifest
 from tasks.training.ema import Ema
 from tasks.training.fsdp_sharding import is_sharded, local
 
-KEPT = 2
+KEPT_GENERATIONS = 2
+"""Generations that are kept: the older one serves if the newest is damaged."""
+
 FIRST_ROWS = "first_rows"
+"""The key in the header of a `rows-N.safetensors`: JSON of each tensor's first row in the file."""
+
 Tensors = dict[str, Tensor]
 
 
 @dataclass
 class History:
-    """Rows of the loss curves, by optimizer step, and the losses since the last row."""
+    """The rows of the loss curves, and `recent`, the losses of the steps since the last row."""
 
     training: list[dict[str, float]] = field(default_factory=list)
     heldout: list[dict[str, float]] = field(default_factory=list)
@@ -43,7 +47,7 @@ class History:
 def save_state(folder: Path, step: int, network: nn.Module, ema: Ema, optimizer: Optimizer, history: History) -> None:
     """Write the state after `step` updates as `folder/step-NNNNNNNN`, whole or not at all, and keep the newest two.
 
-    A collective: rank 0 writes what all have alike.
+    All ranks must call it: each writes its rows of sharded tensors, and rank 0 the rest, which all have alike.
     """
     target = folder / f"step-{step:08d}"
     building = folder / "building"
@@ -65,13 +69,16 @@ def save_state(folder: Path, step: int, network: nn.Module, ema: Ema, optimizer:
         write_json(building / "state.json", {"step": step, "history": vars(history)})
         write_manifest(building)
         replace_folder(building, target)
-        for old in _generations(folder)[KEPT:]:
+        for old in _generations(folder)[KEPT_GENERATIONS:]:
             shutil.rmtree(old)
     ranks.wait_for_all()
 
 
 def load_state(folder: Path, network: nn.Module, ema: Ema, optimizer: Optimizer) -> tuple[int, History]:
-    """Restore the newest whole state; (0, empty history) if there is none. A damaged one is named and passed over."""
+    """Restore the newest state that is whole; returns its step and history, or (0, empty history) if there is none.
+
+    A damaged state is named on stdout and passed over.
+    """
     found = ranks.gather(_newest_whole(folder) if ranks.rank() == 0 else None)[0]
     if found is None:
         return 0, History()
@@ -88,7 +95,7 @@ def load_state(folder: Path, network: nn.Module, ema: Ema, optimizer: Optimizer)
 
 
 def load_optimizer(optimizer: Optimizer, saved: dict[str, Any], rows: "Rows") -> None:
-    """Restore an optimizer's `state_dict`, of which sharded tensors are in `rows`."""
+    """Restore an optimizer's state from the `state_dict` in `saved`; its sharded tensors are in `rows`."""
     if any(is_sharded(parameter) for group in optimizer.param_groups for parameter in group["params"]):
         make_state(optimizer)
         for name, tensor in optimizer_tensors(optimizer.state_dict()):
@@ -105,7 +112,11 @@ def load_optimizer(optimizer: Optimizer, saved: dict[str, Any], rows: "Rows") ->
 
 
 def make_state(optimizer: Optimizer) -> None:
-    """Have an optimizer make its state, sharded as its parameters are, by a step that moves nothing."""
+    """Make an optimizer create its state, sharded as its parameters are.
+
+    Optimizers create their state in the first step, so this takes one with zero gradients at a rate of zero, which
+    moves nothing. `load_optimizer` then overwrites the state.
+    """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -118,18 +129,18 @@ def make_state(optimizer: Optimizer) -> None:
 
 
 def optimizer_tensors(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of an optimizer's `state_dict`, named `optimizer/<place of the parameter>/<key>`."""
+    """The tensors of an optimizer's `state_dict`, named `optimizer/<position of the parameter>/<key>`."""
     for place, values in state["state"].items():
         yield from ((f"optimizer/{place}/{key}", one) for key, one in values.items() if isinstance(one, Tensor))
 
 
 def unsharded(values: dict[str, Any]) -> dict[str, Any]:
-    """What all ranks have alike."""
+    """The values that are not sharded, which all ranks have alike."""
     return {name: value for name, value in values.items() if not (isinstance(value, Tensor) and is_sharded(value))}
 
 
 def save_rows(tensors: Tensors, folder: Path) -> None:
-    """Write the rows of sharded tensors that are here, if there are any."""
+    """Write this rank's rows of sharded tensors, if it has any, with the number of the first in the header."""
     here = {name: local(tensor).contiguous() for name, tensor in tensors.items() if len(local(tensor))}
     first = {name: first_row(tensors[name]) for name in here}
     if here:
@@ -137,7 +148,7 @@ def save_rows(tensors: Tensors, folder: Path) -> None:
 
 
 class Rows:
-    """The sharded tensors of a generation: from any rows of them that are asked for to the files they are in."""
+    """The sharded tensors of a generation: finds any rows of a tensor in the files of the ranks that wrote them."""
 
     def __init__(self, folder: Path) -> None:
         self.parts: dict[str, list[tuple[int, Any]]] = {}
@@ -147,11 +158,11 @@ class Rows:
                 self.parts.setdefault(name, []).append((first, file.get_slice(name)))
 
     def names(self) -> list[str]:
-        """What was sharded."""
+        """The names of the tensors that were sharded when the state was written."""
         return list(self.parts)
 
     def read(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
-        """`count` rows of a tensor from `first` on; all that are behind it for None."""
+        """`count` rows of a tensor, beginning with row `first`; all rows from there on if `count` is None."""
         last = None if count is None else first + count
         found = [
             part[max(first - start, 0) : None if last is None else max(last - start, 0)]
@@ -161,7 +172,7 @@ class Rows:
 
     @torch.no_grad()
     def restore(self, tensor: Tensor, name: str, whole: Tensor | None) -> None:
-        """Fill what is here of a tensor, from what was saved whole if it was."""
+        """Fill this rank's rows of a tensor, from `whole` if the tensor was saved whole, else from the shards."""
         here, first = local(tensor), first_row(tensor)
         if whole is None:
             here.copy_(self.read(name, first, len(here)))
@@ -170,6 +181,7 @@ class Rows:
 
 
 def _newest_whole(folder: Path) -> str | None:
+    """The name of the newest generation whose files fit its manifest."""
     for generation in _generations(folder):
         try:
             verify_manifest(generation)

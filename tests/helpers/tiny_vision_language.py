@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from tasks.evaluation.judges.vision_language_judge import QUESTION
+from tasks.evaluation.judges.judge_template import QUESTION
 
 CHAT = (
     "{% for message in messages %}user: {% for part in message['content'] %}"

@@ -1,6 +1,6 @@
-"""Where pictures and captions come from: rendered scenes, a folder of files, or existing WebDataset shards.
+"""Candidates: the pictures that a source of files offers, before it is known which of them can be used.
 
-A source of files lists candidates without opening them; reading one gives its picture file and caption, or a `Reject`.
+A source lists its candidates without opening them. Reading one gives its picture file and caption, or raises `Reject`.
 """
 
 from collections.abc import Callable, Iterable
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 
 class Reject(Exception):
-    """A picture that cannot be used; the message is the reason. It is counted and named, and the others go on."""
+    """A picture cannot be used; the message says why. The stage counts and names it, and goes on with the others."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A picture that may become a sample.
 
-    `key` identifies it in its source and decides its split, `where` names it to the user, and `read` returns the bytes
-    of its picture file and its caption, or raises Reject.
+    `key` identifies it in its source, and decides its split. `where` names it to the user. `read` returns the bytes of
+    its picture file and its caption, or raises Reject.
     """
 
     key: str
@@ -25,7 +25,7 @@ class Candidate:
 
 
 def rejected(key: str, where: str, reason: str) -> Candidate:
-    """A candidate that listing alone has shown to be unusable."""
+    """A candidate that is known to be unusable when it is listed. Reading it raises Reject with the reason."""
 
     def read() -> tuple[bytes, str]:
         raise Reject(reason)
@@ -34,7 +34,7 @@ def rejected(key: str, where: str, reason: str) -> Candidate:
 
 
 def reject_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates, where all but the first of the same key are turned into rejects."""
+    """The candidates in their order. Of those with the same key, all but the first are turned into rejects."""
     first: dict[str, Candidate] = {}
     result = []
     for candidate in candidates:
@@ -50,7 +50,7 @@ def clean_caption(text: str) -> str:
     caption = " ".join(text.split())
     if not caption:
         raise Reject("empty caption")
-    if any("\ud800" <= character <= "\udfff" for character in caption):
+    if any("\ud800" <= character <= "\udfff" for character in caption):  # surrogates, which JSON escapes may hold
         raise Reject("caption is not UTF-8")
     return caption
 

@@ -1,8 +1,8 @@
 """A folder of pictures with captions as a source.
 
-The folder is searched with all below it. A caption is a row of a `metadata.jsonl` in the picture's folder or above it
-(`{"file_name": "cat.png", "text": "a cat"}`, the name relative to that file), or else the `.txt` beside the picture
-(`cat.txt`). A picture's key is its path without its suffix.
+The folder is searched with all folders below it. A picture's caption is its row in a `metadata.jsonl` in its folder or
+above it (`{"file_name": "cat.png", "text": "a cat"}`, where the name is relative to that file). Without a row, the
+caption is the `.txt` beside the picture (`cat.txt`). A picture's key is its path without its suffix.
 """
 
 import json
@@ -15,15 +15,15 @@ from tasks.system.errors import UserError
 
 METADATA = "metadata.jsonl"
 READABLE = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-# Pictures too: they must be named as rejects, not passed over.
+# Pictures that cannot be read here. They must be named as rejects, not passed over in silence.
 UNREADABLE = {".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".ico", ".tga"}
 
 
 def folder_candidates(folder: Path) -> list[Candidate]:
     """Every picture in and below `folder`, every row of metadata and every caption file, sorted by path.
 
-    Rows and caption files that belong to no picture are candidates that read as rejects; hidden files and files that
-    are neither picture nor caption are passed over. Raises UserError if `folder` is none.
+    Rows and caption files that belong to no picture are candidates that read as rejects. Hidden files, and files that
+    are neither picture nor caption, are passed over. Raises UserError if `folder` is not a folder.
     """
     if not folder.is_dir():
         raise UserError(f"params.yaml: shard.path {folder} is no folder: name one that holds pictures and captions")
@@ -38,7 +38,7 @@ def folder_candidates(folder: Path) -> list[Candidate]:
 
 
 def _list_files(folder: Path) -> list[str]:
-    """Paths of all files relative to `folder`, with forward slashes, hidden ones left out."""
+    """The paths of all files that are not hidden, relative to `folder`, with forward slashes."""
     names = []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -48,6 +48,7 @@ def _list_files(folder: Path) -> list[str]:
 
 
 def _is_picture(name: str, texts: set[str], captions: dict[str, str]) -> bool:
+    """Whether a file is a picture: by its suffix, by a row of metadata, or by a caption file beside it."""
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in READABLE | UNREADABLE or name in captions:
         return True
@@ -63,7 +64,7 @@ def _text_name(name: str) -> str:
 
 
 def _read(folder: Path, name: str, caption: str | None) -> tuple[bytes, str]:
-    """A picture's bytes and caption; `caption` is what the metadata says of it."""
+    """A picture's bytes and caption. `caption` is the picture's row of metadata, or None if it has none."""
     if caption is None:
         text = folder / _text_name(name)
         if not text.is_file():
@@ -73,7 +74,7 @@ def _read(folder: Path, name: str, caption: str | None) -> tuple[bytes, str]:
 
 
 def _read_metadata(folder: Path, tables: list[str], files: list[str]) -> tuple[dict[str, str], list[Candidate]]:
-    """Captions by picture from all tables, and a reject for each row that is of no use."""
+    """Captions by picture, from all metadata files (`tables`), and a reject for each row that cannot be used."""
     captions: dict[str, str] = {}
     unusable: list[Candidate] = []
     known = set(files)
@@ -95,7 +96,7 @@ def _read_metadata(folder: Path, tables: list[str], files: list[str]) -> tuple[d
 
 
 def _parse_row(base: PurePosixPath, line: bytes) -> tuple[str, str]:
-    """Picture path relative to the source's folder, and caption, of a line of metadata."""
+    """The picture's path relative to the source's folder, and its caption, from a line of metadata in folder `base`."""
     try:
         row = json.loads(decode_text(line))
     except json.JSONDecodeError:

@@ -2,15 +2,15 @@
 
 The folder holds `*.tar` and `wids-meta.json`, which lists them: {"name", "__kind__": "SANA-WebDataset",
 "wids_version": 1, "shardlist": [{"url", "nsamples", "filesize"}, ...]}. Shards that it does not list are left out. A
-sample is `<key>.json` with height, width and prompt, and its picture.
+sample is `<key>.json` with height, width and prompt, and a picture.
 
-Further captions of a shard lie beside it, for each of shard.caption_suffixes: `<shard><suffix>.json` with
-{key: {caption type: text}}, and CLIP scores, `<shard><suffix>_clip_score.json` with {key: {caption type: "27.10"}}. The
-prompt is a caption of type "prompt", and scored as the others are. `choose_caption` says which is taken.
+Further captions of a shard lie beside it. For each of shard.caption_suffixes, `<shard><suffix>.json` holds
+{key: {caption type: text}}, and `<shard><suffix>_clip_score.json` holds CLIP scores, {key: {caption type: "27.10"}}.
+The prompt is a caption of type "prompt", with a score like the others. `choose_caption` chooses one of them.
 
-Pictures are cropped by their own size: height and width of the json must be there, but may be those of an original.
-Latents (`<key>.npy`) are not taken over, since the autoencoder that made them is not on record: such a sample needs its
-picture, and without one it is a reject.
+Pictures are cropped by their own size. The json must have height and width, but they may be the size of an original.
+Latents (`<key>.npy`) are not used, because the autoencoder that made them is not on record. A sample with latents and
+without a picture is a reject.
 """
 
 import json
@@ -35,11 +35,12 @@ SCORES = "_clip_score"
 PROMPT = "prompt"
 PICTURES = ("png", "jpg", "jpeg", "webp")
 LEAST_TEMPERATURE = 0.01
+"""Lower temperatures count as this: the best caption is taken nearly always, and nothing is divided by 0."""
 
 
 @dataclass(frozen=True)
 class CaptionChoice:
-    """How one of a sample's captions is chosen: the files that hold them, and the rule's threshold and temperature."""
+    """How one of a sample's captions is chosen: suffixes of the caption files, the rule's parameters and the seed."""
 
     suffixes: tuple[str, ...]
     threshold: float
@@ -48,10 +49,10 @@ class CaptionChoice:
 
 
 def sana_candidates(folder: Path, choice: CaptionChoice) -> list[Candidate]:
-    """Every sample of the listed shards in order of shard and place; a key that an earlier shard has is a reject.
+    """Every sample of the listed shards, in the order of the list. A key that an earlier sample has reads as a reject.
 
-    Raises UserError for metadata that is missing, of another kind or wrong about a shard, for a shard that is missing
-    or damaged, and for a suffix under which nothing lies beside a shard.
+    Raises UserError if the metadata is missing, of another kind or wrong about a shard, if a shard is missing or
+    damaged, or if no file with one of the suffixes lies beside a shard.
     """
     candidates = []
     for entry in _read_shard_list(folder / META):
@@ -64,12 +65,12 @@ def sana_candidates(folder: Path, choice: CaptionChoice) -> list[Candidate]:
 
 
 def choose_caption(captions: Mapping[str, str], scores: Mapping[str, float], key: str, choice: CaptionChoice) -> str:
-    """The caption type that a sample is trained with: a function of the seed, its key, captions and scores alone.
+    """The type of the caption that a sample is trained with: a function of seed, key, captions and scores alone.
 
-    Of the captions that score at least the threshold one is drawn with probability proportional to
-    score ** (1 / temperature), as the published code does (SANA section 2.3 states exp(score / temperature) instead,
-    which at scores about 27 and a temperature of 0.1 would all but always take the best). If none reaches the threshold
-    it is the best-scoring one, and if none has a score, the prompt.
+    One of the captions that score at least the threshold is drawn, with probability proportional to
+    score ** (1 / temperature). That is the published code's rule. SANA section 2.3 states exp(score / temperature)
+    instead, which at scores about 27 and a temperature of 0.1 would nearly always take the best. If no caption reaches
+    the threshold, the one with the best score is taken. If none has a score, it is the prompt.
     """
     scored = {kind: scores[kind] for kind in sorted(scores) if kind in captions}
     if not scored:
@@ -77,13 +78,16 @@ def choose_caption(captions: Mapping[str, str], scores: Mapping[str, float], key
     good = [kind for kind, score in scored.items() if score >= choice.threshold]
     if not good:
         return max(scored, key=lambda kind: scored[kind])
-    relative = np.array([scored[kind] for kind in good]) / max(scored.values())  # so that no power overflows
+    relative = np.array([scored[kind] for kind in good]) / max(scored.values())  # at most 1, so no power overflows
     weights = relative ** (1 / max(choice.temperature, LEAST_TEMPERATURE))
     return str(numpy_generator(choice.seed, "caption", key).choice(good, p=weights / weights.sum()))
 
 
 class _SanaShard:
-    """A shard and what lies beside it."""
+    """A shard, and the files of captions and scores beside it.
+
+    Raises UserError if the shard, or one of its files, is missing or does not fit the metadata.
+    """
 
     def __init__(self, folder: Path, entry: Mapping[str, Any], suffixes: tuple[str, ...]) -> None:
         self.name = str(entry["url"])
@@ -101,17 +105,17 @@ class _SanaShard:
 
     @cached_property
     def captions(self) -> dict[str, dict[str, Any]]:
-        """The captions of every key by type."""
+        """The captions of every key, by caption type."""
         return _merged([captions for captions, _ in self._files])
 
     @cached_property
     def scores(self) -> dict[str, dict[str, Any]]:
-        """The CLIP scores of every key by caption type."""
+        """The CLIP scores of every key, by caption type."""
         return _merged([scores for _, scores in self._files])
 
 
 def _read_shard_list(path: Path) -> list[dict[str, Any]]:
-    """The entries of the shards. Raises UserError if the metadata is not SANA's or an entry lacks what it must have."""
+    """The metadata's entries, one for each shard. Raises UserError if it is not SANA's, or an entry lacks a field."""
     if not path.is_file():
         raise UserError(f"{path} is missing: shard.source sana needs it; take webdataset for shards without it")
     meta = _read_mapping(path)
@@ -137,7 +141,7 @@ def _check_entry(entry: Any, where: str) -> None:
 
 
 def _side_files(shard: Path, suffix: str) -> tuple[Path | None, Path | None]:
-    """The files of captions and of scores of one suffix, where there is one. Raises UserError if there is neither."""
+    """A shard's files of captions and of scores with one suffix. One may be None; if both are, raises UserError."""
     captions = shard.with_name(f"{shard.stem}{suffix}.json")
     scores = shard.with_name(f"{shard.stem}{suffix}{SCORES}.json")
     if not captions.is_file() and not scores.is_file():
@@ -149,7 +153,7 @@ def _side_files(shard: Path, suffix: str) -> tuple[Path | None, Path | None]:
 
 
 def _merged(paths: list[Path | None]) -> dict[str, dict[str, Any]]:
-    """What all files say of each key; a later file overrules an earlier one."""
+    """The values of each key from all files. A later file overrides an earlier one."""
     merged: dict[str, dict[str, Any]] = {}
     for path in paths:
         for key, values in _read_mapping(path).items() if path else ():
@@ -182,7 +186,7 @@ def _read(shard: _SanaShard, sample: int, choice: CaptionChoice) -> tuple[bytes,
 
 
 def _record_texts(tar: TarShard, sample: int, extensions: list[str]) -> dict[str, str]:
-    """The texts of a sample's json, of which the prompt is one. Raises Reject if it lacks what the layout asks for."""
+    """The texts in a sample's json, the prompt among them. Raises Reject if the json lacks what the layout asks for."""
     if "json" not in extensions:
         raise Reject("it has no json")
     try:
@@ -203,11 +207,11 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _scores(values: Mapping[str, Any]) -> dict[str, float]:
-    """The scores as numbers. Raises Reject for one that is none."""
+    """The scores as numbers. Raises Reject if one is not a finite number."""
     try:
         scores = {kind: float(value) for kind, value in values.items()}
     except (TypeError, ValueError):
-        scores = {"": math.nan}
+        scores = {"": math.nan}  # refused below
     if not all(map(math.isfinite, scores.values())):
         raise Reject(f"its CLIP scores {dict(values)} are not all numbers")
     return scores

@@ -1,6 +1,6 @@
 """Existing WebDataset shards as a source.
 
-A sample is a picture (`png`, `jpg`, `jpeg` or `webp`) and a caption: `prompt` or `caption` of its `json`, or its `txt`.
+A sample has a picture (`png`, `jpg`, `jpeg` or `webp`). Its caption is `prompt` or `caption` in its `json`, or a `txt`.
 """
 
 import json
@@ -16,9 +16,9 @@ CAPTIONS = ("prompt", "caption")
 
 
 def webdataset_candidates(path: Path) -> list[Candidate]:
-    """Every sample of the shard `path`, or of all `*.tar` in and below the folder `path`, in order of shard and place.
+    """Every sample of the shard `path`, or of all `*.tar` in and below the folder `path`, in the order of their names.
 
-    Raises UserError if there is no shard or one is damaged; a key that an earlier shard has reads as a reject.
+    A key that an earlier sample has reads as a reject. Raises UserError if there is no shard, or one is damaged.
     """
     shards = [path] if path.is_file() else sorted(path.rglob("*.tar"))
     if not shards:

@@ -1,9 +1,9 @@
-"""The colour of an object by CLIP, as GenEval asks for it: which of ten colours fits the object on a grey ground best?
+"""The colour of an object by CLIP, as in GenEval: which of ten colours fits the object on a grey ground best?
 
-Each colour is a class of a zero-shot classifier: three sentences for each, their normalised embeddings averaged and
-normalised again. The object is cut out by its box, with everything outside its mask painted grey. GenEval's CLIP is
-OpenAI's ViT-L/14, of which transformers has the same weights. Its picture processor resizes with Pillow, as GenEval
-does; where a side is odd it may take the centre crop one pixel further.
+Each colour is a class of a zero-shot classifier. Three sentences describe it; their normalised embeddings are averaged
+and normalised again. The object is cut out by its box, and everything outside its mask is painted grey. GenEval's CLIP
+is OpenAI's ViT-L/14; transformers has the same weights. The picture processor of transformers resizes with Pillow, as
+GenEval does. If a side is odd, its centre crop may lie one pixel further.
 
 Shapes: B crops, E channels of an embedding.
 """
@@ -31,7 +31,7 @@ BATCH = 16
 
 
 class ClipColours:
-    """A CLIP model as a classifier of ten colours, one classifier for each class of objects."""
+    """A CLIP model as a classifier of ten colours. Each class of objects has a classifier of its own."""
 
     def __init__(
         self, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, processor: CLIPImageProcessorPil, device: str
@@ -41,7 +41,7 @@ class ClipColours:
 
     @torch.no_grad()
     def colours(self, picture: Pictures, detections: Sequence[Detection]) -> list[str]:
-        """The colour name of each detection, all of one class, in their picture (H, W, 3)."""
+        """The colour name of each detection in the picture (H, W, 3). All detections must be of one class."""
         names: list[str] = []
         for start in range(0, len(detections), BATCH):
             crops = [cut_out(picture, detection) for detection in detections[start : start + BATCH]]
@@ -53,7 +53,7 @@ class ClipColours:
 
     @torch.no_grad()
     def _classifier(self, name: str) -> Tensor:
-        """The embeddings (10, E) of the colours of objects called `name`, of length 1."""
+        """The embeddings (10, E), each of length 1, of the ten colours of objects called `name`."""
         rows = []
         for colour in COLOUR_ORDER:
             sentences = [template.format(colour=colour, name=name) for template in TEMPLATES]
@@ -64,14 +64,14 @@ class ClipColours:
 
 
 def cut_out(picture: Pictures, detection: Detection) -> Image.Image:
-    """The detection's box of a picture (H, W, 3), with all that is outside its mask painted grey."""
+    """The part of a picture (H, W, 3) in the detection's box, with everything outside its mask painted grey."""
     left, top, right, bottom = (round(edge) for edge in detection.box)
     painted = np.where(detection.mask[..., None], picture, np.array(GROUND, dtype=np.uint8))
     return Image.fromarray(painted[top:bottom, left:right])
 
 
 def load_clip_colours(folder: Path, device: str) -> ClipColours:
-    """The CLIP of a folder as transformers writes it. Raises UserError naming the folder if it holds none."""
+    """The CLIP in a folder that transformers wrote. Raises UserError naming the folder if it holds none."""
     files = (("preprocessor_config.json",), ("tokenizer.json", "vocab.json"))
     classes = (CLIPModel, AutoTokenizer, CLIPImageProcessorPil)
     model, tokenizer, processor = load_parts(folder, "CLIP", "clip", files, classes)

@@ -1,8 +1,8 @@
 """What GenEval needs from an object detector: objects with score, box and mask, and the colour of each.
 
-GenEval uses Mask2Former for the objects and CLIP for their colours (`tasks.evaluation.detectors.mask2former_detector`);
-scenes have a detector of their own (`tasks.evaluation.detectors.scene_detector`). Whatever implements `Detector` can
-score pictures: the rules see nothing else.
+GenEval uses Mask2Former for the objects and CLIP for their colours (`tasks.evaluation.detectors.mask2former_detector`).
+Scenes have a detector of their own (`tasks.evaluation.detectors.scene_detector`). Any class that implements `Detector`
+can score pictures, because the rules use nothing else.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pictures = NDArray[np.uint8]
+"""One picture (H, W, 3) or more (B, H, W, 3), (P, N, H, W, 3)."""
+
+Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1) in pixels: the left, upper, right and lower edge."""
 
 NOTES: dict[str, str | None] = {
     "scenes": None,
@@ -21,7 +25,7 @@ NOTES: dict[str, str | None] = {
         "compare these scores only with scores by the same detector."
     ),
 }
-"""What must be said beside scores, by the name of the detector that they were made with."""
+"""What a report must say beside the scores of each detector, by the detector's name."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,16 @@ class Detection:
 
     class_name: str
     score: float
-    box: tuple[float, float, float, float]
+    box: Box
     mask: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Which detections count. The defaults are GenEval's for Mask2Former; scores of other detectors mean other things.
+    """Which detections count. The defaults are GenEval's for Mask2Former. Scores of other detectors mean other things.
 
-    An object counts above the score `detection`, in the counting task above `counting`; of each class at most the
-    `max_objects` best. At `max_overlap` 1, as published, boxes may overlap freely.
+    An object counts if its score is above `detection`, or above `counting` in the counting task. Of each class at most
+    the `max_objects` best count. If `max_overlap` is 1, as published, boxes may overlap freely.
     """
 
     detection: float = 0.3
@@ -57,14 +61,14 @@ class Detector(Protocol):
     name: str
     thresholds: Thresholds
     class_names: tuple[str, ...]
-    """Every class that it can find."""
+    """Every class that the detector can find."""
     note: str | None
-    """Its part of `NOTES`."""
+    """The detector's entry in `NOTES`."""
 
     def detect(self, pictures: Pictures) -> list[list[Detection]]:
         """The objects of each picture of a batch (B, H, W, 3), in any order."""
         ...
 
     def colours(self, picture: Pictures, detections: Sequence[Detection]) -> list[str]:
-        """The colour name of each of these detections (of one class) in their picture (H, W, 3)."""
+        """The colour name of each of these detections, all of one class, in their picture (H, W, 3)."""
         ...

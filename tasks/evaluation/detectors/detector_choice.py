@@ -13,9 +13,9 @@ from tasks.system.errors import UserError
 
 
 def load_detector(name: str, mask2former: Path | None, clip: Path | None, device: str) -> Detector:
-    """The detector of this name, `mask2former` with the folders of its two models.
+    """The detector of this name. `mask2former` and `clip` are the folders of the two models that mask2former needs.
 
-    Raises UserError for an unknown name, a folder that is not given, or one that does not hold its model.
+    Raises UserError for an unknown name, a folder that is not given, or a folder that does not hold its model.
     """
     if name not in NOTES:
         raise UserError(f"detector {name!r} is unknown: choose from {', '.join(NOTES)}")
@@ -23,9 +23,8 @@ def load_detector(name: str, mask2former: Path | None, clip: Path | None, device
         return SceneDetector()
     if mask2former is None or clip is None:
         raise UserError("the detector mask2former needs two folders: a Mask2Former of COCO's instances, and a CLIP")
-    from tasks.evaluation.detectors.mask2former_detector import (
-        load_mask2former_detector,  # transformers: seconds to import
-    )
+    # imports transformers, which takes seconds
+    from tasks.evaluation.detectors.mask2former_detector import load_mask2former_detector
 
     return load_mask2former_detector(mask2former, clip, device)
 
@@ -37,7 +36,7 @@ def build_detector(geneval: GenEval, device: str) -> Detector:
 
 
 def check_classes(lines: Iterable[Line], detector: Detector) -> None:
-    """Raise UserError if a prompt names a class that the detector cannot find, as it would always be judged wrong."""
+    """Raise UserError if a prompt names a class that the detector cannot find: its pictures would always be wrong."""
     known = set(detector.class_names)
     for line in lines:
         for name in named_classes(line):

@@ -1,17 +1,17 @@
 """GenEval's kind of detector: a Mask2Former trained on COCO's 80 classes, and CLIP for colours, from local folders.
 
-GenEval runs mmdet 2's `mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco`. Here the network is transformers' and the
-reading of its outputs is mmdet's (`tasks.evaluation.detectors.mask2former_instances`). What differs from GenEval's own
-run:
+GenEval runs mmdet 2's `mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco`. Here the network comes from transformers, and
+its outputs are read by mmdet's rule (`tasks.evaluation.detectors.mask2former_instances`). Three things differ from
+GenEval's own run:
 
-* The weights. Published folders for transformers hold the authors' Swin-S, trained with their own code; GenEval's were
-  trained with mmdet. Both reach about the same accuracy, but not the same detections: scores compare only with scores
-  by the same folder. The detector's `note` says so wherever such a score is reported.
+* The weights. Published folders for transformers hold Swin-S weights that the authors trained with their own code.
+  GenEval's weights were trained with mmdet. Both reach about the same accuracy, but not the same detections, so scores
+  can be compared only with scores by the same folder. The detector's `note` says so wherever such a score is reported.
 * Resizing. Both resize the shorter side to 800 pixels (the longer to 1333 at most), bilinearly, and subtract ImageNet's
-  mean; Pillow, which transformers uses, smooths where it makes smaller, OpenCV, which mmdet uses, does not. Pictures
-  below 800 pixels are enlarged, where the two agree but for rounding.
-* Padding. transformers' processor would stretch a picture to multiples of 32 pixels. That is switched off: as in mmdet,
-  a grey margin at the right and the bottom fills up. Square pictures need none at 800 pixels.
+  mean. transformers uses Pillow, which smooths when it makes a picture smaller. mmdet uses OpenCV, which does not.
+  Pictures below 800 pixels are enlarged, and there the two agree but for rounding.
+* Padding. transformers' processor would stretch a picture to multiples of 32 pixels. That is switched off. As in mmdet,
+  a grey margin at the right and the bottom fills the input up. Square pictures need none at 800 pixels.
 
 Shapes: B pictures, H and W of a picture.
 """
@@ -35,7 +35,7 @@ DIVISOR = 32
 """Sides of the network's input are multiples of this many pixels."""
 
 GREY = 128 / 255
-"""What padding is painted with, before the mean is subtracted."""
+"""The level that padding is painted with, before the mean is subtracted."""
 
 BATCH = 8
 
@@ -58,12 +58,12 @@ class Mask2FormerDetector:
         self.class_names = class_names()
 
     def detect(self, pictures: Pictures) -> list[list[Detection]]:
-        """The objects of each picture of (B, H, W, 3) that may count at the thresholds, in any order."""
+        """The objects of each picture of (B, H, W, 3) whose scores may reach the thresholds, in any order."""
         starts = range(0, len(pictures), BATCH)
         return [found for start in starts for found in self._detect_batch(pictures[start : start + BATCH])]
 
     def colours(self, picture: Pictures, detections: Sequence[Detection]) -> list[str]:
-        """The colour name of each of these detections (of one class) in their picture (H, W, 3)."""
+        """The colour name of each of these detections, all of one class, in their picture (H, W, 3)."""
         return self.colour_classifier.colours(picture, detections)
 
     @torch.no_grad()
@@ -79,9 +79,9 @@ class Mask2FormerDetector:
         ]
 
     def prepare(self, pictures: Pictures) -> tuple[Tensor, Sizes]:
-        """The network's input (B, 3, height, width) of pictures (B, H, W, 3) of one size: resized, normalised, padded.
+        """The network's input (B, 3, height, width) for pictures (B, H, W, 3): resized, normalised and padded.
 
-        What the picture fills of it lies at its top left.
+        The picture lies at the top left of the input, and the padding at the right and the bottom.
         """
         resized = self.processor(
             images=list(pictures), size_divisor=0, input_data_format="channels_last", return_tensors="pt"
@@ -103,7 +103,7 @@ class Mask2FormerDetector:
 
 
 def load_mask2former_detector(mask2former: Path, clip: Path, device: str) -> Mask2FormerDetector:
-    """The detector of two local folders. Raises UserError naming the folder that does not hold what it must."""
+    """The detector whose models lie in two local folders. Raises UserError naming a folder that lacks its model."""
     parts = load_parts(
         mask2former,
         "Mask2Former",
@@ -119,7 +119,7 @@ def load_mask2former_detector(mask2former: Path, clip: Path, device: str) -> Mas
 def check_labels(folder: Path, labels: dict[int, str]) -> None:
     """Raise UserError unless a model's labels can be COCO's 80 in COCO's order.
 
-    COCO's names are spelled in several ways, so a label is wrong only if it is GenEval's name of another place.
+    COCO's names are spelled in several ways. So a label counts as wrong only if GenEval has that name at another index.
     """
     names = class_names()
     if len(labels) != len(names):

@@ -1,10 +1,10 @@
 """A detector for scenes: finds, names and scores plain coloured shapes from the pixels alone.
 
-A picture is its ground (the median colour of its border) and the parts that differ from it. A part of several colours
-is split by colour. Each part becomes a soft mask: how far each pixel lies on the way from the ground's colour to the
-part's. The mask's area and centre of mass give the size and place that each of the six shapes must have, and the shape
-whose template overlaps best names it. The score is that overlap on a scale where 0 is what the most similar other shape
-reaches, or a blob if that is more, and 1 is perfect.
+A picture consists of its ground (the median colour of its border) and the parts that differ from it. A part of several
+colours is split by colour. Each part becomes a soft mask, which says how far each pixel lies on the way from the
+ground's colour to the part's colour. The mask's area and centre of mass give the size and place that each of the six
+shapes must have. The shape whose template overlaps the mask best names the part. The score is that overlap, on a scale
+where 1 is perfect, and 0 is the overlap that a wrong shape can reach: the most similar other shape, or a blob.
 """
 
 from collections.abc import Sequence
@@ -18,27 +18,30 @@ from tasks.data.shapes import AREAS, CENTROID_Y, coverage
 from tasks.evaluation.detectors.detector import NOTES, Detection, Pictures, Thresholds
 
 GROUND_DISTANCE = 45.0
-"""A pixel this far (RGB, Euclidean, of 255) from the ground belongs to a part: above noise, below half an edge."""
+"""A pixel this far from the ground (Euclidean in RGB, levels up to 255) belongs to a part.
+
+It is more than noise, and less than the distance of a pixel that an edge covers by half.
+"""
 
 EXPLAINED_DISTANCE = 40.0
-"""A pixel this near the line from the ground to a colour is that colour or its rim; other colours lie over 60 off."""
+"""A pixel this near the line from the ground to a colour is that colour or its rim. Other colours are over 60 off."""
 
 SECOND_COLOUR_SHARE = 0.15
-"""A part is split by colour when a further colour has at least this share of its pixels."""
+"""A part is split by colour if a further colour has at least this share of its pixels."""
 
 PLAIN_SHARE = 1 / 3
-"""Share of a part's pixels that shows its colour unmixed; on the thinnest ring it is about this."""
+"""The share of a part's pixels that show its colour unmixed. On the thinnest ring it is about this."""
 
 LEAST_AREA = 12 / 32**2
-"""Share of the picture below which a part is noise: a third of the smallest shape's area."""
+"""A part below this share of the picture is noise. It is a third of the smallest shape's area."""
 
 SCENE_THRESHOLDS = Thresholds(detection=0.25, counting=0.25)
 
 BLOB_OVERLAP = 0.6
-"""What a blob that looks like no shape may overlap with the shape most like it (1 is equal)."""
+"""The overlap that a blob, which looks like no shape, may reach with the shape most like it (1 is equal)."""
 
 EDGES = (1.0, 2.5)
-"""Widths of a template's outline in pixels: as drawn, and as soft as an autoencoder may leave it."""
+"""Widths of a template's outline in pixels: as it is drawn, and as soft as an autoencoder may make it."""
 
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float64)
 _NAMES = tuple(COLOURS)
@@ -50,7 +53,7 @@ Mask = NDArray[np.bool_]
 
 
 class SceneDetector:
-    """`Detector` of the six shapes and ten colours on a plain ground."""
+    """A `Detector` of the six shapes and ten colours on a plain ground."""
 
     name = "scenes"
     thresholds = SCENE_THRESHOLDS
@@ -58,7 +61,7 @@ class SceneDetector:
     note = NOTES["scenes"]
 
     def detect(self, pictures: Pictures) -> list[list[Detection]]:
-        """The parts of each picture of (B, H, W, 3) that are large enough, each as the shape it fits best."""
+        """The parts of each picture of (B, H, W, 3) that are large enough, each named as the shape it fits best."""
         return [self._detect_one(picture.astype(np.float64)) for picture in pictures]
 
     def colours(self, picture: Pictures, detections: Sequence[Detection]) -> list[str]:
@@ -86,9 +89,10 @@ def _components(mask: Mask, least_area: float) -> list[Mask]:
 
 
 def _split_by_colour(picture: Array, ground: Array, part: Mask, least_area: float) -> list[Mask]:
-    """The part itself if one colour explains it, else its pieces of one colour each.
+    """The part itself if one colour explains it, else its pieces, each of one colour.
 
-    A palette colour explains a pixel that lies near the line from it to the ground, so mixed pixels of a rim count too.
+    A palette colour explains a pixel whose colour lies near the line from that colour to the ground. So the mixed
+    pixels of a rim count too.
     """
     pixels = picture[part] - ground
     distances = np.minimum(_ray_distances(pixels, _PALETTE - ground), EXPLAINED_DISTANCE)
@@ -108,8 +112,10 @@ def _split_by_colour(picture: Array, ground: Array, part: Mask, least_area: floa
 
 
 def _ray_distances(points: Array, ends: Array) -> Array:
-    """Distance of each point (N, 3) to each segment from the origin to an end (K, 3): (N, K)."""
-    squares = np.maximum((ends**2).sum(axis=1), 1.0)  # the ground may be a palette colour: then the segment is a point
+    """The distances (N, K) of points (N, 3) from the segments that run from the origin to each end (K, 3)."""
+    squares = np.maximum(
+        (ends**2).sum(axis=1), 1.0
+    )  # at least 1: the ground may be a palette colour, and the segment a point
     along = np.clip(points @ ends.T / squares, 0, 1)
     return np.linalg.norm(points[:, None] - along[:, :, None] * ends, axis=-1)
 
@@ -124,14 +130,14 @@ def _ground(picture: Array) -> Array:
 
 
 def _colour(picture: Array, ground: Array, mask: Mask) -> Array:
-    """A part's own colour: the mean of the third of its pixels farthest from the ground, so without its mixed rim."""
+    """A part's own colour: the mean of the third of its pixels farthest from the ground, without its mixed rim."""
     pixels = picture[mask]
     distances = np.linalg.norm(pixels - ground, axis=1)
     return pixels[distances >= np.quantile(distances, 1 - PLAIN_SHARE)].mean(axis=0)
 
 
 def _fit(picture: Array, ground: Array, mask: Mask, others: Mask) -> Detection:
-    """The best fitting shape for one part, with its score."""
+    """The shape that fits one part best, with its score. `others` are the pixels of all other parts."""
     towards = _colour(picture, ground, mask) - ground
     soft = np.clip((picture - ground) @ towards / (towards @ towards), 0, 1)
     soft *= ndimage.binary_dilation(mask, _SQUARE) & ~others
@@ -142,7 +148,10 @@ def _fit(picture: Array, ground: Array, mask: Mask, others: Mask) -> Detection:
 
 
 def _overlaps(soft: Array) -> dict[str, float]:
-    """Sum of minima over sum of maxima of a soft mask (H, W) and each shape of the same area and centre of mass."""
+    """The overlap of a soft mask (H, W) with each shape of the same area and centre of mass.
+
+    It is the sum of the pixels' minima divided by the sum of their maxima: intersection over union of soft masks.
+    """
     height, width = soft.shape
     area = soft.sum()
     x = (soft.sum(axis=0) @ (np.arange(width) + 0.5)) / area
@@ -157,7 +166,7 @@ def _overlaps(soft: Array) -> dict[str, float]:
 
 
 def _chance() -> dict[str, float]:
-    """For each shape, what the most similar other shape overlaps with it, or a blob: what a wrong shape can reach."""
+    """For each shape the overlap that a wrong shape can reach: the most similar other shape, or a blob."""
     drawn = {shape: _overlaps(coverage(shape, 32, 32, 20, 64, 64)) for shape in SHAPES}
     similar = {shape: max(drawn[other][shape] for other in SHAPES if other != shape) for shape in SHAPES}
     return {shape: max(overlap, BLOB_OVERLAP) for shape, overlap in similar.items()}

@@ -1,4 +1,4 @@
-"""Loading transformers' model folders from disk: no network, no pickles, no weights left random, one line of error."""
+"""Loads transformers' model folders from disk. It uses no network and no pickles, and leaves no weights random."""
 
 import json
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ logging.disable_progress_bar()  # loading shows bars of its own, also where outp
 def load_parts(
     folder: Path, what: str, model_type: str, files: Sequence[Sequence[str]], classes: Sequence[Any]
 ) -> list[Any]:
-    """A folder's model (the first of `classes`, frozen, float32) and its other parts.
+    """A folder's model (the first of `classes`, frozen, float32) and its other parts (the other classes).
 
-    `model_type` is what config.json must say; of each of `files` one must be there. Raises UserError naming the folder
-    and, in one line, what is wrong with it.
+    `what` names the model in messages. config.json must say `model_type`. Each entry of `files` lists alternatives, of
+    which one must be there. Raises UserError, in one line, naming the folder and what is wrong with it.
     """
     folder = Path(folder)
     for names in (("config.json",), *files):

@@ -1,8 +1,8 @@
-"""What a judge has answered before, on disk, so that an evaluation that is run again asks nothing twice.
+"""The answers that a vision-language judge has given, kept on disk, so that no question is asked twice.
 
-One SQLite file: its journal keeps it whole when a process is killed, and its lock lets the stages of parallel branches
-share it. The answers of a batch are written together or not at all, so a resumed run forms the same batches as one that
-was never stopped, and gets the same numbers.
+They are in one SQLite file. Its journal keeps it whole when a process is killed, and its lock lets the stages of
+parallel branches share it. The answers of a batch are written together or not at all. So a resumed run forms the same
+batches as a run that was never stopped, and gets the same numbers.
 """
 
 import sqlite3
@@ -13,7 +13,7 @@ from pathlib import Path
 from tasks.system.errors import UserError
 
 Key = tuple[str, str, str]
-"""Digest of the picture, the question, digest of the judge."""
+"""The digest of the picture, the question, and the digest of the judge."""
 
 Answer = tuple[float, float]
 """log P(yes) and log P(no)."""
@@ -32,7 +32,7 @@ _WRITE = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)"
 
 
 class ScoreCache:
-    """Answers in the SQLite file `path`, which is made when the first one is looked up.
+    """The answers in the SQLite file `path`. The file is created when the first answer is looked up.
 
     Each call opens the file anew, so an object of this class may be used after a fork and by any thread. Raises
     UserError naming the file if it is not one of ours or cannot be written.
@@ -42,14 +42,14 @@ class ScoreCache:
         self.path = Path(path)
 
     def get(self, keys: Sequence[Key]) -> list[Answer | None]:
-        """The answer of each key, None where there is none."""
+        """The answer to each key, or None where the file has none."""
         with self._open() as database:
             return [database.execute(_READ, key).fetchone() for key in keys]
 
     def put(self, answers: Iterable[tuple[Key, Answer]]) -> None:
-        """Add answers, all of them or, if this is interrupted, none."""
+        """Add answers. If this is interrupted, none of them is added."""
         rows = [(*key, *answer) for key, answer in answers]
-        with self._open() as database, database:
+        with self._open() as database, database:  # the second is the transaction
             database.executemany(_WRITE, rows)
 
     @contextmanager

@@ -1,6 +1,7 @@
-"""Pools of training prompts that the threshold of adaptive best of N is set on: the judge's scores of fresh pictures.
+"""The judge's scores by which the threshold of adaptive best of N is set: of new pictures of training prompts.
 
-They are pictures that the judge was not trained on, or it would be surer of them than of any it will meet.
+The judge was not trained on these pictures. Of pictures that it was trained on, it would be surer than of any other.
+
 Shapes: P prompts, N pictures of each.
 """
 
@@ -20,7 +21,7 @@ FILE = "calibration.safetensors"
 
 @dataclass(frozen=True)
 class Calibration:
-    """The judge's scores and each prompt's task."""
+    """The judge's scores (P, N) and each prompt's task."""
 
     scores_PN: NDArray[np.float64]
     tasks: list[str]
@@ -32,7 +33,7 @@ class Calibration:
 
 
 def load_calibration(folder: Path) -> Calibration:
-    """The calibration of stage `judge`'s folder. Raises UserError naming the file if it is missing or broken."""
+    """The calibration that the stage `judge` wrote. Raises UserError naming the file if it is missing or broken."""
     try:
         arrays = load_file(folder / FILE)
         return Calibration(arrays["scores"], [TASKS[index] for index in arrays["task"]])

@@ -1,8 +1,8 @@
 """What best of N needs from a judge, and which judge an experiment has.
 
-Either the small network that stage `judge` trains, or a published vision-language model. Of the latter the stage's
-folder holds a record: the folder's path, the digest of its files, and how it is asked. So the evaluation knows from the
-stage's output alone whom to ask, and is stale when that changes.
+The judge is either the small network that the stage `judge` trains, or a published vision-language model. For a
+published model the stage's output holds a record: the model's path, the digest of its files, and how it is asked. So
+the evaluation learns from the stage's output alone which judge to ask, and is stale when the judge changes.
 """
 
 from collections.abc import Sequence
@@ -37,13 +37,13 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class TrainedJudge:
-    """The small network, with the text encoder that it reads prompts through."""
+    """The small network, with the text encoder whose embeddings of the prompts it reads."""
 
     network: JudgeNetwork
     text_encoder: TextEncoder
 
     def log_yes(self, pictures_PNHW3: NDArray[np.uint8], prompts: Sequence[str]) -> NDArray[np.float64]:
-        """Scores (P, N); it never abstains."""
+        """Scores (P, N): log P(yes). This judge never abstains."""
         return log_yes(self.network, self.text_encoder, pictures_PNHW3, prompts)
 
 
@@ -59,17 +59,17 @@ class Record:
 
 
 def write_record(chosen: JudgeParams, folder: Path) -> None:
-    """Write the record of the model at `judge.path` into an existing folder. Raises UserError if it is not there."""
-    assert chosen.path is not None  # params check that it is there for this kind
+    """Write the record of the model at `judge.path` into an existing folder. Raises UserError if there is no model."""
+    assert chosen.path is not None  # params refuse the kind vision_language without a path
     digest = content_digest(published_path(chosen.path))
     record = Record(chosen.path, digest, chosen.remote_code, chosen.batch_size, chosen.time_limit)
     write_json(folder / RECORD, asdict(record))
 
 
 def open_judge(folder: Path, text_encoder: TextEncoder, dtype: str, device: str) -> Judge:
-    """The judge of stage `judge`'s folder, whichever kind it is.
+    """The judge in the output folder of the stage `judge`, whichever kind it is.
 
-    Raises UserError naming what is missing or does not fit, also if a recorded model has changed since.
+    Raises UserError if a file is missing or does not fit, or if the recorded model has changed since.
     """
     if not (folder / RECORD).exists():
         return TrainedJudge(load_judge(folder, device), text_encoder)

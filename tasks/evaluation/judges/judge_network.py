@@ -1,10 +1,10 @@
-"""The judge of best of N: sees a prompt and a picture's pixels, and says how likely GenEval's scorer is to say yes.
+"""The small judge of best of N. It sees a prompt and a picture's pixels, and says how likely GenEval's scorer says yes.
 
 SANA-1.5 (section 2.5) fine-tunes a 2B vision-language model on yes/no labels of GenEval's toolkit and compares pictures
-by its "yes". The judge here answers the same question at the scale of the pictures: a convolutional tower makes a
-vector of the picture, attention over the frozen text encoder's states makes one of the prompt, and their product is the
-logit of "yes". So a picture is read once for any number of prompts, and nothing depends on the other pictures of a
-batch. The score is log P(yes).
+by its "yes". The judge here answers the same question with a network as small as the pictures. A convolutional tower
+turns the picture into a vector, attention over the frozen text encoder's states turns the prompt into another, and
+their product is the logit of "yes". So a picture is read once for any number of prompts, and its score does not depend
+on the other pictures of a batch. The score is log P(yes).
 
 Shapes: B pictures, L prompts, T text tokens, E caption channels, R readings of a prompt, D width, V size of vectors.
 """
@@ -27,14 +27,16 @@ from tasks.computing import ranks
 from tasks.data.picture_dataset import to_unit_range
 from tasks.system.errors import UserError
 
-PICTURES_AT_ONCE = 64  # of a prompt, that the network reads together
+PICTURES_AT_ONCE = 64
+"""Pictures of a prompt that the network reads together."""
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Shape of the judge; `caption_channels` is the text encoder's."""
+    """The sizes of the judge: E, D, R and V. `caption_channels` (E) must be those of the text encoder."""
 
     caption_channels: int
     width: int = 96
@@ -43,13 +45,16 @@ class JudgeConfig:
 
 
 def convolution(channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
-    """A 3x3 convolution with batch norm: it learns much faster here than group norm, and is fixed once trained."""
+    """A 3x3 convolution with batch norm, which learns much faster here than group norm, and a ReLU.
+
+    Once trained, batch norm is a fixed scale and shift, so pictures of a batch do not influence each other.
+    """
     layer = nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1, bias=False)
     return [layer, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
 class PictureReader(nn.Module):
-    """A picture as a vector."""
+    """Turns a picture into a vector."""
 
     def __init__(self, width: int, vector: int) -> None:
         super().__init__()
@@ -60,19 +65,22 @@ class PictureReader(nn.Module):
             *convolution(2 * third, 2 * third),
             *convolution(2 * third, width, stride=2),
             *convolution(width, width),
-            *convolution(width, width)[:-1],
+            *convolution(width, width)[:-1],  # without its ReLU: the maximum below may be negative
         )
         self.sum_up = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, vector))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, pictures_B3HW: Tensor) -> Tensor:
-        """Vectors (B, V) of pictures in [-1, 1] of any size: how much there is of each feature, and how clearly."""
-        features_BDS = self.tower(pictures_B3HW).flatten(2)
+        """Vectors (B, V) of pictures (B, 3, H, W) in [-1, 1], of any size.
+
+        The mean of a feature over the picture says how much there is of it, its maximum how clearly.
+        """
+        features_BDS = self.tower(pictures_B3HW).flatten(2)  # S: places of the picture
         return self.sum_up(torch.cat([features_BDS.relu().mean(-1), features_BDS.amax(-1)], dim=1))
 
 
 class PromptReader(nn.Module):
-    """A prompt as a vector and a bias."""
+    """Turns a prompt into a vector and a bias."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
@@ -82,10 +90,12 @@ class PromptReader(nn.Module):
         self.values = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
         self.sum_up = nn.Linear(config.readings * width, config.vector + 1)
-        nn.init.normal_(self.attention.weight, std=2 * width**-0.5)  # readings look at different tokens from the start
+        nn.init.normal_(
+            self.attention.weight, std=2 * width**-0.5
+        )  # large, so that readings look at different tokens from the start
 
     def forward(self, text_LTE: Tensor, mask_LT: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (L, V) and biases (L,); the mask is true where there is text."""
+        """Vectors (L, V) and biases (L,) of prompts (L, T, E). The mask (L, T) is true where there is text."""
         tokens_LTD = self.tokens(text_LTE)
         attention_LTR = self.attention(tokens_LTD).masked_fill(~mask_LT[..., None], -torch.inf).softmax(dim=1)
         readings_LRD = self.norm(attention_LTR.transpose(1, 2) @ self.values(tokens_LTD))
@@ -94,7 +104,7 @@ class PromptReader(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """Yes-logits of pictures for prompts."""
+    """Gives the logit of "yes" for each picture and prompt."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
@@ -113,7 +123,7 @@ class JudgeNetwork(nn.Module):
 def log_yes(
     judge: JudgeNetwork, text_encoder: TextEncoder, pictures_PNHW3: NDArray[np.uint8], prompts: Sequence[str]
 ) -> NDArray[np.float64]:
-    """Scores (P, N): log P(yes) of the N pictures of each of P prompts, which ranks share."""
+    """Scores (P, N): log P(yes) of the N pictures of each of P prompts. Ranks share the prompts; all get all scores."""
     device = next(judge.parameters()).device
 
     def read(pictures_NHW3: NDArray[np.uint8], text_1TE: Tensor) -> Tensor:
@@ -137,7 +147,7 @@ def save_judge(judge: JudgeNetwork, folder: Path) -> None:
 
 
 def load_judge(folder: Path, device: str = "cpu") -> JudgeNetwork:
-    """The judge of a folder. Raises UserError naming the folder if it is missing or does not fit."""
+    """The judge that a folder holds. Raises UserError naming the folder if it is missing or does not fit."""
     try:
         judge = JudgeNetwork(JudgeConfig(**json.loads((folder / CONFIG).read_text(encoding="utf-8"))))
         judge.load_state_dict(load_file(folder / WEIGHTS))

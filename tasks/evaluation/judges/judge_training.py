@@ -1,8 +1,9 @@
 """Training of the judge on (picture, prompt) pairs that the scorer has labelled.
 
-A picture answers for more than the prompt it was drawn for: the scorer labels it for every training prompt. A step asks
-about each of its pictures the prompt it was drawn for, which is the judge's task, and many others, which teach it to
-see: the published judge sees a picture with its own prompt alone, but has a thousand times as many pictures.
+The scorer labels each picture for every training prompt, not only for the prompt that it was drawn for (its own
+prompt). A step asks the judge about each of its pictures with its own prompt, which is the judge's task, and with many
+other prompts, which teach it to see. Here we leave the paper: the published judge sees a picture with its own prompt
+alone, but has a thousand times as many pictures.
 
 Shapes: Q pictures, L prompts, B pictures of a batch, K other prompts of a batch, T text tokens, E caption channels.
 """
@@ -33,6 +34,8 @@ from tasks.system.progress import progress
 from tasks.training.short_training import check_finite
 
 OTHER_PROMPTS = 64
+"""Other prompts of a step (K), which all its pictures are asked about."""
+
 WEIGHT_DECAY = 0.01
 PROMPT_RATE = 0.5
 """Learning rate of the prompt's half of the judge, as a share of the picture's: it has less to learn."""
@@ -40,12 +43,12 @@ PROMPT_RATE = 0.5
 WARMUP_SHARE = 0.1
 CLIP_NORM = 1.0
 LEAST_SHARE = 0.02
-"""A prompt's share of yes (or no) counts as at least this when its labels are balanced, which bounds their weights."""
+"""A prompt's share of yes, and of no, counts as at least this when labels are balanced: no weight is above 25."""
 
 
 @dataclass(frozen=True)
 class LabelledPictures:
-    """Pictures, the prompt that each was drawn for, and the scorer's verdict on each picture for every prompt."""
+    """Pictures, the index of each picture's own prompt, and the scorer's verdict on each picture for every prompt."""
 
     pictures_QHW3: NDArray[np.uint8]
     own_Q: NDArray[np.int64]
@@ -57,11 +60,12 @@ class LabelledPictures:
 
 
 def label(pictures_QHW3: NDArray[np.uint8], lines: Sequence[Line], detector: Detector) -> NDArray[np.bool_]:
-    """The scorer's verdict (Q, L) on every picture for every prompt; each picture is searched once."""
+    """The scorer's verdict (Q, L) on every picture for every prompt. The detector sees each picture once."""
     yes_QL = np.zeros((len(pictures_QHW3), len(lines)), dtype=bool)
     for row, picture, found in zip(yes_QL, pictures_QHW3, detector.detect(pictures_QHW3), strict=True):
         colours = _colours(detector, picture, found)
 
+        # The default argument binds this picture's colours.
         def colours_of(some: Sequence[Detection], colours: dict[int, str] = colours) -> list[str]:
             return [colours[id(detection)] for detection in some]
 
@@ -70,7 +74,10 @@ def label(pictures_QHW3: NDArray[np.uint8], lines: Sequence[Line], detector: Det
 
 
 def _colours(detector: Detector, picture: NDArray[np.uint8], found: Sequence[Detection]) -> dict[int, str]:
-    """The colour of every detection by its identity, asked for one class at a time as the detector wants it."""
+    """The colour of every detection, by its `id`.
+
+    The detector is asked about one class at a time, because it takes detections of one class only.
+    """
     colours = {}
     for name in {detection.class_name for detection in found}:
         same = [detection for detection in found if detection.class_name == name]
@@ -87,7 +94,7 @@ def train_judge(
     seed: int,
     dtype: str,
 ) -> list[dict[str, float]]:
-    """Train in place; returns rows of step and loss. `texts` are the embeddings (T, E) of the L prompts.
+    """Train the judge in place; returns rows of step and loss. `texts` are the embeddings (T, E) of the L prompts.
 
     Raises UserError at the first loss or gradient that is not finite, before its update.
     """
@@ -120,18 +127,22 @@ def train_judge(
 
 
 def draw_others(prompts: Sequence[Prompt], rng: np.random.Generator) -> NDArray[np.int64]:
-    """K different prompts, each task as likely as another: the many prompts of large tasks are nearly always wrong."""
+    """The indices of K different prompts, with each task as likely as another.
+
+    Otherwise nearly all would come from the tasks with the most prompts, for which nearly every picture is a no.
+    """
     sizes = Counter(prompt.tag for prompt in prompts)
     chances = np.array([1 / sizes[prompt.tag] for prompt in prompts])
     return rng.choice(len(prompts), min(OTHER_PROMPTS, len(prompts)), replace=False, p=chances / chances.sum())
 
 
 def judge_loss(logits: Tensor, yes: Tensor, share_K: Tensor) -> Tensor:
-    """Cross-entropy of each picture's own prompt, plus that of the other prompts with yes and no balanced by prompt.
+    """The cross-entropy of each picture's own prompt, plus the balanced cross-entropy of the other prompts.
 
-    `logits` and `yes` are (B, B + K): the own prompts of all pictures, of which the diagonal counts, then the others.
-    `share_K` is each other prompt's share of yes among all pictures: without the balance the judge would first learn
-    which prompts are rarely right, whatever the picture.
+    `logits` and `yes` are (B, B + K). The first B columns are the own prompts of the B pictures; only the diagonal
+    counts there. The last K columns are the other prompts. `share_K` is each other prompt's share of yes among all
+    pictures. The weights give yes and no the same total for each prompt. Without them the judge would first learn which
+    prompts are rarely right, whatever the picture.
     """
     losses = F.binary_cross_entropy_with_logits(logits, yes.to(logits), reduction="none")
     others = slice(len(logits), None)
@@ -142,6 +153,7 @@ def judge_loss(logits: Tensor, yes: Tensor, share_K: Tensor) -> Tensor:
 def _optimizer(
     judge: JudgeNetwork, training: Judge
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with a rate for each half of the judge, and one cycle of both rates."""
     rates = [training.learning_rate, PROMPT_RATE * training.learning_rate]
     groups = [{"params": [*half.parameters()]} for half in (judge.picture, judge.prompt)]
     optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
@@ -152,7 +164,7 @@ def _optimizer(
 
 
 def area_under_curve(scores: NDArray[np.floating], yes: NDArray[np.bool_]) -> float:
-    """Probability that a yes scores above a no, ties counted half; NaN where there is no yes or no no."""
+    """The probability that a yes scores above a no, with ties counted half. NaN if all are yes, or all are no."""
     if yes.all() or not yes.any():
         return float("nan")
     wins = mannwhitneyu(scores[yes], scores[~yes]).statistic

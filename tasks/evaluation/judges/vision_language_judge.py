@@ -1,12 +1,12 @@
 """A judge that is a published vision-language model: it is shown a picture with its prompt and asked for yes or no.
 
-SANA-1.5 asks its judge so (section 2.5), but takes the raw score of the answer's first token and compares pictures in
-pairs, two questions each. Here the score is log P(yes) among the two answers: the probability of every way to begin a
-"yes", over that of every way to begin a "yes" or a "no", where the answer begins. That is one forward pass for each
-picture, nothing is generated, and scores of different pictures compare.
+SANA-1.5 asks its judge in this way (section 2.5), but it takes the raw score of the answer's first token and compares
+pictures in pairs, with two questions for each pair. Here we leave the paper. The score is log P(yes) among yes and no:
+the probability that the answer's first token begins a "yes", divided by the probability that it begins a "yes" or a
+"no". A picture takes one forward pass, nothing is generated, and scores of different pictures can be compared.
 
-An answer that is neither is an abstention (NaN), as is one that does not come in time. Answers are kept in a cache, so
-a question is asked once, in whatever run.
+The judge abstains (NaN) if its answer is probably neither, or does not come in time. Answers are kept in a cache, so
+each question is asked once, whichever run asks it.
 
 Shapes: P prompts, N pictures of each, B questions of a batch, T tokens, V words of the vocabulary.
 """
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
@@ -31,28 +30,21 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from tasks.computing import ranks
 from tasks.data.published_files import content_digest
 from tasks.evaluation.judges.judge_answers import Answer, Key, ScoreCache
+from tasks.evaluation.judges.judge_template import QUESTION, conversation
 from tasks.system.errors import UserError
 from tasks.system.manifest import sha256_json
 from tasks.system.progress import progress
 
-QUESTION = (
-    "You are an AI assistant specializing in image analysis and ranking. You are shown an image that was made for a "
-    "prompt, and decide whether it shows what the prompt asks for: the objects, how many of them, their colors and "
-    "where they are. The given prompt is: {prompt}. Please consider the prompt and the image to make a decision and "
-    "response directly with 'yes' or 'no'"
-)
-"""The published judge's question; what the paper leaves out of it is ours."""
-
 LEAST_ANSWER_MASS = 0.01
-"""Where yes and no together are less likely than this, the model is about to say something else: an abstention."""
+"""If yes and no together are less probable than this, the model is about to say something else, and abstains."""
 
 
 @dataclass(frozen=True)
 class VisionLanguageJudge:
-    """A `Judge` of any size and kind that transformers loads for images and text.
+    """A `Judge` (see `judge_choice`) of any size and kind that transformers loads for images and text.
 
-    `yes` and `no` are the tokens that begin either answer, `digest` names the model in the cache. A batch that takes
-    longer than `time_limit` seconds is given up at the next layer, and its questions are asked again in the next run.
+    `yes` and `no` are the tokens that begin either answer; `digest` names the model in the cache. A batch that takes
+    longer than `time_limit` seconds is given up at the next layer. Its questions are asked again in the next run.
     """
 
     model: PreTrainedModel
@@ -76,10 +68,10 @@ class VisionLanguageJudge:
         return np.array([[score(answers.get(key)) for key in row] for row in keys_PN])
 
     def _answers(self, asked: dict[Key, NDArray[np.uint8]]) -> dict[Key, Answer]:
-        """Answers out of the cache, and to what it lacks out of the model; none where time was up.
+        """The answers of the cache, and the model's answers to the other questions; none where time ran out.
 
-        Batches do not depend on what the cache holds, so that a resumed run gets the numbers of one that was not, nor
-        on how many ranks share them.
+        The keys are cut into batches before the cache is read, and before ranks share them. A run that was never
+        stopped forms the same batches as a resumed one, on any number of ranks, and so gets the same numbers.
         """
         keys, answers = list(asked), {}
         starts = range(0, len(keys), self.batch_size)
@@ -94,11 +86,11 @@ class VisionLanguageJudge:
                     self.cache.put((key, known[key]) for key in unknown if known[key] is not None)
                 answers |= {key: answer for key, answer in known.items() if answer is not None}
                 meter.advance(len(batch))
-        parts = ranks.gather([[key, answer] for key, answer in answers.items()])
+        parts = ranks.gather([[key, answer] for key, answer in answers.items()])  # JSON: tuples come back as lists
         return {tuple(key): tuple(answer) for part in parts for key, answer in part}
 
     def _ask(self, pictures: Sequence[NDArray[np.uint8]], questions: Sequence[str]) -> list[Answer | None]:
-        """One forward pass; every answer is None if it takes too long."""
+        """The answers of one forward pass. If it takes too long, every answer is None."""
         try:
             with deadline(self.time_limit):
                 logits_BV = self._answer_logits(pictures, questions).double().cpu()
@@ -112,7 +104,7 @@ class VisionLanguageJudge:
     def _answer_logits(self, pictures: Sequence[NDArray[np.uint8]], questions: Sequence[str]) -> Tensor:
         """Logits (B, V) of the first token of each answer.
 
-        Padding is on the right, where no token sees it, and each row is read at its own last token.
+        Padding is on the right, where no token of the question sees it. Each row is read at its own last token.
         """
         inputs = self.processor.apply_chat_template(
             [conversation(*pair) for pair in zip(pictures, questions, strict=True)],
@@ -127,12 +119,12 @@ class VisionLanguageJudge:
         rows = torch.arange(len(last_B), device=last_B.device)
         if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
             return self.model(**inputs).logits[rows, last_B]
-        kept, place_B = last_B.unique(return_inverse=True)  # of long inputs, all logits would not fit into memory
+        kept, place_B = last_B.unique(return_inverse=True)  # logits of all tokens would not fit into memory
         return self.model(**inputs, logits_to_keep=kept).logits[rows, place_B]
 
 
 def score(answer: Answer | None) -> float:
-    """log P(yes) among yes and no; NaN for no answer, or one that is probably neither."""
+    """log P(yes) among yes and no. NaN if there is no answer, or if the answer is probably neither."""
     if answer is None:
         return np.nan
     log_yes, log_no = answer
@@ -140,20 +132,17 @@ def score(answer: Answer | None) -> float:
     return float(log_yes - either) if either >= np.log(LEAST_ANSWER_MASS) else np.nan
 
 
-def conversation(picture_HW3: NDArray[np.uint8], question: str) -> list[dict[str, Any]]:
-    """The question about a picture as transformers' chat templates take it."""
-    parts = [{"type": "image", "image": Image.fromarray(picture_HW3)}, {"type": "text", "text": question}]
-    return [{"role": "user", "content": parts}]
-
-
 def picture_digest(picture_HW3: NDArray[np.uint8]) -> str:
-    """Hex sha256 of a picture's pixels and size."""
+    """The sha256, in hex, of a picture's size and pixels."""
     return hashlib.sha256(repr(picture_HW3.shape).encode() + np.ascontiguousarray(picture_HW3).tobytes()).hexdigest()
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError when a module of any network is called, or the block ends, after so many seconds."""
+    """Raise TimeoutError once the `with` block has taken so many seconds.
+
+    The time is checked whenever a module of any network is called, and at the end of the block.
+    """
     end = time.monotonic() + seconds
 
     def check(*_: object) -> None:
@@ -178,10 +167,10 @@ def load_vision_language_judge(
     dtype: str,
     device: str,
 ) -> VisionLanguageJudge:
-    """The judge of a model's folder, without network access.
+    """The judge that a model's folder holds. Nothing is fetched from the network.
 
-    Raises UserError naming the folder if it holds no such model, if the model cannot be asked, or if it brings Python
-    code of its own and `remote_code` is false.
+    Raises UserError naming the folder if it holds no vision-language model, if the model cannot be asked, or if it
+    brings Python code of its own and `remote_code` is false.
     """
     digest = sha256_json({"model": content_digest(folder), "dtype": dtype})
     processor = _load(lambda **options: AutoProcessor.from_pretrained(folder, **options), folder, remote_code)
@@ -192,7 +181,10 @@ def load_vision_language_judge(
 
 
 def load_model(folder: Path, dtype: str, remote_code: bool) -> PreTrainedModel:
-    """The network alone, all of its weights out of safetensors files. Raises UserError naming the folder."""
+    """The network of a folder, with all weights read from safetensors files, which hold no pickle.
+
+    Raises UserError naming the folder if weights are missing, or if the model is not decoder-only.
+    """
 
     def load(**options: bool) -> tuple[PreTrainedModel, dict[str, Any]]:
         return AutoModelForImageTextToText.from_pretrained(
@@ -208,7 +200,10 @@ def load_model(folder: Path, dtype: str, remote_code: bool) -> PreTrainedModel:
 
 
 def check_processor(processor: Any, folder: Path) -> None:
-    """Raises UserError unless questions with a picture can be put to the model, several at a time."""
+    """Raises UserError unless the processor takes pictures and text and has a chat template.
+
+    A tokenizer without a padding token gets its end token as one: batches need padding, which the mask hides.
+    """
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise UserError(f"{folder} has no processor for pictures and text: it holds no vision-language model")
     if processor.chat_template is None:
@@ -218,9 +213,9 @@ def check_processor(processor: Any, folder: Path) -> None:
 
 
 def answer_tokens(processor: Any, word: str, folder: Path) -> tuple[int, ...]:
-    """The tokens that are `word` whole: small or capital, with or without a space before it.
+    """The single tokens that spell `word`: in lower case or capitalised, with or without a space before it.
 
-    Raises UserError if there is none, as the first token of an answer would then not tell which it is.
+    Raises UserError if there is none: then the first token of an answer does not tell yes from no.
     """
     tokenizer = processor.tokenizer
     found = set()
@@ -234,7 +229,7 @@ def answer_tokens(processor: Any, word: str, folder: Path) -> tuple[int, ...]:
 
 
 def _load(load: Callable[..., Any], folder: Path, remote_code: bool) -> Any:
-    """What transformers loads, its complaints as one line."""
+    """Call transformers' `load`, and turn any error of it into a UserError of one line."""
     try:
         return load(local_files_only=True, trust_remote_code=remote_code)
     except Exception as error:  # each model class has its own way to fail on files that do not fit it

@@ -1,6 +1,6 @@
 """Prompts for evaluation and for the judge's training, over the six tasks in GenEval's schema.
 
-What was not seen in training is told apart by `tasks.data.scene_vocabulary.is_held_out`.
+`tasks.data.scene_vocabulary.is_held_out` says which combinations training never sees.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,27 +19,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line in GenEval's schema, and whether captions of training pictures state its combination (None: unknown)."""
+    """One line in GenEval's schema, and whether the training captions state its combination (None if not known)."""
 
     line: Line
     seen: bool | None
 
     @property
     def text(self) -> str:
-        """The words given to the model."""
+        """The words that the model is given."""
         return self.line["prompt"]
 
     @property
     def tag(self) -> str:
-        """The task."""
+        """The prompt's task."""
         return self.line["tag"]
 
 
 def chosen_prompts(params: Params) -> list[Prompt]:
-    """The prompts that models are scored on: the scenes' own, or those of the file that `geneval.prompts` names.
+    """The prompts that models are scored on: prompts of scenes, or the prompts in the file `geneval.prompts`.
 
-    Whether the training pictures show what a file's prompts ask for is not known. Raises UserError if the file or a
-    line of it cannot be read.
+    For prompts of a file it is not known whether they were seen in training. Raises UserError if the file, or a line of
+    it, cannot be read.
     """
     path = params.geneval.prompts
     if path is None:
@@ -48,20 +48,21 @@ def chosen_prompts(params: Params) -> list[Prompt]:
 
 
 def evaluation_prompts(seed: int, prompts_per_task: int) -> list[Prompt]:
-    """Distinct prompts of each task, `prompts_per_task` of them or as many as there are, task by task.
+    """Distinct prompts, task by task: `prompts_per_task` of each, or all if a task has fewer.
 
-    Half of a task's prompts are of held-out combinations, as far as there are any (20 prompts: 6 of 20 two-object
-    prompts, 10 of 20 of colors, position and color_attr; none of single_object and counting).
+    Half of a task's prompts state held-out combinations, as far as it has any. With 20 prompts these are 6 of
+    two_object, 10 each of colors, position and color_attr, and none of single_object and counting.
     """
     return [prompt for tag in TASKS for prompt in _choose(seed, tag, prompts_per_task)]
 
 
 def judge_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[Prompt]:
-    """Up to `count` distinct prompts over all tasks to train the judge on, only of combinations seen in training.
+    """Up to `count` distinct prompts over all tasks to train the judge on. All state combinations seen in training.
 
-    Evaluation prompts, and those that state the same combination in the other order, are left out. Tasks of which that
-    leaves nothing (single_object and counting, where evaluation uses all there are) keep all their prompts. Tasks take
-    turns until the count is reached or all are used up, so that small tasks are whole and large ones fill the rest.
+    Evaluation prompts are left out, and so are prompts that state the same combination in the other order. If that
+    leaves a task no prompts, it keeps all of them (single_object and counting, where the evaluation uses all there
+    are). Tasks take turns until the count is reached or all prompts are used up. So small tasks are used whole, and
+    large ones fill the rest.
     """
     taken = {combination(prompt.line) for prompt in evaluation}
     queues = []
@@ -74,13 +75,13 @@ def judge_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[P
 
 
 def take_turns(queues: Iterable[Iterable[T]]) -> Iterator[T]:
-    """The first of each queue, then the second of each that has one, and so on: large queues fill the rest."""
+    """The first item of each queue, then the second of each queue that has one, and so on."""
     absent = object()
     return (item for item in chain.from_iterable(zip_longest(*queues, fillvalue=absent)) if item is not absent)
 
 
 def _choose(seed: int, tag: str, count: int) -> list[Prompt]:
-    """Half held-out prompts of a task, as far as there are, and seen ones for the rest (they are the larger half)."""
+    """`count` prompts of a task: half held-out, rounded down and as far as there are any, and the rest seen."""
     drawn = _shuffled(seed, "evaluation prompts", tag, lines(tag))
     unseen = [line for line in drawn if is_held_out(line)]
     seen = [line for line in drawn if not is_held_out(line)]

@@ -9,13 +9,15 @@ from tasks.evaluation.prompts.object_prompts import object_prompts
 from tasks.params.experiment import Params
 
 UNSEEN_SHARE = 4
-"""One prompt of an unseen combination is drawn for every so many training prompts."""
+"""There is one prompt of an unseen combination for every so many training prompts."""
 
 
 def choose_prompts_to_draw(params: Params, evaluation: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to learn from, and others to be measured on, of what the detector can find; none of the evaluation's.
+    """Prompts to train the judge on, and others to measure it on. The detector can find what they ask for.
 
-    Scenes tell the two apart by what the small model was trained on, which of prompts over COCO's classes is not known.
+    The evaluation's prompts are left out, as far as tasks have others. For scenes, the judge is measured on
+    combinations that the small model was not trained on. For COCO's classes it is not known which combinations a model
+    was trained on, so the prompts to measure on are only different from those to train on.
     """
     seed, count = params.compute.seed, params.judge.prompts
     if params.geneval.detector == "scenes":
@@ -27,9 +29,9 @@ def choose_prompts_to_draw(params: Params, evaluation: Sequence[Prompt]) -> tupl
 
 
 def unseen_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[Prompt]:
-    """Up to `count` prompts of combinations that neither judge nor small model met in training, tasks taking turns.
+    """Up to `count` prompts of combinations that neither the judge nor the small model is trained on; tasks take turns.
 
-    Those of the evaluation are left out too, but for tasks of which that leaves nothing.
+    The evaluation's combinations are left out too, unless that leaves a task nothing.
     """
     taken = {combination(prompt.line) for prompt in evaluation}
     queues = []

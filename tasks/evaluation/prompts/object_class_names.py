@@ -1,4 +1,4 @@
-"""The 80 classes of COCO under the names that GenEval's prompts use, in COCO's order: the detector's labels by index.
+"""The 80 classes of COCO under the names of GenEval's prompts. Their order is COCO's: the detector's labels by index.
 
 `published/object_names.txt` is GenEval's file, unchanged (MIT; its notice lies beside it in `published/LICENSE`).
 """

@@ -1,6 +1,7 @@
-"""Prompts over COCO's 80 classes in GenEval's words, for a judge to learn from and to be measured on.
+"""Prompts over COCO's 80 classes in GenEval's words. A judge is trained and measured on them.
 
-GenEval's own prompts are for scores alone; these are drawn as its were, at random, and leave out what those state.
+GenEval's own prompts are kept for scores alone. The prompts here are drawn at random, as GenEval's were, and leave out
+the combinations that GenEval's state.
 """
 
 from collections.abc import Iterable
@@ -13,14 +14,14 @@ from tasks.evaluation.prompts.evaluation_prompts import Prompt, take_turns
 from tasks.evaluation.prompts.object_class_names import class_names
 
 TRIES = 3
-"""Lines drawn for each that is asked for: some come twice, some are taken."""
+"""Lines drawn for each prompt that is asked for, because some come twice and some are taken."""
 
 
 def object_prompts(seed: int, purpose: str, count: int, taken: Iterable[Prompt]) -> list[Prompt]:
-    """Up to `count` prompts of different combinations, the tasks taking turns. `purpose` names their random stream.
+    """Up to `count` prompts of different combinations; the tasks take turns. `purpose` names their random stream.
 
-    Combinations of `taken` prompts are left out, but for tasks of which that leaves nothing (single_object, where
-    GenEval's own prompts name all classes).
+    Combinations that the `taken` prompts state are left out. If that leaves a task nothing, it keeps all that were
+    drawn (single_object, where GenEval's own prompts name all classes).
     """
     stated = {combination(prompt.line) for prompt in taken}
     queues = []
@@ -35,7 +36,7 @@ def object_prompts(seed: int, purpose: str, count: int, taken: Iterable[Prompt])
 def draw_line(tag: str, rng: np.random.Generator) -> Line:
     """A line of one of GenEval's six tasks, over classes, colours, numbers and relations drawn at random.
 
-    As in GenEval nobody has a colour, and two objects are of two classes.
+    As in GenEval, a person has no colour, and two objects are of two classes.
     """
     names = class_names()[1:] if tag in ("colors", "color_attr") else class_names()  # the first is "person"
     place = int(rng.integers(len(names)))
@@ -63,12 +64,12 @@ def draw_line(tag: str, rng: np.random.Generator) -> Line:
 
 
 def with_article(words: str) -> str:
-    """The words after "a" or "an"."""
+    """The words with "a" or "an" before them."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def plural(name: str) -> str:
-    """More than one of a class, as GenEval spells it."""
+    """The plural of a class's name, as GenEval spells it."""
     return f"{name}es" if name.endswith("s") else f"{name}s"
 
 

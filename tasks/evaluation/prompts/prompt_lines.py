@@ -1,4 +1,4 @@
-"""Prompt lines in GenEval's schema, checked where they are read: no picture is drawn for one that cannot be judged."""
+"""Prompt lines in GenEval's schema. They are checked when read, so no picture is drawn for a bad line."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ LINE_KEYS = ("tag", "include", "prompt")
 
 
 def parse_line(text: str, where: str) -> Line:
-    """One prompt line. Raises UserError, with `where` it stands, if it is not JSON or not of GenEval's schema.
+    """One prompt line. Raises UserError, naming `where` it stands, if it is not JSON or not of GenEval's schema.
 
-    Tags and classes may be any: a tag is a task of the score, and only `counting` has rules of its own.
+    Any tag and any class will do: a tag is only a task of the score, and only `counting` has rules of its own.
     """
     try:
         line = json.loads(text)
@@ -44,7 +44,7 @@ def named_classes(line: Line) -> list[str]:
 
 
 def _problem(line: Line) -> str | None:
-    """What is wrong with a line that has the keys it needs."""
+    """What is wrong with a line that has all its keys, or None."""
     for key in ("tag", "prompt"):
         if not isinstance(line[key], str):
             return f"{key} is {line[key]!r}, not text"
@@ -59,6 +59,7 @@ def _problem(line: Line) -> str | None:
 
 
 def _need_problem(need: Any, index: int) -> str | None:
+    """What is wrong with the need at `index`, or None. A position must refer to an earlier need."""
     if not isinstance(need, dict) or not isinstance(need.get("class"), str):
         return "has no class"
     if type(need.get("count")) is not int or need["count"] < 1:

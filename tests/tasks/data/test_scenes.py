@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from tasks.data.scene_vocabulary import COLOURS, HELD_OUT, NUMBERS, RELATIONS, SHAPES, TASKS, is_held_out, lines
 from tasks.data.scenes import TASK_WEIGHTS, Scene, render, sample_scene
 from tasks.data.shapes import AREAS, CENTROID_Y, coverage
-from tasks.evaluation.geneval_rules import relations
+from tasks.evaluation.relative_position import relations
 
 
 @pytest.fixture(scope="module")

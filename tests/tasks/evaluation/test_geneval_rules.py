@@ -10,8 +10,9 @@ from tasks.data.scene_vocabulary import COLOURS, RELATIONS, SHAPES, TASKS, lines
 from tasks.data.scenes import render, sample_scene
 from tasks.evaluation.detectors.detector import Detection, Thresholds
 from tasks.evaluation.detectors.scene_detector import SceneDetector
-from tasks.evaluation.geneval_rules import judge_picture, overlap, relations
+from tasks.evaluation.geneval_rules import judge_picture, overlap
 from tasks.evaluation.picture_scoring import score_pictures
+from tasks.evaluation.relative_position import relations
 from tests.helpers.published_geneval import PROMPTS, needs_published
 
 EMPTY = np.zeros((1, 1), dtype=bool)

@@ -25,8 +25,8 @@ from tasks.evaluation.judges import vision_language_judge
 from tasks.evaluation.judges.judge_answers import ScoreCache
 from tasks.evaluation.judges.judge_choice import TrainedJudge, open_judge
 from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork, load_judge, log_yes, save_judge
+from tasks.evaluation.judges.judge_template import QUESTION
 from tasks.evaluation.judges.vision_language_judge import (
-    QUESTION,
     VisionLanguageJudge,
     load_vision_language_judge,
     picture_digest,
