@@ -1,4 +1,4 @@
 """How a stage runs: its command line, its checks and locks, its ranks, and its output put in place whole.
 
-Imports `tasks.stages`, `tasks.tracking`, `tasks.params` and `tasks.system`.
+Imports `tasks.stages`, `tasks.tracking`, `tasks.params`, `tasks.computing` and `tasks.system`.
 """
