@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flows.building.workspace import merged_params
-from flows.sweeps.point_folder import ORDER, OUTCOME, outcome
+from flows.sweeps.point_folder import ORDER_FILE, OUTCOME_FILE, outcome
 from flows.sweeps.sweep_file import SWEEPS
 from tasks.params.reading import PARAMS_FILE, read_yaml
 from tests.helpers.small_workspace import PROJECT
@@ -35,8 +35,8 @@ def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clo
     write_grid(clone, [1, 2])
     first = clone.python("-m", "flows.sweep", "cheap", "--parallel", "2")
     assert first.returncode == 0, first.stdout + first.stderr
-    folders = {folder: (folder / OUTCOME).read_bytes() for folder in (clone.root / "runs/points").iterdir()}
-    ran = {folder: json.loads((folder / ORDER).read_text())["label"] for folder in folders}
+    folders = {folder: (folder / OUTCOME_FILE).read_bytes() for folder in (clone.root / "runs/points").iterdir()}
+    ran = {folder: json.loads((folder / ORDER_FILE).read_text())["label"] for folder in folders}
     assert sorted(ran.values()) == ["report.grid_prompts=1", "report.grid_prompts=2", "shared stages, seed 0"]
     for folder, label in ran.items():
         log = (folder / ".sana15/point/log").read_text()
@@ -52,7 +52,7 @@ def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clo
     second = clone.python("-m", "flows.sweep", "cheap", "--parallel", "2")
     assert second.returncode == 0, second.stdout + second.stderr
     assert "2 of 3 points are done, 1 are to run" in second.stderr
-    assert all((folder / OUTCOME).read_bytes() == bytes_ for folder, bytes_ in folders.items())
+    assert all((folder / OUTCOME_FILE).read_bytes() == bytes_ for folder, bytes_ in folders.items())
     (new,) = set((clone.root / "runs/points").iterdir()) - set(folders)
     assert outcome(new).done and len(table(clone)) == 3
 

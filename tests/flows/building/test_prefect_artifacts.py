@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flows.building import prefect_artifacts, stage_retry
-from flows.building.prefect_artifacts import Progress
+from flows.building.prefect_artifacts import StageProgress
 from flows.building.stage_builder import BuiltStage
 
 
@@ -23,6 +23,6 @@ def test_a_server_that_takes_no_artifact_fails_no_stage_that_is_built(
     built = BuiltStage("grow", {"outputs/grown_init": "digest"}, False, 1.0)
     params = SimpleNamespace(workflow=SimpleNamespace(retries=0))
     build: Any = SimpleNamespace(build=lambda _name, _log: built, params=params)
-    done = stage_retry.stage_task(build, "grow", Progress(1)).fn()
+    done = stage_retry.stage_task(build, "grow", StageProgress(1)).fn()
     assert done["outputs"] == built.outputs
     assert "no answer" in caplog.text

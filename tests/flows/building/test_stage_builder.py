@@ -59,7 +59,7 @@ def test_a_relative_path_starts_at_the_project_also_in_a_copy_of_it(
     assert own_path(str(project.parent / "pictures")) == project.parent / "pictures"
 
 
-@pytest.mark.parametrize(("step", "is_kept"), [("pin", True), ("restore", False)])
+@pytest.mark.parametrize(("step", "is_kept"), [("commit", True), ("restore", False)])
 def test_a_flow_that_stops_leaves_no_stage_half_done_and_pins_what_is_built(
     project: Path, monkeypatch: pytest.MonkeyPatch, step: str, is_kept: bool
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.entry.password import PASSWORD, credentials, tell_prefect
+from flows.entry.password import PASSWORD, credentials, set_prefect_password
 from flows.servers import Server, start, stop
 from tasks.system.errors import UserError
 from tasks.system.files import private_folder
@@ -89,7 +89,7 @@ def test_a_copy_of_the_project_has_the_project_s_password(project: Path) -> None
 
 def test_without_a_server_s_address_a_temporary_one_and_its_clients_get_the_project_s_password(project: Path) -> None:
     environment = {CLIENT: "of some other server"}
-    tell_prefect(environment)
+    set_prefect_password(environment)
     assert environment == {CLIENT: credentials(), SERVER: credentials()}
 
 
@@ -97,7 +97,7 @@ def test_without_a_server_s_address_a_temporary_one_and_its_clients_get_the_proj
 def test_a_server_elsewhere_gets_no_password_but_the_one_that_the_environment_has(project: Path, url: str) -> None:
     for given in ({}, {CLIENT: "of its own"}):
         environment = {"PREFECT_API_URL": url} | given
-        tell_prefect(environment)
+        set_prefect_password(environment)
         assert environment == {"PREFECT_API_URL": url} | given
     assert not (project / PASSWORD).exists()
 
@@ -119,12 +119,12 @@ def test_the_password_goes_to_the_port_of_the_project_s_own_server_and_only_whil
                 (f"127.0.0.1:{foreign.getsockname()[1]}", False),
             ):
                 environment = {"PREFECT_API_URL": f"http://{address}/api"}
-                tell_prefect(environment)
+                set_prefect_password(environment)
                 assert environment.get(CLIENT) == (credentials() if told else None)
         finally:
             stop(own)
     environment = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    tell_prefect(environment)
+    set_prefect_password(environment)
     assert CLIENT not in environment
 
 

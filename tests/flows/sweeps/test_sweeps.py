@@ -16,12 +16,12 @@ from flows.building.workspace import merged_params
 from flows.entry.terminal import FlowFailed
 from flows.places.gpu_leases import lease
 from flows.places.heartbeat import Silence
-from flows.places.local_processes import Local
+from flows.places.local_processes import LocalProcesses
 from flows.sweep import raise_failures, run_points, sweep
 from flows.sweeps import follow_points as following
 from flows.sweeps.follow_points import follow
-from flows.sweeps.place import State
-from flows.sweeps.point_folder import OUTCOME, environment
+from flows.sweeps.place import PointState
+from flows.sweeps.point_folder import OUTCOME_FILE, point_environment
 from flows.sweeps.points import Point, expand, shared_stages
 from flows.sweeps.sweep_file import SWEEPS, Sweep, read_sweep
 from flows.sweeps.sweep_table import Row, rows_of, settings_of, write_table
@@ -105,7 +105,9 @@ def test_listed_points_and_a_profiles_own_values_are_taken_as_they_are(project: 
         ({"grid": {"prune.depth": [[3]]}}, "prune.depths"),
         ({"grid": {"prune.depths": [[3], [9]]}}, "below grow.depth"),
         ({"grid": {"prune.depths": [3]}}, "must be list"),
-        ({"grid": {"prune.depths": [3], "finetune.steps": 5}}, "must be a list"),
+        ({"grid": {"prune.depths": [3], "finetune.steps": 5}}, r"grid.finetune.steps is 5 \(int\): it must be list"),
+        ({"grid": {"prune.depths": []}}, "grid.prune.depths is .* at least one value"),
+        ({"grid": {}}, "grid is {}: it is empty"),
         ({"grid": {"prune.depths": [[3], [3]]}}, "there twice"),
         ({"grid": {"compute.seed": [1, 2]}}, "name seeds"),
         ({"grid": {"workflow.retries": [0, 1]}}, "changes no stage"),
@@ -113,18 +115,25 @@ def test_listed_points_and_a_profiles_own_values_are_taken_as_they_are(project: 
         ({"from": "prunes"}, "must be one of shard, "),
         ({"from": None}, "from is missing"),
         ({"seeds": [1, 1]}, "different whole numbers"),
+        ({"seeds": [1, "2"]}, r"seeds is '2' \(str\): it must be int"),
         ({"points": [{"prune.depths": [3]}]}, "either a grid or points"),
+        ({"grid": None, "points": [{}]}, "each must set at least one key"),
         ({"score": "best"}, "best_of"),
-        ({"until": "report"}, "must be a list of names"),
+        ({"until": "report"}, "must be list of str or null"),
+        ({"models": []}, "models is .*: it is empty"),
         ({"until": ["geneval@finetuned-9"]}, "it must be one of shard, "),
         ({"until": ["geneval@grown"]}, "does not need prune"),
         ({"profile": "smok"}, "smoke"),
         ({"sedes": [1]}, "'seeds'"),
-        ({"cluster": {"gpu": 1}}, "'gpus'"),
+        ({"cluster": {"gpu": 1}}, "'cluster.gpus'"),
+        ({"cluster": {"gpus": -1}}, "from 0 on"),
+        ({"cluster": {"cpus": 1.5}}, "cluster.cpus is 1.5"),
         ({"cluster": {"minutes": 1}}, "from 5 on"),
         ({"cluster": {"lost_seconds": 1}}, "from 5 on"),
-        ({"cluster": {"pool": 3}}, "must be text"),
-        ({"profiles": {"smoke": {"grids": {}}}}, "'grid'"),
+        ({"cluster": {"pool": 3}}, "must be str or null"),
+        ({"cluster": {"clone": 1}}, "must be bool"),
+        ({"profiles": {"smoke": {"grids": {}}}}, "'profiles.smoke.grid'"),
+        ({"profiles": {"smoke": {"cluster": {"minutes": 1}}}}, "profiles.smoke.cluster.minutes is 1"),
     ],
 )
 def test_a_bad_name_or_value_stops_with_one_line_before_anything_is_written(
@@ -210,10 +219,10 @@ class Pretended:
         self.cancelled: list[str] = []
         self.running: dict[str, int] = {}
 
-    def find(self, point: Point) -> str | None:
+    def find_run(self, point: Point) -> str | None:
         return point.key if point.key in self.running else None
 
-    def room(self) -> bool:
+    def has_room(self) -> bool:
         return len(self.running) < self.most
 
     def submit(self, point: Point) -> str:
@@ -222,18 +231,18 @@ class Pretended:
         self.started.append(point.label)
         return point.key
 
-    def state(self, point: Point, handle: str) -> State:
+    def state(self, point: Point, handle: str) -> PointState:
         assert len(self.running) <= self.most
         self.running[handle] -= 1
         if self.running[handle]:
-            return State("running")
+            return PointState("running")
         del self.running[handle]
         if self.lost:
             self.lost -= 1
-            return State("lost", "gone")
+            return PointState("lost", "gone")
         reason = "no memory" if point.label == self.failing else ""
-        write_json(point.folder / OUTCOME, {"reason": reason, "seconds": 1.0, "models": []})
-        return State("failed", reason) if reason else State("done")
+        write_json(point.folder / OUTCOME_FILE, {"reason": reason, "seconds": 1.0, "models": []})
+        return PointState("failed", reason) if reason else PointState("done")
 
     def cancel(self, handles: list[str]) -> None:
         self.cancelled += handles
@@ -242,13 +251,15 @@ class Pretended:
 @pytest.fixture
 def points(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[Point]:
     """Four points that share stages; their folders are not written, and nobody waits for them."""
-    monkeypatch.setattr(following, "prepare", lambda _project, point: (point.folder / OUTCOME).unlink(missing_ok=True))
+    monkeypatch.setattr(
+        following, "prepare", lambda _project, point: (point.folder / OUTCOME_FILE).unlink(missing_ok=True)
+    )
     monkeypatch.setattr(following, "POLL_SECONDS", 0)
     rates = {"finetune.learning_rate": [1e-4, 2e-4, 3e-4, 4e-4]}
     return expand(project, written(project, {"from": "finetune", "profile": "smoke", "grid": rates}))
 
 
-def untold(_point: Point, _state: State) -> None:
+def untold(_point: Point, _state: PointState) -> None:
     """Nobody listens."""
 
 
@@ -299,17 +310,17 @@ def test_a_point_that_is_under_way_is_followed_and_not_started_again(project: Pa
 @pytest.mark.parametrize(("lost", "phase"), [(1, "done"), (2, "failed")])
 def test_a_point_that_is_lost_is_started_once_more(project: Path, points: list[Point], lost: int, phase: str) -> None:
     place = Pretended(lost=lost)
-    told: list[State] = []
+    told: list[PointState] = []
     states = follow(project, points[:1], place, lambda _point, state: told.append(state))
     assert len(place.started) == 2 and states[points[0].key].phase == phase
-    assert State("queued", "lost: gone") in told
+    assert PointState("queued", "lost: gone") in told
     assert states[points[0].key].reason == ("lost 2 times: gone" if phase == "failed" else "")
 
 
 def test_what_runs_is_cancelled_when_the_sweep_is_stopped(project: Path, points: list[Point]) -> None:
     place = Pretended(room=2)
 
-    def stopped(_point: Point, _state: State) -> None:
+    def stopped(_point: Point, _state: PointState) -> None:
         if len(place.started) == 2:
             raise KeyboardInterrupt
 
@@ -334,7 +345,7 @@ def test_an_edit_while_a_sweep_runs_reaches_no_point_of_it(project: Path, monkey
 def test_the_time_in_which_nobody_could_be_heard_is_no_silence() -> None:
     silence = Silence()
     assert silence.seconds("run", "one") == 0
-    silence.forgive(60)
+    silence.subtract(60)
     assert silence.seconds("run", "one") < -50
     assert silence.seconds("run", "another") == 0
 
@@ -363,54 +374,54 @@ def test_no_two_processes_share_a_gpu_and_it_is_free_when_all_that_use_it_are_de
 
 
 @pytest.fixture
-def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
+def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalProcesses]:
     """Two fake GPUs for three points, whose processes note their GPU and wait for a file."""
-    module = "import os, time, pathlib; from tasks.system.file_locks import hold; from pathlib import Path\n"
-    module += "with hold(Path('.sana15/point/lock'), 'held'):\n"
+    module = "import os, time, pathlib; from tasks.system.file_locks import exclusive_lock; from pathlib import Path\n"
+    module += "with exclusive_lock(Path('.sana15/point/lock'), 'held'):\n"
     module += "    Path('gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
     module += "    while not Path('end').exists(): time.sleep(0.05)\n"
     module += "    exec(Path('end').read_text())\n"
     for point in points:
         point.folder.mkdir(parents=True)
         (point.folder / "pretended.py").write_text(module)
-        (point.folder / OUTCOME).parent.mkdir(parents=True)
+        (point.folder / OUTCOME_FILE).parent.mkdir(parents=True)
     monkeypatch.setattr("flows.places.gpu_leases.FOLDER", tmp_path / "gpus")
     monkeypatch.setattr("flows.places.local_processes.lease", lambda gpus: lease(gpus, tmp_path / "gpus"))
     monkeypatch.setattr("flows.sweeps.point_process.MODULE", "pretended")
     monkeypatch.setattr(
-        "flows.places.local_processes.environment", lambda _folder, elsewhere: {"PYTHONPATH": str(PROJECT)}
+        "flows.places.local_processes.point_environment", lambda _folder, elsewhere: {"PYTHONPATH": str(PROJECT)}
     )
-    place = Local(3, ["0", "1"])
+    place = LocalProcesses(3, ["0", "1"])
     yield place
-    place.cancel(list(place._children))
+    place.cancel(list(place._processes))
 
 
-def test_points_have_a_gpu_each_and_no_more_run_than_there_are(local: Local, points: list[Point]) -> None:
+def test_points_have_a_gpu_each_and_no_more_run_than_there_are(local: LocalProcesses, points: list[Point]) -> None:
     one, two = (local.submit(point) for point in points[:2])
-    assert not local.room() and local.submit(points[2]) is None
+    assert not local.has_room() and local.submit(points[2]) is None
     wait_for(lambda: all((point.folder / "gpu").read_text() for point in points[:2]), "two points to begin")
     assert [(point.folder / "gpu").read_text() for point in points[:2]] == ["0", "1"]
-    wait_for(lambda: local.find(points[0]), "the point's lock")
+    wait_for(lambda: local.find_run(points[0]), "the point's lock")
     (points[0].folder / "end").write_text("raise SystemExit('out of memory')")
     wait_for(lambda: local.state(points[0], one).phase != "running", "the point to fail")
-    assert local.state(points[0], one) == State("failed", "ended by exit code 1: out of memory")
+    assert local.state(points[0], one) == PointState("failed", "ended by exit code 1: out of memory")
     assert local.state(points[1], two).phase == "running"
-    assert local.room() and local.submit(points[2]) is not None
+    assert local.has_room() and local.submit(points[2]) is not None
     wait_for((points[2].folder / "gpu").read_text, "the third point to begin")
     assert (points[2].folder / "gpu").read_text() == "0"
 
 
 def test_what_another_process_runs_is_followed_by_its_lock_and_lost_when_it_dies(
-    local: Local, points: list[Point]
+    local: LocalProcesses, points: list[Point]
 ) -> None:
     handle = local.submit(points[0])
-    wait_for(lambda: local.find(points[0]), "the point's lock")
-    other = Local(3, [])
-    found = other.find(points[0])
+    wait_for(lambda: local.find_run(points[0]), "the point's lock")
+    other = LocalProcesses(3, [])
+    found = other.find_run(points[0])
     assert other.state(points[0], found).phase == "running"
     local.cancel([handle])
     assert other.state(points[0], found).phase == "lost"
-    assert local.state(points[0], handle) == State("failed", "ended by SIGTERM: it said nothing")
+    assert local.state(points[0], handle) == PointState("failed", "ended by SIGTERM: it said nothing")
 
 
 def test_a_point_elsewhere_is_told_of_no_server_that_only_this_machine_can_reach_nor_its_password(
@@ -420,12 +431,12 @@ def test_a_point_elsewhere_is_told_of_no_server_that_only_this_machine_can_reach
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "of that server")
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "of the sweep")
     access = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
-    here = environment(tmp_path, elsewhere=False)
+    here = point_environment(tmp_path, elsewhere=False)
     assert [here[name] for name in access] == ["http://127.0.0.1:4200/api", "of that server"]
-    own = environment(tmp_path, elsewhere=True)
+    own = point_environment(tmp_path, elsewhere=True)
     assert not {*access, "PREFECT_SERVER_API_AUTH_STRING", "PREFECT__FLOW_RUN_ID"} & own.keys()
     monkeypatch.setenv("PREFECT_API_URL", "http://head-node:4200/api")
-    away = environment(tmp_path, elsewhere=True)
+    away = point_environment(tmp_path, elsewhere=True)
     assert [away[name] for name in access] == ["http://head-node:4200/api", "of that server"]
 
 
@@ -485,8 +496,8 @@ def test_the_table_has_the_models_that_the_sweep_asks_for_and_a_line_for_what_fa
     best = {"1": scored, "4": scored | {"overall": 0.7}}
     common = {"depth": 2, "parameters": 10, "heldout_loss": 0.3, "geneval": scored, "best_of": best}
     models = [{"name": name, **common, "seconds_per_picture": 0.25} for name in ("grown", "finetuned-2")]
-    write_json(points[0].folder / OUTCOME, {"reason": "", "seconds": 1.0, "models": models})
-    rows = rows_of(sweep, points[0], State("done")) + rows_of(sweep, points[1], State("failed", "no memory"))
+    write_json(points[0].folder / OUTCOME_FILE, {"reason": "", "seconds": 1.0, "models": models})
+    rows = rows_of(sweep, points[0], PointState("done")) + rows_of(sweep, points[1], PointState("failed", "no memory"))
     write_table(tmp_path / "table.csv", sweep, rows, settings_of(rows))
     lines = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [line["finetune.learning_rate"] for line in lines] == ["0.0001", "0.0001", "0.0002"]

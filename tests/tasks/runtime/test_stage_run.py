@@ -16,7 +16,7 @@ from tasks.runtime.stage_run import run_stage
 from tasks.runtime.torch_setup import configure_torch
 from tasks.stages import stage_of
 from tasks.system.errors import UserError
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
 from tests.helpers.patience import PATIENCE_SECONDS
 from tests.helpers.small_networks import small_batch, small_network
@@ -28,8 +28,8 @@ def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
 ) -> None:
     write_params(tmp_path, {})
     monkeypatch.chdir(tmp_path)
-    held = "with hold(Path('.sana15/locks/train'), 'x'):\n    print('held', flush=True)\n    sys.stdin.read()"
-    code = f"import sys\nfrom pathlib import Path\nfrom tasks.system.file_locks import hold\n{held}"
+    held = "with exclusive_lock(Path('.sana15/locks/train'), 'x'):\n    print('held', flush=True)\n    sys.stdin.read()"
+    code = f"import sys\nfrom pathlib import Path\nfrom tasks.system.file_locks import exclusive_lock\n{held}"
     holder = subprocess.Popen(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": str(PROJECT)},
@@ -42,7 +42,7 @@ def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
         run_stage(stage_of("train", load_params()), load_params())
     holder.kill()
     holder.wait()
-    with hold(Path(".sana15/locks/train"), "train is held"):
+    with exclusive_lock(Path(".sana15/locks/train"), "train is held"):
         pass  # the system let go of it with the process
 
 
