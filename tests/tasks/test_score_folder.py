@@ -175,7 +175,7 @@ def test_what_cannot_be_scored_is_refused_in_one_line(
 ) -> None:
     out = ["--out", str(tmp_path / "results.jsonl"), "--detector"]
     assert refusal(capsys, "--pictures", str(tmp_path / "none"), *out, "scenes") == (
-        f"geneval.score_folder: {tmp_path / 'none'} is no folder: give one in GenEval's layout\n"
+        f"score_folder: {tmp_path / 'none'} is no folder: give one in GenEval's layout\n"
     )
     assert "needs two folders" in refusal(capsys, "--pictures", str(pictures), *out, "mask2former")
     bench = {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}
