@@ -44,7 +44,7 @@ test-all: test ## pass them, then those that start servers, ranks or whole pipel
 
 test-slurm: setup ## pass the tests that need Slurm, on one of their own (says what to install where there is none)
 	$(BIN)/python tests/slurm/cluster.py
-	$(BIN)/python -m pytest --timeout 1200 tests/slurm/sweeps_on_slurm.py tests/slurm/ranks_on_slurm.py
+	$(BIN)/python -m pytest --timeout 3600 tests/slurm/sweeps_on_slurm.py tests/slurm/ranks_on_slurm.py
 
 lint: setup ## check style
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import pytest
 from common import PROJECT, Results, command_line, start
 
 FILES = (
-    *("tests/kernels/test_blockwise.py", "tests/kernels/test_came_triton.py", "tests/kernels/test_choice.py"),
+    *("tests/kernels/test_blockwise.py", "tests/kernels/test_step_in_triton.py", "tests/kernels/test_choice.py"),
     *("tests/kernels/test_linear_attention.py", "tests/kernels/test_mix_feed_forward.py"),
     *("tests/kernels/test_modulation.py", "tests/model/test_kernels_in_the_network.py"),
 )

@@ -105,7 +105,7 @@ PASSES = {
     torch.float32: {"squares": 4, "norms": 4, "surprise": 5, "apply": 14},
     torch.bfloat16: {"squares": 2, "norms": 2, "surprise": 3, "apply": 8},
 }
-"""Bytes a parameter that each pass of the Triton step moves (`kernels/came8bit/fused.py`)."""
+"""Bytes a parameter that each pass of the Triton step moves (`kernels/came8bit/step_in_triton.py`)."""
 
 
 def deviation(side: str) -> float:
@@ -227,7 +227,7 @@ def pass_seconds(optimizer: Optimizer, steps: int = 5) -> dict[str, float]:
     """Seconds of each pass over memory of one step of CAME-8bit: what its kernels take on the GPU, launches left out.
 
     A step's kernels over tiles are squares, norms and surprise, in this order, once for each set of parameters that are
-    alike (`kernels.came8bit.fused.step`).
+    alike (`kernels.came8bit.step_in_triton.step`).
     """
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(steps):

@@ -164,7 +164,7 @@ def inside(kind: str, points: int) -> dict[str, Any]:
         schedule(timed)
     else:
         if kind == "at once":
-            flows.sweep.Local = AtOnce
+            flows.sweep.LocalProcesses = AtOnce
         flows.sweep.sweep(SWEEP, parallel=PARALLEL)
     whole = time.perf_counter() - started
     return {
@@ -187,7 +187,7 @@ def schedule(timed: Timed) -> None:
     get_client(sync_client=True).create_work_pool(WorkPoolCreate(name=POOL, type="process"))
     plan = read_sweep(Path.cwd(), SWEEP)
     points, pool = expand(Path.cwd(), plan), open_pool(Path.cwd(), plan, POOL)
-    find, submit = timed("find", pool.find), timed("submit", pool.submit)
+    find, submit = timed("find", pool.find_run), timed("submit", pool.submit)
     handles = {}
     for point in points:
         find(point)
@@ -203,10 +203,10 @@ class AtOnce:
 
     def __init__(self, *_given: object) -> None: ...
 
-    def find(self, _point: Any) -> None:
+    def find_run(self, _point: Any) -> None:
         """Nothing is under way."""
 
-    def room(self) -> bool:
+    def has_room(self) -> bool:
         """Always."""
         return True
 
@@ -217,9 +217,9 @@ class AtOnce:
 
     def state(self, _point: Any, _handle: str) -> Any:
         """Done."""
-        from flows.sweeps.place import State
+        from flows.sweeps.place import PointState
 
-        return State("done")
+        return PointState("done")
 
     def cancel(self, _handles: list[str]) -> None:
         """Nothing is left."""

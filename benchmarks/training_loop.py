@@ -40,11 +40,11 @@ from model.network import Sana
 from tasks.params.experiment import Params
 from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.planning.network_flops import training_flops
-from tasks.pretrain import network_config
 from tasks.runtime.context import Context
 from tasks.runtime.torch_setup import configure_torch
 from tasks.tracking.spool import open_spool
 from tasks.tracking.tracker import Tracker
+from tasks.training.network_config import network_config
 from tasks.training.training_batch import NoisedBatch
 from tasks.training.training_loop import Trainer
 

@@ -22,7 +22,7 @@ from common import DEVICE, PROJECT, Results, command_line, reason_of, start
 from synthetic import Encodings, write_encodings
 from torch.optim import Optimizer
 
-from kernels.came8bit.in_backward import StepInBackward
+from kernels.came8bit.step_in_backward import StepInBackward
 from kernels.optimizers import build_optimizer
 from model.network import NetworkConfig, Sana
 from tasks.data.encoded_samples import EncodedDataset

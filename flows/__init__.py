@@ -1,4 +1,6 @@
-"""What a person starts: the pipeline as a Prefect flow, sweeps of it, and the local servers.
+"""What a person starts: the pipeline as a Prefect flow, sweeps of the pipeline, and the local servers.
 
-The rooms below hold their parts. Flows import `tasks` and nothing imports flows.
+The modules here are the commands, and the rooms below hold their parts. The rooms import one another in this order
+only: `entry`, `building`, `sweeps`, `places`. The one exception is `flows.sweeps.point_program`, which starts
+`flows.full_pipeline`. Flows import `tasks`, and nothing imports flows.
 """

@@ -1,11 +1,11 @@
-"""Writes `dvc.yaml`, which spells the table of stages (`tasks/stages.py`) for DVC: `python -m flows.dvc_yaml`.
+"""Writes `dvc.yaml`, which describes the table of stages (`tasks/stages.py`) to DVC: `python -m flows.dvc_yaml`.
 
     python -m flows.dvc_yaml           # write it
     python -m flows.dvc_yaml --check   # exit 1 if it is not what would be written
 
-The file is generated, since DVC must read a stage's inputs, params and code from a file of its own. A stage depends on
-the modules that its own module imports, so that an edit of any other code leaves it cached. A folder stands for its
-modules where the stage imports all of them.
+DVC reads the inputs, params and code of a stage only from this file, so it is generated from the table. A stage depends
+on the modules that its own module imports, directly or through others. An edit of any other code leaves the stage
+cached. If a stage imports all modules of a folder, the file names the folder in their place.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def dvc_yaml() -> str:
 
 
 def dvc_stage(row: Stage) -> dict[str, Any]:
-    """One stage, or a group of them, as DVC takes it."""
+    """The entry of a row in `dvc.yaml`: a stage, or one of DVC's groups of stages (`foreach` or `matrix`)."""
     if row.family is None:
         return _described(row)
     described = _described(row.for_item(row.family.dvc_item))
@@ -56,6 +56,7 @@ def dvc_stage(row: Stage) -> dict[str, Any]:
 
 
 def _described(stage: Stage) -> dict[str, Any]:
+    """The command, dependencies, params and outputs of one stage."""
     inputs = [path.as_posix() for path in stage.inputs]
     cached = [path.as_posix() for path in stage.written if path.name not in stage.uncached_files]
     uncached = [{(stage.output / name).as_posix(): {"cache": False}} for name in stage.uncached_files]
@@ -68,7 +69,7 @@ def _described(stage: Stage) -> dict[str, Any]:
 
 
 def folded(files: Iterable[Path]) -> list[str]:
-    """The files, with a folder in place of its modules where all of them, also in folders below, are among them."""
+    """The files, with a folder in place of its modules if all modules in it and in the folders below are among them."""
     chosen = set(files)
     whole = {folder for file in chosen for folder in file.parents[:-1] if _modules(folder) <= chosen}
     places = {max((folder for folder in file.parents if folder in whole), key=_length, default=file) for file in chosen}
@@ -76,25 +77,25 @@ def folded(files: Iterable[Path]) -> list[str]:
 
 
 def _length(folder: Path) -> int:
-    """Makes the outermost folder the greatest."""
+    """A key for `max` by which the outermost folder is the greatest."""
     return -len(folder.parts)
 
 
 def _modules(folder: Path) -> set[Path]:
-    """The modules in and below a folder, without packages that hold a docstring alone."""
+    """The modules in a folder and below it. `__init__.py` is left out: a stage need not list one without code."""
     modules = (path.relative_to(PROJECT) for path in (PROJECT / folder).rglob("*.py"))
     return {path for path in modules if path.name != "__init__.py"}
 
 
 def metrics_files() -> list[str]:
-    """The metrics that `dvc metrics show` compares: of every stage that is there once, and of the baselines' scores."""
+    """The files that `dvc metrics show` reads: the metrics of every stage outside a family, and of the baselines."""
     rows = [row for row in TABLE if row.family is None]
     scored = [row.for_item(name) for row in TABLE if row.family is BASELINES for name in get_args(Baseline)]
     return [(stage.output / "metrics.json").as_posix() for stage in [*rows, *scored]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write or check the file; returns the exit code."""
+    """Write the file or check it, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.dvc_yaml", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
 """The whole experiment as one Prefect flow: `python -m flows.full_pipeline`, or a run of its deployment.
 
-Stages that DVC finds up to date are skipped and shown as Cached, what was built is pinned in `dvc.lock`, branches that
-do not depend on a failed stage go on, and the flow then fails naming every reason. With a profile or overrides it works
-in a copy of the project under `runs/`.
+Stages that DVC finds up to date are skipped and shown as Cached. Stages that are built are recorded in `dvc.lock`. If a
+stage fails, branches that do not depend on it go on, and at the end the flow fails with every reason. With a profile or
+overrides, the flow works in a copy of the project under `runs/`.
 """
 
 import flows.entry.prefect_environment  # noqa: F401
@@ -22,12 +22,12 @@ from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.building.child_processes import ChildFailed
-from flows.building.prefect_artifacts import Progress, best_effort, publish_models, publish_report, publish_stages
+from flows.building.prefect_artifacts import StageProgress, best_effort, publish_models, publish_report, publish_stages
 from flows.building.stage_builder import BuiltStage, StageBuilder, open_builder
 from flows.building.stage_graph import submit_stages
 from flows.building.stage_retry import stage_task
 from flows.building.workspace import merged_params, open_workspace
-from flows.entry.terminal import LOGGER, FlowFailed, in_terminal
+from flows.entry.terminal import LOGGER, FlowFailed, run_in_terminal
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
 from tasks.system.paths import RESULTS
@@ -40,32 +40,33 @@ def full_pipeline(
     only: list[str] | None = None,
     remote: bool = False,
 ) -> dict[str, Any]:
-    """From pictures to a family of scored models; see the module's docstring.
+    """Build everything from pictures to a family of scored models; see the module's docstring.
 
     Args:
         profile: a file of `profiles/` merged over `params.yaml`.
-        overrides: values by dotted key, such as `{"finetune.steps": 50}`, merged over that.
-        only: the stages to run, such as `["shard"]`, in place of all; what they read must be among them or built.
-        remote: take what `dvc.lock` names and DVC's default remote has from there, and push all at the end.
+        overrides: values by dotted key, such as `{"finetune.steps": 50}`, merged over the result.
+        only: the stages to run, such as `["shard"]`, in place of all. Stages that they read from must be among them or
+            built before.
+        remote: take outputs that `dvc.lock` names from DVC's default remote, and push all outputs there at the end.
 
     Returns the workspace and, for each stage, its outputs with their digests, whether it was cached, and its seconds.
     """
-    given = {"profile": profile, "overrides": overrides or {}}
-    root = open_workspace(Path.cwd(), profile, given["overrides"])
+    flow_parameters = {"profile": profile, "overrides": overrides or {}}
+    root = open_workspace(Path.cwd(), profile, flow_parameters["overrides"])
     log = get_run_logger().getChild(LOGGER).info
     log(f"working in {root}")
-    with open_builder(root, str(flow_run.id), given, remote) as build:
-        progress = Progress(len(build.dvc_lock.stages if only is None else only))
+    with open_builder(root, str(flow_run.id), flow_parameters, remote) as builder:
+        progress = StageProgress(len(builder.dvc_lock.stages if only is None else only))
 
         def submit(name: str, upstream: Sequence[PrefectFuture]) -> PrefectFuture:
-            return stage_task(build, name, progress).submit(wait_for=upstream)
+            return stage_task(builder, name, progress).submit(wait_for=upstream)
 
-        futures = submit_stages(submit, build.params, only)
+        futures = submit_stages(submit, builder.params, only)
         wait(list(futures.values()))
         stages = [BuiltStage(**f.result()) for f in futures.values() if f.state.is_completed()]
         with best_effort(log):
             publish_stages(stages)
-        if unpushed := push(build, stages) if remote else "":
+        if unpushed := push(builder, stages) if remote else "":
             log(unpushed)
         raise_failures({name: future.state for name, future in futures.items()})
         if unpushed:
@@ -75,22 +76,25 @@ def full_pipeline(
             with best_effort(log):
                 publish_models(models)
                 publish_report(root.resolve() / RESULTS / "report.html")
-            build.mlflow_runs.record_models(models)
+            builder.mlflow_runs.record_models(models)
     return {"workspace": str(root), "stages": [asdict(stage) for stage in stages]}
 
 
-def push(build: StageBuilder, stages: Sequence[BuiltStage]) -> str:
-    """Push the outputs of these stages, also those that were cached: their push may have failed. Why it did now."""
+def push(builder: StageBuilder, stages: Sequence[BuiltStage]) -> str:
+    """Push the outputs of these stages. Returns why that failed, or an empty text.
+
+    Stages that were cached are pushed too, since the push of an earlier run may have failed.
+    """
     try:
         if stages:
-            build.push([stage.stage for stage in stages])
+            builder.push([stage.stage for stage in stages])
     except ChildFailed as error:
         return f"not all that is built was pushed to DVC's remote: {error}"
     return ""
 
 
 def raise_failures(states: Mapping[str, State]) -> None:
-    """Raise FlowFailed if any stage is not completed, naming each failed one with its reason."""
+    """Raise FlowFailed, with the name and reason of each failed stage, if a stage has failed."""
     failed = [f"{name}: {_reason(state)}" for name, state in states.items() if state.is_failed() or state.is_crashed()]
     if failed:
         behind = sum(state.is_pending() for state in states.values())
@@ -103,7 +107,7 @@ def _reason(state: State) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the flow from the command line; returns its exit code."""
+    """Run the flow from the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m flows.full_pipeline", description=__doc__)
     parser.add_argument("--profile", help="a file of profiles/, such as smoke")
     parser.add_argument(
@@ -114,14 +118,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         overrides = dict(parse_override(text) for text in arguments.param)
+        # Bad params are found here already, before Prefect starts a server for the flow.
         merged_params(Path.cwd(), arguments.profile, overrides)
         full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote)
 
-    return in_terminal(run)
+    return run_in_terminal(run)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`finetune.steps=50` as a key and a YAML value. Raises UserError if there is no `=`."""
+    """Split `finetune.steps=50` into a key and a YAML value. Raises UserError if there is no `=`."""
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"-p {text}: write it as section.key=value")

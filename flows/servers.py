@@ -1,8 +1,8 @@
 """The local servers: `python -m flows.servers up`, `status`, `down`.
 
-Prefect's server with a work pool, the deployments and a process worker, and MLflow's UI, all on 127.0.0.1 only. All
-accounts of the host reach that address, so both servers ask for the password in `.sana15/password`
-(`flows.entry.password`). Each runs in a session of its own, with its pid and its log in `.sana15/servers/`.
+They are Prefect's server, a worker for its work pool, and MLflow's server with its UI. Both servers listen on 127.0.0.1
+only. All accounts of the host can reach that address, so both ask for the password in `.sana15/password`
+(`flows.entry.password`). Each process has a session of its own, and its pid and log lie in `.sana15/servers/`.
 `PREFECT_PORT` and `MLFLOW_PORT` choose other ports.
 """
 
@@ -13,7 +13,6 @@ import base64
 import os
 import secrets
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -28,43 +27,48 @@ from types import MappingProxyType
 
 import psutil
 
-from flows.entry.own_servers import FOLDER, HOST, listens, recorded_process
+from flows.entry.own_servers import HOST, SERVERS_FOLDER, listens, recorded_process
 from flows.entry.password import (
     API_VARIABLE,
-    CLIENT_VARIABLE,
+    CLIENT_PASSWORD_VARIABLE,
     PASSWORD,
-    SERVER_VARIABLE,
+    SERVER_PASSWORD_VARIABLE,
     USER,
     credentials,
     password_file,
 )
 from tasks.system.errors import UserError
 from tasks.system.files import write_bytes
-from tasks.system.processes import BAD_INPUT, complain
+from tasks.system.processes import BAD_INPUT, complain, end_processes
 from tasks.tracking.mlflow_store import connect, tracking_uri
 
 POOL = "sana15"
 POOL_TEMPLATE = Path(__file__).parent / "places" / "templates" / "process.json"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
-DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""A proxy that the environment names would learn the password."""
-GUARDED = (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
-"""The answers to our password and to none of a server that is well."""
-MLFLOW_USERS = FOLDER / "mlflow_users.db"
+WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Requests go past any proxy that the environment names, since it would learn the password."""
+HEALTHY_ANSWERS = (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
+"""How a healthy server answers: first to a request with our password, then to one without a password."""
+MLFLOW_USERS = SERVERS_FOLDER / "mlflow_users.db"
 MLFLOW_SETTINGS = f"""[mlflow]
 default_permission = NO_PERMISSIONS
 database_uri = sqlite:///{MLFLOW_USERS}
 auth_cache_ttl_seconds = 300
 """
-"""MLflow's settings for users. A password is a hash that takes long to compute, and a page asks dozens of times."""
+"""MLflow's settings for users.
+
+MLflow checks a password by a hash that takes long to compute, and one page makes dozens of requests. So it keeps the
+answer for 300 seconds.
+"""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A process that stays.
+    """A process that `up` starts and `down` stops.
 
-    One that listens has a port, the variable that chooses it, and a path that only the password opens.
+    A server that listens has a `port`, the name of the `variable` that chooses the port, and in `health` a path that
+    answers only with the password. The worker has none of these.
     """
 
     name: str
@@ -75,50 +79,50 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The address on which it listens."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def log(self) -> Path:
         """The file that it writes to."""
-        return FOLDER / f"{self.name}.log"
+        return SERVERS_FOLDER / f"{self.name}.log"
 
     @property
     def pid_file(self) -> Path:
-        """The file with its pid and the time it began."""
-        return FOLDER / f"{self.name}.pid"
+        """The file with its pid and the time at which it began."""
+        return SERVERS_FOLDER / f"{self.name}.pid"
 
     def process(self) -> psutil.Process | None:
-        """Its process, if it was started here and lives."""
+        """Its process, if it was started for this project and lives."""
         return recorded_process(self.pid_file)
 
     def healthy(self) -> bool:
-        """Whether it answers to our password alone; one without a port is well while it lives."""
+        """Whether it answers with our password and refuses without one. The worker is healthy while it lives."""
         if self.port is None:
             return self.process() is not None
-        return (self._answer(credentials()), self._answer()) == GUARDED
+        return (self._answer(credentials()), self._answer()) == HEALTHY_ANSWERS
 
     def refuse_other_password(self) -> None:
-        """Raises UserError if it answers to another password than ours, or to none, as it was begun with that."""
-        for given, wrong, fault in (
+        """Raises UserError if it refuses our password, or answers without one: it was started with other settings."""
+        for sent, wrong, fault in (
             (credentials(), HTTPStatus.UNAUTHORIZED, f"does not take the password in {PASSWORD}"),
             (None, HTTPStatus.OK, "asks for no password"),
         ):
-            if self._answer(given) == wrong:
+            if self._answer(sent) == wrong:
                 raise UserError(f"{self.name} {fault}: run make down, then make up")
 
-    def _answer(self, given: str | None = None) -> int | None:
-        """The HTTP status that it answers with, to these credentials or to none; None if it does not answer.
+    def _answer(self, sent: str | None = None) -> int | None:
+        """The HTTP status of its answer to these credentials, or to none. None if it does not answer.
 
-        Another account's program that has the port is not asked: it would learn the password.
+        If another program has the port, no request is sent: a program of another account would learn the password.
         """
         if not listens(self.process(), self.port):
             return None
         request = urllib.request.Request(self.url + self.health)
-        if given is not None:
-            request.add_header("Authorization", f"Basic {base64.b64encode(given.encode()).decode()}")
+        if sent is not None:
+            request.add_header("Authorization", f"Basic {base64.b64encode(sent.encode()).decode()}")
         try:
-            return DIRECTLY.open(request, timeout=2).status
+            return WITHOUT_PROXY.open(request, timeout=2).status
         except urllib.error.HTTPError as error:
             return error.code
         except OSError:
@@ -126,58 +130,65 @@ class Server:
 
 
 def servers() -> tuple[Server, Server, Server]:
-    """Prefect's server, MLflow's, and the worker."""
+    """Prefect's server, MLflow's server, and the worker."""
     prefect, mlflow = int(os.environ.get("PREFECT_PORT", "4200")), int(os.environ.get("MLFLOW_PORT", "5000"))
     guarded = ("--app-name", "basic-auth", "--workers", "1")
     return (
         Server(
             "prefect",
-            _module("prefect", "server", "start", "--host", HOST, "--port", str(prefect)),
+            _python_module("prefect", "server", "start", "--host", HOST, "--port", str(prefect)),
             prefect,
             "PREFECT_PORT",
             "/api/admin/version",
         ),
         Server(
             "mlflow",
-            _module("mlflow", "server", "--host", HOST, "--port", str(mlflow), *guarded),
+            _python_module("mlflow", "server", "--host", HOST, "--port", str(mlflow), *guarded),
             mlflow,
             "MLFLOW_PORT",
             "/version",
         ),
-        Server("worker", _module("prefect", "worker", "start", "--pool", POOL, "--name", "local")),
+        Server("worker", _python_module("prefect", "worker", "start", "--pool", POOL, "--name", "local")),
     )
 
 
 def prefect_api() -> str:
-    """What `PREFECT_API_URL` must be for Prefect's commands to talk to the server."""
+    """The value of `PREFECT_API_URL` with which Prefect's commands reach the server."""
     return f"{servers()[0].url}/api"
 
 
 def up() -> None:
-    """Start what is not up, deploy the flow, and return when all of it answers. Raises UserError naming a busy port."""
+    """Start what is not up, make the deployments, and return when all servers answer.
+
+    Raises UserError if a port is busy or a server does not start.
+    """
     prefect, mlflow, worker = servers()
     for server in (prefect, mlflow):
         if server.process() is None:
             refuse_busy_port(server)
-    connect()  # makes the database, which MLflow's server and a first run would otherwise both begin to
-    os.environ |= {API_VARIABLE: prefect_api(), CLIENT_VARIABLE: credentials(), SERVER_VARIABLE: credentials()}
+    connect()  # makes MLflow's database, since its server and a first run could otherwise make it at the same time
+    os.environ |= {
+        API_VARIABLE: prefect_api(),
+        CLIENT_PASSWORD_VARIABLE: credentials(),
+        SERVER_PASSWORD_VARIABLE: credentials(),
+    }
     start(prefect)
     if mlflow.process() is None:
-        # the store's address may hold a password of its own
+        # In a variable and not on the command line: the store's address may hold a password.
         start(mlflow, new_mlflow_users() | {"MLFLOW_BACKEND_STORE_URI": tracking_uri()})
     for server in (prefect, mlflow):
         await_health(server)
     template = ("--base-job-template", str(POOL_TEMPLATE))
-    _quietly(_module("prefect", "work-pool", "create", POOL, "--type", "process", *template, "--overwrite"))
-    _quietly(_module("prefect", "--no-prompt", "deploy", "--all"))
+    _run_quietly(_python_module("prefect", "work-pool", "create", POOL, "--type", "process", *template, "--overwrite"))
+    _run_quietly(_python_module("prefect", "--no-prompt", "deploy", "--all"))
     start(worker)
     status()
 
 
 def status() -> None:
-    """Print a line for each server: whether it is up, where, and its log; and the way in, if Prefect's is.
+    """Print a line for each server: whether it is up, its address and its log. Then print how to use Prefect's server.
 
-    The password itself is not printed: what is printed may be kept in a log.
+    The password itself is not printed, since the output may be kept in a log.
     """
     healthy = {server.name: server.healthy() for server in servers()}
     for server in servers():
@@ -186,21 +197,22 @@ def status() -> None:
         print(f"{server.name:8} {state} {where:28} log: {server.log}")
     if healthy["prefect"]:
         path = shlex.quote(str(password_file()))
-        print(f'export {API_VARIABLE}={prefect_api()} {CLIENT_VARIABLE}="$(cat {path})"')
+        print(f'export {API_VARIABLE}={prefect_api()} {CLIENT_PASSWORD_VARIABLE}="$(cat {path})"')
         print(f"to log in, cat {path}: Prefect takes the whole line, MLflow {USER} and what is behind the colon")
 
 
 def down() -> None:
-    """Stop what is up, the worker first, so that it can end its runs while the server still hears it."""
+    """Stop what is up. The worker stops first, so that it can report the end of its runs to Prefect's server."""
     for server in reversed(servers()):
         stop(server)
 
 
 def new_mlflow_users() -> dict[str, str]:
-    """Begin MLflow's list of users anew, with the owner alone; returns the environment for its application.
+    """Delete MLflow's database of users, and return the environment in which MLflow makes it anew with one user.
 
-    MLflow takes a password only for a user that is not there yet. A route that it has no rule for is closed to all. The
-    secret key is for its forms, so that each start may have another.
+    MLflow reads the password from the environment only for a user that is not yet in the database. `FAIL_CLOSED` makes
+    it refuse every route that it has no rule for. The secret key protects forms in the browser, so each start may have
+    another key.
     """
     MLFLOW_USERS.unlink(missing_ok=True)
     settings = MLFLOW_USERS.with_suffix(".ini")
@@ -215,10 +227,10 @@ def new_mlflow_users() -> dict[str, str]:
 
 
 def start(server: Server, environment: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Start a server in a session of its own, with `environment` added to this process's, unless it is up."""
+    """Start a server in a session of its own, with `environment` added to ours. A server that is up is left alone."""
     if server.process() is not None:
         return
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    SERVERS_FOLDER.mkdir(parents=True, exist_ok=True)
     with open(server.log, "ab") as log:
         child = subprocess.Popen(
             server.command,
@@ -232,23 +244,20 @@ def start(server: Server, environment: Mapping[str, str] = MappingProxyType({}))
 
 
 def stop(server: Server) -> None:
-    """TERM a server's session, if it is up, and wait; KILL what stays."""
+    """Stop a server if it is up: its session gets TERM, and KILL if it still runs after STOP_SECONDS."""
     process = server.process()
     server.pid_file.unlink(missing_ok=True)
     if process is None:
         return
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(STOP_SECONDS)
-    except psutil.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    end_processes([process], STOP_SECONDS, whole_sessions=True)
     print(f"{server.name}: stopped")
 
 
 def await_health(server: Server) -> None:
-    """Return when the server answers to our password alone.
+    """Wait until the server is healthy.
 
-    Raises UserError if it answers to another one, and with the log's last line if it ends or takes too long.
+    Raises UserError if it takes another password or none. If it ends or takes too long, the error has the last line of
+    its log.
     """
     deadline = time.monotonic() + START_SECONDS
     while not server.healthy():
@@ -261,35 +270,35 @@ def await_health(server: Server) -> None:
 
 
 def refuse_busy_port(server: Server) -> None:
-    """Raises UserError if another program listens on the server's port, naming the program where that can be seen."""
+    """Raises UserError if another program listens on the server's port, with that program's name if it can be seen."""
     with socket.socket() as probe:
-        # as the servers do: a port whose last connections are still closing is free
+        # The servers set this option too: it makes a port usable while its last connections are still closing.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, server.port))
         except OSError:
-            other = server.port + 1
+            program, other = _listening_program(server.port), server.port + 1
             raise UserError(
-                f"port {server.port} is in use by {_listener(server.port)}: set {server.variable}={other}, or stop it"
+                f"port {server.port} is in use by {program}: set {server.variable}={other}, or stop it"
             ) from None
 
 
-def _listener(port: int) -> str:
+def _listening_program(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
-    except psutil.Error:  # macOS shows other users' connections to root only
+    except psutil.Error:  # macOS shows the connections of other users to root only
         pass
     return "another program"
 
 
-def _module(*arguments: str) -> tuple[str, ...]:
+def _python_module(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", *arguments)
 
 
-def _quietly(command: Sequence[str]) -> None:
-    """Run a command, showing its output only if it fails, as a UserError of one line."""
+def _run_quietly(command: Sequence[str]) -> None:
+    """Run a command without its output. Raises UserError, with the output on one line, if the command fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         output = " ".join((done.stdout + done.stderr).split())
@@ -297,7 +306,7 @@ def _quietly(command: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `up`, `status` or `down`; returns the exit code: 0 done, 2 bad input."""
+    """Run `up`, `status` or `down`, and return the exit code: 0 done, 2 bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.servers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,11 @@
-"""Operations with a plain PyTorch reference and, where it pays, a Triton kernel; the optimizers built on them."""
+"""The network's operations, each in plain PyTorch and, where it pays, as a Triton kernel; and the optimizers.
+
+The folder may import torch, triton and bitsandbytes, and nothing of `model`, `tasks` or `flows`.
+"""
 
 import logging
 
-# bitsandbytes looks for an optional package of this name, imports this one, and warns that it is not the other
+# bitsandbytes tries to import an optional package that is called `kernels` as well. It finds this one, and warns that
+# this one lacks what it looked for. The filter must stand here, since that import is what runs before the warning.
 _looked_for = logging.getLogger("bitsandbytes.backends.cpu.ops")
 _looked_for.addFilter(lambda record: "kernels-community" not in record.getMessage())

@@ -1,4 +1,4 @@
-"""What a module of Triton kernels says of itself, so that its kernels can be compiled on a machine without a GPU.
+"""What a module of Triton kernels tells of its kernels, so that they can be compiled on a machine without a GPU.
 
 Each such module has a function `ahead_of_time() -> list[Build]` that names its kernels at the sizes of SANA-1.5's 1.6B.
 """
@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 
 class Build(NamedTuple):
-    """One kernel with the types of its arguments, in Triton's words: `*bf16` for a pointer, `i32` for an integer.
+    """One kernel and what it is compiled for.
 
-    `constants` are its compile-time arguments; `divisible` the arguments that are multiples of 16, as Triton finds out
-    itself at a launch; `options` are the launch's own, such as `num_warps`.
+    `types` has the type of each argument in Triton's words: `*bf16` is a pointer, `i32` an integer. `constants` are the
+    compile-time arguments. `divisible` names the arguments that are multiples of 16, which Triton finds out by itself
+    when it launches a kernel. `options` belong to the launch, such as `num_warps`.
     """
 
     kernel: Any

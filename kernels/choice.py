@@ -11,7 +11,7 @@ Choice = Literal["auto", "triton", "reference"]
 """`auto` takes the Triton kernel on CUDA devices where Triton is installed, and the reference elsewhere."""
 
 INSTALLED = importlib.util.find_spec("triton") is not None
-# read once, as Triton itself reads it when a kernel is decorated
+# This is read once, because Triton reads it when a kernel is decorated and never again.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -19,23 +19,26 @@ _chosen: Choice = "auto"
 
 
 def choose_kernels(choice: Choice) -> None:
-    """Set what this process's networks run on, as torch's own backend flags do; before it they run on `auto`."""
+    """Set what the networks of this process run on; until it is called they run on `auto`."""
+    # One setting for the process, like the backend flags of torch: it is no property of a network or a checkpoint.
     global _chosen
     _chosen = choice
 
 
 def chosen_kernels() -> Choice:
-    """What this process's networks run on."""
+    """What the networks of this process run on."""
     return _chosen
 
 
 def use_triton(choice: Choice, device: "torch.device", obstacle: str | None = None) -> bool:
-    """Whether the Triton kernel serves tensors on `device`; `obstacle` is what the kernel cannot do about them, if any.
+    """Whether the Triton kernel is to serve tensors on `device`.
 
-    Raises ValueError if Triton was asked for and cannot.
+    `obstacle` says why the kernel cannot take these tensors; it is None if the kernel can. Raises ValueError if
+    `choice` is "triton" and the kernel cannot run here or cannot take the tensors.
     """
     if choice == "reference":
         return False
+    # `auto` never takes the interpreter, which is far slower than the reference.
     able = INSTALLED and (device.type == "cuda" or (INTERPRETED and choice == "triton"))
     if choice == "triton" and not able:
         raise ValueError(f"kernels: triton was asked for, but cannot run on {device} here: take auto or reference")

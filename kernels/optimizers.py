@@ -1,4 +1,4 @@
-"""Optimizers by name, and how much memory their state takes."""
+"""The optimizers that params.yaml can name, and how much memory their state takes."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -13,17 +13,13 @@ from kernels.came8bit import Came, Came8bit
 from kernels.came8bit.state import is_matrix
 from kernels.choice import chosen_kernels
 
-# The betas and epsilons that SANA-1.5 trains with; they are also those of the CAME paper.
-CAME_BETAS = (0.9, 0.999, 0.9999)
-CAME_EPSILONS = (1e-30, 1e-16)
-
 
 def _came(parameters: list[Parameter], lr: float, weight_decay: float, seed: int) -> Optimizer:
-    return Came(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay, **_rounding(seed))
+    return Came(parameters, lr, weight_decay=weight_decay, **_rounding(seed))
 
 
 def _came8bit(parameters: list[Parameter], lr: float, weight_decay: float, seed: int) -> Optimizer:
-    return Came8bit(parameters, lr, CAME_BETAS, CAME_EPSILONS, weight_decay, **_rounding(seed))
+    return Came8bit(parameters, lr, weight_decay=weight_decay, **_rounding(seed))
 
 
 def _rounding(seed: int) -> dict[str, Any]:
@@ -35,7 +31,7 @@ def _adamw(parameters: list[Parameter], lr: float, weight_decay: float, _seed: i
 
 
 def _adamw8bit(parameters: list[Parameter], lr: float, weight_decay: float, _seed: int) -> Optimizer:
-    # imported here: it takes seconds, and only this optimizer needs it
+    # The import takes more than a second, and only this optimizer needs it.
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters, lr, weight_decay=weight_decay)
@@ -52,11 +48,12 @@ OPTIMIZERS: dict[str, Callable[[list[Parameter], float, float, int], Optimizer]]
 def build_optimizer(
     name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float, seed: int = 0
 ) -> Optimizer:
-    """The optimizer `name` over `parameters`; weight decay is decoupled in each of them.
+    """The optimizer `name` over `parameters`; every one of them has decoupled weight decay.
 
-    `came8bit` and `came` with SANA-1.5's betas (0.9, 0.999, 0.9999) and epsilons (1e-30, 1e-16), on this process's
-    kernels; they round bfloat16 parameters stochastically, by bits of `seed`. `adamw8bit` is bitsandbytes', `adamw`
-    torch's fused one, both with betas (0.9, 0.999) and epsilon 1e-8. An unknown name raises ValueError.
+    `came8bit` and `came` have SANA-1.5's betas (0.9, 0.999, 0.9999) and epsilons (1e-30, 1e-16), and run on the
+    kernels that this process has chosen. They round bfloat16 parameters stochastically, by bits that follow from
+    `seed`. `adamw8bit` is bitsandbytes' and `adamw` is torch's fused AdamW, both with betas (0.9, 0.999) and epsilon
+    1e-8. Raises ValueError for an unknown name, with the nearest known one.
     """
     if name not in OPTIMIZERS:
         nearest = difflib.get_close_matches(name, OPTIMIZERS, n=1, cutoff=0.0)[0]
@@ -65,12 +62,12 @@ def build_optimizer(
 
 
 def state_bytes_per_parameter(optimizer: Optimizer) -> float:
-    """Bytes of state for each trained number; tensors that parameters share (bitsandbytes' maps) count once."""
+    """Bytes of state for each trained number. A tensor that parameters share (a map of bitsandbytes) counts once."""
     return _bytes_per_parameter(optimizer, list(optimizer.state))
 
 
 def state_bytes_by_kind(optimizer: Optimizer) -> dict[str, float]:
-    """As `state_bytes_per_parameter`, for each kind of layer that the optimizer trains (see `kind_of`)."""
+    """Bytes of state for each trained number, by the kinds of layers that `kind_of` tells apart."""
     kinds: dict[str, list[Tensor]] = {}
     for parameter in optimizer.state:
         kinds.setdefault(kind_of(parameter), []).append(parameter)
@@ -78,7 +75,7 @@ def state_bytes_by_kind(optimizer: Optimizer) -> dict[str, float]:
 
 
 def kind_of(parameter: Tensor) -> str:
-    """What optimizers treat differently: matrix, 1x1 convolution, depth-wise convolution, vector, or other."""
+    """The kind of layer a parameter belongs to, as far as optimizers treat kinds differently."""
     if parameter.dim() <= 1:
         return "vector"
     if parameter.dim() == 2:
@@ -90,7 +87,7 @@ def kind_of(parameter: Tensor) -> str:
 
 def _bytes_per_parameter(optimizer: Optimizer, parameters: list[Tensor]) -> float:
     tensors = {
-        # not the address, which tensors without data do not have
+        # The storage is known by its object: tensors on the `meta` device have no address.
         (value.untyped_storage()._cdata, value.storage_offset()): value.nbytes
         for parameter in parameters
         for value in optimizer.state[parameter].values()

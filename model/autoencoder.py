@@ -1,54 +1,50 @@
-"""The deep-compression autoencoder (DC-AE, as in SANA section 2.1): pictures to few, small latents and back.
+"""The deep-compression autoencoder (DC-AE, as in SANA section 2.1): it turns pictures into small latents and back.
 
-It is diffusers' `AutoencoderDC` in diffusers' own folder format, so a published autoencoder loads as ours does. Latents
-leave `encode` multiplied by the folder's `scaling_factor`, which brings them to unit variance for diffusion.
+It is diffusers' `AutoencoderDC` in diffusers' own folder format, so a published autoencoder loads as ours does.
+`encode` multiplies latents by the folder's `scaling_factor`, which brings them to unit variance for diffusion.
 """
 
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from diffusers.utils import import_utils
+from diffusers import AutoencoderDC
 from torch import Tensor
 
-# for models in 8 bits, which this is not, diffusers would import bitsandbytes, and with it torch's compiler
-import_utils._bitsandbytes_available = False
-from diffusers import AutoencoderDC  # noqa: E402
-
 SLICE_PIXELS = 2**20
-"""Pixels that pass the network at once, in whole pictures: a batch of large ones is cut into slices of so many.
+"""So many pixels pass the network at once, in whole pictures: a batch of large pictures is cut into slices.
 
-The published DC-AE takes some 17 GB for them in float32.
+The published DC-AE takes some 17 GB in float32 for so many pixels.
 """
 
 
 class Autoencoder:
-    """A frozen or trainable `AutoencoderDC` with the scale and value range that the rest of the project uses."""
+    """A frozen or trainable `AutoencoderDC`. Pictures are in [-1, 1] and latents have unit variance."""
 
     def __init__(self, network: AutoencoderDC) -> None:
-        """Wrap `network`. Its weights become channels-last, which is several times faster in bfloat16 on CPUs."""
+        """Wrap `network` and make its weights channels-last, which is several times faster in bfloat16 on CPUs."""
         self.network = network.to(memory_format=torch.channels_last)
 
     @property
     def latent_channels(self) -> int:
-        """Channels of a latent."""
+        """How many channels a latent has."""
         return self.network.config.latent_channels
 
     @property
     def downsampling(self) -> int:
-        """Pixels of a picture's side for each latent of its side."""
+        """How many pixels of a picture's side stand behind one cell of the latent's side."""
         return self.network.spatial_compression_ratio
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that the weights are on."""
         return self.network.device
 
     @torch.no_grad()
     def encode(self, pictures_B3HW: Tensor) -> Tensor:
         """Latents (B, C, H/downsampling, W/downsampling), float32, of pictures in [-1, 1].
 
-        Raises ValueError if a side is no multiple of `downsampling`.
+        Raises ValueError if a side is not a multiple of `downsampling`.
         """
         self.check_size(*pictures_B3HW.shape[-2:])
         slices = pictures_B3HW.split(slice_length(*pictures_B3HW.shape[-2:]))
@@ -63,7 +59,7 @@ class Autoencoder:
         return torch.cat([self.network.decoder(self._prepare(part)).float().clamp(-1, 1) for part in slices])
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError if pictures of this size have no latent."""
+        """Raise ValueError if pictures of this size have no latent."""
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(
                 f"a picture of {height}x{width} pixels has no latent: sides must be multiples of {self.downsampling}"
@@ -71,16 +67,17 @@ class Autoencoder:
 
     def save(self, folder: Path) -> None:
         """Write diffusers' folder: `config.json` and safetensors. The same autoencoder gives the same bytes."""
-        # from_pretrained leaves the folder's path in the config, which is no part of the autoencoder.
+        # `from_pretrained` leaves the path of its folder in the config, and the bytes would depend on it.
         self.network.register_to_config(_name_or_path="")
         self.network.save_pretrained(folder, safe_serialization=True)
 
     def _prepare(self, batch: Tensor) -> Tensor:
+        """The batch as the network needs it: on its device, in its dtype, channels-last."""
         return batch.to(self.device, self.network.dtype, memory_format=torch.channels_last)
 
 
 def slice_length(height: int, width: int) -> int:
-    """How many pictures of a size pass the network at once: at least one."""
+    """How many pictures of this size pass the network at once: at least one."""
     return max(1, SLICE_PIXELS // (height * width))
 
 
@@ -88,11 +85,12 @@ def build_autoencoder(latent_channels: int, block_channels: tuple[int, ...], lay
     """An untrained autoencoder with `block_channels[i]` channels at 1/2^(i+1) of the picture's side.
 
     As in the published f64 and f128 autoencoders there are no layers at full resolution, where they cost most. All
-    blocks are convolutional (`ResBlock`), as the published ones' are above 1/8.
-    Raises ValueError if the channels do not fit DC-AE's parameter-free shortcuts, which average or repeat channels.
+    blocks are convolutional (`ResBlock`); in the published autoencoders the blocks above 1/8 are. Raises ValueError if
+    the channels do not fit DC-AE's parameter-free shortcuts, which average or repeat channels.
     """
     _check_channels(latent_channels, block_channels)
-    channels = (block_channels[0], *block_channels)  # diffusers ignores the channels of a level without layers
+    # The first level, at full resolution, has no layers. diffusers ignores its channels but wants a number.
+    channels = (block_channels[0], *block_channels)
     layers = (0,) + (layers_per_block,) * len(block_channels)
     no_attention = ((),) * len(channels)
     network = AutoencoderDC(
@@ -108,9 +106,9 @@ def build_autoencoder(latent_channels: int, block_channels: tuple[int, ...], lay
 
 
 def load_autoencoder(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Autoencoder:
-    """The frozen autoencoder of a diffusers folder, ours or a published one, without any network access.
+    """The frozen autoencoder of a folder in diffusers' format, ours or a published one. The network is never asked.
 
-    Raises ValueError naming the folder if it holds no `AutoencoderDC` or not all of its weights.
+    Raises ValueError that names the folder if it holds no `AutoencoderDC` or lacks some of its weights.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -124,12 +122,14 @@ def load_autoencoder(folder: Path, device: str = "cpu", dtype: torch.dtype = tor
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder} holds no AutoencoderDC: {' '.join(str(error).split())}") from None
+    # diffusers does not refuse a folder that lacks weights.
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder} lacks {len(missing)} weights of its autoencoder, {missing[0]} first")
     return Autoencoder(network.to(device).eval().requires_grad_(False))
 
 
 def _check_channels(latent_channels: int, block_channels: tuple[int, ...]) -> None:
+    """Raise ValueError unless every shortcut of DC-AE averages or repeats a whole number of channels."""
     if block_channels[-1] % latent_channels:
         raise ValueError(
             f"block_channels end in {block_channels[-1]}, which is no multiple of latent_channels {latent_channels}"

@@ -1,4 +1,4 @@
-"""A network on disk: a folder with `config.json` and `model.safetensors`."""
+"""Our own checkpoint of a network: a folder with `config.json` and `model.safetensors`."""
 
 import dataclasses
 import json
@@ -13,15 +13,19 @@ WEIGHTS = "model.safetensors"
 
 
 def save_network(network: Sana, folder: Path) -> None:
-    """Write config and weights into an existing folder; the same network gives the same bytes."""
+    """Write configuration and weights into an existing folder. The same network gives the same bytes."""
     config = json.dumps(dataclasses.asdict(network.config), indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(config, encoding="utf-8")
+    # safetensors stores contiguous tensors alone.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, folder / WEIGHTS)
 
 
 def load_network(folder: Path, device: str = "cpu") -> Sana:
-    """The network of a checkpoint folder. Raises ValueError naming the folder if it is missing or does not fit."""
+    """The network of a checkpoint folder.
+
+    Raises ValueError that names the folder if a file is missing, or if configuration and weights do not fit.
+    """
     folder = Path(folder)
     try:
         config = NetworkConfig(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))

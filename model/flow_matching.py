@@ -2,8 +2,8 @@
 
 x_sigma = (1 - sigma) * latent + sigma * noise, and the network predicts the velocity noise - latent.
 
-Difference from the published code: it draws one of 1000 discrete times; here the time is continuous, so that training
-and the solvers' grids agree and a small model sees every time.
+The published code draws one of 1000 discrete times. Here the time is continuous, so that training agrees with the grids
+of the solvers, and a small model sees every time.
 """
 
 from typing import TypeVar
@@ -15,28 +15,28 @@ from torch import Tensor
 
 Levels = TypeVar("Levels", float, NDArray[np.float64], Tensor)
 
-TIMESTEPS = 1000.0  # the network reads sigma times this
+TIMESTEPS = 1000.0  # the network is told sigma times this number
 
 
 def shift(sigma: Levels, s: float) -> Levels:
-    """The shifted schedule s*sigma / (1 + (s-1)*sigma): more of the path is spent at high noise for s > 1."""
+    """The shifted schedule s*sigma / (1 + (s-1)*sigma). With s > 1 more of the path is spent at high noise."""
     return s * sigma / (1 + (s - 1) * sigma)
 
 
 def draw_sigmas(
     count: int, logit_mean: float, logit_std: float, flow_shift: float, generator: torch.Generator
 ) -> Tensor:
-    """Training noise levels (count,): logit-normal, then shifted."""
+    """Noise levels (count,) for training: logit-normal, then shifted by `flow_shift`."""
     normal = torch.randn(count, generator=generator)
     return shift(torch.sigmoid(logit_mean + logit_std * normal), flow_shift)
 
 
 def add_noise(latents_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-    """The point at `sigma` on the path from latent (0) to noise (1)."""
+    """The points (B, C, H, W) at `sigma_B` on the path from latent (sigma 0) to noise (sigma 1)."""
     sigma = sigma_B[:, None, None, None]
     return (1 - sigma) * latents_BCHW + sigma * noise_BCHW
 
 
 def velocity(latents_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
-    """The regression target noise - latent, the path's derivative in sigma."""
+    """The target that the network is trained to predict: noise - latent, the derivative of the path by sigma."""
     return noise_BCHW - latents_BCHW

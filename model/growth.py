@@ -1,14 +1,16 @@
 """Depth growth: a deeper network that starts from a trained shallow one (SANA-1.5 section 2.2).
 
-* partial preservation: the kept blocks, then new ones that start as the identity (the paper's choice)
-* cyclic replication: block i is a copy of kept block i modulo their number
+There are three strategies:
+
+* partial preservation: new blocks, which start as the identity, follow the kept blocks (the paper's choice)
+* cyclic replication: block i is a copy of the kept block whose number is i modulo the number of kept blocks
 * block replication: every kept block is repeated in place
 
-Before any of them the last `drop` blocks of the trained network may be left out: the paper drops 2 of 20, since new
+Each strategy may first leave out the last `drop` blocks of the trained network. The paper drops 2 of 20, since new
 blocks behind the most output-specific ones stay in local minima. Everything outside the blocks is copied.
 
-Difference from the paper: it states block replication for whole ratios alone; here any depth works, the copies being
-spread evenly and the first blocks taking one more where the ratio is not whole.
+The paper states block replication for whole ratios alone. Here any depth works: the copies are spread evenly, and the
+first blocks get one copy more where the ratio is not whole.
 """
 
 from typing import Literal, get_args
@@ -24,19 +26,21 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 OUTPUT_PROJECTIONS = ("attn.proj.weight", "cross_attn.proj.weight", "mlp.point_conv.conv.weight")
 DEPTH_CONV = "mlp.depth_conv.conv.weight"
-DEPTH_CONV_STD = 0.2  # of the published code: a depth-wise 3x3 kernel sums 9 values, the other layers a whole width
+# As in the published code. A depth-wise 3x3 kernel sums 9 values, where the other layers sum a whole width.
+DEPTH_CONV_STD = 0.2
 
 
 def drop_count(depth: int, share: float) -> int:
-    """Blocks to drop of `depth` for a share of them, rounded half up; one block always stays (a tenth of 20 is 2)."""
+    """How many of `depth` blocks a share of them is, rounded half up; one block always stays. A tenth of 20 is 2."""
     return min(int(depth * share + 0.5), depth - 1)
 
 
 def grow(network: Sana, depth: int, strategy: Strategy, drop: int, init_std: float, generator: torch.Generator) -> Sana:
-    """A network of `depth` blocks grown from all but the last `drop` blocks of `network`, which is left as it is.
+    """A network of `depth` blocks, grown from all but the last `drop` blocks of `network`, which is left as it is.
 
-    `init_std` and the CPU `generator` are for the new blocks of partial preservation. Raises ValueError if no block is
-    kept or if `depth` is below the number of kept blocks.
+    `init_std` and `generator`, which must be on the CPU, serve the new blocks of partial preservation.
+
+    Raises ValueError if no block is kept or if `depth` is below the number of kept blocks.
     """
     kept = list(network.blocks)[: len(network.blocks) - drop]
     if drop < 0 or not kept:
@@ -47,6 +51,7 @@ def grow(network: Sana, depth: int, strategy: Strategy, drop: int, init_std: flo
         return with_blocks(network, [kept[i % len(kept)] for i in range(depth)])
     if strategy == "block_replication":
         return with_blocks(network, [kept[i * len(kept) // depth] for i in range(depth)])
+    # New blocks are drawn on the CPU, so that they are the same whatever the device.
     device = network.final_layer.linear.weight.device
     new = [identity_block(network.config, init_std, generator).to(device) for _ in range(depth - len(kept))]
     return with_blocks(network, [*kept, *new])
@@ -56,8 +61,9 @@ def grow(network: Sana, depth: int, strategy: Strategy, drop: int, init_std: flo
 def identity_block(config: NetworkConfig, init_std: float, generator: torch.Generator) -> SanaBlock:
     """A new block that returns its input: the output projections of both attentions and of the Mix-FFN are zero.
 
-    Norms are 1, biases 0, the depth-wise convolution N(0, 0.2^2), everything else N(0, init_std^2). The published code
-    draws the biases of the Mix-FFN too, and fixes init_std at 0.02, which is 1/sqrt(width) for its 2240 channels.
+    Norms are 1 and biases 0. The depth-wise convolution is drawn from N(0, 0.2^2), everything else from
+    N(0, init_std^2). The published code draws the biases of the Mix-FFN too, and fixes init_std at 0.02, which is
+    1/sqrt(width) for its 2240 channels.
     """
     block = SanaBlock(config)
     for name, parameter in block.named_parameters():
@@ -71,5 +77,5 @@ def identity_block(config: NetworkConfig, init_std: float, generator: torch.Gene
 
 
 def function_distance(velocity: Tensor, reference: Tensor) -> float:
-    """Relative L2 distance of two networks' outputs for the same input: 0 is the same function."""
+    """Relative L2 distance between the outputs of two networks for the same input. 0 means the same function."""
     return ((velocity - reference).double().norm() / reference.double().norm()).item()

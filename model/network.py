@@ -1,15 +1,18 @@
 """The SANA-1.5 network: a linear diffusion transformer for text-to-image (SANA-1.5 section 3.1; SANA section 2.2).
 
-* linear self-attention with ReLU feature maps and RMSNorm on queries and keys
-* softmax cross-attention to the caption, RMSNorm on queries and keys
-* Mix-FFN: gated 1x1 convolutions around a depth-wise 3x3 one; position comes from it (no positional embedding)
-* one time modulation shared by all blocks plus a table for each (AdaLN-single)
+A block has these parts:
 
-Parameter names are those of the published checkpoints. Shapes: B batch, N tokens (H*W), T text tokens, D hidden size,
+* linear self-attention with ReLU feature maps, and RMSNorm on queries and keys
+* softmax cross-attention to the caption, with RMSNorm on queries and keys
+* Mix-FFN: gated 1x1 convolutions around a depth-wise 3x3 convolution, which tells a token its position (there is no
+  positional embedding)
+* a modulation by the time: one for all blocks, plus a table for each block (AdaLN-single)
+
+Parameter names are as in the published checkpoints. Shapes: B batch, N tokens (H*W), T text tokens, D hidden size,
 C latent channels, E caption channels, h heads, d channels of a head.
 
-`NetworkConfig.numerics` chooses between the published code's numerics and diffusers'. Different from both: padded text
-is masked with minus infinity instead of -10000, and the zero `pos_embed` buffer is left out.
+`NetworkConfig.numerics` chooses between the numerics of the published code and those of diffusers. Two things differ
+from both: padded text is masked with minus infinity instead of -10000, and the zero `pos_embed` buffer is left out.
 """
 
 import math
@@ -33,12 +36,12 @@ from model.layers import (
 )
 from model.numerics import CONVENTIONS, Convention, Numerics
 
-EMBEDDER_STD = 0.02  # of the initial weights of the time and caption embedders
+EMBEDDER_STD = 0.02  # the initial weights of the time and caption embedders
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Shape of the network. The published 1.6B has 20 blocks of 2240 channels, 70 linear heads, 20 cross heads."""
+    """The shape of a network. The published 1.6B has 20 blocks of 2240 channels, 70 linear heads, 20 cross heads."""
 
     in_channels: int  # of the latent
     hidden_size: int
@@ -53,24 +56,24 @@ class NetworkConfig:
 
     @property
     def convention(self) -> Convention:
-        """What its numerics stand for."""
+        """What `numerics` stands for."""
         return CONVENTIONS[self.numerics]
 
 
 @dataclass(frozen=True)
 class TextContext:
-    """A batch of captions as the network's blocks read them: computed once for a prompt, used at every solver step."""
+    """A batch of captions as the blocks read them. It is computed once for a prompt and used at every solver step."""
 
-    keys_values: tuple[tuple[Tensor, Tensor], ...]  # of each block: keys and values (B, heads, T, channels of a head)
+    keys_values: tuple[tuple[Tensor, Tensor], ...]  # for each block: keys and values (B, h, T, d)
     mask_BT: Tensor  # true where there is text
 
     def index(self, rows: Tensor) -> "TextContext":
-        """The context of chosen prompts, repeated where `rows` repeats them."""
+        """The context of the prompts with the numbers `rows`. A number that is repeated gives a repeated prompt."""
         chosen = tuple((keys[rows], values[rows]) for keys, values in self.keys_values)
         return TextContext(chosen, self.mask_BT[rows])
 
     def under_mask(self, mask_BT: Tensor) -> "TextContext":
-        """The same texts read at the tokens of another mask. Raises ValueError if they are shorter than it."""
+        """The same texts, read at the tokens of another mask. Raises ValueError if they have fewer tokens than it."""
         length, own = mask_BT.shape[1], self.mask_BT.shape[1]
         if own < length:
             raise ValueError(f"a text of {own} tokens cannot be read at {length}: pad it before encoding")
@@ -79,7 +82,7 @@ class TextContext:
 
 
 def concatenate(first: TextContext, second: TextContext) -> TextContext:
-    """Two contexts as one batch; the shorter text is padded."""
+    """Two contexts as one batch. The shorter text is padded with tokens that the mask hides."""
     length = max(first.mask_BT.shape[1], second.mask_BT.shape[1])
     first, second = _lengthen(first, length), _lengthen(second, length)
     pairs = zip(first.keys_values, second.keys_values, strict=True)
@@ -88,6 +91,7 @@ def concatenate(first: TextContext, second: TextContext) -> TextContext:
 
 
 def _lengthen(context: TextContext, length: int) -> TextContext:
+    """The context padded to `length` tokens."""
     extra = length - context.mask_BT.shape[1]
     padded = tuple((F.pad(k, (0, 0, 0, extra)), F.pad(v, (0, 0, 0, extra))) for k, v in context.keys_values)
     return TextContext(padded, F.pad(context.mask_BT, (0, extra)))
@@ -97,23 +101,30 @@ class SanaBlock(nn.Module):
     """Self-attention and Mix-FFN, each modulated and gated by time, with cross-attention between them."""
 
     def __init__(self, config: NetworkConfig) -> None:
+        """Layers of the sizes of `config`, with PyTorch's initial weights; `initialize` sets those of a network."""
         super().__init__()
         hidden = config.hidden_size
         eps, norm_eps = config.convention.linear_attention_eps, config.convention.cross_norm_eps
         self.attn = LinearAttention(hidden, config.linear_head_dim, config.qk_norm, eps)
         self.cross_attn = CrossAttention(hidden, config.cross_heads, config.qk_norm, norm_eps)
+        # `int` cuts the decimals off, as in the published code; `model.weights.fitting` relies on it.
         self.mlp = MixFeedForward(hidden, int(config.mlp_ratio * hidden))
         self.scale_shift_table = nn.Parameter(torch.randn(6, hidden) / math.sqrt(hidden))
 
     def forward(
         self, x_BND: Tensor, time_B6D: Tensor, text: tuple[Tensor, Tensor], mask_BT: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        """One block. `time_B6D` is the shared modulation; `text` this block's keys and values; `size` is (H, W)."""
+        """The tokens (B, N, D) after this block.
+
+        `time_B6D` is the modulation that blocks share, `text` this block's keys and values, and `size` is (H, W).
+        """
         modulation_B6D = self.scale_shift_table + time_B6D
+        # Table and time may be float32 beside bfloat16 tokens; the kernels of modulation take one dtype.
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation_B6D.to(x_BND.dtype).chunk(6, dim=1)
         kernels = chosen_kernels()
         attended = self.attn(modulate(x_BND, shift1, scale1, kernels))
         x_BND = gated_residual(x_BND, gate1, attended, kernels)
+        # As published: cross-attention has no norm before it, no modulation and no gate.
         x_BND = x_BND + self.cross_attn(x_BND, text, mask_BT)
         fed_forward = self.mlp(modulate(x_BND, shift2, scale2, kernels), size)
         return gated_residual(x_BND, gate2, fed_forward, kernels)
@@ -123,6 +134,7 @@ class Sana(nn.Module):
     """Predicts the velocity (noise minus latent) of a noised latent at a time, given a caption."""
 
     def __init__(self, config: NetworkConfig) -> None:
+        """A network with the initial weights of `initialize`."""
         super().__init__()
         self.config = config
         hidden = config.hidden_size
@@ -136,19 +148,20 @@ class Sana(nn.Module):
         initialize(self)
 
     def encode_text(self, text_BTE: Tensor, mask_BT: Tensor) -> TextContext:
-        """Caption embeddings (B, T, E) and their mask as every block's keys and values."""
+        """Keys and values of every block from caption embeddings (B, T, E) and their mask (B, T), true on text."""
         y_BTD = self.attention_y_norm(self.y_embedder(text_BTE))
         return TextContext(tuple(block.cross_attn.keys_values(y_BTD) for block in self.blocks), mask_BT)
 
     def embed(self, latents_BCHW: Tensor, timesteps_B: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-        """What the blocks start from: tokens (B, N, D), time (B, D), shared modulation (B, 6, D), token grid (H, W)."""
+        """What the blocks need: tokens (B, N, D), time (B, D), shared modulation (B, 6, D) and token grid (H, W)."""
         x_BND, size = self.x_embedder(latents_BCHW)
+        # The published code tells the network whole timesteps.
         time_BD = self.t_embedder(timesteps_B.trunc() if self.config.convention.whole_timesteps else timesteps_B)
         time_B6D = self.t_block(time_BD).unflatten(1, (6, -1))
         return x_BND, time_BD, time_B6D, size
 
     def forward(self, latents_BCHW: Tensor, timesteps_B: Tensor, text: TextContext) -> Tensor:
-        """Velocity (B, C, H, W) of latents at times in [0, 1000] (1000 times sigma)."""
+        """The velocity (B, C, H, W) of latents at times in [0, 1000], which are 1000 times sigma."""
         x_BND, time_BD, time_B6D, size = self.embed(latents_BCHW, timesteps_B)
         for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
             x_BND = block(x_BND, time_B6D, keys_values, text.mask_BT, size)
@@ -156,26 +169,27 @@ class Sana(nn.Module):
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Number of trainable values."""
+    """How many numbers a network's parameters hold."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 @torch.no_grad()
 def initialize(network: Sana) -> None:
-    """Initial weights for training from scratch.
+    """Set the initial weights for training from scratch.
 
-    As in the published code linear layers and the patch embedding are Xavier-uniform, the time and caption embedders
-    N(0, 0.02^2), and the convolutions of the Mix-FFN keep PyTorch's default.
+    As in the published code, linear layers and the patch embedding are Xavier-uniform, the time and caption embedders
+    are drawn from N(0, 0.02^2), and the convolutions of the Mix-FFN keep PyTorch's default.
 
-    Unlike there, cross-attention's output starts at zero and the caption norm at 1, where the published code starts the
-    norm at 0.01 to the same end: that a decoder's large embeddings do not swamp the first steps. This way the caption's
-    gradient has its full size from the start (docs/log.md has the comparison).
+    One thing differs. The large embeddings of a decoder must not swamp the first steps: the published code starts the
+    caption norm at 0.01 to that end. Here the caption norm starts at 1 and cross-attention's output at zero, so that
+    the gradient of the caption has its full size from the start (docs/log.md has the comparison).
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    # As a matrix, whose fan-out is the number of channels. `flatten` gives a view, so the weight itself is set.
     nn.init.xavier_uniform_(network.x_embedder.proj.weight.flatten(1))
     embedders = (network.t_embedder.mlp[0], network.t_embedder.mlp[2], network.t_block[1])
     for linear in (*embedders, network.y_embedder.y_proj.fc1, network.y_embedder.y_proj.fc2):

@@ -1,9 +1,9 @@
-"""Where the published code and diffusers compute SANA differently, as one named setting.
+"""One named setting for the places where the published code and diffusers compute SANA differently.
 
-* `nvlabs`: the code that the published weights were trained with
-* `diffusers`: `SanaTransformer2DModel`, its schedulers and `SanaPipeline`
+* `nvlabs` is the code that the published weights were trained with.
+* `diffusers` is `SanaTransformer2DModel` with its schedulers and `SanaPipeline`.
 
-Both read the same weights; a network runs best under the numerics that it was trained with.
+Both read the same weights. A network runs best under the numerics that it was trained with.
 """
 
 from dataclasses import dataclass
@@ -11,22 +11,23 @@ from typing import Literal
 
 Numerics = Literal["nvlabs", "diffusers"]
 Instruction = Literal["none", "sana"]
-"""The words before a prompt (SANA section 2.3): see `model.text_encoder`."""
+"""Which words are put before a prompt (SANA section 2.3); `model.text_encoder` has them."""
 Precision = Literal["stored", "bfloat16", "int8", "int4"]
-"""The precision of a text encoder's weights in use."""
+"""The precision that the weights of a text encoder have in use."""
 CheckpointKey = Literal["state_dict", "state_dict_ema"]
-"""Where a published `.pth` has its weights: those of the last step, or their average."""
+"""The key of the weights in a published `.pth`: `state_dict` has those of the last step, the other their average."""
 
 
 @dataclass(frozen=True)
 class Convention:
-    """What a setting stands for."""
+    """What one of the two numerics stands for."""
 
     linear_attention_eps: float  # added to the denominator of linear attention
-    cross_norm_eps: float  # of the norms of cross-attention's queries and keys
-    whole_timesteps: bool  # the network cuts the decimals off its times
-    null_keeps_caption_mask: bool  # the empty prompt, padded, is read where its caption has tokens, not where it has
-    cleans_prompts: bool  # prompts are lower-cased and stripped
+    cross_norm_eps: float  # added in the norms of cross-attention's queries and keys
+    whole_timesteps: bool  # whether the network cuts the decimals off its times
+    # Whether the padded empty prompt is read at as many tokens as the caption beside it has; else at its own tokens.
+    null_keeps_caption_mask: bool
+    cleans_prompts: bool  # whether prompts are lower-cased and stripped
 
 
 CONVENTIONS: dict[Numerics, Convention] = {

@@ -1,7 +1,8 @@
 """The text encoder: the last hidden states of a decoder-only language model of the Gemma-2 family (SANA section 2.3).
 
 Model and tokenizer are transformers' own, in transformers' folder format, so a published Gemma-2 loads as ours does.
-Beside them `reading.json` says how prompts are put to the model, so that every user of the folder reads them alike.
+The file `reading.json` beside them says how prompts are put to the model, so that every user of the folder does it in
+the same way.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from transformers import (
 
 from model.numerics import CONVENTIONS, Instruction, Numerics, Precision
 
-logging.disable_progress_bar()  # loading and saving show bars of their own, also where output is piped
+logging.disable_progress_bar()  # transformers shows bars while it loads and saves, even where output is piped
 
 PAD, EOS, BOS = SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>")  # ids 0, 1, 2, as Gemma has them
 LEAST_VOCABULARY = len(SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet())
@@ -41,10 +42,11 @@ READING = "reading.json"
 class Reading:
     """How prompts are put to the language model.
 
-    `max_tokens` is the longest embedding. With the instruction `sana`, SANA's "complex human instruction" goes before a
-    prompt, and of its own tokens only BOS and the last are kept. `numerics` decides how the empty prompt is embedded
-    and whether prompts are lower-cased and stripped. `precision` is that of the weights in use: as stored, or made
-    smaller when they are loaded (int8 and int4 by bitsandbytes).
+    `max_tokens` is the length of the longest embedding. With the instruction `sana`, SANA's "complex human instruction"
+    goes before a prompt, and of the instruction's tokens only BOS and the last are kept. `numerics` decides how the
+    empty prompt is embedded, and whether prompts are lower-cased and stripped. `precision` is the precision of the
+    weights in use: as stored, or made smaller when they are loaded (int8 and int4 by bitsandbytes). Raises ValueError
+    if `max_tokens` is below 2.
     """
 
     max_tokens: int
@@ -53,12 +55,13 @@ class Reading:
     precision: Precision
 
     def __post_init__(self) -> None:
+        """Check `max_tokens`: BOS and one token more are the least."""
         if self.max_tokens < 2:
             raise ValueError(f"max_tokens is {self.max_tokens}: it must be 2 or above")
 
 
 def instruction_text(instruction: Instruction) -> str:
-    """The words before a prompt: diffusers has them as the default of its pipeline, one line to each string."""
+    """The words before a prompt. diffusers has them as a default argument of its pipeline, line by line."""
     if instruction == "none":
         return ""
     from diffusers import SanaPipeline
@@ -71,26 +74,27 @@ class TextEncoder:
     """A language model with its tokenizer, read out at the last hidden state."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reading: Reading) -> None:
-        """The instruction's tokens are counted here, with its BOS."""
+        """Count the tokens of the instruction, BOS among them."""
         self.model, self.tokenizer, self.reading = model, tokenizer, reading
         self._instruction = instruction_text(reading.instruction)
         self._instruction_tokens = len(tokenizer(self._instruction)["input_ids"]) if self._instruction else 1
 
     @property
     def channels(self) -> int:
-        """Channels of an embedding."""
+        """How many channels an embedding has."""
         return self.model.config.hidden_size
 
     def tokens(self, captions: Sequence[str]) -> list[list[int]]:
-        """The token ids of each caption after the instruction: as many as leave an embedding of `max_tokens`."""
-        # Cut here: asking the tokenizer to do it would leave the length in the tokenizer, and in what `save` writes.
+        """The token ids of instruction and caption, cut so that the embedding has at most `max_tokens` tokens."""
+        # They are cut here. A tokenizer that is asked to cut keeps the length, and `save` would write it.
         longest = self._instruction_tokens + self.reading.max_tokens - self._kept_before()
         return [tokens[:longest] for tokens in self.tokenizer([*map(self._prepare, captions)])["input_ids"]]
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """The embedding (T_i, E) of each caption, float32, without padding: BOS, the instruction's last token, its own.
+        """The embedding (T_i, E) of each caption, float32, without padding.
 
-        A caption's embedding does not depend on the others: attention is causal and padding comes last.
+        It has BOS, the last token of the instruction if there is one, and the tokens of the caption. It does not depend
+        on the other captions, since attention is causal and padding comes last.
         """
         embedded = self._embed([torch.tensor(tokens) for tokens in self.tokens(captions)])
         if not self._instruction:
@@ -100,7 +104,8 @@ class TextEncoder:
     def encode_null(self) -> Tensor:
         """The embedding (T, E) of the empty prompt, which never has the instruction before it.
 
-        BOS alone, or under `nvlabs` padded to `max_tokens`: there it is read at as many tokens as a caption has.
+        It is BOS alone. Under `nvlabs` it is padded to `max_tokens`, since there the network reads it at as many tokens
+        as a caption has.
         """
         ids_T = torch.tensor(self.tokenizer("")["input_ids"])
         if not CONVENTIONS[self.reading.numerics].null_keeps_caption_mask:
@@ -111,39 +116,42 @@ class TextEncoder:
         return self._states(padded_T[None], mask_T[None])[0]
 
     def save(self, folder: Path) -> None:
-        """Write transformers' folder: config, safetensors and tokenizer. The same encoder gives the same bytes."""
+        """Write transformers' folder and `reading.json`. The same encoder gives the same bytes."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         save_reading(self.reading, folder)
 
     def _prepare(self, caption: str) -> str:
+        """The text that is tokenised for a caption."""
         prepared = caption.lower().strip() if CONVENTIONS[self.reading.numerics].cleans_prompts else caption
         return self._instruction + prepared
 
     def _kept_before(self) -> int:
-        """Tokens of the embedding that are not the caption's: BOS, and the instruction's last."""
+        """How many tokens of the embedding come before the caption's: BOS, and the last token of the instruction."""
         return 2 if self._instruction else 1
 
     def _embed(self, ids: Sequence[Tensor]) -> list[Tensor]:
         """The states (T_i, E) of token sequences."""
         states_BTE = self._states(*pad(ids))
+        # A view would keep the padding of the whole batch in memory.
         return [states_TE[: len(tokens)].clone() for states_TE, tokens in zip(states_BTE, ids, strict=True)]
 
     @torch.no_grad()
     def _states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """The last hidden states (B, T, E), float32; those of padding are meaningless."""
         device = self.model.device
-        decoder = self.model.get_decoder()  # without the vocabulary head, as in the published code
+        decoder = self.model.get_decoder()  # the model without its vocabulary head, as in the published code
         return decoder(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device)).last_hidden_state.float()
 
 
 def save_reading(reading: Reading, folder: Path) -> None:
-    """Write how prompts are read beside a language model."""
+    """Write `reading.json` into the folder of a language model."""
     text = json.dumps(dataclasses.asdict(reading), indent=2, sort_keys=True) + "\n"
     (folder / READING).write_text(text, encoding="utf-8")
 
 
 def load_reading(folder: Path) -> Reading:
-    """How the prompts of a folder are read. Raises ValueError naming the file that is missing or broken."""
+    """What `reading.json` in a folder says. Raises ValueError that names the file if it is missing or broken."""
     try:
         return Reading(**json.loads((folder / READING).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -151,7 +159,7 @@ def load_reading(folder: Path) -> Reading:
 
 
 def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sequences (T_i, ...) as one batch (B, T, ...), zero behind each, and its mask (B, T), true on the sequence."""
+    """Sequences (T_i, ...) as one batch (B, T, ...), with zeros behind each, and the mask (B, T) that hides them."""
     lengths_B = torch.tensor([len(sequence) for sequence in sequences], device=sequences[0].device)
     padded = pad_sequence(list(sequences), batch_first=True)
     return padded, torch.arange(padded.shape[1], device=padded.device) < lengths_B[:, None]
@@ -160,13 +168,15 @@ def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def train_tokenizer(captions: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most `vocabulary` tokens: all bytes, and the words that `captions` repeat.
 
-    It spells any text. As Gemma's, it puts BOS before a prompt, nothing after it, and pads on the right.
-    Raises ValueError if the vocabulary does not hold all bytes.
+    It can spell any text. Like Gemma's tokenizer it puts BOS before a prompt and nothing after it, and pads on the
+    right. Raises ValueError if the vocabulary has no room for all bytes.
     """
     if vocabulary < LEAST_VOCABULARY:
         raise ValueError(f"vocabulary is {vocabulary}: it must be {LEAST_VOCABULARY} or above, to hold every byte")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # a word is one token wherever it stands
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=True
+    )  # so that a word is one token at the start, too
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -187,9 +197,9 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int) -> PreTrainedToken
 def build_text_encoder(
     tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int, reading: Reading
 ) -> TextEncoder:
-    """An untrained Gemma-2 in Gemma-2-2b's proportions: half as many key heads as heads, an MLP 4 times as wide.
+    """An untrained Gemma-2 in Gemma-2-2b's proportions: half as many key heads as heads, and an MLP 4 times as wide.
 
-    Raises ValueError if a head's channels cannot be turned in pairs by the rotary position embedding.
+    Raises ValueError if a head has an odd number of channels: the rotary position embedding turns them in pairs.
     """
     head_dim = hidden_size // heads
     if head_dim % 2:
@@ -200,7 +210,7 @@ def build_text_encoder(
         intermediate_size=4 * hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads if heads % 2 else heads // 2,
+        num_key_value_heads=heads if heads % 2 else heads // 2,  # heads must be a multiple of it
         head_dim=head_dim,
         query_pre_attn_scalar=head_dim,
         pad_token_id=tokenizer.pad_token_id,
@@ -213,9 +223,10 @@ def build_text_encoder(
 
 
 def load_text_encoder(folder: Path, device: str = "cpu", reading: Reading | None = None) -> TextEncoder:
-    """The frozen text encoder of a folder, without network access. `reading` stands in where the folder has none.
+    """The frozen text encoder of a folder. The network is never asked.
 
-    Raises ValueError naming the folder if it lacks a model, a tokenizer or some of the weights.
+    `reading`, if it is given, is taken instead of the folder's `reading.json`, which a published folder does not have.
+    Raises ValueError that names the folder if it lacks a model, a tokenizer or some of the weights.
     """
     folder = Path(folder)
     reading = reading or load_reading(folder)
@@ -229,21 +240,23 @@ def load_text_encoder(folder: Path, device: str = "cpu", reading: Reading | None
             local_files_only=True,
             use_safetensors=True,
             **_weights_in(reading.precision, device),
-            attn_implementation="eager",  # the one that applies Gemma-2's soft cap of attention scores everywhere
+            attn_implementation="eager",  # on every device it applies Gemma-2's soft cap of attention scores
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no text encoder: {' '.join(str(error).split())}") from None
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder} lacks {len(missing)} weights of its language model, {missing[0]} first")
+    # The empty prompt is BOS alone.
     if not tokenizer("")["input_ids"]:
         raise ValueError(f"{folder} has a tokenizer without BOS: the empty prompt would have no embedding")
-    model = model if reading.precision in ("int8", "int4") else model.to(device)  # bitsandbytes has placed them
+    # bitsandbytes has put its weights on the device already, and does not let them be moved.
+    model = model if reading.precision in ("int8", "int4") else model.to(device)
     return TextEncoder(model.eval().requires_grad_(False), tokenizer, reading)
 
 
 def _weights_in(precision: Precision, device: str) -> dict[str, object]:
-    """The arguments that make transformers load weights in a precision."""
+    """The arguments that make transformers load weights in this precision."""
     if precision == "stored":
         return {"dtype": "auto"}
     if precision == "bfloat16":

@@ -9,40 +9,27 @@ a penalty on the mean of each latent channel. A scaling factor cannot remove suc
 have to learn it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from model.autoencoder import Autoencoder, build_autoencoder, load_autoencoder
-from tasks.computing.precision import autocast
-from tasks.computing.seeds import derive, generator
+from tasks.computing.seeds import derive
 from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.picture_files import encode_png
 from tasks.data.published_files import copy_files, published_path
-from tasks.data.sample_order import grouped_batch_indices
 from tasks.params.experiment import Params
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
 from tasks.system.errors import UserError
+from tasks.training.autoencoder_loss import EVALUATION_BATCH, SCALE_SAMPLES, SHOWN_PICTURES, reconstruction_loss
 from tasks.training.short_training import fit
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
-LATENT_NOISE = 0.1
-"""Standard deviation of the noise, as a share of the latents' root mean square."""
-
-MEAN_PENALTY = 0.01
-"""Weight of the mean square of the channel means, as a share of the latents' mean square."""
-
-SCALE_SAMPLES = 2048
-"""Training pictures from whose latents the scaling factor is computed."""
-
-EVALUATION_BATCH = 256
-SHOWN_PICTURES = 16
 
 
 def run(context: Context) -> Metrics:
@@ -93,28 +80,6 @@ def build(params: Params, device: str) -> Autoencoder:
         raise UserError(f"params.yaml: autoencoder.{error}") from None
     autoencoder.network.to(device)
     return autoencoder
-
-
-def reconstruction_loss(
-    autoencoder: Autoencoder, pictures: PictureDataset, context: Context
-) -> Callable[[int], Tensor]:
-    """The loss of each step (see the module's docstring). It does not depend on the scale of the latents."""
-    params = context.params
-    seed, batch_size = params.compute.seed, params.autoencoder.batch_size
-    network, device = autoencoder.network, context.device
-
-    def loss(step: int) -> Tensor:
-        indices = grouped_batch_indices(derive(seed, "autoencoder"), step, batch_size, pictures.size_groups)
-        target = to_unit_range(pictures.pictures(indices)).to(device, memory_format=torch.channels_last)
-        with autocast(device, params.compute.dtype):
-            latents = network.encoder(target).float()
-            noise = torch.randn(latents.shape, generator=generator(seed, "autoencoder", "noise", step)).to(device)
-            power = latents.square().mean()
-            decoded = network.decoder(latents + LATENT_NOISE * power.sqrt() * noise).float()
-        mean_share = latents.mean(dim=(0, 2, 3)).square().mean() / power
-        return mse_loss(decoded, target) + MEAN_PENALTY * mean_share
-
-    return loss
 
 
 def scaling_factor(autoencoder: Autoencoder, pictures: PictureDataset) -> float:

@@ -15,9 +15,8 @@ from tasks.evaluation.drawing import load_painter
 from tasks.evaluation.evaluation_steps import judge_pool, score_prompts, write_samples
 from tasks.evaluation.evaluation_summary import headline, summarize
 from tasks.evaluation.judges.judge_choice import open_judge
-from tasks.evaluation.picture_pool import PICTURES
+from tasks.evaluation.picture_pool import PICTURES, pool_size
 from tasks.evaluation.prompts.evaluation_prompts import chosen_prompts
-from tasks.params.experiment import Params
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
@@ -52,12 +51,6 @@ def run(context: Context, model: str) -> Metrics:
         record_speed(context, model, pictures_PNHW3, seconds)
         write_json(context.out / "summary.json", summary)
     return headline(summary)
-
-
-def pool_size(params: Params, model: str) -> int:
-    """Pictures to draw for each prompt: fewer for models just cut, whose best of N is nobody's choice."""
-    pruned = model.startswith("pruned-")
-    return params.geneval.images_per_pruned_prompt if pruned else params.geneval.images_per_prompt
 
 
 def record_speed(context: Context, model: str, pictures_PNHW3: Pictures, seconds: float) -> None:

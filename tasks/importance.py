@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.block_importance import block_importance
 from model.checkpoint import load_network
-from model.importance import block_importance
 from model.network import Sana
 from model.pruning import removal_order
 from tasks.computing.precision import autocast

@@ -10,7 +10,7 @@ stage measures how well the judge tells right from wrong, on pictures of combina
 writes the judge's scores of new pictures of training prompts, by which adaptive best of N sets its threshold.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 
 import numpy as np
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from tasks.computing.seeds import derive, numpy_generator
 from tasks.data.picture_dataset import PictureDataset
-from tasks.data.scene_vocabulary import TASKS, combination, is_held_out, lines
 from tasks.evaluation.detectors.detector import Detector
 from tasks.evaluation.detectors.detector_choice import build_detector, check_classes
 from tasks.evaluation.drawing import Painter, load_painter
@@ -27,17 +26,13 @@ from tasks.evaluation.judges.judge_calibration import Calibration
 from tasks.evaluation.judges.judge_choice import Judge, TrainedJudge, open_judge, write_record
 from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork, save_judge
 from tasks.evaluation.judges.judge_training import LabelledPictures, area_under_curve, label, train_judge
-from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts, judge_prompts, take_turns
-from tasks.evaluation.prompts.object_prompts import object_prompts
-from tasks.params.experiment import Params
+from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
+from tasks.evaluation.prompts.judge_prompts import choose_prompts_to_draw
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.system.files import write_csv
-
-UNSEEN_SHARE = 4
-"""There is one prompt of an unseen combination for every so many training prompts."""
 
 
 def run(context: Context) -> Metrics:
@@ -61,22 +56,6 @@ def run(context: Context) -> Metrics:
     )
     calibration(judge, painter, prompts[: params.judge.calibration_prompts]).save(context.out)
     return {**quality(judge), **metrics, "unseen_yes_share": float(test.own_yes().mean())}
-
-
-def choose_prompts_to_draw(params: Params, evaluation: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to train the judge on, and others to measure it on. The detector can find what they ask for.
-
-    The evaluation's prompts are left out, as far as tasks have others. For scenes, the judge is measured on
-    combinations that the small model was not trained on. For COCO's classes it is not known which combinations a model
-    was trained on, so the prompts to measure on are only different from those to train on.
-    """
-    seed, count = params.compute.seed, params.judge.prompts
-    if params.geneval.detector == "scenes":
-        prompts = judge_prompts(seed, count, evaluation)
-        return prompts, unseen_prompts(seed, max(len(prompts) // UNSEEN_SHARE, 1), evaluation)
-    prompts = object_prompts(seed, "judge prompts", count, evaluation)
-    others = max(len(prompts) // UNSEEN_SHARE, 1)
-    return prompts, object_prompts(seed, "unseen prompts", others, [*evaluation, *prompts])
 
 
 def adopt(context: Context, painter: Painter) -> tuple[Judge, Metrics]:
@@ -114,21 +93,6 @@ def calibration(judge: Judge, painter: Painter, prompts: Sequence[Prompt]) -> Ca
     texts, seed = [prompt.text for prompt in prompts], derive(painter.params.compute.seed, "judge calibration")
     pictures_PNHW3 = painter.draw(texts, painter.params.judge.calibration_images, seed, "judge calibration")
     return Calibration(judge.log_yes(pictures_PNHW3, texts), [prompt.tag for prompt in prompts])
-
-
-def unseen_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[Prompt]:
-    """Up to `count` prompts of combinations that neither the judge nor the small model is trained on; tasks take turns.
-
-    The evaluation's combinations are left out too, unless that leaves a task nothing.
-    """
-    taken = {combination(prompt.line) for prompt in evaluation}
-    queues = []
-    for tag in TASKS:
-        held_out = [line for line in lines(tag) if is_held_out(line)]
-        free = [line for line in held_out if combination(line) not in taken] or held_out
-        order = numpy_generator(seed, "unseen prompts", tag).permutation(len(free))
-        queues.append([free[i] for i in order])
-    return [Prompt(line, seen=False) for line in take_turns(queues)][:count]
 
 
 def training_pictures(painter: Painter, prompts: Sequence[Prompt], detector: Detector) -> LabelledPictures:

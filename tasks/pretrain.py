@@ -17,32 +17,16 @@ from tasks.computing import ranks
 from tasks.computing.seeds import derive
 from tasks.data.encoded_samples import EncodedDataset
 from tasks.data.published_files import content_digest, published_path
-from tasks.params.network import Network
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.system.files import write_json
+from tasks.training.network_config import network_config
 from tasks.training.training_loop import Trainer
 
 SETTINGS = {"in_channels": "latent channels", "caption_channels": "caption channels", "depth": "pretrain.depth"}
 """How a message names the fields of a configuration that are not keys of the section `network`."""
-
-
-def network_config(shape: Network, depth: int, in_channels: int, caption_channels: int) -> NetworkConfig:
-    """The network of params.yaml at a depth, between encoders of these channels."""
-    return NetworkConfig(
-        in_channels=in_channels,
-        hidden_size=shape.hidden_size,
-        depth=depth,
-        linear_head_dim=shape.linear_head_dim,
-        cross_heads=shape.cross_heads,
-        mlp_ratio=shape.mlp_ratio,
-        patch_size=shape.patch_size,
-        caption_channels=caption_channels,
-        qk_norm=shape.qk_norm,
-        numerics=shape.numerics,
-    )
 
 
 def run(context: Context) -> Metrics:

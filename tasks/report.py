@@ -50,7 +50,7 @@ def run(context: Context) -> Metrics:
         )
     write_json(out / "summary.json", summary)
     write_bytes(out / "report.html", page.encode())
-    scores = {f"geneval/{model['name']}": model["geneval"]["overall"] for model in summary["models"]}
+    scores = {f"geneval/{model['name']}/overall": model["geneval"]["overall"] for model in summary["models"]}
     return scores | {f"gain_over_random/{cut['depth']}": cut["gain_over_random"]["value"] for cut in summary["cuts"]}
 
 

@@ -1,7 +1,7 @@
-"""The table of stages: each stage of the experiment is one row here and one module, `tasks.<stem>` with its `run`.
+"""The table of stages. Each stage of the experiment is one row here, and the function `run` of a module `tasks.<stem>`.
 
-A row names what a stage reads, what it writes and which params its result depends on. Everything else that knows the
-stages follows from the rows: the flow's graph (`flows.building.stage_graph`), `dvc.yaml` (`flows.dvc_yaml`), the
+A row names what a stage reads, what it writes and which params its result depends on. All else that knows the stages
+takes them from the rows: the flow's graph (`flows.building.stage_graph`), `dvc.yaml` (`flows.dvc_yaml`), the
 command line of a stage (`tasks.runtime.stage_command`), the plan's table (`tasks.planning.stage_costs`) and the report
 of times (`tasks.reporting.report_numbers`). `docs/extending.md` says how to add a stage.
 """
@@ -19,7 +19,7 @@ Argument = int | str
 
 COMPUTE_SECTIONS = ("compute.seed", "compute.device", "compute.dtype", "compute.kernels")
 RANK_SECTIONS = ("compute.nodes", "compute.processes_per_node", "compute.parallelism")
-"""Training depends on the number of ranks, since it orders the sums. A checkpoint does not: any number can resume."""
+"""Training depends on the number of ranks, which orders its sums. Any number of ranks can resume a checkpoint."""
 TRAINING_SECTIONS = (*COMPUTE_SECTIONS, "diffusion")
 DRAWING_SECTIONS = (*COMPUTE_SECTIONS, "shard.image_size", "diffusion.flow_shift", "sampling")
 BRANCH_THREADS = "compute.branch_threads"
@@ -30,9 +30,9 @@ DETECTOR_FILES = ("geneval.mask2former_path", "geneval.clip_path", "geneval.prom
 class Family:
     """A stage that exists once for each item of a list in params: `prune@6` and `prune@4` for `prune.depths` [6, 4].
 
-    `argument` names the item on the command line (`--depth 6`) and has the type `kind`. `items` reads the list from
-    params, `source` says where it stands there. `dvc_group` is how `dvc.yaml` repeats the stage over the same list, and
-    `dvc_item` the item in DVC's templates. `suffix` keeps the names of DVC's groups apart where a stage needs two.
+    `argument` names the item on the command line (`--depth 6`), where it has the type `kind`. `items` reads the list
+    from params, and `source` is the key of the list. `dvc_group` makes `dvc.yaml` repeat the stage over the same list,
+    and `dvc_item` is the item in DVC's templates. `suffix` keeps the names of two DVC groups of one stage apart.
     """
 
     argument: str
@@ -62,19 +62,19 @@ CUTS = Family(
     "prune.depths",
     {"matrix": {"kind": ["pruned", "finetuned"], "depth": "${prune.depths}"}},
     "${item.kind}-${item.depth}",
-    suffix="_cut",  # DVC takes the names of a group from one list, so the cut models need a second group
+    suffix="_cut",  # a group of DVC has one list, so the cut models need a second group
 )
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table, or, of a family, the member for one item; `{item}` in a row's paths stands for the item.
+    """A row of the table, or the stage for one item of a family. `{item}` in a row's paths stands for the item.
 
-    `inputs` are folders: the stage reads each output that lies in one of them or is one of them, but for those in
+    `inputs` are folders. The stage reads every output that lies in one of them or is one of them, except those in
     `unread`. `output` is the folder that it writes. A stage with `files` or `uncached_files` adds these files to
-    `output`, where others lie too, and DVC keeps no copy of the latter. `sections` names the sections (`pretrain`) or
-    keys (`compute.seed`) of params.yaml that the result depends on, and `user_files` the keys whose values are paths to
-    the user's own files. A stage `on_ranks` computes on all processes that params ask for.
+    `output`, where other files lie too; DVC keeps no copy of `uncached_files`. `sections` names the sections
+    (`pretrain`) or keys (`compute.seed`) of params.yaml that the result depends on. `user_files` names the keys whose
+    values are paths to the user's own files. A stage `on_ranks` computes on all processes that params ask for.
     """
 
     stem: str
@@ -91,7 +91,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """`train`, or of a member `finetune@6`."""
+        """`train`, or `finetune@6` for an item of a family."""
         return self.stem if self.item is None else f"{self.stem}@{self.item}"
 
     @property
@@ -101,13 +101,13 @@ class Stage:
 
     @property
     def command(self) -> str:
-        """The command that runs it: `python -m tasks.finetune --depth 6`."""
+        """The command that runs the stage: `python -m tasks.finetune --depth 6`."""
         words = f"python -m {self.module}"
         return words if self.family is None else f"{words} --{self.family.argument} {self.item}"
 
     @property
     def arguments(self) -> tuple[Argument, ...]:
-        """What `run` gets beside its context."""
+        """The arguments of `run` after its context."""
         return () if self.item is None else (self.item,)
 
     @property
@@ -117,24 +117,24 @@ class Stage:
 
     @property
     def written(self) -> tuple[Path, ...]:
-        """The output folder, or each file that is added to it."""
+        """The output folder, or the files that the stage adds to it."""
         files = (*self.uncached_files, *self.files)
         return tuple(self.output / name for name in files) if files else (self.output,)
 
     def threads(self, params: Params) -> int:
-        """The CPU threads that it computes on. They are part of its result, since they order its sums."""
+        """The number of CPU threads that it computes on. The result depends on it, since it orders the sums."""
         return params.compute.branch_threads if self.branch else params.compute.threads
 
     def reads(self, other: "Stage") -> bool:
-        """Whether the output of `other` lies in or is one of the inputs (DVC has the same rule)."""
+        """Whether the stage reads the output of `other`, which then lies in or is one of its inputs (as for DVC)."""
         return other.output not in self.unread and any(other.output.is_relative_to(path) for path in self.inputs)
 
     def waits_for(self, other: "Stage") -> bool:
-        """Whether DVC and the flow run `other` first: as `reads`, without regard to `unread`."""
+        """Whether DVC and the flow run `other` first. That is so for every output in its inputs, also an unread one."""
         return any(other.output.is_relative_to(path) for path in self.inputs)
 
     def for_item(self, item: Argument) -> "Stage":
-        """The member of this family for one item."""
+        """The stage for one item of this family."""
 
         def filled(path: Path) -> Path:
             return Path(str(path).replace("{item}", str(item)))
@@ -244,18 +244,18 @@ TABLE = (
         "report",
         output=paths.RESULTS,
         inputs=(paths.OUTPUTS,),
-        unread=(paths.SHARDS, paths.ENCODED),  # large, and the report shows nothing of them
+        unread=(paths.SHARDS, paths.ENCODED),  # they are large, and the report shows nothing of them
         sections=("compute.seed", "workflow.baselines", "prune.depths", "geneval", "report"),
         # times and memory differ from run to run, so what shows them is not cached
         uncached_files=("summary.json", "report.html", "family.png"),
         files=("metrics.json",),
     ),
 )
-"""All stages, each behind those whose outputs it reads."""
+"""All stages. Each comes after those whose outputs it reads."""
 
 
 def stages_of(params: Params) -> dict[str, Stage]:
-    """Every stage of an experiment by its name, each behind those whose outputs it reads."""
+    """Every stage of an experiment by its name. Each comes after those whose outputs it reads."""
     stages: dict[str, Stage] = {}
     for row in TABLE:
         members = [row] if row.family is None else [row.for_item(item) for item in row.family.items(params)]
@@ -264,7 +264,7 @@ def stages_of(params: Params) -> dict[str, Stage]:
 
 
 def stage_of(stem: str, params: Params, item: Argument | None = None) -> Stage:
-    """The stage of an experiment. Raises UserError if it is a family that has no such item."""
+    """The stage of this stem and item. Raises UserError if the family has no such item in this experiment."""
     stages = stages_of(params)
     name = stem if item is None else f"{stem}@{item}"
     if name not in stages:
@@ -276,7 +276,7 @@ def stage_of(stem: str, params: Params, item: Argument | None = None) -> Stage:
 
 
 def families(stem: str) -> list[Family]:
-    """The families that the rows of a stage have; none for a stage that is there once."""
+    """The families of a stem's rows; none for a stage that exists once."""
     return [row.family for row in TABLE if row.stem == stem and row.family is not None]
 
 
@@ -291,7 +291,7 @@ def sections_of(stem: str) -> frozenset[str]:
 
 
 def edges(stages: Iterable[Stage]) -> dict[str, list[str]]:
-    """For each stage, by name, those that the flow and DVC run before it because it reads their outputs."""
+    """For each stage the names of the stages that the flow and DVC run before it (`Stage.waits_for`)."""
     every = list(stages)
     return {
         stage.name: [other.name for other in every if other is not stage and stage.waits_for(other)] for stage in every

@@ -1,4 +1,4 @@
-"""Building the stages of one workspace: their order, their processes, and what DVC, MLflow and Prefect keep of them.
+"""Building the stages of one workspace: their order, their processes, and their records in DVC, MLflow and Prefect.
 
 Imports `flows.entry` and `tasks`.
 """

@@ -1,4 +1,4 @@
-"""Who computes now: one main stage on all threads, or several branch stages on their share of them."""
+"""Which stages may compute now: one main stage on all CPU threads, or several branch stages on a share each."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -7,9 +7,10 @@ from threading import Condition
 
 
 class CpuSlots:
-    """`count` places. A branch stage takes one, a main stage all of them, first come first served.
+    """`count` slots. A branch stage takes one of them and a main stage takes all.
 
-    The order keeps a main stage from waiting for ever behind branches that overtake it.
+    Stages get their slots in the order in which they ask. Without that order, branch stages could overtake a main stage
+    again and again, and it would wait for ever.
     """
 
     def __init__(self, count: int) -> None:
@@ -19,17 +20,17 @@ class CpuSlots:
 
     @contextmanager
     def take(self, *, branch: bool) -> Iterator[None]:
-        """Hold one place, or all, for the block."""
-        places, ticket = 1 if branch else self._count, object()
+        """Hold one slot, or all of them, for the block."""
+        slots, ticket = 1 if branch else self._count, object()
         with self._changed:
             self._waiting.append(ticket)
-            self._changed.wait_for(lambda: self._waiting[0] is ticket and self._free >= places)
+            self._changed.wait_for(lambda: self._waiting[0] is ticket and self._free >= slots)
             self._waiting.popleft()
-            self._free -= places
+            self._free -= slots
             self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
-                self._free += places
+                self._free += slots
                 self._changed.notify_all()

@@ -1,7 +1,7 @@
-"""What DVC knows of a workspace: which stages are up to date, which can come out of its cache, and what was built.
+"""DVC for the flow: which stages are up to date, which outputs come out of its cache, and the entries of `dvc.lock`.
 
-DVC is not made for threads: every call goes through one lock, in the flow's own process. The stages themselves run
-outside it.
+DVC is not made for threads, and the flow builds stages in several threads. Therefore every call of DVC waits for one
+lock in the flow's process. The stages themselves run without that lock, so that several can compute at once.
 """
 
 import logging
@@ -13,74 +13,80 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from dvc.dependency.base import Dependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
+from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import RunCacheNotFoundError
 
 from flows.building.child_processes import ChildFailed, ChildProcesses
 from tasks.stages import Stage
 from tasks.system.errors import UserError
 
-LOCK_FILE = "dvc.lock"
-DVC = """
+DVC_LOCK_FILE = "dvc.lock"
+DVC_PROGRAM = """
 from tasks.system.processes import die_with_parent
 die_with_parent()
 import dvc.cli
 raise SystemExit(dvc.cli.main())
 """
-"""`python -m dvc`, which would outlive a flow that is killed."""
-MISSING = "Missing cache files"
-"""What DVC warns of in a push, which it then calls a success."""
+"""DVC's command line, in a process that ends with the flow. `python -m dvc` would outlive a flow that is killed."""
+MISSING_FILES_WARNING = "Missing cache files"
+"""How DVC's warning about files that it could not push begins. DVC calls such a push a success."""
 
-# its remarks on each change of dvc.lock would stand between the stages' lines
+# DVC reports each change of dvc.lock. These lines would stand between the lines of the stages.
 logging.getLogger("dvc").setLevel(logging.ERROR)
 
 
 class DvcLock:
-    """What DVC knows of `stages` in the workspace `root`, which must be the working directory.
+    """DVC's records of `stages` in the workspace `root`, which must be the working directory.
 
-    With `remote`, outputs that are not in DVC's cache are restored from its default remote. Raises UserError if
-    dvc.yaml or dvc.lock cannot be read, if dvc.yaml does not have one of the stages, or if there is no such remote or
-    it does not answer.
+    With `remote`, outputs that are not in DVC's cache are restored from its default remote.
+
+    Raises UserError if dvc.yaml or dvc.lock cannot be read, if a stage is missing in dvc.yaml, or if `remote` is true
+    and there is no remote or it does not answer.
     """
 
     def __init__(self, root: Path, stages: Mapping[str, Stage], remote: bool = False) -> None:
         self.root, self.stages, self._remote = root, stages, remote
         self._lock = threading.Lock()
-        self._moved = False
+        self._outputs_changed = False
         try:
-            # without git, DVC works the same but for its experiments
+            # Without git all of DVC works but its experiments. It must be told that there is no git repository.
             self._repo = Repo(str(root), config=None if (root / ".git").exists() else {"core": {"no_scm": True}})
             with self._exclusively():
+                # The command is the key, since DVC has its own names for stages where ours need two of its groups.
                 known = {stage.cmd: stage for stage in self._repo.index.stages}
-                self._keys = {name: _key(stage, known) for name, stage in stages.items()}
+                self._dvc_names = {name: _dvc_name(stage, known) for name, stage in stages.items()}
                 self._stale = {name for name, stage in stages.items() if known[stage.command].changed()}
             if remote:
-                self._ask_remote()
+                self._check_remote_answers()
         except DvcException as error:
-            raise UserError(f"{root}: DVC says: {_said(error)}") from None
+            raise UserError(f"{root}: DVC says: {_one_line(error)}") from None
 
     def up_to_date(self, name: str) -> bool:
-        """Whether the stage's outputs are in place and are those of its params, code and inputs as they are now.
+        """Whether the stage's outputs are in place and belong to its params, code and inputs as they are now.
 
-        Call it when all stages upstream are done. As long as nothing has changed, the one look at the start answers.
+        Call this when all stages upstream are done. Until a stage is built or restored, the check at the start answers.
         """
-        if not self._moved:
+        if not self._outputs_changed:
             return name not in self._stale
         with self._exclusively():
-            return not self._stage(name).changed()
+            return not self._dvc_stage(name).changed()
 
     def restore(self, name: str, may_begin: Callable[[], None]) -> bool:
-        """Bring the stage's outputs back from DVC's cache if it was built before from what it would be built from now.
+        """Restore the stage's outputs from DVC's cache, if the cache has them for its present params, code and inputs.
 
-        What `dvc.lock` names and only the remote has comes from there. Like `dvc repro`, it removes the outputs that
-        are in place first. A stage that writes past the cache has more in its folder than DVC could bring back: that
-        one is always built. `may_begin` is called when its turn has come, and raises if it is too late.
+        Returns whether they were restored. With `remote`, files that only the remote has are fetched from there. Like
+        `dvc repro`, this first removes the outputs that are in place. A stage with uncached files is never restored,
+        since DVC would bring back only a part of its folder.
+
+        `may_begin` is called when the lock is held and before anything is removed. It raises if the flow is stopping.
         """
         with self._exclusively():
             may_begin()
-            stage = self._stage(name)
-            self._moved = True
+            stage = self._dvc_stage(name)
+            self._outputs_changed = True
             stage.remove_outs()
             if self.stages[name].uncached_files:
                 return False
@@ -88,82 +94,91 @@ class DvcLock:
                 self._repo.stage_cache.restore(stage, pull=self._remote)
             except RunCacheNotFoundError:
                 return False
-            self._repo.commit(self._keys[name], force=True)
+            self._repo.commit(self._dvc_names[name], force=True)
         return True
 
-    def note(self, name: str) -> Any:
-        """What the stage is about to be built from: params, code and inputs as they are now, for `pin`."""
+    def record_inputs(self, name: str) -> DvcStage:
+        """Record the params, code and inputs that the stage is about to be built from. `commit` takes this record."""
         with self._exclusively():
-            stage = self._stage(name)
+            stage = self._dvc_stage(name)
             stage.save_deps()
         return stage
 
-    def pin(self, name: str, noted: Any) -> None:
-        """Put what the stage has built into the cache and write its entry of `dvc.lock`.
+    def commit(self, name: str, recorded: DvcStage) -> None:
+        """Put the stage's outputs into DVC's cache and write its entry of `dvc.lock`.
 
-        Raises UserError, and pins nothing, if what it was built from is not what it is now.
+        Raises UserError, and writes nothing, if params, code or inputs are no longer as `record_inputs` found them: DVC
+        would otherwise record the outputs as made from the edited files.
         """
         with self._exclusively():
-            self._moved = True
-            if changed := [text for dependency in noted.deps for text in _changes(dependency)]:
+            self._outputs_changed = True
+            if changed := [text for dependency in recorded.deps for text in _changed_paths(dependency)]:
                 raise UserError(f"{', '.join(changed)} changed while {name} ran: run again")
-            self._repo.commit(self._keys[name], force=True)
+            self._repo.commit(self._dvc_names[name], force=True)
 
-    def key(self, name: str) -> str:
+    def dvc_name(self, name: str) -> str:
         """DVC's own name of the stage."""
-        return self._keys[name]
+        return self._dvc_names[name]
 
     def entry(self, name: str) -> dict[str, Any]:
         """The stage's entry of `dvc.lock`."""
-        return yaml.safe_load((self.root / LOCK_FILE).read_text(encoding="utf-8"))["stages"][self._keys[name]]
+        return yaml.safe_load((self.root / DVC_LOCK_FILE).read_text(encoding="utf-8"))["stages"][self._dvc_names[name]]
 
-    def _ask_remote(self) -> None:
-        """DVC takes what it cannot reach for missing, and all would be built again: so it is asked once before."""
+    def _check_remote_answers(self) -> None:
+        """Raise UserError if the remote does not answer.
+
+        DVC treats a file that it cannot reach as missing. With a remote that is down, every stage would be built again.
+        """
         try:
-            place = self._repo.cloud.get_remote().odb
-            place.fs.info(place.path)
+            storage = self._repo.cloud.get_remote().odb
+            storage.fs.info(storage.path)
         except FileNotFoundError:
-            return  # nothing has been pushed yet
+            return  # the remote answers, and nothing has been pushed to it yet
         except DvcException:
             raise
-        except Exception as error:  # of whatever kind the remote's own library has
-            raise UserError(f"{self.root}: DVC's remote does not answer: {_said(error)}") from None
+        except Exception as error:  # each kind of remote has a library with exceptions of its own
+            raise UserError(f"{self.root}: DVC's remote does not answer: {_one_line(error)}") from None
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
         with self._lock, lock_repo(self._repo):
             yield
 
-    def _stage(self, name: str) -> Any:
-        return self._repo.stage.collect(self._keys[name])[0]
+    def _dvc_stage(self, name: str) -> DvcStage:
+        return self._repo.stage.collect(self._dvc_names[name])[0]
 
 
-def push(children: ChildProcesses, root: Path, keys: Iterable[str]) -> None:
-    """Push the outputs of DVC's stages `keys` in the workspace `root` to its default remote, as a child that can be
-    ended. Raises ChildFailed.
+def push(children: ChildProcesses, root: Path, dvc_names: Iterable[str]) -> None:
+    """Push the outputs of DVC's stages `dvc_names` in the workspace `root` to DVC's default remote.
+
+    A push may take long, and a thread cannot be interrupted. So the push runs in a child process, which the flow can
+    end. Raises ChildFailed.
     """
     said: list[str] = []
     try:
-        children.run([sys.executable, "-c", DVC, "push", *keys], root, {}, said.append)
+        children.run([sys.executable, "-c", DVC_PROGRAM, "push", *dvc_names], root, {}, said.append)
     except ChildFailed as error:
-        # the last line of DVC is where to ask for help
+        # The last line that DVC prints says where to ask for help, so the reason is on a line above.
         raise ChildFailed(error.code, next((line for line in said if line.startswith("ERROR: ")), str(error))) from None
-    if any(MISSING in line for line in said):
-        raise ChildFailed(1, f"{MISSING.lower()} of {', '.join(keys)}, which the remote does not have either")
+    if any(MISSING_FILES_WARNING in line for line in said):
+        raise ChildFailed(
+            1, f"{MISSING_FILES_WARNING.lower()} of {', '.join(dvc_names)}, which the remote does not have either"
+        )
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
+    """The error's message on one line, or its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _changes(dependency: Any) -> list[str]:
-    """What is not as it was when `dependency` was noted: its path, or the keys of params.yaml."""
+def _changed_paths(dependency: Dependency) -> list[str]:
+    """What has changed in `dependency` since it was recorded: its path, or the path and the keys of params.yaml."""
     status = dependency.workspace_status().items()
     return [f"{path} ({', '.join(what)})" if isinstance(what, dict) else path for path, what in status]
 
 
-def _key(stage: Stage, known: Mapping[str, Any]) -> str:
-    """DVC's own name of a stage, which differs from ours where a stage needs two of DVC's groups."""
+def _dvc_name(stage: Stage, known: Mapping[str, DvcStage]) -> str:
+    """DVC's own name of a stage. It differs from ours where a stage needs two of DVC's groups."""
     if stage.command not in known:
         raise UserError(f"dvc.yaml does not have the stage {stage.name} of tasks/stages.py: run make dvc.yaml")
     return known[stage.command].name

@@ -1,8 +1,8 @@
-"""The MLflow side of a flow run: a parent run, a child for each stage, and a child for each model that was scored.
+"""A flow run in MLflow: a parent run, a child run for each stage, and a child run for each scored model.
 
-Tags join the three worlds: the git commit, the stage's entry of dvc.lock (on the parent the digest of the whole file),
-and the Prefect flow run. All of it goes through spools, which one thread of the flow sends: the stages' processes need
-no MLflow, and a tracker that is away only makes the runs appear later.
+Tags connect a run with git, DVC and Prefect: the commit, the stage's entry of dvc.lock (on the parent run the digest of
+the whole file), and the id of the flow run. Everything is written to files on disk (spools), which one thread of the
+flow sends. So the processes of the stages need no MLflow, and if its server is away the runs only appear later.
 """
 
 import json
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.building.dvc_lock import LOCK_FILE
+from flows.building.dvc_lock import DVC_LOCK_FILE
 from tasks.system.manifest import sha256_file
 from tasks.tracking.mlflow_sender import Sender
 from tasks.tracking.spool import SPOOLS, Spool, open_spool, status_after
@@ -21,36 +21,42 @@ PREFECT_TAG = "prefect.flow_run_id"
 ENTRY_TAG = "dvc.lock_entry"
 LOCK_TAG = "dvc.lock_sha256"
 CACHED_TAG = "sana15.cached"
-# MLflow's own limit; a longer entry is cut
 MAX_TAG = 8000
+"""MLflow's limit for a tag, in characters. A longer value is cut."""
 
 
 class MlflowRuns:
-    """The runs of one flow run; see `open_mlflow_runs`. Methods may be called from several threads."""
+    """The MLflow runs of one flow run; see `open_mlflow_runs`. Its methods may be called from several threads."""
 
     def __init__(self, root: Path, sender: Sender, flow_run_id: str) -> None:
         self._root, self._sender, self._tags = root, sender, {PREFECT_TAG: flow_run_id}
         self._stages: dict[str, Spool] = {}
         self.parent = self._open("sana15", None)
 
-    def begin(self, stage: str) -> dict[str, str]:
-        """The environment in which a stage's process reports to its run; a second attempt goes on in the same run."""
+    def begin_stage(self, stage: str) -> dict[str, str]:
+        """The environment variables by which a stage's process finds its MLflow run. The run is opened if need be."""
+        # After a failed attempt the stage resumes from a checkpoint. The second attempt goes on in the same run, so
+        # that one run has the whole curve.
         if stage not in self._stages:
             self._stages[stage] = self._open(stage, self.parent)
         return {SPOOL_VARIABLE: str(self._stages[stage].path)}
 
-    def finish(self, stage: str, entry: Mapping[str, Any]) -> None:
-        """End the run of a stage that is built, with its entry of dvc.lock."""
+    def finish_stage(self, stage: str, entry: Mapping[str, Any]) -> None:
+        """End the MLflow run of a stage that is built, and give it the stage's entry of dvc.lock."""
         self._end(self._stages.pop(stage), {ENTRY_TAG: json.dumps(entry)})
 
-    def link(self, stage: str, entry: Mapping[str, Any], digest: str) -> None:
-        """Give a stage that was up to date a run that points at the one that made its output."""
+    def record_cached_stage(self, stage: str, entry: Mapping[str, Any], digest: str) -> None:
+        """Make a run for a stage that was up to date. It points to the run that made the output with this `digest`."""
         spool = self._open(stage, self.parent)
         spool.append("made", digest=digest)
         self._end(spool, {ENTRY_TAG: json.dumps(entry), CACHED_TAG: "true"})
 
     def record_models(self, models: list[dict[str, Any]]) -> None:
-        """One run for each model of `results/summary.json`, so that MLflow's UI can compare the sizes."""
+        """Make a run for each model of `results/summary.json`, so that MLflow's UI can compare the model sizes.
+
+        A score has the same name as in the run of the model's stage geneval (`geneval/overall`, `best_of/4`). The ends
+        of its interval have that name with `/low` and `/high` behind it.
+        """
         for model in models:
             numbers = {_metric_name(key): value for key, value in _numbers(model).items()}
             spool = self._open(f"model {model['name']}", self.parent)
@@ -59,10 +65,10 @@ class MlflowRuns:
             self._end(spool, {"sana15.model": model["name"]})
 
     def close(self, status: str) -> None:
-        """End the parent, and the stages that were begun and not finished."""
+        """End the parent run, and the runs of stages that were begun and not finished, with this MLflow status."""
         for spool in self._stages.values():
             self._end(spool, {}, status)
-        lock = self._root / LOCK_FILE
+        lock = self._root / DVC_LOCK_FILE
         self._end(self.parent, {LOCK_TAG: sha256_file(lock)} if lock.exists() else {}, status)
 
     def _open(self, name: str, parent: Spool | None) -> Spool:
@@ -77,11 +83,14 @@ class MlflowRuns:
 
 
 @contextmanager
-def open_mlflow_runs(root: Path, flow_run_id: str, given: Mapping[str, Any]) -> Iterator[MlflowRuns]:
-    """The runs of a flow run in the workspace `root`; `given` (profile, overrides) are the parent's params."""
+def open_mlflow_runs(root: Path, flow_run_id: str, flow_parameters: Mapping[str, Any]) -> Iterator[MlflowRuns]:
+    """The MLflow runs of a flow run in the workspace `root`. They end when the block ends, with its status.
+
+    `flow_parameters` (profile and overrides) become the params of the parent run.
+    """
     with Sender(root / SPOOLS) as sender:
         mlflow_runs = MlflowRuns(root, sender, flow_run_id)
-        mlflow_runs.parent.append("params", values=dict(given))
+        mlflow_runs.parent.append("params", values=dict(flow_parameters))
         status = "FINISHED"
         try:
             yield mlflow_runs
@@ -93,12 +102,19 @@ def open_mlflow_runs(root: Path, flow_run_id: str, given: Mapping[str, Any]) -> 
 
 
 def _metric_name(key: str) -> str:
-    """`geneval/counting` for `geneval/tasks/counting/value`."""
-    return key.replace("/tasks/", "/").removesuffix("/value")
+    """The name in MLflow of a number of `results/summary.json`.
+
+    It is `geneval/counting` for `geneval/tasks/counting/value`, `geneval/seen` for `by_seen/seen/overall`, and
+    `best_of/4` for `best_of/4/overall`. `geneval/overall` stays.
+    """
+    name = key.replace("/tasks/", "/").removesuffix("/value")
+    if name == "geneval/overall":
+        return name
+    return name.replace("by_seen/", "geneval/").removesuffix("/overall")
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a nested mapping under names joined by slashes."""
+    """The numbers of a nested mapping, each under its keys joined by slashes."""
     flat: dict[str, float] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a flow run shows in Prefect's UI: progress, a table of stages, a table of models, and where the report is."""
+"""What a flow run shows in Prefect's UI: progress, a table of stages, a table of models, and the report's address."""
 
 import flows.entry.prefect_environment  # noqa: F401
 
@@ -20,15 +20,15 @@ from flows.building.stage_builder import BuiltStage
 
 @contextmanager
 def best_effort(log: Callable[[str], None]) -> Iterator[None]:
-    """Log that a page could not be shown, and go on: a slow server is no reason to fail what is built and pinned."""
+    """Log an error of the block and go on: a slow server is no reason to fail stages that are built and recorded."""
     try:
         yield
     except Exception as error:
         log(f"Prefect's server did not take an artifact ({' '.join(str(error).split())[:120]})")
 
 
-class Progress:
-    """A progress artifact that counts finished stages; `advance` may be called from several threads."""
+class StageProgress:
+    """A progress artifact that counts finished stages. `advance` may be called from several threads."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done, self._lock = total, 0, threading.Lock()
@@ -43,7 +43,7 @@ class Progress:
 
 
 def publish_stages(stages: Sequence[BuiltStage]) -> None:
-    """A table of stages: run or cached, seconds, outputs with the beginning of their digests."""
+    """Publish a table of stages: ran or cached, seconds, and the outputs with the first digits of their digests."""
     rows = [
         {
             "stage": stage.stage,
@@ -57,7 +57,7 @@ def publish_stages(stages: Sequence[BuiltStage]) -> None:
 
 
 def publish_models(models: Sequence[dict[str, Any]]) -> None:
-    """A table of models: size, held-out loss and GenEval with its interval."""
+    """Publish a table of models: size, held-out loss, and GenEval with its interval."""
     rows = []
     for model in models:
         score = model["geneval"]
@@ -68,5 +68,5 @@ def publish_models(models: Sequence[dict[str, Any]]) -> None:
 
 
 def publish_report(report: Path) -> None:
-    """Where the report is. A browser opens no file:// link from a page that was served, so the path is spelled out."""
+    """Publish the path of the report. It is spelled out, since browsers open no file:// link on a page of a server."""
     create_markdown_artifact(f"[{report}]({report.as_uri()})", key="report", description="Open this file in a browser")

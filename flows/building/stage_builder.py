@@ -1,4 +1,4 @@
-"""Building one stage: skip it, bring it back from the cache, or run it as a child process and pin what it wrote."""
+"""Building one stage: it is skipped, restored from DVC's cache, or run as a child process and recorded in dvc.lock."""
 
 import shlex
 import sys
@@ -15,10 +15,10 @@ from flows.building.cpu_slots import CpuSlots
 from flows.building.dvc_lock import DvcLock, push
 from flows.building.fork_server import ForkServer, can_fork
 from flows.building.mlflow_runs import MlflowRuns, open_mlflow_runs
-from flows.building.workspace import work_alone
+from flows.building.workspace import hold_workspace
 from tasks.params.experiment import Params
 from tasks.params.reading import PARAMS_FILE, load_params
-from tasks.params.user_files import digests_of, made_of
+from tasks.params.user_files import digests_of, made_from_user_files
 from tasks.stages import Stage, stages_of
 from tasks.system.errors import UserError
 from tasks.system.manifest import MANIFEST, sha256_file, verify_manifest
@@ -26,7 +26,7 @@ from tasks.system.manifest import MANIFEST, sha256_file, verify_manifest
 
 @dataclass(frozen=True)
 class BuiltStage:
-    """What a stage left: each output with the digest of the manifest that lists it."""
+    """The result of a stage: each output with the digest of the manifest that lists its files."""
 
     stage: str
     outputs: dict[str, str]
@@ -39,59 +39,70 @@ class StageBuilder:
 
     def __init__(self, root: Path, params: Params, dvc_lock: DvcLock, mlflow_runs: MlflowRuns) -> None:
         self.root, self.params, self.dvc_lock, self.mlflow_runs = root, params, dvc_lock, mlflow_runs
-        self.children = ChildProcesses(ForkServer() if can_fork(params.compute.device) else None)
-        self._slots = CpuSlots(params.workflow.parallel_branches)
-        self._under_way, self._changed = 0, Condition()
-        # where a main stage computes on no more threads than a branch does, it need not compute alone
-        self._one_size = params.compute.threads <= params.compute.branch_threads
+        self.child_processes = ChildProcesses(ForkServer() if can_fork(params.compute.device) else None)
+        self._cpu_slots = CpuSlots(params.workflow.parallel_branches)
+        self._running_builds, self._changed = 0, Condition()
+        # A main stage that computes on no more threads than a branch stage need not compute alone.
+        self._branches_use_all_threads = params.compute.threads <= params.compute.branch_threads
 
     def build(self, name: str, log: Callable[[str], None]) -> BuiltStage:
-        """Bring the outputs of stage `name` up to date; what it reads must be already.
+        """Bring the outputs of stage `name` up to date. The stages that it reads from must be up to date already.
 
-        Raises ChildFailed, also when the flow is stopping, and UserError if what it reads was edited while it ran.
+        Raises ChildFailed if the stage fails or the flow is stopping, and UserError if its inputs, code or params were
+        edited while it ran.
         """
         with self._changed:
-            self.children.refuse_if_stopping()
-            self._under_way += 1
+            self.child_processes.refuse_if_stopping()
+            self._running_builds += 1
         try:
             return self._build(name, log)
         finally:
             with self._changed:
-                self._under_way -= 1
+                self._running_builds -= 1
                 self._changed.notify_all()
 
     def _build(self, name: str, log: Callable[[str], None]) -> BuiltStage:
         stage = self.dvc_lock.stages[name]
         started = time.monotonic()
         user_files = digests_of(stage.user_files, self.params)
-        if self.dvc_lock.up_to_date(name) and self._whole(stage) and made_of(user_files, self.root / stage.output):
-            return self._cached(stage, started)
-        if self.dvc_lock.restore(name, self.children.refuse_if_stopping) and made_of(
+        if (
+            self.dvc_lock.up_to_date(name)
+            and self._uncached_files_are_whole(stage)
+            and made_from_user_files(user_files, self.root / stage.output)
+        ):
+            return self._finish_cached(stage, started)
+        if self.dvc_lock.restore(name, self.child_processes.refuse_if_stopping) and made_from_user_files(
             user_files, self.root / stage.output
         ):
             log("came out of DVC's cache")
-            return self._cached(stage, started)
-        with self._slots.take(branch=stage.branch or self._one_size):
-            self.children.refuse_if_stopping()
+            return self._finish_cached(stage, started)
+        with self._cpu_slots.take(branch=stage.branch or self._branches_use_all_threads):
+            self.child_processes.refuse_if_stopping()
             started = time.monotonic()
-            noted = self.dvc_lock.note(name)
+            recorded = self.dvc_lock.record_inputs(name)
             self._run(stage, log)
-        self.dvc_lock.pin(name, noted)
-        self.mlflow_runs.finish(name, self.dvc_lock.entry(name))
-        return BuiltStage(name, self._digests(stage), False, time.monotonic() - started)
+        self.dvc_lock.commit(name, recorded)
+        self.mlflow_runs.finish_stage(name, self.dvc_lock.entry(name))
+        return BuiltStage(name, self._manifest_digests(stage), False, time.monotonic() - started)
 
     def close(self) -> None:
-        """End the children, and wait until what they have finished is pinned: only then may the folder be left."""
-        self.children.stop()
+        """End the children, and wait until the outputs that they have finished are recorded in dvc.lock.
+
+        Before that, the working directory and the lock of the workspace must be kept.
+        """
+        self.child_processes.stop()
         with self._changed:
-            self._changed.wait_for(lambda: self._under_way == 0)
+            self._changed.wait_for(lambda: self._running_builds == 0)
 
     def push(self, names: Sequence[str]) -> None:
         """Push the outputs of these stages to DVC's default remote. Raises ChildFailed."""
-        push(self.children, self.root, [self.dvc_lock.key(name) for name in names])
+        push(self.child_processes, self.root, [self.dvc_lock.dvc_name(name) for name in names])
 
-    def _whole(self, stage: Stage) -> bool:
-        """Whether all that the stage's manifest lists is in place. DVC has looked at the outputs that it keeps."""
+    def _uncached_files_are_whole(self, stage: Stage) -> bool:
+        """Whether all files of the stage's manifest are in place, if it has files that DVC does not cache.
+
+        DVC has checked the outputs that it caches.
+        """
         if not stage.uncached_files:
             return True
         try:
@@ -102,15 +113,16 @@ class StageBuilder:
 
     def _run(self, stage: Stage, log: Callable[[str], None]) -> None:
         program, *arguments = shlex.split(stage.command)
+        # `python` must be the interpreter of this process, whatever PATH says.
         command = [sys.executable if program == "python" else program, *arguments]
-        self.children.run(command, self.root, self.mlflow_runs.begin(stage.name), log)
+        self.child_processes.run(command, self.root, self.mlflow_runs.begin_stage(stage.name), log)
 
-    def _cached(self, stage: Stage, started: float) -> BuiltStage:
-        digests = self._digests(stage)
-        self.mlflow_runs.link(stage.name, self.dvc_lock.entry(stage.name), next(iter(digests.values())))
+    def _finish_cached(self, stage: Stage, started: float) -> BuiltStage:
+        digests = self._manifest_digests(stage)
+        self.mlflow_runs.record_cached_stage(stage.name, self.dvc_lock.entry(stage.name), next(iter(digests.values())))
         return BuiltStage(stage.name, digests, True, time.monotonic() - started)
 
-    def _digests(self, stage: Stage) -> dict[str, str]:
+    def _manifest_digests(self, stage: Stage) -> dict[str, str]:
         paths = {str(path): self.root / path for path in stage.written}
         manifests = {name: (path if path.is_dir() else path.parent) / MANIFEST for name, path in paths.items()}
         return {name: sha256_file(manifest) for name, manifest in manifests.items()}
@@ -118,19 +130,20 @@ class StageBuilder:
 
 @contextmanager
 def open_builder(
-    root: Path, flow_run_id: str, given: Mapping[str, Any], remote: bool = False
+    root: Path, flow_run_id: str, flow_parameters: Mapping[str, Any], remote: bool = False
 ) -> Iterator[StageBuilder]:
-    """The build of workspace `root`, which is the working directory for as long as the block lasts.
+    """The builder of the workspace `root`, which is the working directory for as long as the block lasts.
 
-    `given` (profile and overrides) goes to MLflow; `remote` is that of `DvcLock`. However the block ends, no child
-    outlives it, and what is finished is pinned. Raises UserError if the workspace is in use or cannot be read.
+    `flow_parameters` (profile and overrides) go to MLflow, and `remote` goes to `DvcLock`. However the block ends, no
+    child outlives it, and every finished stage is recorded in dvc.lock. Raises UserError if the workspace is in use or
+    cannot be read.
     """
-    with work_alone(root), chdir(root):
+    with hold_workspace(root), chdir(root):
         params = load_params(root / PARAMS_FILE)
         dvc_lock = DvcLock(root, stages_of(params), remote)
-        with open_mlflow_runs(root, flow_run_id, given) as mlflow_runs:
-            build = StageBuilder(root, params, dvc_lock, mlflow_runs)
+        with open_mlflow_runs(root, flow_run_id, flow_parameters) as mlflow_runs:
+            builder = StageBuilder(root, params, dvc_lock, mlflow_runs)
             try:
-                yield build
+                yield builder
             finally:
-                build.close()
+                builder.close()

@@ -1,4 +1,4 @@
-"""The order of stages: which of them the flow submits, and what each waits for. It follows from `tasks.stages`."""
+"""The order of stages: which of them the flow submits, and for which others each waits. `tasks.stages` defines it."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
@@ -12,20 +12,20 @@ Future = TypeVar("Future")
 def submit_stages(
     submit: Callable[[str, Sequence[Future]], Future], params: Params, only: Collection[str] | None = None
 ) -> dict[str, Future]:
-    """Submit every stage of an experiment by its name, after the futures of the stages whose outputs it reads.
+    """Submit every stage of an experiment, or the stages `only`, and return their futures by name, upstream first.
 
-    With `only`, those stages and no others. Returns the futures by stage name, upstream first.
+    `submit` gets the name of a stage and the futures of the submitted stages whose outputs it reads.
     """
     futures: dict[str, Future] = {}
     for name, upstream in edges(stages_of(params).values()).items():
         if only is None or name in only:
-            futures[name] = submit(name, [futures[one] for one in upstream if one in futures])
+            futures[name] = submit(name, [futures[other] for other in upstream if other in futures])
     return futures
 
 
 def upstream_of(params: Params) -> dict[str, set[str]]:
-    """The names of all stages that each stage reads from, directly or through others; upstream first."""
-    above: dict[str, set[str]] = {}
+    """For each stage, the names of all stages that it reads from, directly or through others. Upstream stages first."""
+    all_upstream: dict[str, set[str]] = {}
     for name, upstream in edges(stages_of(params).values()).items():
-        above[name] = set(upstream).union(*(above[one] for one in upstream))
-    return above
+        all_upstream[name] = set(upstream).union(*(all_upstream[other] for other in upstream))
+    return all_upstream

@@ -1,4 +1,4 @@
-"""The Prefect task of one stage. Prefect retries a stage that failed, unless its input is bad or it was stopped."""
+"""The Prefect task of one stage, which Prefect retries if the stage fails."""
 
 import flows.entry.prefect_environment  # noqa: F401
 
@@ -12,20 +12,24 @@ from prefect.states import Completed, State
 from prefect.tasks import Task
 
 from flows.building.child_processes import ChildFailed
-from flows.building.prefect_artifacts import Progress, best_effort
+from flows.building.prefect_artifacts import StageProgress, best_effort
 from flows.building.stage_builder import StageBuilder
 from flows.entry.terminal import LOGGER
 from tasks.system.errors import UserError
 from tasks.system.processes import BAD_INPUT
 
 
-def stage_task(build: StageBuilder, name: str, progress: Progress) -> Task[[], dict[str, Any]]:
-    """The Prefect task that builds one stage; tried again if it fails, unless its input is bad or the flow stopped."""
+def stage_task(builder: StageBuilder, name: str, progress: StageProgress) -> Task[[], dict[str, Any]]:
+    """The Prefect task that builds stage `name`.
+
+    Prefect runs a failed stage again, up to `workflow.retries` times. It does not if the stage's input was bad, which
+    another attempt would not change, or if the flow was stopped.
+    """
 
     def run() -> dict[str, Any] | State:
         log = get_run_logger().getChild(LOGGER)
         try:
-            built = build.build(name, lambda line: log.info("%s | %s", name, line))
+            built = builder.build(name, lambda line: log.info("%s | %s", name, line))
         except (ChildFailed, UserError) as error:
             log.error("%s failed: %s", name, error)
             raise
@@ -39,15 +43,15 @@ def stage_task(build: StageBuilder, name: str, progress: Progress) -> Task[[], d
 
     def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
         error = state.data
-        return isinstance(error, ChildFailed) and error.code != BAD_INPUT and not build.children.stopping
+        return isinstance(error, ChildFailed) and error.code != BAD_INPUT and not builder.child_processes.stopping
 
     return Task(
         fn=run,
         name=name,
         task_run_name=name,
-        retries=build.params.workflow.retries,
+        retries=builder.params.workflow.retries,
         retry_condition_fn=worth_retrying,
-        cache_policy=NO_CACHE,
+        cache_policy=NO_CACHE,  # DVC decides whether a stage is up to date
         persist_result=True,
         result_serializer="json",
     )

@@ -1,8 +1,8 @@
-"""Where a run works: in the project itself, or, with a profile or overrides, in a copy of it under `runs/`.
+"""The folder that a run works in: the project itself, or, with a profile or overrides, a copy of it under `runs/`.
 
-A copy is a complete workspace: the project's code, a `params.yaml` of its own, outputs of its own. It shares DVC's
-cache with the project and starts from the project's `dvc.lock`, so stages that the overrides do not touch come out of
-the cache. The project's own outputs, `params.yaml` and `dvc.lock` are never written.
+A copy is a complete workspace: it has the project's code, and its own `params.yaml` and outputs. It shares DVC's cache
+with the project and starts with the project's `dvc.lock`, so stages that the overrides do not change come out of the
+cache. A run in a copy never writes the project's own outputs, `params.yaml` and `dvc.lock`.
 """
 
 import os
@@ -17,21 +17,21 @@ from typing import Any
 import yaml
 from dvc.config import Config
 
-from flows.building.dvc_lock import LOCK_FILE
+from flows.building.dvc_lock import DVC_LOCK_FILE
 from tasks.params.reading import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import private_folder, read_json, write_bytes, write_json
 from tasks.system.manifest import sha256_json
 from tasks.system.paths import STATE
 
 COPIES = Path("runs")
-COPIED = STATE / "copied.json"
-# where a file that git does not track counts as code; anything else there may be of any size
-ROOMS = ("flows", "tasks", "model", "kernels", "profiles")
+COPIED_FILES = STATE / "copied.json"
+CODE_FOLDERS = ("flows", "tasks", "model", "kernels", "profiles")
+"""In these folders a file counts as code even if git does not track it. Elsewhere such files may be of any size."""
 
 
 def open_workspace(project: Path, profile: str | None, overrides: Mapping[str, Any]) -> Path:
-    """The folder to run in: `project` as it is, or its copy for this profile and these overrides, brought up to date.
+    """The folder to run in: `project` itself, or its copy for this profile and these overrides, brought up to date.
 
     Raises UserError, before anything is written, if the profile or a key is unknown or a value is out of range.
     """
@@ -49,23 +49,23 @@ def write_copy(project: Path, copy: Path, values: Mapping[str, Any]) -> None:
     refresh_code(project, copy)
     write_bytes(copy / PARAMS_FILE, yaml.safe_dump(dict(values), sort_keys=False).encode())
     share_cache(project, copy)
-    if not (copy / LOCK_FILE).exists() and (project / LOCK_FILE).exists():
-        shutil.copyfile(project / LOCK_FILE, copy / LOCK_FILE)
+    if not (copy / DVC_LOCK_FILE).exists() and (project / DVC_LOCK_FILE).exists():
+        shutil.copyfile(project / DVC_LOCK_FILE, copy / DVC_LOCK_FILE)
 
 
 def merged_params(project: Path, profile: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The project's params with the profile and then the overrides merged in, checked."""
+    """The project's params with the profile and then the overrides merged in, checked. Raises UserError."""
     return overridden(profile_params(project, profile), profile, overrides)
 
 
 def profile_params(project: Path, profile: str | None) -> dict[str, Any]:
-    """The project's params with the profile merged in, as they are read."""
+    """The project's params with the profile merged in, not yet checked."""
     values = read_yaml(project / PARAMS_FILE)
     return values if profile is None else apply_profile(values, profile, project / PROFILES)
 
 
 def overridden(values: dict[str, Any], profile: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Params of this profile with the overrides merged in, checked."""
+    """The params `values` of this profile with the overrides merged in, checked. Raises UserError."""
     where = [str(PARAMS_FILE), *([str(PROFILES / f"{profile}.yaml")] if profile is not None else [])]
     if overrides:
         values = apply_overrides(values, dict(overrides), "overrides")
@@ -75,17 +75,17 @@ def overridden(values: dict[str, Any], profile: str | None, overrides: Mapping[s
 
 
 def copy_name(profile: str | None, overrides: Mapping[str, Any]) -> str:
-    """The copy's folder name: the profile, and a digest of the overrides if there are any."""
+    """The name of the copy's folder: the profile, and a digest of the overrides if there are any."""
     name = re.sub(r"[^\w.-]", "_", profile or "default")
     return f"{name}-{sha256_json(dict(overrides))[:8]}" if overrides else name
 
 
 def refresh_code(project: Path, copy: Path) -> None:
-    """Make the code in `copy` that of `project`, with its uncommitted edits and without files since deleted."""
+    """Copy the code of `project` to `copy`, with uncommitted edits, and delete what the project has deleted since."""
     files = code_files(project)
-    record = copy / COPIED
-    for gone in set(read_json(record) if record.exists() else []) - set(files):
-        (copy / gone).unlink(missing_ok=True)
+    record = copy / COPIED_FILES
+    for deleted in set(read_json(record) if record.exists() else []) - set(files):
+        (copy / deleted).unlink(missing_ok=True)
     for name in files:
         target = copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,17 +94,19 @@ def refresh_code(project: Path, copy: Path) -> None:
 
 
 def code_files(project: Path) -> list[str]:
-    """Files that make up the project: what git tracks, and what is new in its rooms or beside `params.yaml`.
+    """The project's files: those that git tracks, and new ones in the folders of code or beside `params.yaml`.
 
-    `params.yaml` and `dvc.lock` are a workspace's own and left out.
+    `params.yaml` and `dvc.lock` are left out, since each workspace has its own.
     """
     names = _git_files(project, "--cached") if (project / ".git").exists() else set()
     if names:
         new = _git_files(project, "--others", "--exclude-standard")
     else:
-        names, new = {".dvc/config", ".dvc/.gitignore"}, set(_walk(project))
-    names |= {name for name in new if "/" not in name or name.startswith(tuple(f"{room}/" for room in ROOMS))}
-    own = {str(PARAMS_FILE), LOCK_FILE}
+        names, new = {".dvc/config", ".dvc/.gitignore"}, set(_files_without_git(project))
+    names |= {
+        name for name in new if "/" not in name or name.startswith(tuple(f"{folder}/" for folder in CODE_FOLDERS))
+    }
+    own = {str(PARAMS_FILE), DVC_LOCK_FILE}
     return sorted(name for name in names - own if (project / name).is_file())
 
 
@@ -113,26 +115,27 @@ def _git_files(project: Path, *which: str) -> set[str]:
     return {name for name in listed.stdout.decode().split("\0") if name}
 
 
-def _walk(project: Path) -> Iterator[str]:
-    """The files of a project that is not in git, beside `params.yaml` and in its rooms."""
+def _files_without_git(project: Path) -> Iterator[str]:
+    """The files of a project that is not in git: those beside `params.yaml` and those in the folders of code."""
     for folder, folders, files in os.walk(project):
         here = Path(folder).relative_to(project)
-        folders[:] = [name for name in folders if name != "__pycache__" and (name in ROOMS or here.parts)]
+        folders[:] = [name for name in folders if name != "__pycache__" and (name in CODE_FOLDERS or here.parts)]
         yield from ((here / name).as_posix() for name in files)
 
 
 def share_cache(project: Path, copy: Path) -> None:
-    """Point the copy's DVC at the project's cache and remotes, and away from the git repository around it."""
+    """Let the copy's DVC use the project's cache and remotes, and ignore the git repository around the copy."""
     config = Config(str(project / ".dvc"), validate=True)
     with Config(str(copy / ".dvc")).edit("local") as local:
         local["core"]["no_scm"] = True
         local["cache"]["dir"] = config["cache"].get("dir") or str(project / ".dvc" / "cache")
         for name, remote in config["remote"].items():
-            local["remote"][name] = {**remote, "url": str(remote["url"])}  # with what only this host knows
+            # The project's settings include .dvc/config.local, which a copy of the tracked files would lack.
+            local["remote"][name] = {**remote, "url": str(remote["url"])}
         if "remote" in config["core"]:
             local["core"]["remote"] = config["core"]["remote"]
 
 
-def work_alone(root: Path) -> AbstractContextManager[None]:
-    """Hold the workspace for one flow run. Raises UserError if another one is at work in it."""
-    return hold(root / STATE / "flow.lock", f"{root} is in use")
+def hold_workspace(root: Path) -> AbstractContextManager[None]:
+    """Hold the workspace for one flow run. Raises UserError if another flow run works in it."""
+    return exclusive_lock(root / STATE / "flow.lock", f"{root} is in use")

@@ -1,4 +1,4 @@
-"""The servers that `make up` has started for this project: which process each one is, and whether it listens."""
+"""The servers that `make up` has started for this project: which process each of them is, and whether it listens."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -8,24 +8,27 @@ import psutil
 from tasks.system.paths import STATE, main_project
 
 HOST = "127.0.0.1"
-FOLDER = STATE / "servers"
+SERVERS_FOLDER = STATE / "servers"
 
 
 def is_own_server(url: str) -> bool:
     """Whether `url` is the address of the Prefect server that `make up` has started for this project.
 
-    Not where that is down: another account's program may have got its port since. `localhost` may mean an address that
-    it does not listen on.
+    The answer is no while that server is down, since a program of another account may have taken its port. It is no for
+    `localhost` too, since that name may stand for an address on which the server does not listen.
     """
     try:
         host, port = urlsplit(url).hostname, urlsplit(url).port
     except ValueError:
         return False
-    return host == HOST and listens(recorded_process(main_project(Path.cwd()) / FOLDER / "prefect.pid"), port)
+    return host == HOST and listens(recorded_process(main_project(Path.cwd()) / SERVERS_FOLDER / "prefect.pid"), port)
 
 
 def recorded_process(pid_file: Path) -> psutil.Process | None:
-    """The process that this file tells of, if it lives; a program that has got the same pid since does not count."""
+    """The process that this file records, or None if it has ended.
+
+    The system gives pids to new processes again, so the file records when the process began, and both must agree.
+    """
     try:
         pid, began = pid_file.read_text(encoding="utf-8").split()
         process = psutil.Process(int(pid))
@@ -36,7 +39,7 @@ def recorded_process(pid_file: Path) -> psutil.Process | None:
 
 
 def listens(process: psutil.Process | None, port: int | None) -> bool:
-    """Whether this process, or one that it has begun, listens on the port."""
+    """Whether this process or one of its descendants listens on the port."""
     try:
         every = [process, *process.children(recursive=True)] if process is not None else []
         listening = [one for child in every for one in child.net_connections("tcp")]

@@ -1,4 +1,4 @@
-"""How a flow speaks on the terminal that it was started from, and how it ends there."""
+"""What a flow prints on the terminal that started it, and with which exit code it ends."""
 
 import logging
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import httpx
 
-from flows.entry.password import refusal, refuse_server_of_settings
+from flows.entry.password import refuse_server_in_settings_file, wrong_password_message
 from tasks.system.errors import UserError
 from tasks.system.processes import BAD_INPUT, complain
 
@@ -16,15 +16,15 @@ FAILED, STOPPED = 1, 130
 
 
 class FlowFailed(Exception):
-    """Not all that the flow was to do is done; the message says what failed and why."""
+    """The flow has not done everything that it was asked to do. The message says what failed and why."""
 
 
-def in_terminal(run: Callable[[], object]) -> int:
-    """Run a flow from the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 stopped."""
-    speak_plainly()
+def run_in_terminal(run: Callable[[], object]) -> int:
+    """Run a flow from the command line and return its exit code: 0 done, 1 failed, 2 bad input, 130 stopped."""
+    show_only_stage_lines()
     exit_on_term()
     try:
-        refuse_server_of_settings()
+        refuse_server_in_settings_file()
         run()
     except UserError as error:
         return complain(error, BAD_INPUT)
@@ -33,14 +33,17 @@ def in_terminal(run: Callable[[], object]) -> int:
     except httpx.HTTPStatusError as error:
         if error.response.status_code != httpx.codes.UNAUTHORIZED:
             raise
-        return complain(refusal(str(error.request.url.copy_with(path="/api", query=None))), BAD_INPUT)
+        return complain(wrong_password_message(str(error.request.url.copy_with(path="/api", query=None))), BAD_INPUT)
     except KeyboardInterrupt:
         return complain("stopped; run the same command to go on", STOPPED)
     return 0
 
 
-def speak_plainly() -> None:
-    """Leave the stages' lines on the terminal, and others' warnings: Prefect's remarks on its runs are in its UI."""
+def show_only_stage_lines() -> None:
+    """Show on the terminal the lines of the stages, and the warnings of all libraries but Prefect.
+
+    Prefect's own lines about its runs are left out, since its UI shows them.
+    """
 
     def wanted(record: logging.LogRecord) -> bool:
         prefects = record.name.split(".")[0] == "prefect"
@@ -52,5 +55,9 @@ def speak_plainly() -> None:
 
 
 def exit_on_term() -> None:
-    """Prefect hands TERM on when the flow has ended its children; the default action would leave its server behind."""
+    """Make TERM end this process by SystemExit, so that `finally` blocks run.
+
+    Prefect ends the flow's children on TERM, then restores this handler and sends TERM again. The system's default
+    action would end the process at once and leave Prefect's temporary server behind.
+    """
     signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))

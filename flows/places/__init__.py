@@ -1,4 +1,4 @@
-"""Where the points of a sweep run: as processes of this machine, as jobs of Slurm, or in a work pool of Prefect.
+"""The places where points of a sweep run: as processes of this machine, as Slurm jobs, or in a Prefect work pool.
 
 Imports `flows.sweeps`, `flows.building` and `tasks`.
 """

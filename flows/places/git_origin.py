@@ -1,4 +1,4 @@
-"""Where a host that shares no folder with this one gets the project from: a git repository, a commit, a DVC remote."""
+"""The git repository and commit from which a host without the shared folder clones the project, and its DVC remote."""
 
 import subprocess
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from dvc.config import Config, ConfigError
 
 from tasks.system.errors import UserError
 
-CODE = ("flows/", "tasks/", "model/", "kernels/", "dvc.yaml", ".dvc/config")
-"""What a point runs out of its clone; its params come with the sweep."""
+CODE_PATHS = ("flows/", "tasks/", "model/", "kernels/", "dvc.yaml", ".dvc/config")
+"""The files that a point uses from its clone. Its params come with the sweep, so params.yaml is not among them."""
 
 
 @dataclass(frozen=True)
-class Origin:
+class GitOrigin:
     """A commit of a repository that other hosts can clone."""
 
     repository: str
     commit: str
 
 
-def origin_of(project: Path) -> Origin:
-    """The project's origin, which has the code as it is here.
+def read_git_origin(project: Path) -> GitOrigin:
+    """The project's origin, and its commit that has the same code as the working tree.
 
-    Raises UserError if there is none that others can clone, if code here is not committed or its commit not pushed, or
-    if the project's DVC has no default remote that other hosts find.
+    Raises UserError if there is no origin that other hosts can clone, if the code has edits that are not committed, if
+    the commit is not pushed, or if DVC has no default remote that other hosts can find.
     """
     commit, repository = _git(project, "rev-parse", "HEAD"), _git(project, "config", "--get", "remote.origin.url")
     if not commit or not repository or _git(project, "rev-parse", "--show-toplevel") != str(project.resolve()):
@@ -34,19 +34,22 @@ def origin_of(project: Path) -> Origin:
     url = urlsplit(repository)
     if url.password or url.query or (url.scheme in ("http", "https") and url.username):
         _refuse("the URL of origin holds a name, password or query, which Prefect would show: take it out")
-    if not _found_anywhere(repository):
+    if not _is_absolute(repository):
         _refuse(f"the URL of origin, {repository}, is relative: no other host finds it")
     edited = f"{_git(project, 'diff', '--name-only', 'HEAD')}\n{_git(project, 'ls-files', '-o', '--exclude-standard')}"
-    if names := sorted(name for name in edited.split("\n") if name.startswith(CODE)):
+    if names := sorted(name for name in edited.split("\n") if name.startswith(CODE_PATHS)):
         _refuse(f"{', '.join(names)} is not committed: commit and push it, for others to clone it")
     if not _git(project, "branch", "--remotes", "--list", "origin/*", "--contains", commit):
         _refuse(f"commit {commit[:8]} is not in origin: git push")
     _refuse_own_remote(project)
-    return Origin(repository, commit)
+    return GitOrigin(repository, commit)
 
 
 def _refuse_own_remote(project: Path) -> None:
-    """By the file that is committed: what stands in others, of this host or user, is not in a clone."""
+    """Raise UserError unless `.dvc/config` names a default remote that other hosts can find.
+
+    Only this file is committed. Settings in DVC's other files, of this host or this user, are missing in a clone.
+    """
     hint = "dvc remote add -d NAME URL, then commit and push .dvc/config"
     try:
         config = Config.load_file(str(project / ".dvc" / "config"))
@@ -56,14 +59,14 @@ def _refuse_own_remote(project: Path) -> None:
     name = config.get("core", {}).get("remote")
     if (url := config.get("remote", {}).get(name, {}).get("url")) is None:
         _refuse(f".dvc/config has no default remote: {hint}")
-    if (merged["core"].get("remote"), merged["remote"][name]["url"]) != (name, url) and _found_anywhere(url):
+    if (merged["core"].get("remote"), merged["remote"][name]["url"]) != (name, url) and _is_absolute(url):
         _refuse(f"DVC's remote is another one here than {name} of .dvc/config, which clones have: see dvc config -l")
-    if not _found_anywhere(url):
+    if not _is_absolute(url):
         _refuse(f"DVC's remote {name} is a path relative to the project, where no other host finds it: {hint}")
 
 
-def _found_anywhere(url: str) -> bool:
-    """Whether it is a URL, `host:path`, or an absolute path."""
+def _is_absolute(url: str) -> bool:
+    """Whether the address is a URL, `host:path`, or an absolute path, and so means the same on every host."""
     return ":" in url or Path(url).is_absolute()
 
 
@@ -72,5 +75,5 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _git(project: Path, *words: str) -> str:
-    """What git says; nothing if it fails."""
+    """What git prints. Empty if git fails."""
     return subprocess.run(["git", *words], cwd=project, capture_output=True, text=True, check=False).stdout.strip()

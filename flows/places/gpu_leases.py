@@ -2,13 +2,13 @@
 all that it started are gone.
 """
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from flows.building.fork_server import GPU_DEVICES
+from tasks.system.file_locks import try_to_lock
 
 FOLDER = Path(tempfile.gettempdir()) / f"sana15-gpus-{os.getuid()}"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -33,10 +33,7 @@ def lease(gpus: Sequence[str], folder: Path = FOLDER) -> tuple[str, int] | None:
     folder.mkdir(parents=True, exist_ok=True)
     for gpu in gpus:
         descriptor = os.open(folder / f"{gpu}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            continue
-        return gpu, descriptor
+        if try_to_lock(descriptor):
+            return gpu, descriptor
+        os.close(descriptor)
     return None

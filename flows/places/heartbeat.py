@@ -1,47 +1,47 @@
-"""Signs of life: what a point writes in its folder, or on its flow run, and a sweep on another host listens to.
+"""The heartbeat of a point: signs of life in its folder or on its flow run, which a sweep on another host reads.
 
-Clocks of two hosts differ, so that the text of a beat means nothing but that it is another one; how long there was none
-is measured by the listener's own clock.
+The clocks of two hosts differ. So the text of a beat only shows that the beat is a new one, and the sweep measures by
+its own clock how long there has been no new beat.
 """
 
 import time
 from pathlib import Path
 
-from flows.sweeps.point_folder import RECORDS
+from flows.sweeps.point_folder import POINT_RECORDS
 
-HEART = RECORDS / "heart"
+HEARTBEAT_FILE = POINT_RECORDS / "heartbeat"
 BEAT_LABEL = "sana15.beat"
-"""Of a flow run, where there is no folder to beat in."""
-BEATS = 10
-"""How many beats are given in the time after which silence means death."""
+"""The label of a flow run that holds the last beat, where the sweep and the point share no folder."""
+BEATS_PER_LIMIT = 10
+"""How many beats a point gives in the time after which its silence means that it is dead (`cluster.lost_seconds`)."""
 
 
-def beat(folder: Path) -> None:
-    """Give a sign of life. Raises OSError if the folder is out of reach."""
-    (folder / HEART).write_text(str(time.time_ns()), encoding="utf-8")
+def write_beat(folder: Path) -> None:
+    """Write a sign of life into the point's folder. Raises OSError if the folder is out of reach."""
+    (folder / HEARTBEAT_FILE).write_text(str(time.time_ns()), encoding="utf-8")
 
 
-def heard(folder: Path) -> str:
-    """The last beat; nothing where there was none, or one is being written."""
+def read_beat(folder: Path) -> str:
+    """The last beat in the point's folder. Empty if there was none, or if one is being written."""
     try:
-        # a file that is opened anew is looked up on the server, whatever the host has in its cache
-        return (folder / HEART).read_text(encoding="utf-8")
+        # NFS asks its server about a file whenever it is opened, so a beat is not hidden by this host's cache.
+        return (folder / HEARTBEAT_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
 
 
 class Silence:
-    """How long each of several runs has given no new sign."""
+    """How long each of several runs has given no new sign of life."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, float]] = {}
 
-    def forgive(self, seconds: float) -> None:
-        """Take these seconds, in which nobody could be heard, off every silence."""
+    def subtract(self, seconds: float) -> None:
+        """Subtract these seconds from every silence. In this time the sweep could hear no run."""
         self._last = {run: (sign, since + seconds) for run, (sign, since) in self._last.items()}
 
     def seconds(self, run: str, sign: str) -> float:
-        """Seconds since `sign` of this run was first heard."""
+        """Seconds since `sign` became the last sign of this run."""
         now = time.monotonic()
         known, since = self._last.get(run, (None, now))
         if known != sign:

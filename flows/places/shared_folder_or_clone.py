@@ -1,4 +1,4 @@
-"""How a run in a work pool gets its point, and how the sweep hears of it: by a folder that both see, or by a clone."""
+"""How a run in a work pool gets its point and returns the results: by a folder that all hosts share, or by a clone."""
 
 import flows.entry.prefect_environment  # noqa: F401
 
@@ -12,11 +12,11 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import FlowRun
 
 from flows.building.child_processes import ChildFailed, ChildProcesses
-from flows.building.dvc_lock import LOCK_FILE, push
-from flows.places.git_origin import origin_of
-from flows.places.heartbeat import BEAT_LABEL, heard
+from flows.building.dvc_lock import DVC_LOCK_FILE, push
+from flows.places.git_origin import read_git_origin
+from flows.places.heartbeat import BEAT_LABEL, read_beat
 from flows.places.work_pool_flows import REPORT
-from flows.sweeps.point_folder import OUTCOME
+from flows.sweeps.point_folder import OUTCOME_FILE
 from flows.sweeps.points import Point, code_of_stages
 from tasks.params.reading import read_yaml
 from tasks.stages import name_of
@@ -26,30 +26,33 @@ from tasks.system.files import write_bytes, write_json
 MODULE = "flows/places/work_pool_flows.py"
 
 
-class Reach(Protocol):
-    """What a deployment of points is made of, and what comes back from its runs."""
+class PointTransfer(Protocol):
+    """How runs on other hosts get their points, and how their signs of life and results come back.
+
+    A deployment of points has this `entrypoint` and these `pull_steps`, by which Prefect's worker gets the code.
+    """
 
     entrypoint: str
     pull_steps: list[dict[str, Any]]
 
     def check(self) -> None:
-        """Settle what runs begin from. Raises UserError where they could not get it."""
+        """Fix the code that all runs start from. Raises UserError if runs could not get it."""
 
     def parameters(self, point: Point) -> dict[str, Any]:
-        """Those of the flow run of this point. Raises UserError."""
+        """The parameters of this point's flow run. Raises UserError if shared stages cannot be pushed."""
 
-    def sign(self, point: Point, run: FlowRun) -> str:
-        """The last sign of life of a run."""
+    def last_sign(self, point: Point, run: FlowRun) -> str:
+        """The last sign of life of the point's run."""
 
-    def done(self, run: FlowRun) -> bool:
-        """Whether this run has left the point's results, beside those in its folder."""
+    def has_results(self, run: FlowRun) -> bool:
+        """Whether this run has left results of the point that are not yet in the point's folder here."""
 
     def collect(self, point: Point, run: FlowRun) -> None:
-        """Bring what a run has left into the point's folder."""
+        """Write the results that a run has left into the point's folder."""
 
 
 class SharedFolder:
-    """The project's folder is seen by all hosts, under the same path."""
+    """All hosts see the project's folder under the same path."""
 
     entrypoint = f"{MODULE}:run_point"
 
@@ -57,26 +60,26 @@ class SharedFolder:
         self.pull_steps = [{"prefect.deployments.steps.set_working_directory": {"directory": str(project)}}]
 
     def check(self) -> None:
-        """The sweep itself is there."""
+        """Runs use the folders that the sweep writes, so there is nothing to fix."""
 
     def parameters(self, point: Point) -> dict[str, Any]:
-        """Its folder has all the rest."""
+        """The path of the point's folder, which holds everything else."""
         return {"folder": str(point.folder)}
 
-    def sign(self, point: Point, run: FlowRun) -> str:
-        """The beat in the folder."""
-        return heard(point.folder)
+    def last_sign(self, point: Point, run: FlowRun) -> str:
+        """The last beat in the point's folder."""
+        return read_beat(point.folder)
 
-    def done(self, run: FlowRun) -> bool:
-        """What is not in the folder is nowhere."""
+    def has_results(self, run: FlowRun) -> bool:
+        """Never: a run leaves its results in the point's folder and in no other place."""
         return False
 
     def collect(self, point: Point, run: FlowRun) -> None:
-        """All is there."""
+        """The run has written its results into the point's folder itself."""
 
 
 class Clones:
-    """Each run has a clone of the project's git repository, and its data out of DVC's remote."""
+    """Each run works in a clone of the project's git repository, and takes its data from DVC's remote."""
 
     entrypoint = f"{MODULE}:run_clone"
 
@@ -85,13 +88,13 @@ class Clones:
         self._pushed: dict[str, str] = {}
 
     def check(self) -> None:
-        """Take commit and code as they are now. Raises UserError where others could not clone them."""
+        """Fix commit and digest of the code as they are now. Raises UserError if other hosts could not clone them."""
         _ = self.pull_steps, self._code
 
     @cached_property
     def pull_steps(self) -> list[dict[str, Any]]:
-        """Prefect's own way to clone."""
-        origin = origin_of(self._project)
+        """Prefect's own step that clones a repository at a commit."""
+        origin = read_git_origin(self._project)
         step = {"repository": origin.repository, "commit_sha": origin.commit}
         return [{"prefect.deployments.steps.git_clone": step}]
 
@@ -100,7 +103,7 @@ class Clones:
         return code_of_stages()
 
     def parameters(self, point: Point) -> dict[str, Any]:
-        """What `git clone` and `dvc pull` do not know of the point."""
+        """What a run must be told about its point, since `git clone` and `dvc pull` do not bring it."""
         if point.shared is not None:
             self._push(point.shared)
         return {
@@ -109,35 +112,38 @@ class Clones:
             "only": None if point.only is None else list(point.only),
             "params": dict(point.values),
             "code": self._code,
-            "lock": yaml.safe_dump({"schema": "2.0", "stages": stages}) if (stages := locked(point)) else "",
+            "lock": yaml.safe_dump({"schema": "2.0", "stages": stages}) if (stages := lock_entries(point)) else "",
         }
 
     def _push(self, shared: Point) -> None:
-        """Have what the points share in DVC's remote, wherever it was made."""
+        """Push the outputs of the shared stages to DVC's remote, once. They may have been built on this host.
+
+        Raises UserError, also for later points, if that fails.
+        """
         if shared.key not in self._pushed:
             try:
-                push(ChildProcesses(), shared.folder, locked(shared))
+                push(ChildProcesses(), shared.folder, lock_entries(shared))
                 self._pushed[shared.key] = ""
             except ChildFailed as error:
                 self._pushed[shared.key] = str(error)
         if reason := self._pushed[shared.key]:
             raise UserError(f"{shared.label} could not be pushed to DVC's remote: {reason}")
 
-    def sign(self, point: Point, run: FlowRun) -> str:
-        """The beat on the flow run."""
+    def last_sign(self, point: Point, run: FlowRun) -> str:
+        """The last beat in the labels of the flow run."""
         return str(run.labels.get(BEAT_LABEL, ""))
 
-    def done(self, run: FlowRun) -> bool:
-        """By its report."""
+    def has_results(self, run: FlowRun) -> bool:
+        """Whether the run has left a report of a point that is done."""
         report = self._report(run)
         return report is not None and not report["outcome"]["reason"]
 
     def collect(self, point: Point, run: FlowRun) -> None:
-        """Outcome, dvc.lock and log; with these `dvc pull` in the point's folder gets its models."""
+        """Write outcome, dvc.lock and log from the run's report. `dvc pull` in the point's folder then gets models."""
         if (report := self._report(run)) is not None:
             for name, text in report["files"].items():
                 write_bytes(point.folder / name, text.encode())
-            write_json(point.folder / OUTCOME, report["outcome"])
+            write_json(point.folder / OUTCOME_FILE, report["outcome"])
 
     def _report(self, run: FlowRun) -> dict[str, Any] | None:
         of_run, reports = ArtifactFilterFlowRunId(any_=[run.id]), ArtifactFilterType(any_=[REPORT])
@@ -145,14 +151,14 @@ class Clones:
         return found[0].data if found else None
 
 
-def locked(point: Point) -> dict[str, Any]:
-    """The entries of dvc.lock that a run of this point may go on from: its own, and those of the stages it shares."""
+def lock_entries(point: Point) -> dict[str, Any]:
+    """The entries of dvc.lock that a run of this point can start from: its own, and those of its shared stages."""
     stages = _entries(point)
     if point.only is not None:
         stages = {key: entry for key, entry in stages.items() if name_of(entry["cmd"]) in point.only}
-    return stages if point.shared is None else stages | locked(point.shared)
+    return stages if point.shared is None else stages | lock_entries(point.shared)
 
 
 def _entries(point: Point) -> dict[str, Any]:
-    path = point.folder / LOCK_FILE
+    path = point.folder / DVC_LOCK_FILE
     return read_yaml(path)["stages"] if path.exists() else {}

@@ -1,7 +1,7 @@
-"""A point as a flow run in a work pool: what its worker starts.
+"""The flows that workers of a work pool start, each for one point.
 
-The pipeline itself runs in a process of its own, with the code and in the folder of the point: edits of the project do
-not reach it. `run_point` is for a host that sees the sweep's folders, `run_clone` for one that shares none with it.
+The pipeline itself runs in another process, in the point's folder and with the code there, so that edits of the project
+do not reach it. `run_point` is for a host that sees the folders of the sweep, and `run_clone` for a host that does not.
 """
 
 import flows.entry.prefect_environment  # noqa: F401
@@ -23,41 +23,44 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from flows.building.dvc_lock import LOCK_FILE
-from flows.places.heartbeat import BEAT_LABEL, BEATS, beat
-from flows.sweeps.point_folder import LOG, OUTCOME, environment, outcome, prepare
-from flows.sweeps.point_process import PointProcess, end, ending, start
+from flows.building.dvc_lock import DVC_LOCK_FILE
+from flows.places.heartbeat import BEAT_LABEL, BEATS_PER_LIMIT, write_beat
+from flows.sweeps.point_folder import LOG_FILE, OUTCOME_FILE, outcome, point_environment, prepare
+from flows.sweeps.point_process import PointProcess, end, how_it_ended, start
 from flows.sweeps.points import POINTS, Point, code_of_stages
 from tasks.system.files import read_json, write_bytes
 
 FLOW = "sana15-point"
 REPORT = "sana15-point"
-"""The type of the artifact in which a run in a clone leaves what the sweep's folder of its point must have."""
+"""The type of the artifact in which a run in a clone leaves the files for the point's folder on the sweep's host."""
 MOST_CHARACTERS = 400_000
-"""Of a file that is sent to Prefect: more than any dvc.lock has, and the end of a long log."""
+"""The most characters of a file that are sent to Prefect: more than any dvc.lock has, and the end of a long log."""
 LOOK_SECONDS = 0.5
+"""The time between two looks at the worker."""
 REPORT_AGAIN_SECONDS = 5.0
+"""The time between two attempts to leave the report."""
 
 Beat = Callable[[], str | None]
-"""Gives a sign of life; returns why the run is to end, if it is."""
+"""Gives a sign of life. Returns why the run must end, or None if it may go on."""
 
 
 class PointFailed(Exception):
-    """The point failed; the message is its reason."""
+    """The point failed. The message is its reason."""
 
 
 @flow(name=FLOW)
 def run_point(folder: str, attempt: int, lost_seconds: int) -> State | None:
-    """Run the point that a sweep has prepared in `folder`, and beat there for as long as it runs.
+    """Run the point that a sweep has prepared in `folder`, and give signs of life there for as long as it runs.
 
-    A run that has lost its worker could not be cancelled any more, and one that could not beat for half of
-    `lost_seconds` may soon be taken for dead: either ends itself, to be run again from its last checkpoint.
+    The run ends itself if its worker is gone, since it could not be cancelled any more. It also ends itself if it could
+    not write to the folder for half of `lost_seconds`, since the sweep will soon take it for dead and run the point
+    again. The next run goes on from the last checkpoint.
 
-    Raises PointFailed. `attempt` is there to be seen.
+    `attempt` is not used here: it is a parameter so that Prefect's UI shows it. Raises PointFailed.
     """
     here = Path(folder)
-    beat(here)
-    return run_in(here, beats_in(here, lost_seconds), lost_seconds)
+    write_beat(here)
+    return run_in(here, folder_beats(here, lost_seconds), lost_seconds)
 
 
 @flow(name=FLOW)
@@ -71,49 +74,53 @@ def run_clone(
     attempt: int,
     lost_seconds: int,
 ) -> State | None:
-    """Run a point in this clone of the project, and beat to Prefect's server for as long as it runs.
+    """Run a point in this clone of the project, and give signs of life to Prefect's server for as long as it runs.
 
-    What `lock`, a dvc.lock, names comes out of DVC's default remote, what is built goes there, and what the sweep must
-    know is left in an artifact. A run that has lost its worker, or that the sweep has given up, ends itself.
+    `lock` is the text of a dvc.lock. The outputs that it names come from DVC's default remote, and new outputs are
+    pushed there. The outcome is left in an artifact of the flow run. The run ends itself if its worker is gone, or if
+    the sweep has given it up.
 
-    Raises PointFailed, also where the clone has other `code` than the sweep.
+    Raises PointFailed, also if the digest of the clone's code is not `code`, the digest of the sweep's.
     """
     client, run, worker = get_client(sync_client=True), UUID(flow_run.id), os.getppid()
-    sign = beats_to(client, run)
-    sign()  # what comes before the pipeline takes seconds
+    give_sign = server_beats(client, run)
+    give_sign()  # the steps before the pipeline take seconds, in which the sweep must hear this run
     project = Path.cwd()
     point = Point(key, label, project / POINTS / key, params, {}, 0, None if only is None else tuple(only))
     if code_of_stages() != code:
         raise PointFailed(f"the code in the clone {project} is not that of the sweep")
     prepare(project, point, remote=True)
     if lock:
-        write_bytes(point.folder / LOCK_FILE, lock.encode())
+        write_bytes(point.folder / DVC_LOCK_FILE, lock.encode())
     try:
-        return run_in(point.folder, sign, lost_seconds)
+        return run_in(point.folder, give_sign, lost_seconds)
     finally:
         report(client, run, point.folder, worker)
 
 
-def run_in(folder: Path, sign: Beat, lost_seconds: int) -> State | None:
-    """Run the point that is prepared in `folder`, with ten beats in `lost_seconds`. Raises PointFailed."""
+def run_in(folder: Path, give_sign: Beat, lost_seconds: int) -> State | None:
+    """Run the point that is prepared in `folder`, and beat ten times in `lost_seconds`.
+
+    Returns None if the point is done, and Prefect's state Crashed if the run had to stop. Raises PointFailed.
+    """
     worker = os.getppid()
-    process = start(folder, environment(folder, elsewhere=False))
+    process = start(folder, point_environment(folder, elsewhere=False))
     try:
-        stopped = watch(process, worker, sign, lost_seconds / BEATS)
+        stopped = watch(process, worker, give_sign, lost_seconds / BEATS_PER_LIMIT)
     finally:
         if process.poll() is None:
             end([process])
     if (ended := outcome(folder)) is None:
         if stopped is not None:
             return Crashed(message=stopped)
-        raise PointFailed(ending(process, folder))
+        raise PointFailed(how_it_ended(process, folder))
     if not ended.done:
         raise PointFailed(ended.reason)
     return None
 
 
-def watch(process: PointProcess, worker: int, sign: Beat, seconds: float) -> str | None:
-    """Wait for the end of the process, with a beat every so many seconds; or return why not to wait any longer."""
+def watch(process: PointProcess, worker: int, give_sign: Beat, seconds: float) -> str | None:
+    """Wait for the process, and beat every so many seconds. Returns None at its end, or why it must be stopped."""
     last = -math.inf
     while True:
         try:
@@ -121,35 +128,36 @@ def watch(process: PointProcess, worker: int, sign: Beat, seconds: float) -> str
             return None
         except subprocess.TimeoutExpired:
             pass
+        # The worker was this process's parent. The system gives the child of a dead parent another one.
         if os.getppid() != worker:
             return "its worker is gone"
         if time.monotonic() - last > seconds:
             last = time.monotonic()
-            if (reason := sign()) is not None:
+            if (reason := give_sign()) is not None:
                 return reason
 
 
-def beats_in(folder: Path, lost_seconds: int) -> Beat:
-    """Beats in a shared folder: the run is to end if that is out of reach for half of `lost_seconds`."""
+def folder_beats(folder: Path, lost_seconds: int) -> Beat:
+    """Beats in a shared folder. The run must end if the folder is out of reach for half of `lost_seconds`."""
     last = time.monotonic()
 
-    def sign() -> str | None:
+    def give_sign() -> str | None:
         nonlocal last
         try:
-            beat(folder)
+            write_beat(folder)
             last = time.monotonic()
         except OSError:
             silent = time.monotonic() - last
             return f"it could not reach its folder for {silent:.0f} seconds" if silent > lost_seconds / 2 else None
         return None
 
-    return sign
+    return give_sign
 
 
-def beats_to(client: SyncPrefectClient, run: UUID) -> Beat:
-    """Beats to Prefect's server: the run is to end if it is over there. A server that is away is waited for."""
+def server_beats(client: SyncPrefectClient, run: UUID) -> Beat:
+    """Beats to Prefect's server. The run must end if the server calls it over. It goes on while the server is away."""
 
-    def sign() -> str | None:
+    def give_sign() -> str | None:
         try:
             state = client.read_flow_run(run).state
             client.update_flow_run_labels(run, {BEAT_LABEL: str(time.time_ns())})
@@ -159,21 +167,21 @@ def beats_to(client: SyncPrefectClient, run: UUID) -> Beat:
             return None
         return f"it was given up: {state.name}" if state is not None and state.is_final() else None
 
-    return sign
+    return give_sign
 
 
 def report(client: SyncPrefectClient, run: UUID, folder: Path, worker: int) -> None:
-    """Leave with Prefect the outcome of the point in `folder`, its dvc.lock, and the end of its log.
+    """Leave the outcome of the point in `folder`, its dvc.lock and the end of its log in an artifact of the flow run.
 
-    There is no other copy of them: a server that is away is waited for, for as long as the worker lives.
+    There is no other copy of them. So this waits for a server that is away, for as long as the worker lives.
     """
-    if not (folder / OUTCOME).exists():
+    if not (folder / OUTCOME_FILE).exists():
         return
-    files = {str(name): folder / name for name in (LOCK_FILE, LOG)}
+    files = {str(name): folder / name for name in (DVC_LOCK_FILE, LOG_FILE)}
     texts = {
         name: path.read_text("utf-8", "replace")[-MOST_CHARACTERS:] for name, path in files.items() if path.exists()
     }
-    data = {"outcome": read_json(folder / OUTCOME), "files": texts}
+    data = {"outcome": read_json(folder / OUTCOME_FILE), "files": texts}
     while True:
         try:
             client.create_artifact(ArtifactCreate(type=REPORT, data=data, flow_run_id=run))

@@ -1,4 +1,4 @@
-"""Following a sweep's points from their start to their end, wherever they run."""
+"""The loop that starts a sweep's points and follows each to its end, wherever the points run."""
 
 import math
 import time
@@ -7,24 +7,24 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.sweeps.place import Place, State
-from flows.sweeps.point_folder import forget, ordered, outcome, prepare
+from flows.sweeps.place import Place, PointState
+from flows.sweeps.point_folder import is_prepared, outcome, prepare, remove_outcome
 from flows.sweeps.points import Point
 from tasks.system.errors import UserError
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.system.paths import STATE
 
 POLL_SECONDS = 1.0
-STARTS = 2
-"""How often a point is started that is lost each time."""
+MAX_STARTS = 2
+"""The most times that a point is started if each of its runs is lost."""
 
-Told = Callable[[Point, State], None]
+OnChange = Callable[[Point, PointState], None]
 
 
 @dataclass
 class _Run:
     point: Point
-    state: State
+    state: PointState
     handle: str | None = None
     starts: int = 0
 
@@ -33,36 +33,37 @@ class _Run:
         return self.state.phase in ("done", "failed")
 
 
-def finished(point: Point) -> bool:
-    """Whether the point is done: its outcome says so."""
+def is_done(point: Point) -> bool:
+    """Whether the outcome in the point's folder says that the point is done."""
     return (ended := outcome(point.folder)) is not None and ended.done
 
 
-def write_folders(project: Path, points: Sequence[Point], place: Place) -> None:
-    """Write the folders of those points that are neither done nor under way.
+def prepare_folders(project: Path, points: Sequence[Point], place: Place) -> None:
+    """Write the folders of all points that are neither done nor under way.
 
-    All before the first begins: it may take days until the last does, and the code is edited meanwhile.
+    All folders are written before the first point starts. The last one may start days later, and an edit of the code in
+    the meantime must not reach it.
     """
     for point in points:
         with _starting(project):
-            if not finished(point) and not (ordered(point.folder) and place.find(point)):
+            if not is_done(point) and not (is_prepared(point.folder) and place.find_run(point)):
                 prepare(project, point)
 
 
-def follow(project: Path, points: Sequence[Point], place: Place, told: Told) -> dict[str, State]:
-    """Run those of the points that are not done, and return where each ended, by key: done, or failed with its reason.
+def follow(project: Path, points: Sequence[Point], place: Place, on_change: OnChange) -> dict[str, PointState]:
+    """Run the points that are not done. Returns the final state of each by its key: done, or failed with a reason.
 
-    A folder that has been written stays as it is. `told` hears of every change. However this ends early, by Ctrl-C or a
-    cancelled flow, its runs are cancelled.
+    A folder that has been written stays as it is. `on_change` is called for every change of a point's state. If an
+    exception ends this early, such as Ctrl-C or the cancellation of the flow, the runs are cancelled.
     """
-    runs = [_Run(point, State("done" if finished(point) else "queued")) for point in points]
+    runs = [_Run(point, PointState("done" if is_done(point) else "queued")) for point in points]
     try:
         while under_way := [run for run in runs if not run.over]:
             for run in under_way:
                 before = run.state
                 _step(project, run, place)
                 if run.state != before:
-                    told(run.point, run.state)
+                    on_change(run.point, run.state)
             time.sleep(POLL_SECONDS if any(not run.over for run in runs) else 0)
     except BaseException:
         place.cancel([run.handle for run in runs if run.handle is not None and not run.over])
@@ -71,38 +72,43 @@ def follow(project: Path, points: Sequence[Point], place: Place, told: Told) -> 
 
 
 def _step(project: Path, run: _Run, place: Place) -> None:
-    """Start the run, or see where it stands; one that is lost is started again."""
+    """Start the run if it has not been started, and update its state. A run that is lost is started again."""
     try:
         if run.handle is None:
             run.handle = _start(project, run.point, place)
             run.starts += run.handle is not None
         if run.handle is not None:
             run.state = place.state(run.point, run.handle)
-        elif finished(run.point):
-            run.state = State("done")
+        elif is_done(run.point):
+            run.state = PointState("done")
     except UserError as error:
-        run.state = State("failed", str(error))
+        run.state = PointState("failed", str(error))
     if run.state.phase == "lost":
         run.handle, reason = None, run.state.reason
-        again = run.starts < STARTS
-        run.state = State("queued", f"lost: {reason}") if again else State("failed", f"lost {STARTS} times: {reason}")
+        if run.starts < MAX_STARTS:
+            run.state = PointState("queued", f"lost: {reason}")
+        else:
+            run.state = PointState("failed", f"lost {MAX_STARTS} times: {reason}")
 
 
 def _start(project: Path, point: Point, place: Place) -> str | None:
-    """The handle of the run that is under way, or of a new one; None if it is done or there is no room.
+    """The handle of the run that is under way, or of a new run. None if the point is done or the place has no room.
 
-    To look and then to start is one step: of two sweeps with a point in common, the second one finds the first one's.
+    A lock makes the search for a run and the start of a new one a single step. If two sweeps have a point in common,
+    the second sweep finds the run of the first.
     """
     with _starting(project):
-        if (handle := place.find(point)) is not None:
+        if (handle := place.find_run(point)) is not None:
             return handle
-        if finished(point) or not place.room():
+        if is_done(point) or not place.has_room():
             return None
-        if not ordered(point.folder):
+        if not is_prepared(point.folder):
             prepare(project, point)
-        forget(point)
+        remove_outcome(point)
         return place.submit(point)
 
 
 def _starting(project: Path) -> AbstractContextManager[None]:
-    return hold(project / STATE / "sweeps" / "starting.lock", "a point is being started", wait_seconds=math.inf)
+    return exclusive_lock(
+        project / STATE / "sweeps" / "starting.lock", "a point is being started", wait_seconds=math.inf
+    )

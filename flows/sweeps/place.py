@@ -1,4 +1,4 @@
-"""Where points run: what a sweep asks of a place, whichever it is."""
+"""What a sweep needs of a place where points run: this machine, Slurm, or a work pool of Prefect."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -7,34 +7,34 @@ from flows.sweeps.points import Point
 
 Phase = Literal["queued", "running", "done", "failed", "lost"]
 
-LOOK_EVERY_SECONDS = 1.0
-"""How often a queue or a server is asked at most, by one question for all points."""
-SETTLE_SECONDS = 60.0
-"""How long a shared folder may take to show here what a run that is completed has written there."""
+QUERY_INTERVAL_SECONDS = 1.0
+"""The least time between two queries of a queue or server. One query covers all points."""
+SHARED_FOLDER_DELAY_SECONDS = 60.0
+"""How long a shared folder may take to show on this host the files that a completed run has written on another."""
 
 
 @dataclass(frozen=True)
-class State:
-    """Where a point stands. A `lost` one is gone without an outcome, by no fault of its own that is known."""
+class PointState:
+    """The state of a point. A `lost` point ended without an outcome, and no fault of its own is known."""
 
     phase: Phase
     reason: str = ""
 
 
 class Place(Protocol):
-    """Runs points. A handle names a run that was started: a process, a job."""
+    """Runs points. A handle names a run that was started: a process, a job of Slurm, or a flow run."""
 
-    def find(self, point: Point) -> str | None:
-        """The handle of a run of this point that is under way or waits, whoever started it."""
+    def find_run(self, point: Point) -> str | None:
+        """The handle of a run of this point that waits or runs, whichever sweep started it. None if there is none."""
 
-    def room(self) -> bool:
-        """Whether one more can be started now."""
+    def has_room(self) -> bool:
+        """Whether one more point can be started now."""
 
     def submit(self, point: Point) -> str | None:
-        """Start a point whose folder is prepared; None if the room went to another sweep in the meantime."""
+        """Start a point whose folder is prepared. Returns None if another sweep was first to take the room for it."""
 
-    def state(self, point: Point, handle: str) -> State:
-        """Where the run stands."""
+    def state(self, point: Point, handle: str) -> PointState:
+        """The state of the point's run."""
 
     def cancel(self, handles: list[str]) -> None:
-        """Stop these runs, at a checkpoint where they are at one; returns when they are told or gone."""
+        """Stop these runs. Training saves a checkpoint first. Returns when the runs are told to stop, or are gone."""

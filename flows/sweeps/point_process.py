@@ -1,4 +1,4 @@
-"""A point's process on this machine: begun in its folder, ended with all that it began."""
+"""A point's process on this machine: how it is started in its folder, and how it is ended."""
 
 import os
 import signal
@@ -8,18 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.building.child_processes import GRACE_SECONDS
-from flows.sweeps.point_folder import LOG, MODULE, last_lines
-from tasks.system.processes import PARENT_VARIABLE
+from flows.sweeps.point_folder import LOG_FILE, MODULE, last_lines
+from tasks.system.processes import PARENT_VARIABLE, end_processes
 
 PointProcess = subprocess.Popen[bytes]
+POINT_GRACE_SECONDS = GRACE_SECONDS + 15
+"""How long a point may take to end after TERM. It first gives its own stages GRACE_SECONDS."""
 
 
 def start(folder: Path, own: Mapping[str, str], kept: Sequence[int] = ()) -> PointProcess:
-    """Run the point that is prepared in `folder`, with the environment `own` and the open files `kept`.
+    """Run the point that is prepared in `folder`, with the environment `own`, and let it inherit the open files `kept`.
 
-    It ends when this process does, however this one ends.
+    The point's process ends when this process does, even if this one is killed.
     """
-    with open(folder / LOG, "ab") as log:
+    with open(folder / LOG_FILE, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", MODULE],
             cwd=folder,
@@ -33,18 +35,12 @@ def start(folder: Path, own: Mapping[str, str], kept: Sequence[int] = ()) -> Poi
 
 
 def end(processes: Sequence[PointProcess]) -> None:
-    """TERM these processes, and KILL those that take longer than a flow gives its own stages."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        try:
-            process.wait(GRACE_SECONDS + 15)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+    """Send TERM to these processes and wait for them. Those that still run after POINT_GRACE_SECONDS get KILL."""
+    end_processes(processes, POINT_GRACE_SECONDS)
 
 
-def ending(process: PointProcess, folder: Path) -> str:
-    """How a process that left no outcome ended: `ended by SIGKILL: the last line of its log`."""
+def how_it_ended(process: PointProcess, folder: Path) -> str:
+    """How a process that left no outcome has ended, as in `ended by SIGKILL: the last line of its log`."""
     code = process.returncode
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return f"ended by {how}: {last_lines(folder) or 'it said nothing'}"

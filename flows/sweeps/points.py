@@ -1,8 +1,8 @@
-"""The runs that a sweep is made of: one for each setting and seed, and before them the stages that they share.
+"""The points of a sweep: one for each setting and seed, and before them a point for the stages that they share.
 
-Each run has a key, made of all that its result depends on: params, code, the user's own files, and which stages are
-run. Its folder under `runs/points/` is named by that key, so that a run that is done is found again, another value is
-another folder, and an edit of the code never reaches a run that waits in a queue.
+A point's key is a digest of everything that its result depends on: params, code, the user's own files, and which stages
+are run. The key names the point's folder under `runs/points/`. So a point that is done is found again, another value
+gets another folder, and an edit of the code never reaches a point that waits in a queue.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,13 +24,15 @@ from tasks.system.manifest import sha256_json
 POINTS = COPIES / "points"
 SEED = "compute.seed"
 KEY_DIGITS = 16
+"""How many hex digits of the digest make a key."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run: the pipeline with the params `values` in `folder`, all of it or the stages `only`.
+    """One run of the pipeline with the params `values` in `folder`: of all stages, or of the stages `only`.
 
-    `setting` are the values that the sweep gives it beside the seed; `shared` is the run that must be done before it.
+    `setting` holds the values by which the sweep's file describes this point, without the seed. `shared` is the point
+    whose stages this one shares with others; it must be done first.
     """
 
     key: str
@@ -44,97 +46,100 @@ class Point:
 
 
 def expand(project: Path, sweep: Sweep) -> list[Point]:
-    """The points of a sweep in the order of its file, the seeds of a setting beside each other.
+    """The points of a sweep in the order of its file. Points of one setting and several seeds follow each other.
 
     Raises UserError, before anything is written, if a name or value of any point is wrong, or if a point changes a
-    stage before the first that may differ.
+    stage upstream of the stage that the sweep's file names as `from`.
     """
     params = profile_params(project, sweep.profile)
     seeds = sweep.seeds or (overridden(params, sweep.profile, {})["compute"]["seed"],)
     chosen = [(setting, seed) for setting in sweep.settings for seed in seeds]
-    every = [overridden(params, sweep.profile, {**setting, SEED: seed}) for setting, seed in chosen]
+    all_values = [overridden(params, sweep.profile, {**setting, SEED: seed}) for setting, seed in chosen]
     only = shared_stages(project, sweep)
-    digests = Digests()
-    before = {seed: _shared(project, sweep, seed, only, digests) for seed in seeds} if only else {}
+    point_keys = PointKeys()
+    shared = {seed: _shared(project, sweep, seed, only, point_keys) for seed in seeds} if only else {}
     points = []
-    for (setting, seed), values in zip(chosen, every, strict=True):
+    for (setting, seed), values in zip(chosen, all_values, strict=True):
         needed = needed_stages(sweep, values)
-        key, label = digests.key(values, needed), ", ".join(f"{name}={value}" for name, value in setting.items())
+        key, label = point_keys.key(values, needed), ", ".join(f"{name}={value}" for name, value in setting.items())
         label += f", seed {seed}" if len(seeds) > 1 else ""
-        points.append(Point(key, label, project / POINTS / key, values, setting, seed, needed, before.get(seed)))
+        points.append(Point(key, label, project / POINTS / key, values, setting, seed, needed, shared.get(seed)))
     return points
 
 
-def _shared(project: Path, sweep: Sweep, seed: int, only: tuple[str, ...], digests: "Digests") -> Point:
+def _shared(project: Path, sweep: Sweep, seed: int, only: tuple[str, ...], point_keys: "PointKeys") -> Point:
     values = merged_params(project, sweep.profile, {SEED: seed})
-    key = digests.key(values, only)
+    key = point_keys.key(values, only)
     return Point(key, f"shared stages, seed {seed}", project / POINTS / key, values, {}, seed, only)
 
 
 def shared_stages(project: Path, sweep: Sweep) -> tuple[str, ...]:
-    """The stages that are the same for all points of one seed: those before the first that differs, and beside it.
+    """The stages whose outputs are the same for all points of one seed.
 
-    Raises UserError if a key of the sweep is read by no stage, or by one before the first that differs.
+    They are the stages that neither read a key of the sweep, nor are the stage `from`, nor come after such a stage.
+    Raises UserError if no stage reads a key of the sweep, or if a stage upstream of `from` reads it.
     """
     where = SWEEPS / f"{sweep.name}.yaml"
     values = merged_params(project, sweep.profile, {})
-    above, reads = upstream_of(build_params(values, str(where))), {stem: sections_of(stem) for stem in stems()}
-    first = {name for name in above if kind_of(name) == sweep.first}
+    upstream, reads = upstream_of(build_params(values, str(where))), {stem: sections_of(stem) for stem in stems()}
+    first = {name for name in upstream if stem_of(name) == sweep.first}
     if not first:
-        kinds = ", ".join(dict.fromkeys(kind_of(name) for name in above))
+        kinds = ", ".join(dict.fromkeys(stem_of(name) for name in upstream))
         raise UserError(f"{where}: from is {sweep.first!r}: it must be one of {kinds}")
     differs = set(first)
     for key in dict.fromkeys(key for setting in sweep.settings for key in setting):
-        changed = [name for name in above if _covers(reads[kind_of(name)], key)]
+        changed = [name for name in upstream if _covers(reads[stem_of(name)], key)]
         if not changed:
             raise UserError(f"{where}: {key} changes no stage")
         for name in changed:
-            if name not in first and any(name in above[one] for one in first):
+            if name not in first and any(name in upstream[one] for one in first):
                 raise UserError(f"{where}: {key} changes {name}, which comes before {sweep.first}: set from to {name}")
         differs.update(changed)
-    needed = needed_stages(sweep, values) or tuple(above)
-    return tuple(name for name in needed if name not in differs and not above[name] & differs)
+    needed = needed_stages(sweep, values) or tuple(upstream)
+    return tuple(name for name in needed if name not in differs and not upstream[name] & differs)
 
 
 def needed_stages(sweep: Sweep, values: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The stages of a point with these params: those that the sweep goes until, and what they read; None for all.
+    """The stages of a point with these params: those that the sweep's `until` names, and all upstream of them.
 
-    Raises UserError if one of them is no stage, or if none of them is the first that differs or reads it.
+    None stands for all stages, where the sweep has no `until`. Raises UserError if `until` names something that is no
+    stage, or if the stage `from` is not among the stages that are needed, since no point would then differ.
     """
     if not sweep.until:
         return None
-    where, above = SWEEPS / f"{sweep.name}.yaml", upstream_of(build_params(dict(values), "params"))
+    where, upstream = SWEEPS / f"{sweep.name}.yaml", upstream_of(build_params(dict(values), "params"))
     for name in sweep.until:
-        if name not in above:
-            raise UserError(f"{where}: until names {name!r}: it must be one of {', '.join(above)}")
-    needed = tuple(name for name in above if any(name == one or name in above[one] for one in sweep.until))
-    if sweep.first not in map(kind_of, needed):
+        if name not in upstream:
+            raise UserError(f"{where}: until names {name!r}: it must be one of {', '.join(upstream)}")
+    needed = tuple(name for name in upstream if any(name == one or name in upstream[one] for one in sweep.until))
+    if sweep.first not in map(stem_of, needed):
         raise UserError(f"{where}: until {list(sweep.until)} does not need {sweep.first}, so that no point differs")
     return needed
 
 
-def kind_of(stage: str) -> str:
-    """`prune` for `prune@6`."""
+def stem_of(stage: str) -> str:
+    """The stem of a stage's name: `prune` for `prune@6`."""
     return stage.partition("@")[0]
 
 
 def code_of_stages() -> str:
-    """The digest of the code of all stages, as it is here now."""
+    """The digest of the code of all stages, as it is in the working directory now."""
     return sha256_json({kind: code_digest(kind) for kind in sorted(stems())})
 
 
 def _covers(read: Iterable[str], key: str) -> bool:
+    """Whether a stage that reads these sections and keys of params.yaml depends on `key`."""
     return any(key == name or key.startswith(f"{name}.") for name in read)
 
 
-class Digests:
-    """Makes keys; what is not of one point, the code and the user's own files, is read once."""
+class PointKeys:
+    """Makes the keys of points. The code and the user's own files are read once for all points."""
 
     def __init__(self) -> None:
         self._code, self._listing = cache(code_digest), cache(lambda path: listing_digest(own_path(path)))
 
     def key(self, values: Mapping[str, Any], only: tuple[str, ...] | None) -> str:
-        """The key of a run: hex digits that are others if its params, stages, code or the user's own files are."""
+        """The key of a point: hex digits that change with its params, its stages, their code, or the user's files."""
         params = build_params(dict(values), "params")
         stages = only if only is not None else tuple(upstream_of(params))
         every = stages_of(params)
@@ -142,7 +147,7 @@ class Digests:
         made_of = {
             "params": dict(values),
             "only": only,
-            "code": {kind: self._code(kind) for kind in sorted({kind_of(stage) for stage in stages})},
+            "code": {kind: self._code(kind) for kind in sorted({stem_of(stage) for stage in stages})},
             "own files": {path: self._listing(path) for path in sorted(paths)},
         }
         return sha256_json(made_of)[:KEY_DIGITS]

@@ -1,49 +1,101 @@
-"""A sweep is data: `sweeps/<name>.yaml` names what differs between its runs, and here it is read and checked."""
+"""A sweep is data: `sweeps/<name>.yaml` names what differs between its points, and here it is read and checked."""
 
-import difflib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from tasks.params.reading import read_yaml
+from tasks.params.checks import check
+from tasks.params.reading import build, read_yaml
 from tasks.system.errors import UserError
 
 SWEEPS = Path("sweeps")
-LEAST_MINUTES = 5  # of a job: some of them are for saving what it is at when its time is up
-LEAST_LOST_SECONDS = 5  # of silence: a busy machine is not a dead one
+LEAST_MINUTES = 5
+"""A job needs some of its minutes to save its checkpoint when its time is up."""
+LEAST_LOST_SECONDS = 5
+"""A busy machine is silent for a few seconds without being dead."""
 Score = Literal["one_picture", "best_of"]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run asks of Slurm or of a work pool; None leaves it to the cluster's own default.
-
-    Slurm alone has `minutes` and `partition`. `pool` is the work pool; a run in one that has not been heard of for
-    `lost_seconds` is given up. With `clone` its hosts share no folder with this one: each run has a clone of the
-    project's git repository, and its data out of DVC's default remote.
-    """
+    """What a point asks of Slurm or of a work pool; None leaves it to the cluster's own default."""
 
     gpus: int = 1
+    """Number of GPUs, 0 or above."""
     cpus: int = 4
+    """Number of CPUs, 1 or above."""
     memory: str | None = None
+    """Memory in the cluster's own spelling, such as 64G."""
     minutes: int | None = None
+    """Time limit of a job in minutes (Slurm only)."""
     partition: str | None = None
+    """Partition of the job (Slurm only)."""
     pool: str | None = None
+    """Name of the work pool."""
     lost_seconds: int = 120
+    """Seconds of silence after which a point in a work pool is given up."""
     clone: bool = False
+    """Whether the work pool's hosts share no folder with this one.
+
+    Each point then has a clone of the project's git repository, and takes its data out of DVC's default remote.
+    """
+
+
+@dataclass(frozen=True)
+class SweepKeys:
+    """What a sweep's file may hold, and for a profile under `profiles` as well. A key that is null is left out."""
+
+    from_: str | None = None
+    """First stage that differs between points; the key is `from`."""
+    until: tuple[str, ...] | None = None
+    """Stages that a point ends with. It runs these and what they read; without this key it runs all stages."""
+    grid: dict[str, tuple[Any, ...]] | None = None
+    """Values by dotted key; every combination is a setting."""
+    points: tuple[dict[str, Any], ...] | None = None
+    """Settings one by one, each with its values by dotted key. A sweep has either these or a grid."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds that every setting is run with; without this key it is the seed of params.yaml."""
+    models: tuple[str, ...] | None = None
+    """Patterns of the models that become rows of the table, such as finetuned-*."""
+    score: Score | None = None
+    """GenEval of one picture (one_picture), or of the best of as many as there are (best_of)."""
+    cluster: Cluster | None = None
+    """What a point asks of Slurm or of a work pool."""
+
+    def __post_init__(self) -> None:
+        for name in ("until", "models", "grid", "points"):
+            value = getattr(self, name)
+            check(value is None or len(value) > 0, f"{name} is {value!r}: it is empty; leave the key out")
+        for key, values in (self.grid or {}).items():
+            check(len(values) > 0, f"grid.{key} is {list(values)}: it must be a list of at least one value")
+        check(all(self.points or ()), f"points is {self.points!r}: each must set at least one key")
+        seeds = self.seeds or ()
+        check(len(set(seeds)) == len(seeds), f"seeds is {list(seeds)}: it must be a list of different whole numbers")
+        least = {"gpus": 0, "cpus": 1, "minutes": LEAST_MINUTES, "lost_seconds": LEAST_LOST_SECONDS}
+        for key, lowest in least.items() if self.cluster else ():
+            number = getattr(self.cluster, key)
+            fine = number is None or number >= lowest
+            check(fine, f"cluster.{key} is {number}: it must be a whole number from {lowest} on")
+
+
+@dataclass(frozen=True)
+class SweepFile(SweepKeys):
+    """All that a sweep's file may hold."""
+
+    profile: str | None = None
+    """Profile that the points' params start from; without this key they start from params.yaml alone."""
+    profiles: dict[str, SweepKeys] | None = None
+    """Keys that are replaced when the sweep is run for another profile, by the profile's name."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as its file tells it.
+    """A sweep as it is run: its file, with the keys of the chosen profile laid over it.
 
-    `settings` are the values by dotted key of each run, without its seed; no `seeds` means that of params.yaml.
-    `first` is the first stage that differs. A point runs the stages `until` and what they read; without them, all.
-    `models` are patterns of the models that become rows of the table, and
-    `score` is GenEval of one picture or of the best of as many as there are. `title` names the sweep's results and its
-    runs: the name, and the profile if that is not the file's own.
+    `settings` are the values by dotted key of each setting, without its seed. `first` is the first stage that differs.
+    The other fields are explained in `SweepKeys`. `own_profile` says whether the profile is the file's own.
     """
 
     name: str
@@ -59,11 +111,8 @@ class Sweep:
 
     @property
     def title(self) -> str:
+        """The name of the sweep's results and runs: its own, and the profile's if that is not the file's own."""
         return self.name if self.own_profile else f"{self.name}@{self.profile}"
-
-
-KEYS = ("profile", "from", "until", "grid", "points", "seeds", "models", "score", "cluster", "profiles")
-EXAMPLES = {"models": "finetuned-*", "until": "geneval@grown"}
 
 
 def read_sweep(project: Path, name: str, profile: str | None = None) -> Sweep:
@@ -76,89 +125,42 @@ def read_sweep(project: Path, name: str, profile: str | None = None) -> Sweep:
     if not path.is_file():
         known = ", ".join(sorted(one.stem for one in (project / SWEEPS).glob("*.yaml")))
         raise UserError(f"sweep {name!r} is unknown: {SWEEPS} has {known}")
-    values = read_yaml(path)
-    _known(values, KEYS, where)
-    own = values.get("profile")
-    profile = profile if profile is not None else own
-    special = values.get("profiles") or {}
-    _must(isinstance(special, dict), f"{where}: profiles is {special!r}: it must be a mapping")
-    for one, replaced in special.items():
-        _must(isinstance(replaced, dict), f"{where}: profiles.{one} is {replaced!r}: it must be a mapping")
-        _known(replaced, KEYS[1:-1], f"{where}: profiles.{one}")
-    values |= special.get(profile, {})
-    _must(isinstance(values.get("from"), str), f"{where}: from is missing: name the first stage that differs")
+    file = build(SweepFile, read_yaml(path), where)
+    profile = profile if profile is not None else file.profile
+    given = _given(file) | _given((file.profiles or {}).get(profile, SweepKeys()))
+    if "from_" not in given:
+        raise UserError(f"{where}: from is missing: name the first stage that differs")
     return Sweep(
         name=name,
         profile=profile,
-        first=values["from"],
-        settings=_settings(values, where),
-        seeds=_seeds(values.get("seeds", []), where),
-        models=_names("models", values.get("models", ["*"]), where),
-        score=_score(values.get("score", "one_picture"), where),
-        cluster=_cluster(values.get("cluster") or {}, where),
-        until=_names("until", values["until"], where) if "until" in values else (),
-        own_profile=profile == own,
+        first=given.pop("from_"),
+        settings=_settings(given.pop("grid", None), given.pop("points", None), where),
+        own_profile=profile == file.profile,
+        **given,
     )
 
 
-def _settings(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], ...]:
-    """Every combination of a grid's values, or the points as they are listed; each once."""
-    grid, points = values.get("grid"), values.get("points")
-    _must((grid is None) != (points is None), f"{where}: name either a grid or points")
-    if points is not None:
-        whole = isinstance(points, list) and points and all(isinstance(point, dict) and point for point in points)
-        _must(bool(whole), f"{where}: points is {points!r}: it must be a list of mappings")
-        settings = points
-    else:
-        _must(isinstance(grid, dict) and bool(grid), f"{where}: grid is {grid!r}: it must be a mapping")
-        for key, listed in grid.items():
-            _must(isinstance(listed, list) and bool(listed), f"{where}: grid.{key} is {listed!r}: it must be a list")
-        settings = [dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values())]
+def _given(keys: SweepKeys) -> dict[str, Any]:
+    """The keys that are there, of those that a profile may replace."""
+    every = {one.name: getattr(keys, one.name) for one in fields(SweepKeys)}
+    return {name: value for name, value in every.items() if value is not None}
+
+
+def _settings(
+    grid: Mapping[str, tuple[Any, ...]] | None, points: tuple[Mapping[str, Any], ...] | None, where: str
+) -> tuple[Mapping[str, Any], ...]:
+    """Every combination of a grid's values, or the points as they are listed.
+
+    Raises UserError if there are both or neither, if a setting is there twice, or if it sets the seed.
+    """
+    if (grid is None) == (points is None):
+        raise UserError(f"{where}: name either a grid or points")
+    settings = points
+    if grid is not None:
+        settings = tuple(dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values()))
     for number, setting in enumerate(settings):
-        _must("compute.seed" not in setting, f"{where}: compute.seed is no value of the grid: name seeds")
-        _must(setting not in settings[:number], f"{where}: {setting} is there twice")
-    return tuple(settings)
-
-
-def _seeds(seeds: Any, where: str) -> tuple[int, ...]:
-    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds) and len(set(seeds)) == len(seeds)
-    _must(whole, f"{where}: seeds is {seeds!r}: it must be a list of different whole numbers")
-    return tuple(seeds)
-
-
-def _names(key: str, names: Any, where: str) -> tuple[str, ...]:
-    whole = isinstance(names, list) and bool(names) and all(isinstance(one, str) for one in names)
-    _must(whole, f"{where}: {key} is {names!r}: it must be a list of names, such as {EXAMPLES[key]}")
-    return tuple(names)
-
-
-def _score(score: Any, where: str) -> Score:
-    _must(score in get_args(Score), f"{where}: score is {score!r}: it must be one of {list(get_args(Score))}")
-    return score
-
-
-def _cluster(values: Any, where: str) -> Cluster:
-    _must(isinstance(values, dict), f"{where}: cluster is {values!r}: it must be a mapping")
-    _known(values, tuple(one.name for one in fields(Cluster)), f"{where}: cluster")
-    for key, least in (("gpus", 0), ("cpus", 1), ("minutes", LEAST_MINUTES), ("lost_seconds", LEAST_LOST_SECONDS)):
-        value = values.get(key, least)
-        fine = (value is None and key == "minutes") or (type(value) is int and value >= least)
-        _must(fine, f"{where}: cluster.{key} is {value!r}: it must be a whole number from {least} on")
-    for key in ("memory", "partition", "pool"):
-        value = values.get(key)
-        _must(value is None or isinstance(value, str), f"{where}: cluster.{key} is {value!r}: it must be text or null")
-    clone = values.get("clone", False)
-    _must(type(clone) is bool, f"{where}: cluster.clone is {clone!r}: it must be true or false")
-    return Cluster(**values)
-
-
-def _known(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in values:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise UserError(f"{where}: unknown key {key!r}: did you mean {nearest!r}?")
-
-
-def _must(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
+        if "compute.seed" in setting:
+            raise UserError(f"{where}: compute.seed is no value of the grid: name seeds")
+        if setting in settings[:number]:
+            raise UserError(f"{where}: {setting} is there twice")
+    return settings

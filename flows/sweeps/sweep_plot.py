@@ -1,18 +1,18 @@
-"""A sweep's picture: score against parameters."""
+"""The plot of a sweep: GenEval score against the number of parameters."""
 
 from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from flows.sweeps.sweep_table import Setting
+from flows.sweeps.sweep_table import ScoredSetting
 from tasks.reporting.figure_style import CHOSEN, GROWN, QUIET, STYLE, legend_below, png, settle
 
 DPI = 110
 
 
-def draw(title: str, settings: Sequence[Setting]) -> bytes:
-    """A PNG of all settings with their intervals; the best one and the Pareto set marked."""
+def draw(title: str, settings: Sequence[ScoredSetting]) -> bytes:
+    """A PNG of all settings with their intervals. The best setting and the Pareto set are marked."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.6), layout="constrained")
         axes = figure.subplots()
@@ -36,7 +36,7 @@ def draw(title: str, settings: Sequence[Setting]) -> bytes:
         return png(settle(figure), DPI)
 
 
-def _named(one: Setting) -> str:
-    """In two lines: in one they would run into the next point's."""
+def _named(one: ScoredSetting) -> str:
+    """The setting's label on two lines. On one line it would run into the label of the next setting."""
     model = f"{one.model}, best of {one.pictures}" if one.pictures > 1 else one.model
     return "\n".join(filter(None, (one.label, model)))

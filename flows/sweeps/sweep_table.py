@@ -1,4 +1,4 @@
-"""What a sweep found: a row for each point and model, and for each setting the mean over its seeds with an interval."""
+"""The table of a sweep: a row for each point and model. For each setting, the mean over its seeds with an interval."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,20 +10,22 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
-from flows.sweeps.place import State
+from flows.sweeps.place import PointState
 from flows.sweeps.point_folder import outcome
 from flows.sweeps.points import Point
 from flows.sweeps.sweep_file import Sweep
 from tasks.system.files import write_csv
 
 LEVEL = 0.95
+"""The confidence level of the intervals."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model of one point, or a point without any.
+    """A row of the table: one model of one point, or a point that has no model.
 
-    `score` is GenEval with the judge's choice among `pictures`; `seconds` is the time to draw these where it was taken.
+    `score` is GenEval's score when the judge chooses one of `pictures` pictures for each prompt, and `low` and `high`
+    are its interval. `seconds` is the time to draw these pictures, or None if it was not measured.
     """
 
     point: str
@@ -44,11 +46,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A setting's model: means over its seeds, and the 95 % interval of the mean score.
+class ScoredSetting:
+    """One model of a setting: means over the setting's seeds, and the 95 % interval of the mean score.
 
-    Of one seed the interval is that over prompts. `best` has the highest score, and of equals the fewest parameters. No
-    other setting is as good as one of the `pareto` set in score, parameters and seconds, and better in one of them.
+    With one seed, the interval is over prompts instead. The setting marked `best` has the highest score; equal scores
+    are decided by the fewest parameters, then by the fewest pictures. A setting is in the `pareto` set if no other
+    setting is at least as good in score, parameters and seconds, and better in one of the three.
     """
 
     label: str
@@ -65,8 +68,8 @@ class Setting:
     pareto: bool = False
 
 
-def rows_of(sweep: Sweep, point: Point, state: State) -> list[Row]:
-    """The rows of a point: one that says why, if it has failed."""
+def rows_of(sweep: Sweep, point: Point, state: PointState) -> list[Row]:
+    """The rows of a point. A point that has failed has one row, which says why."""
     row = Row(point.key, point.setting, point.seed, state.phase, state.reason, str(point.folder))
     ended = outcome(point.folder)
     if state.phase != "done" or ended is None:
@@ -97,8 +100,8 @@ def _model_rows(row: Row, model: Mapping[str, Any], sweep: Sweep) -> list[Row]:
     ]
 
 
-def settings_of(rows: Sequence[Row]) -> list[Setting]:
-    """The settings of the rows that have a score, in their order, the best and the Pareto set marked."""
+def settings_of(rows: Sequence[Row]) -> list[ScoredSetting]:
+    """The settings of the rows that have a score, in the order of the rows. The best and the Pareto set are marked."""
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
         if row.score is not None:
@@ -109,27 +112,25 @@ def settings_of(rows: Sequence[Row]) -> list[Setting]:
     return [replace(one, best=one is best, pareto=pareto) for one, pareto in marked]
 
 
-def pareto_set(settings: Sequence[Setting]) -> list[bool]:
-    """Of each setting, whether no other is as good in score, parameters and, where both were timed, seconds, and better
-    in one of them.
-    """
+def pareto_set(settings: Sequence[ScoredSetting]) -> list[bool]:
+    """Whether each setting is in the Pareto set; see `ScoredSetting`. Seconds count where both settings were timed."""
     timed = [np.nan if one.seconds is None else one.seconds for one in settings]
     goods = np.array([(one.score, -one.parameters, -time) for one, time in zip(settings, timed, strict=True)])
-    gains = (np.nan_to_num(goods - one) for one in goods)  # what was not timed is no gain and no loss
+    gains = (np.nan_to_num(goods - one) for one in goods)  # a time that is missing is neither gain nor loss
     return [not np.any((gain >= 0).all(axis=1) & (gain > 0).any(axis=1)) for gain in gains]
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float]:
-    """Student's interval of the mean of at least two scores."""
+    """The interval of the mean of at least two scores, by Student's t distribution."""
     half = t.ppf((1 + LEVEL) / 2, len(scores) - 1) * np.std(scores, ddof=1) / np.sqrt(len(scores))
     return float(np.mean(scores) - half), float(np.mean(scores) + half)
 
 
-def _setting(label: str, model: str, pictures: int, rows: Sequence[Row]) -> Setting:
+def _setting(label: str, model: str, pictures: int, rows: Sequence[Row]) -> ScoredSetting:
     scores = [row.score for row in rows]
     low, high = interval(scores) if len(rows) > 1 else (rows[0].low, rows[0].high)
     seconds = [row.seconds for row in rows if row.seconds is not None]
-    return Setting(
+    return ScoredSetting(
         label,
         model,
         pictures,
@@ -143,16 +144,16 @@ def _setting(label: str, model: str, pictures: int, rows: Sequence[Row]) -> Sett
     )
 
 
-def write_table(path: Path, sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> None:
-    """Write the rows as CSV, with a column for each key of the sweep, and the best and the Pareto settings marked."""
+def write_table(path: Path, sweep: Sweep, rows: Sequence[Row], settings: Sequence[ScoredSetting]) -> None:
+    """Write the rows as CSV, with a column for each key of the sweep, and two that mark best and Pareto settings."""
     marks = {(one.label, one.model, one.pictures): one for one in settings}
     keys = list(dict.fromkeys(key for setting in sweep.settings for key in setting))
     written = []
     for row in rows:
         mark = marks.get((_label(row.setting), row.model, row.pictures))
         own = {key: value for key, value in asdict(row).items() if key != "setting"}
-        given = {key: json.dumps(row.setting[key]) for key in row.setting}
-        written.append(given | own | {"best": bool(mark and mark.best), "pareto": bool(mark and mark.pareto)})
+        setting = {key: json.dumps(row.setting[key]) for key in row.setting}
+        written.append(setting | own | {"best": bool(mark and mark.best), "pareto": bool(mark and mark.pareto)})
     columns = [*keys, *(name for name in Row.__dataclass_fields__ if name != "setting"), "best", "pareto"]
     write_csv(path, columns, written)
 

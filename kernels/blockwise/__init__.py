@@ -1,4 +1,7 @@
-"""Blockwise 8-bit quantisation in plain PyTorch; `triton_kernel` has it for kernels that quantise what they compute."""
+"""Blockwise 8-bit quantisation (SANA-1.5 section 2.3) in plain PyTorch, and in `triton_kernel` for use inside kernels.
+
+The folder may import torch and triton.
+"""
 
 from kernels.blockwise.reference import BLOCK, Map, Quantized, dequantize, quantize
 

@@ -2,10 +2,10 @@
 
     q = the place of the value nearest to x / max|x|,      and read as x' = values[q] * scale,  scale = max|x|
 
-The values are 0, 1 and, with both signs, seven decades from 1e-7 to 1 of which each is cut into twice as many equal
-intervals as the one below it: their middles. So zero is exact, and small entries keep their sign and size where the
-min-max map gives them half a quantum; the largest entries are coarser than there. A block that holds a NaN or an
-infinity comes back with NaN: nothing is masked.
+The values are 0, 1 and, with both signs, the middles of intervals. The range from 1e-7 to 1 has seven decades, and each
+decade is cut into twice as many equal intervals as the decade below it. So zero is exact. Small entries keep their sign
+and size, where the min-max map is off by up to half a quantum; the largest entries are coarser than under the min-max
+map. A block that holds a NaN or an infinity comes back with NaN, so that an error is not hidden.
 
 Shapes: E entries in each block, and any dimensions before them.
 """
@@ -20,7 +20,7 @@ DECADES = 7
 
 @cache
 def values(device: torch.device) -> Tensor:
-    """The 256 values that codes stand for, in a block whose largest entry is 1, ascending (float32)."""
+    """The 256 values that codes stand for in a block whose largest entry is 1, ascending; float32."""
     middles = []
     for decade in range(DECADES):
         edges = torch.linspace(0.1, 1.0, 2**decade + 1)
@@ -30,16 +30,18 @@ def values(device: torch.device) -> Tensor:
 
 @cache
 def thresholds(device: torch.device) -> Tensor:
-    """The 255 middles between neighbouring values: a number's code is how many of them lie below it."""
+    """The 255 middles between neighbouring values. A number's code is the count of thresholds that lie below it."""
     ascending = values(torch.device("cpu"))
     return ((ascending[:-1] + ascending[1:]) / 2).to(device)
 
 
 @cache
 def _bins(device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each upper half of a float32: the code of its least number, and the threshold above which it is one more.
+    """A table over the upper 16 bits of a float32, which tells a number's code with one comparison.
 
-    Thresholds are at least 1.4 % apart and the numbers of one upper half at most 0.8 %, so that one is enough.
+    Each of the 2^16 rows has the code of the least number with these upper bits, and the threshold above which the code
+    is one more. One threshold is enough: thresholds are at least 1.4 % apart, and the numbers that share their upper
+    bits differ by at most 0.8 %.
     """
     upper = torch.arange(2**16, dtype=torch.int32) << 16
     ends = torch.stack([upper, upper | 0xFFFF]).view(torch.float32)
@@ -49,24 +51,26 @@ def _bins(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def bounds(blocks_E: Tensor) -> Tensor:
-    """(1, ...): the largest magnitude of each block. A block's bound is the greatest of its parts' bounds."""
-    # amax of the magnitudes without a copy of them
+    """(1, ...): the largest magnitude of each block. The bound of a block is the greatest bound of its parts."""
+    # This is the maximum of `blocks.abs()` without a copy of the blocks.
     return torch.maximum(blocks_E.amin(-1).neg_(), blocks_E.amax(-1))[None]
 
 
 def encode(blocks_E: Tensor, bounds_1: Tensor) -> Tensor:
-    """The codes (uint8) of blocks, given their bounds."""
+    """The codes (uint8) of blocks whose `bounds` are given."""
+    # A block of zeros would divide 0 by 0.
     divisor = torch.where(bounds_1[0] == 0, 1.0, bounds_1[0])
     shares = blocks_E / divisor[..., None]
-    # a fifth of the time of torch.bucketize on the CPU
+    # On the CPU the table takes a fifth of the time of torch.bucketize.
     codes, borders = _bins(blocks_E.device)
+    # The shift of an int32 copies the sign into the upper bits; the mask makes it an index.
     halves = ((shares.view(torch.int32) >> 16) & 0xFFFF).flatten()
     larger = shares.flatten() > borders.index_select(0, halves)
     return (codes.index_select(0, halves) + larger).to(torch.int16).to(torch.uint8).view(shares.shape)
 
 
 def scales(bounds_1: Tensor) -> tuple[Tensor]:
-    """What is kept to read codes: the largest magnitude of each block."""
+    """The numbers that are stored beside the codes to read them: the largest magnitude of each block."""
     return (bounds_1[0],)
 
 

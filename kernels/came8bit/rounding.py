@@ -1,11 +1,12 @@
 """Stochastic rounding to bfloat16, with random bits that are a pure function of seed, step, parameter and entry.
 
-A bfloat16 is the upper half of a float32, so adding 16 random bits to a float32 and cutting its lower half off rounds
-it up with the probability of its distance from the lower neighbour: the mean of many draws is the number itself. Steps
-smaller than half the gap between two bfloat16, which rounding to nearest drops altogether, survive in the mean.
+A bfloat16 is the upper half of a float32. Adding 16 random bits to a float32 and cutting its lower half off rounds the
+number up with a probability equal to its distance from the lower neighbour, in units of the gap. So the mean of many
+draws is the number itself. Steps smaller than half the gap between two bfloat16 survive in the mean, where rounding to
+nearest would drop them altogether.
 
-The bits are a hash of 32-bit integers (two rounds of the multiply-and-shift mixer "lowbias32" of C. Wellons), so that a
-resumed, sharded or other device's run draws the same ones.
+The bits are a hash of 32-bit integers (two rounds of the multiply-and-shift mixer "lowbias32" of C. Wellons). So a run
+that is resumed, is sharded, or is on another device draws the same bits.
 """
 
 import hashlib
@@ -15,49 +16,51 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
-# Entries rounded at once: few enough to stay in a core's cache.
+MULTIPLIERS = (0x7FEB352D, 0x846CA68B)  # of lowbias32
+# So many entries are rounded at once: few enough to stay in a core's cache.
 PIECE = 2**16
 
 
 class Key(NamedTuple):
-    """64 bits, as two signed integers of 32, from which a parameter's random bits at one step follow."""
+    """64 bits, as two signed 32-bit integers, from which the random bits of a parameter at one step follow."""
 
     first: int
     second: int
 
 
 def key_of(seed: int, step: int, parameter: int) -> Key:
-    """The key of the parameter with index `parameter` at step `step`."""
+    """The key for step `step` of the parameter whose index in the optimizer is `parameter`."""
     digest = hashlib.blake2b(struct.pack("<qqq", seed, step, parameter), digest_size=8).digest()
     return Key(*struct.unpack("<ii", digest))
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """A bijection of int32 that spreads every bit over all, in place."""
-    x ^= (x >> 16) & 0xFFFF  # torch shifts copies of the sign in; the mask makes them zeros
+    """A bijection of int32 that spreads every bit over all bits, in place."""
+    # The hash is of unsigned integers. torch shifts copies of the sign in, and the masks make them zeros.
+    x ^= (x >> 16) & 0xFFFF
     x *= MULTIPLIERS[0]
     x ^= (x >> 15) & 0x1FFFF
-    x *= MULTIPLIERS[1] - 2**32
+    x *= MULTIPLIERS[1] - 2**32  # the same bits as a signed integer
     x ^= (x >> 16) & 0xFFFF
     return x
 
 
 def random_bits(key: Key, entries_N: Tensor) -> Tensor:
-    """16 random bits (int32) for the entries of these indices (int32) in the flattened parameter."""
+    """16 random bits (int32) for each of these indices (int32) of entries in the flattened parameter."""
     return _mixed(_mixed(entries_N ^ key.first) ^ key.second) & 0xFFFF
 
 
 def to_bfloat16(values_N: Tensor, bits_N: Tensor) -> Tensor:
-    """float32 rounded to bfloat16, up where its lower half plus the random bits overflow; NaN stays."""
+    """float32 values rounded to bfloat16: up where the lower half plus the random bits overflows. NaN stays NaN."""
     rounded = ((values_N.view(torch.int32) + bits_N) & -0x10000).view(torch.float32)
+    # Adding bits to an infinity would make it NaN, and to a NaN could make it an infinity.
     return torch.where(values_N.isfinite(), rounded, values_N).bfloat16()
 
 
 def descend(parameter: Tensor, movement: Tensor, lr: float, weight_decay: float, key: Key, first: int = 0) -> None:
     """p <- p - lr * (weight_decay * p + movement) for a bfloat16 parameter, in place, rounded once and stochastically.
 
-    `first` is the index of the first entry in the whole flattened parameter, where this is a part of it.
+    If `parameter` is a part of a larger one, `first` is the index of its first entry in the whole flattened parameter.
     """
     flat_N = parameter.contiguous().view(-1)
     for start in range(0, len(flat_N), PIECE):
@@ -67,5 +70,5 @@ def descend(parameter: Tensor, movement: Tensor, lr: float, weight_decay: float,
         place = first + start
         entries = torch.arange(place, place + len(piece), dtype=torch.int32, device=piece.device)
         piece.copy_(to_bfloat16(values, random_bits(key, entries)))
-    if not parameter.is_contiguous():
+    if not parameter.is_contiguous():  # then the entries above are a copy
         parameter.copy_(flat_N.view(parameter.shape))

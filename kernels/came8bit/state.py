@@ -1,12 +1,14 @@
-"""What CAME keeps of a parameter from step to step, and the work of one step over one parameter.
+"""What CAME keeps of a parameter from step to step, and what one step needs to know of one parameter.
 
-Of a matrix (O, I) or a 1x1 convolution (O, I, 1, 1): the momentum, and row and column means of squares and of
-instabilities, `square_row` (O), `square_column` (I), `instability_row` (O), `instability_column` (I). Of anything else:
-the momentum and the mean of squares `square`, both of the parameter's shape. The momentum is `momentum` in float32, or
-`momentum_codes` (uint8, the parameter's shape) with `momentum_scale` and, under the linear map, `momentum_minimum`
-(float32, one number for each block of 2048 entries of the whole flattened parameter). All else is float32.
+* For a matrix (O, I) or a 1x1 convolution (O, I, 1, 1) the state is the momentum and the row and column means of
+  squares and of instabilities: `square_row` (O), `square_column` (I), `instability_row` (O), `instability_column` (I).
+* For any other parameter the state is the momentum and the mean of squares `square`, both of the parameter's shape.
+* The momentum is `momentum` in float32, or it is `momentum_codes` (uint8, the parameter's shape) with `momentum_scale`
+  and, under the linear map, `momentum_minimum`: float32, one number for each block of 2048 entries of the whole
+  flattened parameter.
 
-Of a parameter that is sharded by rows (a DTensor), what has rows is sharded alike; columns and blocks are on all ranks.
+All but the codes is float32. If a parameter is sharded by rows (a DTensor), tensors that have rows are sharded in the
+same way, and every rank has the column means and the numbers of all blocks.
 """
 
 from math import ceil
@@ -16,16 +18,16 @@ import torch
 from torch import Tensor
 
 from kernels.blockwise import BLOCK, Map, Quantized, dequantize, quantize
+from kernels.came8bit.came_update import Betas, Epsilons
 from kernels.came8bit.rounding import Key
-from kernels.came8bit.update import Betas, Epsilons
 
-QUANTIZED_ABOVE = 16_384
+QUANTIZED_ABOVE = 16_384  # entries of a matrix
 
 State = dict[str, Tensor]
 
 
 class Settings(NamedTuple):
-    """What one step depends on beside the parameter, its gradient and its state."""
+    """The settings of an optimizer that a step depends on."""
 
     lr: float
     betas: Betas
@@ -34,7 +36,7 @@ class Settings(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One parameter's step. `key` draws the bits of stochastic rounding; None rounds to nearest."""
+    """One step of one parameter. `key` draws the bits of stochastic rounding; None stands for rounding to nearest."""
 
     parameter: Tensor
     gradient: Tensor
@@ -50,22 +52,23 @@ def is_matrix(parameter: Tensor) -> bool:
 
 def is_dtensor(parameter: Tensor) -> bool:
     """Whether a parameter is a DTensor, of which this process may hold some rows only."""
+    # `isinstance` would need the class, whose import takes half a second that only shards need.
     return hasattr(parameter, "device_mesh")
 
 
 def first_row(tensor: Tensor) -> int:
-    """The place in the whole tensor of the first row that is here."""
+    """The index, in the whole tensor, of the first row that this process holds; 0 for a tensor that is not sharded."""
     if not any(placement.is_shard(0) for placement in getattr(tensor, "placements", ())):
         return 0
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # half a second, as below
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # takes half a second
 
     return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1][0]
 
 
 def sharded_dimension(parameter: Tensor) -> int:
-    """The mesh dimension over which a DTensor's rows are sharded; it must be replicated over all others.
+    """The mesh dimension over which the rows of a DTensor are sharded.
 
-    Raises ValueError for any other sharding.
+    Raises ValueError unless the rows are sharded over one mesh dimension and copied over all others.
     """
     rows = [dimension for dimension, place in enumerate(parameter.placements) if place.is_shard(0)]
     copies = [place for place in parameter.placements if place.is_replicate()]
@@ -75,12 +78,12 @@ def sharded_dimension(parameter: Tensor) -> int:
 
 
 def is_packed(parameter: Tensor, map: Map | None) -> bool:
-    """Whether a parameter's momentum is kept in 8 bits: a matrix of more than 16,384 entries, if there is a map."""
+    """Whether the momentum is kept in 8 bits: there is a map, and the parameter is a matrix of over 16,384 entries."""
     return map is not None and is_matrix(parameter) and parameter.numel() > QUANTIZED_ABOVE
 
 
 def initial_state(parameter: Tensor, map: Map | None) -> State:
-    """The state of a parameter before its first step: zeros."""
+    """The state of a parameter before its first step, which is all zeros."""
     state: State = {}
     if is_packed(parameter, map):
         state["momentum_codes"] = _zeros(parameter, parameter.shape, torch.uint8)
@@ -97,7 +100,7 @@ def initial_state(parameter: Tensor, map: Map | None) -> State:
 
 
 def pack(momentum: Tensor, map: Map | None) -> State:
-    """The entries of the state that hold `momentum` (K, *shape) of K parameters of one shape."""
+    """The part of the state that holds `momentum` (K, *shape), of K parameters of one shape."""
     if not is_packed(momentum[0], map):
         return {"momentum": momentum}
     codes, scale, minimum = quantize(momentum.flatten(1), map)
@@ -106,7 +109,7 @@ def pack(momentum: Tensor, map: Map | None) -> State:
 
 
 def unpack(state: State) -> Tensor:
-    """The momentum (K, *shape) that `pack` stored; the stored tensor itself where it is not packed."""
+    """The momentum (K, *shape) that `pack` stored: a new tensor if it is in 8 bits, else the stored tensor itself."""
     if "momentum" in state:
         return state["momentum"]
     codes = state["momentum_codes"]
@@ -123,10 +126,10 @@ def layout(state: State) -> dict[str, Any]:
 
 
 def _zeros(parameter: Tensor, shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Zeros of the parameter's device, sharded as it is."""
+    """Zeros on the parameter's device, sharded as the parameter is."""
     if is_dtensor(parameter):
         sharded_dimension(parameter)
-        from torch.distributed.tensor import zeros  # half a second that only shards need
+        from torch.distributed.tensor import zeros  # takes half a second, which only shards need
 
         return zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
     return torch.zeros(shape, dtype=dtype, device=parameter.device)

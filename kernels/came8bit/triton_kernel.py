@@ -1,4 +1,4 @@
-"""The kernels of CAME's fused step; `fused` launches them and says what each pass is for.
+"""The Triton kernels of the CAME step. `step_in_triton` launches them and says what each pass is for.
 
 A program finds its work in a table with a row of FIELDS numbers for each parameter: addresses, sizes, whether the
 momentum is in 8 bits, places in scratch memory, and the key of stochastic rounding.
@@ -11,6 +11,7 @@ from kernels.blockwise import BLOCK
 from kernels.blockwise.triton_kernel import encode_dynamic, encode_linear
 
 FIELDS = tl.constexpr(20)
+# The fields of a row: first the addresses, then sizes, places in scratch memory, and the two halves of the key.
 (PARAMETER, GRADIENT, MOMENTUM, SCALE, MINIMUM, SQUARE_ROW, SQUARE_COLUMN, INSTABILITY_ROW, INSTABILITY_COLUMN) = (
     tl.constexpr(field) for field in range(9)
 )
@@ -23,13 +24,13 @@ BLOCK_ENTRIES = tl.constexpr(BLOCK)
 
 @triton.jit
 def field(table, index, FIELD: tl.constexpr):
-    """A number of a parameter's row."""
+    """One number of a parameter's row of the table."""
     return tl.load(table + index * FIELDS + FIELD)
 
 
 @triton.jit
 def pointer(table, index, FIELD: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """An address of a parameter's row, a multiple of 16 if ALIGNED: then a thread moves 16 bytes at once."""
+    """An address from a parameter's row. If ALIGNED it is a multiple of 16, and a thread moves 16 bytes at once."""
     address = tl.load(table + index * FIELDS + FIELD).to(tl.pointer_type(TYPE))
     if ALIGNED:
         address = tl.multiple_of(address, 16)
@@ -38,7 +39,7 @@ def pointer(table, index, FIELD: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.c
 
 @triton.jit
 def width_of(table, index, ALIGNED: tl.constexpr):
-    """The columns of a matrix, a multiple of 16 if ALIGNED."""
+    """How many columns a matrix has; a multiple of 16 if ALIGNED."""
     columns = field(table, index, COLUMNS).to(tl.int32)
     if ALIGNED:
         columns = tl.multiple_of(columns, 16)
@@ -47,31 +48,32 @@ def width_of(table, index, ALIGNED: tl.constexpr):
 
 @triton.jit
 def factors_of(table, index, factors, columns):
-    """Where a matrix's column factors begin, at a multiple of 16 bytes, and the row factors behind them."""
+    """Where the column factors of a matrix begin, at a multiple of 16 bytes, and where its row factors follow."""
     first = tl.multiple_of(factors + field(table, index, FACTORS), 16)
     return first, first + columns
 
 
 @triton.jit
 def clip_of(norms, index, entries):
-    """What scales an update of `entries` entries and squared norm `norms[index]` down to a root mean square of 1."""
+    """The factor that scales an update of squared norm `norms[index]` down to a root mean square of 1, or 1."""
     return tl.minimum(tl.sqrt(entries.to(tl.float32) / tl.load(norms + index)), 1.0)
 
 
 @triton.jit
 def momentum_of(table, index, ALIGNED: tl.constexpr):
-    """Whether a matrix's momentum is in 8 bits, and where it lies: codes, scales and minima, or else floats."""
+    """Whether the momentum of a matrix is in 8 bits, and where it lies: codes, scales and minima, or floats."""
     packed = field(table, index, PACKED) != 0
     codes = pointer(table, index, MOMENTUM, tl.uint8, ALIGNED)
     scales = pointer(table, index, SCALE, tl.float32, ALIGNED)
     minima = pointer(table, index, MINIMUM, tl.float32, ALIGNED)
+    # The same address as `codes`: the momentum is one or the other.
     floats = pointer(table, index, MOMENTUM, tl.float32, ALIGNED)
     return packed, codes, scales, minima, floats
 
 
 @triton.jit
 def load_of_blocks(numbers, place, first, last):
-    """The scale or minimum of each place's block, which is `first` or `last`; no `last`: all are in `first`."""
+    """The scale or minimum of the block of each place. The block is `first` or `last`, or `first` if `last` is None."""
     number = tl.load(numbers + first)
     if last is not None:
         number = tl.where(place < last * BLOCK_ENTRIES, number, tl.load(numbers + last))
@@ -80,7 +82,7 @@ def load_of_blocks(numbers, place, first, last):
 
 @triton.jit
 def load_momentum(momentum, place, inside, first, last, values, MAP: tl.constexpr):
-    """The momentum at these places of the flattened matrix; its blocks as in `load_of_blocks`."""
+    """The momentum at these places of the flattened matrix; `first` and `last` are as in `load_of_blocks`."""
     packed, codes, scales, minima, floats = momentum
     if packed:
         code = tl.load(codes + place, mask=inside, other=0)
@@ -113,7 +115,7 @@ def tiles_kernel(
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
 ):
-    """The sums of one tile: by row and column of g^2 or of (u - m)^2, or of all u^2. `weight` is 1 - beta1."""
+    """The sums of one tile: of g^2 or (u - m)^2 by row and by column, or of all u^2. `weight` is 1 - beta1."""
     index = tl.load(owners + tl.program_id(0))
     rows, columns = field(table, index, ROWS).to(tl.int32), width_of(table, index, ALIGNED)
     tile = tl.program_id(0) - field(table, index, FIRST_TILE).to(tl.int32)
@@ -142,16 +144,18 @@ def tiles_kernel(
             row_factor = tl.load(row_factors + row, mask=row < rows, other=0.0) * root
             x = x * row_factor[:, None] * column_factor[None, :]
         if PASS == SURPRISE:
-            # a tile is narrower than a block, so that its row lies in one or two
+            # A tile is narrower than a block, so that one row of a tile lies in one block or in two.
             entry = tl.minimum(row, rows - 1)[:, None] * columns
             first, last = (entry + first_column) // BLOCK_ENTRIES, (entry + last_column) // BLOCK_ENTRIES
             old = load_momentum(momentum, place, inside, first, last, values, MAP)
             update = x * clip
+            # Outside the matrix `old` is the minimum of a block and not 0.
             x = tl.where(inside, update - (old + (update - old) * weight), 0.0)
         square = x * x
         total += square
         if PASS != NORMS:
             tl.store(row_sums + row, tl.sum(square, axis=1), mask=row < rows)
+    # Sums by row were stored at each step; sums by column are complete only after the strip.
     by_column = tl.sum(total, axis=0)
     if PASS == NORMS:
         tl.store(norms + tl.program_id(0), tl.sum(by_column, axis=0))
@@ -175,9 +179,10 @@ def statistics_kernel(
     STRIP: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
 ):
-    """Move one chunk of a row or column statistic (fields ROW, COLUMN) towards the means that the tiles' sums give.
+    """Move one chunk of a row or column statistic (fields ROW, COLUMN) towards the means of what the tiles summed.
 
-    Its inverse roots go to `factors`, and the new sum over a chunk of rows to `row_sums`. `weight` is 1 - beta.
+    The inverse roots of the statistic go to `factors`. The sum of a chunk of rows goes to `row_sums`. `weight` is
+    1 - beta.
     """
     index = tl.load(owners + tl.program_id(0))
     rows, columns = field(table, index, ROWS).to(tl.int32), field(table, index, COLUMNS).to(tl.int32)
@@ -197,17 +202,18 @@ def statistics_kernel(
     total = tl.zeros([CHUNK], tl.float32)
     for piece in range(0, count):
         total += tl.load(part + piece * length + entry, mask=inside, other=0.0)
-    old = tl.load(statistic + entry, mask=inside, other=1.0)
+    old = tl.load(statistic + entry, mask=inside, other=1.0)  # 1 beyond the end, whose inverse root is finite
     new = old + (total / other.to(tl.float32) + floor - old) * weight
     tl.store(statistic + entry, new, mask=inside)
     tl.store(factor + entry, tl.rsqrt(new), mask=inside)
+    # Chunks of columns add nothing: the estimate is divided by the mean over rows alone.
     by_rows = tl.where(inside & (chunk < row_chunks), new, 0.0)
     tl.store(row_sums + tl.program_id(0), tl.sum(by_rows, axis=0))
 
 
 @triton.jit
 def totals_kernel(values, starts, totals, CHUNK: tl.constexpr):
-    """Add up `values[starts[i] : starts[i + 1]]` for i = `program_id(0)`."""
+    """Add up `values[starts[i] : starts[i + 1]]` into `totals[i]`, where i is `program_id(0)`."""
     start, end = tl.load(starts + tl.program_id(0)), tl.load(starts + tl.program_id(0) + 1)
     total = tl.zeros([CHUNK], tl.float32)
     for piece in range(start, end, CHUNK):
@@ -218,7 +224,7 @@ def totals_kernel(values, starts, totals, CHUNK: tl.constexpr):
 
 @triton.jit
 def mixed(x):
-    """As `rounding._mixed`."""
+    """The hash of `rounding._mixed`, here on unsigned integers."""
     x ^= x >> 16
     x *= 0x7FEB352D
     x ^= x >> 15
@@ -229,18 +235,19 @@ def mixed(x):
 
 @triton.jit
 def key_part(table, index, FIELD: tl.constexpr):
-    """32 bits of a parameter's key."""
+    """One half of a parameter's key: 32 bits."""
     return field(table, index, FIELD).to(tl.int32).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
 def to_bfloat16(x, table, index, place, STOCHASTIC: tl.constexpr):
-    """float32 rounded to bfloat16: to nearest, halves to even, or as `rounding.to_bfloat16`."""
+    """float32 rounded to bfloat16: stochastically as by `rounding.to_bfloat16`, or to nearest, halves to even."""
     bits = x.to(tl.uint32, bitcast=True)
     if STOCHASTIC:
         entry = place.to(tl.uint32, bitcast=True)
         added = mixed(mixed(entry ^ key_part(table, index, KEY)) ^ key_part(table, index, KEY_2)) & 0xFFFF
     else:
+        # By hand, since the interpreter cuts the lower half off where a GPU rounds to nearest.
         added = ((bits >> 16) & 1) + 0x7FFF
     rounded = ((bits + added) & 0xFFFF0000).to(tl.float32, bitcast=True)
     return tl.where(tl.abs(x) < float("inf"), rounded, x).to(tl.bfloat16)
@@ -259,13 +266,13 @@ def descend(
     STOCHASTIC: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """p <- p - decay * p - lr * movement at these places; `decay` is lr * weight_decay."""
+    """p <- p - decay * p - lr * movement at these places, where `decay` is lr * weight_decay."""
     parameter = pointer(table, index, PARAMETER, TYPE, ALIGNED) + place
     p = tl.load(parameter, mask=inside, other=0.0).to(tl.float32)
     p = p - decay * p
     if TYPE == tl.bfloat16:
         if not STOCHASTIC:
-            # as the reference, which decays a bfloat16 before it steps
+            # The reference rounds twice as well: it decays a bfloat16 before it steps.
             p = to_bfloat16(p, table, index, place, False).to(tl.float32)
         tl.store(parameter, to_bfloat16(p - lr * movement, table, index, place, STOCHASTIC), mask=inside)
     else:
@@ -294,16 +301,16 @@ def apply_kernel(
     BLOCK: tl.constexpr,
     LEVELS: tl.constexpr,
 ):
-    """Move one block of a matrix's parameter and momentum. `weight` is 1 - beta1."""
+    """Move one block of a matrix and of its momentum. `weight` is 1 - beta1."""
     index = tl.load(owners + tl.program_id(0))
     rows, columns = field(table, index, ROWS).to(tl.int32), width_of(table, index, ALIGNED)
     block = tl.program_id(0) - field(table, index, FIRST_BLOCK).to(tl.int32)
-    # a run of entries lies in one row, and has one factor of it
+    # A run of entries lies in one row, so that one row factor serves the run.
     RUN: tl.constexpr = 16 if ALIGNED else 1
     run, entry = tl.arange(0, BLOCK // RUN) * RUN, tl.arange(0, RUN)
     place = (block * BLOCK + run)[:, None] + entry[None, :]
     inside = place < rows * columns
-    # run / columns without a division: exact below 2^21, where the half keeps the product off the integers
+    # This is run // columns without a division. It is exact below 2^21: adding a half keeps the product off integers.
     shifted = block * BLOCK % columns + run
     below = ((shifted.to(tl.float32) + 0.5) * (1.0 / columns.to(tl.float32))).to(tl.int32)
     row = block * BLOCK // columns + below
@@ -323,6 +330,7 @@ def apply_kernel(
     column_factor = tl.load(column_factors + column, mask=inside, other=0.0)
     movement = momentum * row_factor[:, None] * column_factor
     descend(table, index, place, inside, movement, lr, decay, PARAMETER_TYPE, STOCHASTIC, ALIGNED)
+    # The parameter has moved by the exact momentum; only what is kept for the next step is coded.
     if packed:
         if MAP == "dynamic":
             code, scale = encode_dynamic(momentum, inside, thresholds)
@@ -353,7 +361,7 @@ def others_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of a parameter that is no matrix: its mean of squares and the norm of its update, or its move."""
+    """One block of a parameter that is no matrix: its mean of squares and its update's norm or, if APPLY, its step."""
     index = tl.load(owners + tl.program_id(0))
     entries = field(table, index, ROWS).to(tl.int32)
     if ALIGNED:
@@ -362,7 +370,7 @@ def others_kernel(
     inside = place < entries
     g = tl.load(pointer(table, index, GRADIENT, GRADIENT_TYPE, ALIGNED) + place, mask=inside, other=0.0).to(tl.float32)
     squares = pointer(table, index, SQUARE_ROW, tl.float32, ALIGNED) + place
-    square = tl.load(squares, mask=inside, other=1.0)
+    square = tl.load(squares, mask=inside, other=1.0)  # 1 beyond the end, whose inverse root is finite
     if APPLY:
         momenta = pointer(table, index, MOMENTUM, tl.float32, ALIGNED) + place
         old = tl.load(momenta, mask=inside, other=0.0)

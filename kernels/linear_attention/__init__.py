@@ -1,4 +1,7 @@
-"""ReLU linear attention with QK norm: the Triton kernels on CUDA, else plain PyTorch."""
+"""ReLU linear attention with QK norm: the Triton kernels on CUDA, else plain PyTorch.
+
+The folder may import torch, triton and `kernels`.
+"""
 
 import torch
 from torch import Tensor
@@ -9,18 +12,19 @@ from kernels.linear_attention.reference import NORM_EPS, NormWeights, split_head
 
 __all__ = ["NORM_EPS", "NormWeights", "linear_attention", "split_heads"]
 
-HEAD_DIMS = (16, 32)  # that the kernels take; more would not fit the shared memory of small GPUs
-WIDEST = 16384  # channels that one program holds
+# The heads that the kernels take. Wider ones would not fit the shared memory of small GPUs.
+HEAD_DIMS = (16, 32)
+WIDEST = 16384  # channels; one program holds all channels of a token
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def linear_attention(
     qkv_BNE: Tensor, norms: NormWeights | None, head_dim: int, eps: float, choice: Choice = "auto"
 ) -> Tensor:
-    """Attention (B, N, D) of queries, keys and values side by side (B, N, 3D); see the reference for the equation.
+    """Attention (B, N, D) of queries, keys and values side by side (B, N, 3D); `reference` states the equation.
 
-    `norms` are the weights of the RMSNorm of queries and of keys, over all heads, or None for no norm. Raises
-    ValueError for shapes that do not fit, and if `choice` is "triton" and the kernels cannot serve these tensors.
+    `norms` are the weights (D) of the RMSNorm of queries and of keys, which span all heads; None stands for no norm.
+    Raises ValueError for shapes that do not fit, and if `choice` is "triton" and the kernels cannot take these tensors.
     """
     check_shapes(qkv_BNE, norms, head_dim)
     if not use_triton(choice, qkv_BNE.device, obstacle(qkv_BNE, head_dim)):
@@ -31,7 +35,7 @@ def linear_attention(
 
 
 def check_shapes(qkv_BNE: Tensor, norms: NormWeights | None, head_dim: int) -> None:
-    """Raise ValueError unless there are whole heads of queries, keys and values, and a scale for each channel."""
+    """Raise ValueError unless there are whole heads of queries, keys and values, and a norm weight for each channel."""
     width, rest = divmod(qkv_BNE.shape[2], 3)
     if rest or width % head_dim:
         raise ValueError(f"{qkv_BNE.shape[2]} channels are no queries, keys and values of heads of {head_dim}")

@@ -2,8 +2,9 @@
 
     out_i = sum_j relu(q_i).relu(k_j) v_j / (sum_j relu(q_i).relu(k_j) + eps)
 
-Queries and keys are normed over the full width D, before it is split into heads. Sums over tokens are taken in float32:
-they leave float16's range. The result does not, as it is a mean of values with weights that are not negative.
+Queries and keys are normed over the full width D, before it is split into heads. Sums over tokens are taken in float32,
+since they leave float16's range. The result does not leave it: it is a mean of values with weights that are not
+negative.
 
 Shapes: B batch, N tokens, D = h * d channels: h heads of d.
 """
@@ -12,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.saturation import narrow
+from kernels.float16 import narrow
 
-NORM_EPS = 1e-5  # of the norm of queries and keys
+NORM_EPS = 1e-5  # added to the mean square in the norm of queries and keys
 
 NormWeights = tuple[Tensor, Tensor]
 """Scales (D) of the RMSNorm of queries and of keys."""
 
 
 def linear_attention(qkv_BNE: Tensor, norms: NormWeights | None, head_dim: int, eps: float) -> Tensor:
-    """(B, N, D) in the dtype of `qkv_BNE`, which is (B, N, 3D): queries, keys and values side by side.
+    """Attention (B, N, D), in the dtype of `qkv_BNE`, which is (B, N, 3D): queries, keys and values side by side.
 
     Without `norms` queries and keys are taken as they are. Autocast changes nothing here.
     """
@@ -35,18 +36,19 @@ def linear_attention(qkv_BNE: Tensor, norms: NormWeights | None, head_dim: int, 
 
 
 def rms_norm(x_BND: Tensor, weight_D: Tensor) -> Tensor:
-    """Root-mean-square norm over the last dimension, computed in float32 and cast back."""
+    """Root-mean-square norm over the last dimension, computed in float32 and cast back to the dtype of `x_BND`."""
     return F.rms_norm(x_BND.float(), weight_D.shape, weight_D.float(), NORM_EPS).to(x_BND.dtype)
 
 
 def split_heads(x_BND: Tensor, head_dim: int) -> Tensor:
-    """(B, N, D) as (B, h, N, d)."""
+    """Tokens (B, N, D) as heads (B, h, N, d)."""
     return x_BND.unflatten(2, (-1, head_dim)).transpose(1, 2)
 
 
 def attend(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, eps: float) -> Tensor:
-    """Attention of non-negative queries and keys, in float32; (B, h, N, d)."""
+    """Attention (B, h, N, d), in float32, of queries and keys that are not negative."""
     q, k, v = q_BhNd.float(), k_BhNd.float(), v_BhNd.float()
+    # The keys meet the values first: d x d numbers for each head, where weights between tokens would be N x N.
     numerator = q @ (k.transpose(-1, -2) @ v)
     denominator = q @ k.sum(dim=-2).unsqueeze(-1)
     return numerator / (denominator + eps)

@@ -1,4 +1,7 @@
-"""The inside of the Mix-FFN: fused Triton kernels on CUDA devices where Triton is installed, else plain PyTorch."""
+"""The inside of the Mix-FFN: the Triton kernels on CUDA, else plain PyTorch.
+
+The folder may import torch, triton and `kernels`.
+"""
 
 import torch
 from torch import Tensor
@@ -16,10 +19,10 @@ def mix_feed_forward(
 ) -> Tensor:
     """SiLU, depth-wise 3x3 convolution with bias, then value * SiLU(gate): tokens (B, H*W, 2I) as (B, H*W, I).
 
-    `weight` (2I, 1, 3, 3) and `bias` (2I) are the convolution's, of any floating dtype; the result has the dtype of
-    `x_BNC`. The Triton kernels take float32, bfloat16 and float16, sum in float32 and have no second derivative; under
-    `auto` another dtype goes to the reference. Raises ValueError for shapes that do not fit, and where `triton` was
-    asked for and cannot run.
+    `weight` (2I, 1, 3, 3) and `bias` (2I) belong to the convolution and may have any floating dtype. The result has the
+    dtype of `x_BNC`. The Triton kernels take float32, bfloat16 and float16, sum in float32 and have no second
+    derivative; under `auto` another dtype goes to the reference. Raises ValueError for shapes that do not fit, and if
+    `choice` is "triton" and the kernels cannot run.
     """
     check_shapes(x_BNC, weight, bias, size)
     obstacle = None if x_BNC.dtype in DTYPES else f"the Mix-FFN has no kernel for {x_BNC.dtype}"
@@ -31,7 +34,7 @@ def mix_feed_forward(
 
 
 def check_shapes(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> None:
-    """Raise ValueError unless the grid holds the tokens and the convolution is of their channels."""
+    """Raise ValueError unless the grid has a cell for each token and the convolution fits the channels."""
     channels = x_BNC.shape[2]
     if x_BNC.shape[1] != size[0] * size[1]:
         raise ValueError(f"{x_BNC.shape[1]} tokens are no grid of {size[0]} x {size[1]}")

@@ -11,18 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.saturation import narrow
+from kernels.float16 import narrow
 
 
 def mix_feed_forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, N, I) of tokens (B, N, 2I), depth-wise weights (2I, 1, 3, 3) and bias (2I) on a grid (H, W).
+    """(B, N, I) from tokens (B, N, 2I) on a grid (H, W), with depth-wise weights (2I, 1, 3, 3) and bias (2I).
 
-    Weights of another dtype are taken in the tokens'. Autocast changes nothing here. float16, whose range the
-    convolution leaves, is worked on in float32.
+    Weights of another dtype are cast to the dtype of the tokens. Tokens in float16 are worked on in float32, since the
+    convolution leaves float16's range. Autocast changes nothing here.
     """
     if x_BNC.dtype == torch.float16:
         return narrow(mix_feed_forward(x_BNC.float(), weight, bias, size), torch.float16)
     with torch.autocast(x_BNC.device.type, enabled=False):
+        # A view: the image is stored channels-last, and no token is moved.
         image_BCHW = F.silu(x_BNC).unflatten(1, size).permute(0, 3, 1, 2)
         mixed_BCHW = F.conv2d(image_BCHW, weight.to(x_BNC.dtype), bias.to(x_BNC.dtype), padding=1, groups=len(weight))
         value, gate = mixed_BCHW.permute(0, 2, 3, 1).flatten(1, 2).chunk(2, dim=-1)

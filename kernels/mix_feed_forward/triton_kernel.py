@@ -1,11 +1,13 @@
-"""The inside of the Mix-FFN as Triton kernels, forward and backward; mathematics and shapes as in the reference.
+"""The inside of the Mix-FFN as Triton kernels, forward and backward; `reference` has the equation and the shapes.
 
-A program walks down a strip of `COLUMNS` columns and at most `ROWS` rows with three rows of activated cells in
-registers, so that with its borders a cell is read and activated 1.7 times instead of nine; `BLOCK` channels of values
-go with the same `BLOCK` of gates. All arithmetic is in float32, whatever the tensors hold. The backward pass keeps
-nothing but what went in and runs in two kernels: through the gate to the convolution's output (and to weight and bias,
-as one partial sum for each program, added up afterwards in a fixed order), then from there through the convolution and
-the first SiLU to x.
+A program walks down a strip of `COLUMNS` columns and at most `ROWS` rows, and holds three rows of activated cells in
+registers. So a cell is read and activated 1.7 times, counting the borders of strips, instead of nine times. A program
+has `BLOCK` channels of values and the `BLOCK` channels of gates that go with them. All arithmetic is in float32,
+whatever the tensors hold.
+
+The backward pass keeps only what went in, and runs in two kernels. The first goes through the gate to the convolution's
+output. Each of its programs also makes one partial sum of the gradients of weight and bias; these are added up
+afterwards in a fixed order. The second goes from there through the convolution and the first SiLU to x.
 """
 
 import torch
@@ -15,25 +17,25 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.ahead_of_time import Build
-from kernels.saturation import counter
-from kernels.saturation.triton_kernel import store
+from kernels.float16_triton import store
 
 TILE = {"BLOCK": 128, "ROWS": 16, "COLUMNS": 4}
-# chosen by the compiled code: two channels a thread spill nothing, but the kernel with the sums has registers for one
-# only, and left alone takes so many that a multiprocessor holds 12 warps instead of 16
+# The launches were chosen by reading the machine code. Two channels for each thread spill nothing. The kernel with the
+# sums has registers for one channel only; without a limit it takes so many that a multiprocessor holds 12 warps
+# instead of 16.
 FORWARD_LAUNCH = {"num_warps": 2}
 MIXED_GRADIENT_LAUNCH = {"num_warps": 4, "maxnreg": 128}
 X_GRADIENT_LAUNCH = {"num_warps": 2}
 PARTS = 32
-"""Programs that share the strips of a block of channels in the backward pass: the partial sums of each weight."""
+"""Programs that share the strips of a block of channels in the backward pass: as many partial sums of each weight."""
 MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
 SUMS = tl.constexpr(10)
-"""Numbers that are summed for each channel: nine weights and the bias."""
+"""Gradients that are summed for each channel: of nine weights and of the bias."""
 
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)) without a division, which would take half of a SiLU's instructions."""
+    """1 / (1 + exp(-x)) without a division, which would take half of the instructions of a SiLU."""
     root = tl.rsqrt(1.0 + tl.exp2(x * MINUS_LOG2_E))
     return root * root
 
@@ -53,18 +55,18 @@ def silu_slope(x):
 
 @triton.jit
 def strip_of(index, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The image, first row and first column of a strip."""
+    """The number of the image, the first row and the first column of strip `index`."""
     across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
     return (index // (across * down)).to(tl.int64), index // across % down * ROWS, index % across * COLUMNS
 
 
 @triton.jit
 def load_row(cells, row, column, grid, channel, inside, COLUMNS: tl.constexpr, SILU: tl.constexpr):
-    """The `COLUMNS + 2` cells of an image's row from `column - 1` on, in float32; zeros beside the grid."""
+    """The `COLUMNS + 2` cells of a row of an image from `column - 1` on, in float32; zeros outside the grid."""
     height, width, channels = grid
     loaded = ()
     for offset in tl.static_range(COLUMNS + 2):
-        place = column + offset - 1
+        place = column + offset - 1  # the first cell is the left neighbour of the strip
         on_grid = (row >= 0) & (row < height) & (place >= 0) & (place < width)
         address = cells + (row * width + place).to(tl.int64) * channels + channel
         x = tl.load(address, mask=inside & on_grid, other=0.0).to(tl.float32)
@@ -74,17 +76,17 @@ def load_row(cells, row, column, grid, channel, inside, COLUMNS: tl.constexpr, S
 
 @triton.jit
 def load_taps(weight, channel, inside, MIRRORED: tl.constexpr):
-    """The nine weights of each channel in float32, row by row."""
+    """The nine weights of each channel in float32, row by row; in reverse order if MIRRORED."""
     taps = ()
     for tap in tl.static_range(9):
-        source = 8 - tap if MIRRORED else tap
+        source = 8 - tap if MIRRORED else tap  # the gradient of a convolution is convolved with the mirrored kernel
         taps += (tl.load(weight + channel * 9 + source, mask=inside, other=0.0).to(tl.float32),)
     return taps
 
 
 @triton.jit
 def convolve(window, taps, start, STEP: tl.constexpr, COLUMNS: tl.constexpr):
-    """`start` plus the nine products around the cell that is `STEP` columns into a window of three rows."""
+    """`start` plus the nine products around a cell. The cell is `STEP` columns into a window of three rows."""
     total = start
     for tap in tl.static_range(9):
         total += window[tap // 3 * (COLUMNS + 2) + tap % 3 + STEP] * taps[tap]
@@ -93,7 +95,7 @@ def convolve(window, taps, start, STEP: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def add_products(sums, window, gradient, STEP: tl.constexpr, COLUMNS: tl.constexpr):
-    """`sums` plus the gradients of the nine weights and of the bias that arise at the same cell."""
+    """`sums` plus the gradients of the nine weights and of the bias that arise at one cell, as in `convolve`."""
     added = ()
     for tap in tl.static_range(9):
         added += (sums[tap] + gradient * window[tap // 3 * (COLUMNS + 2) + tap % 3 + STEP],)
@@ -103,7 +105,7 @@ def add_products(sums, window, gradient, STEP: tl.constexpr, COLUMNS: tl.constex
 
 @triton.jit
 def load_filters(weight, bias, channel, inside):
-    """The nine taps and the bias of channels, float32."""
+    """The nine weights and the bias of channels, in float32."""
     return load_taps(weight, channel, inside, False), tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
 
 
@@ -113,7 +115,6 @@ def forward_kernel(
     weight,
     bias,
     out,
-    saturated,
     height,
     width,
     inner,
@@ -129,18 +130,19 @@ def forward_kernel(
     cells = x + image * height * width * 2 * inner
     value_taps, value_bias = load_filters(weight, bias, value, inside)
     gate_taps, gate_bias = load_filters(weight, bias, gate, inside)
+    # A window is a tuple of cells, row by row, since Triton cannot index into a tensor that lies in registers.
     values = (tl.zeros([BLOCK], tl.float32),) * (2 * (COLUMNS + 2))
     gates = values
     for below in range(first - 1, min(first + ROWS, height) + 1):
         values += load_row(cells, below, column, grid, value, inside, COLUMNS, True)
         gates += load_row(cells, below, column, grid, gate, inside, COLUMNS, True)
-        if below > first:
+        if below > first:  # the window has three rows, of which the middle one is convolved
             for step in tl.static_range(COLUMNS):
                 mixed_value = convolve(values, value_taps, value_bias, step, COLUMNS)
                 mixed_gate = convolve(gates, gate_taps, gate_bias, step, COLUMNS)
                 token = (image * height + below - 1) * width + column + step
                 mask = inside & (column + step < width)
-                store(out + token * inner + value, mixed_value * silu(mixed_gate), mask, saturated)
+                store(out + token * inner + value, mixed_value * silu(mixed_gate), mask)
         values, gates = values[COLUMNS + 2 :], gates[COLUMNS + 2 :]
 
 
@@ -161,7 +163,7 @@ def mixed_gradient_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Of every `parts`-th strip: the gradient of the convolution's output, and this program's sums for its weights."""
+    """Write the convolution's output's gradient on every `parts`-th strip, and this program's sums for the weights."""
     blocks, grid = tl.cdiv(inner, BLOCK), (height, width, 2 * inner)
     value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     gate, inside = value + inner, value < inner
@@ -211,7 +213,7 @@ def x_gradient_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write one strip of `BLOCK` channels of the gradient of x: the mirrored convolution, times the SiLU's slope."""
+    """Write one strip of `BLOCK` channels of the gradient of x: the mirrored convolution times the slope of SiLU."""
     blocks, grid = tl.cdiv(channels, BLOCK), (height, width, channels)
     channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = channel < channels
@@ -231,21 +233,21 @@ def x_gradient_kernel(
 
 
 def strips_of(images: int, size: tuple[int, int]) -> int:
-    """Number of strips in a batch of grids (H, W)."""
+    """How many strips a batch of grids (H, W) has."""
     return images * triton.cdiv(size[0], TILE["ROWS"]) * triton.cdiv(size[1], TILE["COLUMNS"])
 
 
 def blocks_of(channels: int) -> int:
-    """Number of blocks of channels."""
+    """How many blocks of `BLOCK` channels there are."""
     return triton.cdiv(channels, TILE["BLOCK"])
 
 
 def forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, N, I) in the dtype of contiguous tokens (B, N, 2I), with contiguous weights (2I, 1, 3, 3) and bias (2I)."""
+    """(B, N, I), in their dtype, from tokens (B, N, 2I), weights (2I, 1, 3, 3) and bias (2I), which are contiguous."""
     images, tokens, channels = x_BNC.shape
     out_BNI = x_BNC.new_empty(images, tokens, channels // 2)
     grid = (strips_of(images, size) * blocks_of(channels // 2),)
-    tensors = (x_BNC, weight, bias, out_BNI, counter(x_BNC.device))
+    tensors = (x_BNC, weight, bias, out_BNI)
     forward_kernel[grid](*tensors, *size, channels // 2, **TILE, **FORWARD_LAUNCH)
     return out_BNI
 
@@ -253,11 +255,11 @@ def forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) 
 def backward(
     x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int], out_gradient_BNI: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (in its dtype), weight and bias (both in float32), given that of the output, contiguous too."""
+    """Gradients of x (in its dtype), weight and bias (both in float32), from the output's gradient, contiguous too."""
     images, _, channels = x_BNC.shape
     strips = strips_of(images, size)
     parts = min(strips, PARTS)
-    # float16 would cut off a gradient here that the convolution brings back into its range
+    # In float16, a gradient would overflow here although the convolution brings it back into float16's range.
     between = torch.float32 if x_BNC.dtype == torch.float16 else x_BNC.dtype
     mixed_gradient_BNC = torch.empty_like(x_BNC, dtype=between)
     sums_PSC = x_BNC.new_empty(parts, SUMS.value, channels, dtype=torch.float32)
@@ -276,11 +278,11 @@ def backward(
 
 
 class MixFeedForwardFunction(torch.autograd.Function):
-    """The forward kernel with its backward ones. A second derivative is an error."""
+    """The forward kernel with its backward ones. Asking for a second derivative is an error."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
-        """As `forward` beside, of tensors of any strides."""
+        """What the function `forward` returns, for tensors of any strides."""
         x_BNC, weight, bias = x_BNC.contiguous(), weight.contiguous(), bias.contiguous()
         ctx.save_for_backward(x_BNC, weight, bias)
         ctx.size = size
@@ -289,7 +291,7 @@ class MixFeedForwardFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, out_gradient_BNI: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """As `backward` beside, in the dtypes of what went in."""
+        """What the function `backward` returns, in the dtypes of x, weight and bias."""
         x_BNC, weight, bias = ctx.saved_tensors
         gradients = backward(x_BNC, weight, bias, ctx.size, out_gradient_BNI.contiguous())
         x_gradient_BNC, weight_gradient, bias_gradient = gradients
@@ -297,12 +299,12 @@ class MixFeedForwardFunction(torch.autograd.Function):
 
 
 def mix_feed_forward(x_BNC: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
-    """As `reference.mix_feed_forward`, in float32 inside; float32, bfloat16 or float16 in the dtype of `x_BNC`."""
+    """Compute what `reference.mix_feed_forward` states, in float32 inside, for float32, bfloat16 or float16 tokens."""
     return MixFeedForwardFunction.apply(x_BNC, weight, bias, size)
 
 
 def ahead_of_time() -> list[Build]:
-    """The kernels at any grid with 1.6B's 5600 inner channels, for tensors of either dtype and float32 weights."""
+    """The kernels at any grid with the 1.6B's 5600 inner channels, for bfloat16 or float32 tokens, float32 weights."""
     builds = []
     for kernel, launch in (
         (forward_kernel, FORWARD_LAUNCH),
@@ -311,7 +313,7 @@ def ahead_of_time() -> list[Build]:
     ):
         for dtype in ("bf16", "fp32"):
             tokens = dict.fromkeys(("x", "out", "out_gradient", "mixed_gradient", "x_gradient"), f"*{dtype}")
-            pointers = tokens | dict.fromkeys(("weight", "bias", "partial_sums"), "*fp32") | {"saturated": "*i64"}
+            pointers = tokens | dict.fromkeys(("weight", "bias", "partial_sums"), "*fp32")
             names = [name for name in kernel.arg_names if name not in TILE]
             types = {name: pointers.get(name, "i32") for name in names}
             divisible = frozenset(name for name in names if name in pointers or name in ("inner", "channels"))

@@ -1,4 +1,7 @@
-"""AdaLN modulation and the gated residual: the Triton kernels on CUDA, else plain PyTorch."""
+"""AdaLN modulation and the gated residual: the Triton kernels on CUDA, else plain PyTorch.
+
+The folder may import torch, triton and `kernels`.
+"""
 
 import torch
 from torch import Tensor
@@ -8,14 +11,14 @@ from kernels.modulation import reference
 
 __all__ = ["gated_residual", "modulate"]
 
-WIDEST = 16384  # channels that one program holds
+WIDEST = 16384  # channels; one program holds all channels of a token
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, choice: Choice = "auto") -> Tensor:
-    """LayerNorm without its own scale and shift, then the time's: LN(x) * (1 + scale) + shift.
+    """LN(x) * (1 + scale) + shift (B, N, D), where LN has no scale and shift of its own.
 
-    Raises ValueError if `choice` is "triton" and the kernel cannot serve these tensors.
+    Raises ValueError if `choice` is "triton" and the kernel cannot take these tensors.
     """
     if not use_triton(choice, x_BND.device, obstacle(x_BND, (shift_B1D, scale_B1D))):
         return reference.modulate(x_BND, shift_B1D, scale_B1D)
@@ -25,7 +28,7 @@ def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, choice: Choice
 
 
 def gated_residual(x_BND: Tensor, gate_B1D: Tensor, y_BND: Tensor, choice: Choice = "auto") -> Tensor:
-    """x + gate * y. Raises ValueError if `choice` is "triton" and the kernel cannot serve these tensors."""
+    """x + gate * y (B, N, D). Raises ValueError if `choice` is "triton" and the kernel cannot take these tensors."""
     if not use_triton(choice, x_BND.device, obstacle(x_BND, (gate_B1D,), y_BND)):
         return reference.gated_residual(x_BND, gate_B1D, y_BND)
     from kernels.modulation import triton_kernel

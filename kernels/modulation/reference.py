@@ -1,22 +1,22 @@
-"""What time does to a block's tokens, in plain PyTorch (AdaLN-single: SANA section 2.2).
+"""How the time acts on the tokens of a block, in plain PyTorch (AdaLN-single: SANA section 2.2).
 
-    modulate:         LN(x) * (1 + scale) + shift,   LN without a scale and shift of its own
+    modulate:         LN(x) * (1 + scale) + shift,   where LN has no scale and shift of its own
     gated residual:   x + gate * y
 
-Shapes: B batch, N tokens, D channels. Scale, shift and gate are (B, 1, D): one for all tokens of a picture.
+Shapes: B batch, N tokens, D channels. Scale, shift and gate are (B, 1, D): one row for all tokens of a picture.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.saturation import narrow
+from kernels.float16 import narrow
 
 LAYER_NORM_EPS = 1e-6
 
 
 def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """LayerNorm without its own scale and shift, then the time's. Autocast changes nothing here."""
+    """LayerNorm without a scale and shift of its own, then those of the time. Autocast changes nothing here."""
     if x_BND.dtype == torch.float16:
         return narrow(modulate(x_BND.float(), shift_B1D.float(), scale_B1D.float()), torch.float16)
     with torch.autocast(x_BND.device.type, enabled=False):
@@ -25,7 +25,7 @@ def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
 
 
 def gated_residual(x_BND: Tensor, gate_B1D: Tensor, y_BND: Tensor) -> Tensor:
-    """`y_BND`, gated, added to the residual stream `x_BND`."""
+    """The residual stream `x_BND` plus the gated `y_BND`."""
     if x_BND.dtype == torch.float16:
         return narrow(gated_residual(x_BND.float(), gate_B1D.float(), y_BND.float()), torch.float16)
     return x_BND + gate_B1D * y_BND

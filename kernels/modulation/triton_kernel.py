@@ -1,13 +1,13 @@
-"""AdaLN modulation and the gated residual as Triton kernels, forward and backward; equations and shapes in `reference`.
+"""AdaLN modulation and the gated residual as Triton kernels, forward and backward; `reference` has the equations.
 
-With g the gradient of the output, n = LN(x) = (x - mean) * r, and sums and means over the channels unless said:
+With g the gradient of the output, n = LN(x) = (x - mean) * r, and means over the channels, the gradients are:
 
     modulate:          e = g * (1 + scale),    dx = r * (e - mean(e) - n * mean(e * n)),
                        dscale = sum over tokens of g * n,    dshift = sum over tokens of g
     gated residual:    dx = g,    dy = g * gate,    dgate = sum over tokens of g * y
 
-A program holds whole rows. Sums over tokens are partial sums of runs of rows, added up in a second pass: no atomics,
-the same bits every time. All arithmetic is in float32, rounded once.
+A program holds all channels of a token. A sum over tokens is made of partial sums over runs of tokens, which a second
+pass adds up: there are no atomics, so the bits are the same every time. All arithmetic is in float32 and rounded once.
 """
 
 import torch
@@ -17,50 +17,49 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.ahead_of_time import Build
+from kernels.float16_triton import store
 from kernels.modulation.reference import LAYER_NORM_EPS
-from kernels.saturation import counter
-from kernels.saturation.triton_kernel import store
 
-PROGRAMS = 512  # that share the tokens of a sum, where there are enough of them
-LEAST_ROWS = 8  # of each of those
-# chosen by the compiled code: of programs that hold a row, and of those that also keep sums over rows
+PROGRAMS = 512  # programs that share the tokens of a sum, where there are enough tokens
+LEAST_ROWS = 8  # tokens that each of these programs has at least
+# The launches were chosen by reading the machine code: for programs that hold a token, and for programs that also keep
+# sums over tokens.
 LAUNCH = {"num_warps": 8}
 SUM_LAUNCH = {"num_warps": 16, "maxnreg": 64}
 
 
 @triton.jit
 def load(pointer, offset, inside):
-    """One row in float32."""
+    """Load the channels of one token in float32."""
     return tl.load(pointer + offset, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def modulate_kernel(
-    x, shift, scale, out, means, inverse_deviations, saturated, width, stride, eps, BLOCK: tl.constexpr
-):
-    """Token `program_id(0)` of picture `program_id(1)`; `stride` is from one picture's shift to the next's."""
+def modulate_kernel(x, shift, scale, out, means, inverse_deviations, width, stride, eps, BLOCK: tl.constexpr):
+    """Modulate token `program_id(0)` of picture `program_id(1)`; `stride` is from a picture's shift to the next's."""
     picture = tl.program_id(1).to(tl.int64)
     row = picture * tl.num_programs(0) + tl.program_id(0)
     channel = tl.arange(0, BLOCK)
     inside = channel < width
     values = load(x, row * width + channel, inside)
     mean = tl.sum(values) / width
+    # Channels beyond the width would bring -mean into the deviation.
     centred = tl.where(inside, values - mean, 0.0)
     inverse_deviation = 1.0 / tl.sqrt(tl.sum(centred * centred) / width + eps)
     tl.store(means + row, mean)
     tl.store(inverse_deviations + row, inverse_deviation)
     time = picture * stride + channel
     modulated = centred * inverse_deviation * (1.0 + load(scale, time, inside)) + load(shift, time, inside)
-    store(out + row * width + channel, modulated, inside, saturated)
+    store(out + row * width + channel, modulated, inside)
 
 
 @triton.jit
 def modulate_gradient_kernel(
     x, scale, means, inverse_deviations, gradient, dx, dtime, tokens, share, width, stride, BLOCK: tl.constexpr
 ):
-    """Run `program_id(0)` of `share` tokens of picture `program_id(1)`: dx, and its part of dshift and dscale.
+    """Write dx for run `program_id(0)` of `share` tokens of picture `program_id(1)`.
 
-    Those go into `dtime` (2, B, runs, D).
+    The run's part of dshift and dscale goes into `dtime` (2, B, runs, D).
     """
     run, picture, pictures = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     channel = tl.arange(0, BLOCK)
@@ -76,6 +75,7 @@ def modulate_gradient_kernel(
         dshift += g
         dscale += g * normed
         dnormed = g * factor
+        # LN does not see the mean and the scale of x. These terms take the gradient's parts along them out.
         along = tl.sum(dnormed * normed) / width
         values = inverse_deviation * (dnormed - tl.sum(dnormed) / width - normed * along)
         tl.store(dx + row * width + channel, values.to(dx.dtype.element_ty), mask=inside)
@@ -85,19 +85,19 @@ def modulate_gradient_kernel(
 
 
 @triton.jit
-def gated_residual_kernel(x, gate, y, out, saturated, width, stride, BLOCK: tl.constexpr):
-    """Token `program_id(0)` of picture `program_id(1)`; `stride` leads from a picture's gate to the next's."""
+def gated_residual_kernel(x, gate, y, out, width, stride, BLOCK: tl.constexpr):
+    """Add token `program_id(0)` of picture `program_id(1)`; `stride` leads from one picture's gate to the next's."""
     picture = tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     inside = channel < width
     place = (picture * tl.num_programs(0) + tl.program_id(0)) * width + channel
     total = load(x, place, inside) + load(gate, picture * stride + channel, inside) * load(y, place, inside)
-    store(out + place, total, inside, saturated)
+    store(out + place, total, inside)
 
 
 @triton.jit
 def gated_residual_gradient_kernel(gate, y, gradient, dy, dgate, tokens, share, width, stride, BLOCK: tl.constexpr):
-    """Run `program_id(0)` of `share` tokens of picture `program_id(1)`: dy, and its part of dgate (B, runs, D)."""
+    """Write dy and a part of dgate (B, runs, D) for run `program_id(0)` of `share` tokens, picture `program_id(1)`."""
     run, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     inside = channel < width
@@ -112,27 +112,28 @@ def gated_residual_gradient_kernel(gate, y, gradient, dy, dgate, tokens, share, 
 
 
 def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """As `reference.modulate`. It can be differentiated once."""
+    """Compute what `reference.modulate` states. It can be differentiated once."""
     return ModulateFunction.apply(x_BND, shift_B1D, scale_B1D)
 
 
 def gated_residual(x_BND: Tensor, gate_B1D: Tensor, y_BND: Tensor) -> Tensor:
-    """As `reference.gated_residual`. It can be differentiated once."""
+    """Compute what `reference.gated_residual` states. It can be differentiated once."""
     return GatedResidualFunction.apply(x_BND, gate_B1D, y_BND)
 
 
 class ModulateFunction(torch.autograd.Function):
-    """Keeps x, scale, and each token's mean and deviation."""
+    """The kernel of `modulate` with its backward one. It keeps x, scale, and each token's mean and deviation."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+        """LN(x) * (1 + scale) + shift, for tensors of any strides."""
         x_BND = x_BND.contiguous()
         shift_B1D, scale_B1D = _alike(shift_B1D, scale_B1D)
         batch, tokens, width = x_BND.shape
         means = x_BND.new_empty(batch, tokens, dtype=torch.float32)
         inverse_deviations = torch.empty_like(means)
         out_BND = torch.empty_like(x_BND)
-        outputs = (out_BND, means, inverse_deviations, counter(x_BND.device))
+        outputs = (out_BND, means, inverse_deviations)
         arguments = (x_BND, shift_B1D, scale_B1D, *outputs, width, scale_B1D.stride(0), LAYER_NORM_EPS)
         modulate_kernel[(tokens, batch)](*arguments, BLOCK=triton.next_power_of_2(width), **LAUNCH)
         ctx.save_for_backward(x_BND, scale_B1D, means, inverse_deviations)
@@ -141,6 +142,7 @@ class ModulateFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, shift and scale."""
         x_BND, scale_B1D, means, inverse_deviations = ctx.saved_tensors
         batch, tokens, width = x_BND.shape
         share, runs = _runs(batch, tokens)
@@ -154,15 +156,16 @@ class ModulateFunction(torch.autograd.Function):
 
 
 class GatedResidualFunction(torch.autograd.Function):
-    """Keeps gate and y."""
+    """The kernel of `gated_residual` with its backward one. It keeps gate and y."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_BND: Tensor, gate_B1D: Tensor, y_BND: Tensor) -> Tensor:
+        """x + gate * y, for tensors of any strides."""
         x_BND, y_BND = x_BND.contiguous(), y_BND.contiguous()
         (gate_B1D,) = _alike(gate_B1D)
         batch, tokens, width = x_BND.shape
         out_BND = torch.empty_like(x_BND)
-        arguments = (x_BND, gate_B1D, y_BND, out_BND, counter(x_BND.device), width, gate_B1D.stride(0))
+        arguments = (x_BND, gate_B1D, y_BND, out_BND, width, gate_B1D.stride(0))
         gated_residual_kernel[(tokens, batch)](*arguments, BLOCK=triton.next_power_of_2(width), **LAUNCH)
         ctx.save_for_backward(gate_B1D, y_BND)
         return out_BND
@@ -170,6 +173,7 @@ class GatedResidualFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, gate and y."""
         gate_B1D, y_BND = ctx.saved_tensors
         batch, tokens, width = y_BND.shape
         share, runs = _runs(batch, tokens)
@@ -182,7 +186,10 @@ class GatedResidualFunction(torch.autograd.Function):
 
 
 def _alike(*tensors_B1D: Tensor) -> tuple[Tensor, ...]:
-    """Rows that one stride from picture to picture serves: as they are (a block's chunks of one tensor), or copied."""
+    """Rows that lie one stride apart from picture to picture, the same for all of these tensors.
+
+    The chunks of one tensor that a block hands over are such rows already; other tensors are copied.
+    """
     strides = {(tensor.stride(0), tensor.stride(2)) for tensor in tensors_B1D}
     if len(strides) == 1 and strides.pop()[1] == 1:
         return tensors_B1D
@@ -190,14 +197,14 @@ def _alike(*tensors_B1D: Tensor) -> tuple[Tensor, ...]:
 
 
 def _runs(batch: int, tokens: int) -> tuple[int, int]:
-    """How many tokens a program sums over, and how many such runs a picture has."""
+    """How many tokens one program sums over, and how many such runs a picture has."""
     share = max(LEAST_ROWS, triton.cdiv(batch * tokens, PROGRAMS))
     return share, triton.cdiv(tokens, share)
 
 
 def ahead_of_time() -> list[Build]:
     """The kernels at the 1.6B's 2240 channels and any number of tokens."""
-    statistics = dict.fromkeys(("means", "inverse_deviations", "dtime", "dgate"), "*fp32") | {"saturated": "*i64"}
+    statistics = dict.fromkeys(("means", "inverse_deviations", "dtime", "dgate"), "*fp32")
     builds = []
     for kernel, launch in (
         (modulate_kernel, LAUNCH),

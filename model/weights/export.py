@@ -1,4 +1,4 @@
-"""A network out to diffusers: a complete `SanaPipeline` folder, of any depth."""
+"""Export to diffusers: a network of any depth becomes a complete `SanaPipeline` folder."""
 
 from pathlib import Path
 
@@ -29,13 +29,14 @@ def export_pipeline(
     flow_shift: float,
     sample_size: int,
 ) -> None:
-    """Write the folder that `SanaPipeline.from_pretrained` reads; `sample_size` is a latent's side.
+    """Write the folder that `SanaPipeline.from_pretrained` reads; `sample_size` is the side of a latent.
 
-    diffusers computes by its own numerics, whatever the network's: under `nvlabs` its pictures differ a little.
+    diffusers computes by its own numerics, whatever the network was trained with. So pictures of a network under
+    `nvlabs` differ a little from ours.
     """
     pipeline = SanaPipeline(
         tokenizer=text_encoder.tokenizer,
-        text_encoder=text_encoder.model.get_decoder(),
+        text_encoder=text_encoder.model.get_decoder(),  # the pipeline has no use for the vocabulary head
         vae=autoencoder.network,
         transformer=to_transformer(network, sample_size),
         scheduler=scheduler(sampler, flow_shift),
@@ -44,8 +45,8 @@ def export_pipeline(
 
 
 def to_transformer(network: Sana, sample_size: int) -> SanaTransformer2DModel:
-    """diffusers' network with the same weights, which it shares where their shapes are the same."""
-    with torch.device("meta"):
+    """diffusers' network with the same weights. Tensors that both store in the same shape are shared, not copied."""
+    with torch.device("meta"):  # no memory for weights that are replaced at once
         transformer = SanaTransformer2DModel(**transformer_config(network.config, sample_size))
     weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     transformer.load_state_dict(to_diffusers(weights), assign=True)
@@ -53,7 +54,7 @@ def to_transformer(network: Sana, sample_size: int) -> SanaTransformer2DModel:
 
 
 def transformer_config(config: NetworkConfig, sample_size: int) -> dict[str, object]:
-    """The arguments of diffusers' class for a network's configuration."""
+    """The arguments of diffusers' class that stand for a network's configuration."""
     return {
         "in_channels": config.in_channels,
         "out_channels": config.in_channels,
@@ -72,7 +73,7 @@ def transformer_config(config: NetworkConfig, sample_size: int) -> dict[str, obj
 
 
 def scheduler(sampler: SamplerName, flow_shift: float) -> Scheduler:
-    """The scheduler that makes the steps of our solver."""
+    """The scheduler of diffusers that makes the same steps as our solver."""
     if sampler == "flow_euler":
         return FlowMatchEulerDiscreteScheduler(shift=flow_shift)
     return DPMSolverMultistepScheduler(

@@ -1,4 +1,4 @@
-"""From tensors to a network: its configuration read from their shapes, and every name or shape that does not fit."""
+"""From tensors to a network: its configuration is read from their shapes, and what does not fit is listed."""
 
 import difflib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from model.weights.names import BLOCKS
 from model.weights.reading import read_heads, read_weights
 
 PUBLISHED_HEADS = {1152: (32, 16), 2240: (32, 20)}
-"""Channels of a linear head and number of cross-attention heads by hidden size: no tensor's shape tells them."""
+"""Channels of a linear head and number of cross-attention heads, by hidden size. No tensor's shape tells them."""
 
 
 def load_weights(
@@ -22,12 +22,13 @@ def load_weights(
     which: CheckpointKey = "state_dict",
     heads: tuple[int, int] | None = None,
 ) -> Sana:
-    """The network of published weights in any format, float32.
+    """The network of published weights in any format, in float32.
 
-    Heads (channels of a linear one, number of cross-attention's) are those that a folder's `config.json` tells, or of
-    the published network of that width; of any other network they are `heads`.
+    Two numbers are not in the tensors' shapes: the channels of a linear head and the number of cross-attention heads.
+    A published network of that width tells them. For any other width the `config.json` of a folder tells them, or else
+    they are `heads`.
 
-    Raises ValueError naming the file and all that does not fit.
+    Raises ValueError that names the file and everything that does not fit.
     """
     weights, told = read_weights(path, which), read_heads(path)
     try:
@@ -35,16 +36,16 @@ def load_weights(
         check_fit(weights, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    with torch.device("meta"):
+    with torch.device("meta"):  # no memory for weights that are replaced at once
         network = Sana(config)
     network.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     return network.requires_grad_(True)
 
 
 def config_of(weights: Mapping[str, Tensor], numerics: Numerics, heads: tuple[int, int] | None) -> NetworkConfig:
-    """The configuration that tensors have the shapes of, with the published heads or else `heads`.
+    """The configuration that the shapes of tensors tell, with the published heads of that width, or else `heads`.
 
-    Raises ValueError naming a tensor that is needed for it, or that the heads are not known.
+    Raises ValueError that names a missing tensor that is needed for it, or says that the heads are not known.
     """
     try:
         patches, caption = weights["x_embedder.proj.weight"], weights["y_embedder.y_proj.fc1.weight"]
@@ -55,6 +56,7 @@ def config_of(weights: Mapping[str, Tensor], numerics: Numerics, heads: tuple[in
     known = PUBLISHED_HEADS.get(hidden, heads)
     if known is None:
         raise ValueError(f"no published network is {hidden} wide: give its linear_head_dim and cross_heads")
+    # A number that is left out between two others is found by `check_fit`, as missing tensors.
     numbers = {int(name.split(".")[1]) for name in weights if name.startswith(f"{BLOCKS}.")}
     return NetworkConfig(
         in_channels=channels,
@@ -71,13 +73,14 @@ def config_of(weights: Mapping[str, Tensor], numerics: Numerics, heads: tuple[in
 
 
 def _ratio(inner: int, hidden: int) -> float:
-    """A ratio that gives `inner` back when it is multiplied by `hidden` and cut to a whole number."""
+    """A ratio that gives `inner` when it is multiplied by `hidden` and cut to a whole number, as the network does."""
     ratio = inner / hidden
+    # The product may lie a rounding below `inner`, and would be cut to one less.
     return ratio if int(ratio * hidden) == inner else (inner + 0.5) / hidden
 
 
 def check_fit(weights: Mapping[str, Tensor], config: NetworkConfig) -> None:
-    """Raises ValueError listing every tensor that is missing, surplus (with the nearest known name) or misshapen."""
+    """Raise ValueError that lists each tensor that is missing, surplus (with the nearest known name) or misshapen."""
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in Sana(config).state_dict().items()}
     missing = [name for name in wanted if name not in weights]
@@ -94,4 +97,5 @@ def check_fit(weights: Mapping[str, Tensor], config: NetworkConfig) -> None:
 
 
 def _nearest(name: str, known: Mapping[str, object]) -> str:
+    """The known name that is most like `name`."""
     return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

@@ -1,6 +1,6 @@
-"""The published code's names for the network's tensors, which are ours, and diffusers' (`SanaTransformer2DModel`).
+"""Two sets of names for the network's tensors: the published code's, which are ours, and `SanaTransformer2DModel`'s.
 
-diffusers keeps queries, keys and values apart that the published code stores as one tensor.
+diffusers stores queries, keys and values as tensors of their own, and the published code as one tensor.
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,16 +38,16 @@ SPLIT = {
 }
 BLOCKS, THEIR_BLOCKS = "blocks", "transformer_blocks"
 LEFT_OUT = ("pos_embed", "y_embedder.y_embedding", "logvar_linear.weight", "logvar_linear.bias")
-"""What published checkpoints hold beside the network's own tensors: zeros, the empty prompt, an unused head."""
+"""Tensors of published checkpoints that are no part of the network: zeros, the empty prompt, and an unused head."""
 
 
 def is_diffusers(names: Iterable[str]) -> bool:
-    """Whether tensor names are diffusers'."""
+    """Whether these tensor names are diffusers'."""
     return any(name.startswith((f"{THEIR_BLOCKS}.", "patch_embed.")) for name in names)
 
 
 def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under diffusers' names. Raises ValueError naming a tensor that the network does not have."""
+    """Our tensors under diffusers' names. Raises ValueError with the name of an unknown tensor."""
     theirs = {}
     for name, tensor in weights.items():
         prefix, module, leaf = _parts(name, BLOCKS)
@@ -67,9 +67,10 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' tensors under our names; names that are not diffusers' stay as they are.
+    """diffusers' tensors under our names. Names that are not diffusers' stay as they are.
 
-    Of a tensor that diffusers has in parts, some parts alone stay apart too: whoever checks the names finds them.
+    diffusers stores some tensors in parts. Where one part is missing, the other parts stay as they are, too, so that
+    whoever checks the names finds them.
     """
     ours, parts = {}, {}
     for name, tensor in weights.items():
@@ -99,6 +100,7 @@ def _parts(name: str, blocks: str) -> tuple[str, str, str]:
 
 
 def _joined(module: str, leaf: str) -> str:
+    """The full name of a tensor; the tables have an empty module for tensors that stand alone."""
     return f"{module}.{leaf}" if module else leaf
 
 

@@ -1,4 +1,4 @@
-"""Weights from disk under our names: published `.pth`, one safetensors file, a diffusers folder, our own checkpoint."""
+"""Weights from disk under our names: of a published `.pth`, a safetensors file, a diffusers folder, our checkpoint."""
 
 import json
 import pickle
@@ -15,10 +15,10 @@ from model.weights.names import LEFT_OUT, from_diffusers, is_diffusers
 
 FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
-TRANSFORMER = "transformer"  # of a pipeline's folder
+TRANSFORMER = "transformer"  # the folder of the network in the folder of a pipeline
 CONFIG = "config.json"
 CONFIG_CLASS = "SanaTransformer2DModel"
-INTERPOLATION = "interpolation_scale"  # of diffusers' network: not null where it adds a positional embedding
+INTERPOLATION = "interpolation_scale"  # in diffusers' configuration; not null if a positional embedding is added
 POSITION = "pos_embed"
 ADDS_POSITION = (
     "these are weights of a network that adds a positional embedding, which this one does not have: "
@@ -27,10 +27,10 @@ ADDS_POSITION = (
 
 
 def read_weights(path: Path, which: CheckpointKey = "state_dict") -> dict[str, Tensor]:
-    """The network's tensors by our names, on the CPU, in their own precision.
+    """The network's tensors under our names, on the CPU, in the precision that they are stored in.
 
-    `which` chooses between a published checkpoint's weights and their average. Raises ValueError naming the file that
-    is missing, damaged, or holds something else than tensors, or whose network adds a positional embedding.
+    `which` chooses between the weights of a published checkpoint and their average. Raises ValueError that names the
+    file if it is missing or damaged, if it holds anything but tensors, or if its network adds a positional embedding.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,10 +46,10 @@ def read_weights(path: Path, which: CheckpointKey = "state_dict") -> dict[str, T
 
 
 def read_heads(path: Path) -> tuple[int, int] | None:
-    """Channels of a linear head and number of cross-attention heads that diffusers' `config.json` tells.
+    """The channels of a linear head and the number of cross-attention heads, from diffusers' `config.json`.
 
-    It lies in a folder of diffusers, or beside a single file; None where there is none. Raises ValueError naming the
-    file if it is not diffusers', or if its network computes another function than ours.
+    The file lies in a folder of diffusers, or beside a single file of weights. Without one the result is None. Raises
+    ValueError that names the file if it is not diffusers', or if its network computes another function than ours.
     """
     config = _config_of(Path(path))
     if config is None:
@@ -65,7 +65,7 @@ def read_heads(path: Path) -> tuple[int, int] | None:
 
 
 def _config_of(path: Path) -> Path | None:
-    """The configuration that goes with weights; beside a single file only one that says that it is diffusers'."""
+    """The configuration that goes with weights. Beside a single file it counts only if it says it is diffusers'."""
     if path.is_dir():
         candidates = (path / TRANSFORMER / CONFIG, path / CONFIG)
         return next((config for config in candidates if config.is_file()), None)
@@ -74,7 +74,7 @@ def _config_of(path: Path) -> Path | None:
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """The shards that an index names, or the one file."""
+    """The tensors of the shards that an index names, or of the one file if there is no index."""
     if (folder / INDEX).is_file():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
@@ -91,13 +91,14 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A shard beside its index. Raises ValueError if the index points elsewhere."""
+    """The path of a shard beside its index. Raises ValueError if the index names a file in another folder."""
     if Path(name).name != name:
         raise ValueError(f"{folder / INDEX} names {name}, which is not in its folder: download it again")
     return folder / name
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file. Raises ValueError that names the file if it is missing or damaged."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -107,7 +108,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path, which: CheckpointKey) -> dict[str, Tensor]:
-    """A published checkpoint, read by torch's weights-only loader: nothing in the file is run."""
+    """The tensors of a published checkpoint. torch's weights-only loader reads it, so nothing in the file is run."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -117,6 +118,7 @@ def _read_pickle(path: Path, which: CheckpointKey) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds more than tensors, or is damaged, and was not read: {reason}") from None
     except (EOFError, RuntimeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): download it again") from None
+    # Published checkpoints have more keys than this one; weights alone are a mapping of names to tensors.
     if isinstance(checkpoint, dict) and "state_dict" in checkpoint:
         if which not in checkpoint:
             raise ValueError(f"{path} has no {which}: it has {', '.join(map(str, checkpoint))}")

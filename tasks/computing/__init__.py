@@ -1,4 +1,4 @@
-"""What the numbers of a result depend on wherever it is computed: random streams, precision, and the order of ranks.
+"""Random streams, the precision of products, and the order of ranks, on which the numbers of every result depend.
 
-Imports no other room of tasks.
+The modules here import no other room of tasks.
 """

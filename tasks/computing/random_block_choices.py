@@ -1,4 +1,4 @@
-"""The random choices of blocks that a choice by importance is compared with: by held-out loss and by GenEval."""
+"""Random choices of blocks. A choice by importance is compared with them, by held-out loss and by GenEval."""
 
 import torch
 
@@ -6,7 +6,10 @@ from tasks.computing.seeds import generator
 
 
 def random_choices(blocks: int, depth: int, count: int, seed: int) -> list[list[int]]:
-    """`count` random choices of `depth` of the blocks, each ascending. Fewer choices are the first of more."""
+    """`count` random choices of `depth` of the `blocks` blocks, each ascending.
+
+    A smaller `count` gives the first choices of a larger one.
+    """
     return [_choice(blocks, depth, seed, index) for index in range(count)]
 
 

@@ -1,9 +1,8 @@
-"""The processes that compute one stage together: which of them this one is, and what they tell each other.
+"""The processes (ranks) that compute one stage together: the number of this one, and what they send each other.
 
-A stage that was not launched on several processes (`tasks.runtime.launch_ranks`) is rank 0 of 1: nothing here costs it
-anything, and what one process computes is what it would without. Every function but the first three is a collective:
-all ranks call it, in the same order. What is told goes through the memory of the CPU (gloo), also where networks
-compute on GPUs.
+A stage that runs in one process is rank 0 of 1. Nothing here then costs it time or changes a number. Every function but
+the first three is a collective, which all ranks call in the same order. Values travel through the memory of the CPU
+(gloo), also where networks compute on GPUs. `tasks.runtime.launch_ranks` starts the ranks.
 """
 
 import json
@@ -24,17 +23,17 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes that compute this stage."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def dealt(count: int) -> range:
-    """Which of `count` pieces of work this process does: every `world_size()`-th, beginning with its own number."""
+    """The pieces of work, of `count`, that this process does: every `world_size()`-th from its own number on."""
     return range(rank(), count, world_size())
 
 
 def gather(value: Any) -> list[Any]:
-    """The value of each rank, on all of them; values are what JSON can hold, floats to the bit."""
+    """The values of all ranks, in their order. A value is anything that JSON can write; floats keep every bit."""
     if world_size() == 1:
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -46,26 +45,26 @@ def gather(value: Any) -> list[Any]:
 
 
 def collect(values: Sequence[Value]) -> list[Value]:
-    """What came of all pieces of work, in their order, from what came of those that were dealt to each rank."""
+    """The results of all pieces of work, in their order. `values` are the results of this rank's pieces (`dealt`)."""
     parts = gather(list(values))
     return [parts[place % len(parts)][place // len(parts)] for place in range(sum(map(len, parts)))]
 
 
 def gather_arrays(array: NDArray[Any]) -> list[NDArray[Any]]:
-    """The array of each rank, on all of them; all are of one shape and type."""
+    """The arrays of all ranks, in their order. All have one shape and type."""
     if world_size() == 1:
         return [array]
     return [part.numpy() for part in _all_gather(torch.from_numpy(np.ascontiguousarray(array)))]
 
 
 def mean(value: float) -> float:
-    """The mean over ranks, added in their order; the value itself where there is one."""
+    """The mean over ranks, added in their order. One rank gets its own value back."""
     values = gather(value)
     return sum(values) / len(values) if len(values) > 1 else value
 
 
 def wait_for_all() -> None:
-    """Return when all ranks have come here."""
+    """Return when all ranks have called this."""
     gather(None)
 
 

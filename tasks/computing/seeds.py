@@ -1,4 +1,4 @@
-"""Independent random streams derived by name from the experiment's one seed."""
+"""Independent random streams, each derived from the experiment's one seed and a name."""
 
 import hashlib
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
+from tasks.params.experiment import Params
 from tasks.system.errors import UserError
 from tasks.system.files import read_json, write_json
 
@@ -70,3 +71,9 @@ def load_pool(folder: Path) -> Pool:
         return Pool(prompts, np.load(folder / PICTURES, mmap_mode="r"), **load_file(folder / ARRAYS))
     except (OSError, ValueError, SafetensorError, TypeError) as error:
         raise UserError(f"the pool in {folder} cannot be read ({error}): run the stage that writes it") from None
+
+
+def pool_size(params: Params, model: str) -> int:
+    """Pictures to draw for each prompt: fewer for models just cut, whose best of N is nobody's choice."""
+    pruned = model.startswith("pruned-")
+    return params.geneval.images_per_pruned_prompt if pruned else params.geneval.images_per_prompt

@@ -14,14 +14,36 @@ class Compute:
     """Where and how precisely stages compute."""
 
     seed: int
+    """The one seed, from which every random stream is derived by name. It is 0 or above (`tasks.computing.seeds`)."""
     device: Literal["auto", "cpu", "cuda"]
+    """Where stages compute: auto (CUDA where there is one), cpu or cuda."""
     dtype: Literal["float32", "bfloat16"]
+    """Number format of matrix products in training and sampling: float32 or bfloat16.
+
+    bfloat16 is mixed precision (SANA-1.5 section 3.1).
+    """
     kernels: Choice
+    """What the network runs on: auto (the fastest that runs here), triton or reference.
+
+    `auto` takes the Triton kernels on CUDA and the reference, which is plain PyTorch, elsewhere.
+    """
     threads: int
+    """CPU threads of a stage that runs alone: all stages up to the small model."""
     branch_threads: int
+    """CPU threads of a stage that runs beside others: all stages behind the small model."""
     nodes: int
+    """Number of computers that compute one stage together; more than 1 needs Slurm.
+
+    The stages pretrain, train and finetune@D train on all of them, and geneval@M draws on all of them.
+    """
     processes_per_node: int
+    """Number of processes on each computer, one for each GPU; torchrun starts them."""
     parallelism: Literal["ddp", "fully_shard"]
+    """How training is spread over several processes: ddp or fully_shard.
+
+    With ddp each process has a whole copy of the network; fully_shard is torch's FSDP2, where each has a share of
+    the weights.
+    """
 
     def __post_init__(self) -> None:
         positive(self, "threads", "branch_threads", "nodes", "processes_per_node")
@@ -35,11 +57,21 @@ class Compute:
 
 @dataclass(frozen=True)
 class Workflow:
-    """Which models are scored beside the pruned ones, and how the flow schedules stages; changes no stage's result."""
+    """Which models are scored beside the pruned ones, and how the flow schedules stages.
+
+    No stage's result depends on `parallel_branches` and `retries`.
+    """
 
     baselines: tuple[Baseline, ...]
+    """Models that are scored beside the pruned ones: [small, grown], or [grown].
+
+    It is [grown] where both are the same weights. `grown` must be named, since the pruned models are compared with
+    it.
+    """
     parallel_branches: int
+    """Number of stages behind the small model that the flow runs at once."""
     retries: int
+    """How often the flow runs a stage again that has failed; training stages resume."""
 
     def __post_init__(self) -> None:
         check(

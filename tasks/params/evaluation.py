@@ -11,9 +11,13 @@ class Sampling:
     """How pictures are drawn."""
 
     sampler: Literal["flow_dpm-solver", "flow_euler"]
+    """Solver that draws pictures: flow_dpm-solver (SANA algorithm 1) or flow_euler."""
     steps: int
+    """Number of solver steps for a picture. SANA takes 20."""
     guidance: float
+    """Scale of classifier-free guidance; 1 is none. SANA takes 4.5."""
     batch_size: int
+    """Number of pictures that are drawn at once."""
 
     def __post_init__(self) -> None:
         positive(self, "steps", "batch_size")
@@ -25,17 +29,35 @@ class Judge:
     """The judge of best-of-N: a small yes/no classifier of (prompt, picture), or a vision-language model of `path`."""
 
     kind: Literal["trained", "vision_language"]
+    """Kind of judge: trained (a small network, here) or vision_language (a published model).
+
+    A vision_language judge is asked for yes or no.
+    """
     path: str | None
+    """Folder that transformers loads for images and text (vision_language only)."""
     remote_code: bool
+    """Whether Python code that the folder `path` brings is run (vision_language only)."""
     time_limit: float
+    """Seconds for a batch of a vision_language judge; what takes longer is an abstention."""
     prompts: int
+    """Number of training prompts, all outside GenEval's.
+
+    A quarter as many again measure how well the judge tells right from wrong.
+    """
     images_per_prompt: int
+    """Number of pictures of each prompt that the judge learns from or is measured on."""
     calibration_prompts: int
+    """Number of the training prompts that the threshold of adaptive best of N is set on."""
     calibration_images: int
+    """Number of pictures of each calibration prompt; adaptive best of N draws at most so many."""
     shard_pictures: int
+    """Number of training pictures of the shards that a trained judge sees besides."""
     steps: int
+    """Number of training steps of a trained judge."""
     batch_size: int
+    """Number of pictures of a training batch, or of one question to a vision_language judge."""
     learning_rate: float
+    """Peak learning rate of a trained judge."""
 
     def __post_init__(self) -> None:
         positive(self, "prompts", "images_per_prompt", "calibration_prompts", "calibration_images", "time_limit")
@@ -52,17 +74,47 @@ class GenEval:
     """Detector, prompts and pictures of the evaluation."""
 
     detector: Literal["scenes", "mask2former"]
+    """What finds objects: scenes (for shard.source scenes) or mask2former.
+
+    mask2former is GenEval's kind: it finds COCO's 80 classes, with CLIP for colours.
+    """
     mask2former_path: str | None
+    """Folder with a transformers Mask2Former of COCO's instances (mask2former only)."""
     clip_path: str | None
+    """Folder with a transformers CLIP (mask2former only)."""
     prompts: str | None
+    """File of prompts such as GenEval's evaluation_metadata.jsonl; null asks for scenes."""
     prompts_per_task: int
+    """Number of prompts of each task of scenes; a file's prompts are all asked."""
     images_per_prompt: int
+    """Number of pictures of each prompt, the pool that best of N draws from."""
     images_per_pruned_prompt: int
+    """Number of pictures of each prompt for models just cut and for the controls.
+
+    Nobody would choose from their pictures, so a smaller pool will do.
+    """
     best_of: tuple[int, ...]
+    """Numbers N of pictures that the judge chooses from, each at most `images_per_prompt`.
+
+    The paper goes up to 2048 (SANA-1.5 section 2.5).
+    """
     keep: Literal[1, 4]
+    """Number of pictures kept of N, whose mean is the score: 1 or 4.
+
+    The paper's tournament leaves four (SANA-1.5 appendix B), and GenEval itself scores four.
+    """
     shuffled_control: bool
+    """Whether the judge is asked about another prompt as well, to see what it gains by reading.
+
+    This is twice the judge's work.
+    """
     adaptive_means: tuple[float, ...]
+    """Mean numbers of pictures that adaptive best of N shall draw, each above 1.
+
+    Adaptive best of N is not in the paper.
+    """
     bootstrap_samples: int
+    """Number of bootstrap samples that an interval is taken from."""
 
     def __post_init__(self) -> None:
         positive(self, "prompts_per_task", "images_per_prompt", "images_per_pruned_prompt", "bootstrap_samples")
@@ -91,7 +143,9 @@ class Report:
     """Pictures of the report."""
 
     grid_prompts: int
+    """Number of prompts whose pictures the page shows."""
     grid_images: int
+    """Number of pictures of each prompt and model on the page."""
 
     def __post_init__(self) -> None:
         positive(self, "grid_prompts", "grid_images")

@@ -1,7 +1,6 @@
-"""All sections of `params.yaml` together, and what one section asks of another.
+"""All sections of `params.yaml`, and the checks that concern more than one section.
 
-`params.yaml` is complete: every key is required. A key that no section knows stops the run before any work
-(`tasks.params.reading`).
+Every key of `params.yaml` is required. An unknown key stops the run before any work (`tasks.params.reading`).
 """
 
 from dataclasses import dataclass
@@ -20,23 +19,41 @@ class Params:
     """Every section of `params.yaml`."""
 
     compute: Compute
+    """Where and how precisely stages compute."""
     workflow: Workflow
+    """Which models are scored beside the pruned ones, and how the flow schedules stages."""
     shard: Shard
+    """Source pictures, and how they are written to shards."""
     autoencoder: Autoencoder
+    """The deep-compression autoencoder, loaded or trained here."""
     text_encoder: TextEncoder
+    """The text encoder, loaded or trained here."""
     encode: Encode
+    """How many latents and text embeddings are made and stored together."""
     network: Network
+    """Shape of the diffusion transformer."""
     diffusion: Diffusion
+    """Flow matching: the noise schedule and how training times are drawn."""
     pretrain: Pretrain
+    """Training of the small model."""
     grow: Grow
+    """Growing the small model in depth (SANA-1.5 section 2.2)."""
     train: Training
+    """Training of the grown model."""
     importance: Importance
+    """Measuring the importance of the grown model's blocks (SANA-1.5 section 2.4)."""
     prune: Prune
+    """Cutting the grown model by importance (SANA-1.5 section 2.4)."""
     finetune: Training
+    """The short training of each cut model (SANA-1.5 section 3.3)."""
     sampling: Sampling
+    """How pictures are drawn."""
     judge: Judge
+    """The judge that chooses the best of N pictures (SANA-1.5 section 2.5)."""
     geneval: GenEval
+    """Detector, prompts and pictures of the evaluation."""
     report: Report
+    """Pictures of the report."""
 
     def __post_init__(self) -> None:
         for name in ("pretrain", "train", "finetune"):
@@ -61,7 +78,7 @@ class Params:
         )
 
     def _check_ranks(self, name: str) -> None:
-        """Whether a training can be had on as many processes."""
+        """Raise ValueError if the training section `name` cannot run on the processes that `compute` asks for."""
         training, count = getattr(self, name), self.compute.world_size
         if count == 1 or training.steps == 0:
             return

@@ -1,7 +1,7 @@
-"""From `params.yaml`, profiles and overrides to checked params.
+"""Reads `params.yaml`, profiles and overrides, and makes checked params of them.
 
-A key that no section knows is refused with the file and the nearest known key. `profiles/<name>.yaml` hold partial
-overrides of `params.yaml`, or of another profile.
+An unknown key is refused with the name of its file and the nearest known key. A profile, `profiles/<name>.yaml`,
+replaces some values of `params.yaml`, or of another profile that it extends.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -19,7 +19,12 @@ from tasks.system.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 PROFILES = Path("profiles")
-EXTENDS = "extends"  # the one key of a profile that is no section: the profile that it is laid over
+EXTENDS = "extends"
+"""The one key of a profile that is no section. It names the profile that this one is laid over."""
+
+Section = TypeVar("Section")
+UNIONS = (types.UnionType, typing.Union)
+"""Python writes `int | None` as the first and `Literal[...] | None` as the second."""
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -41,14 +46,46 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def build_params(values: dict[str, Any], where: str) -> Params:
-    """Check a nested mapping against the dataclasses; `where` names its file in errors."""
-    return _build(Params, values, where, prefix="")
+    """Check a nested mapping against the sections; `where` names its file in errors. Raises UserError."""
+    return build(Params, values, where)
+
+
+def build(cls: type[Section], values: Any, where: str, prefix: str = "") -> Section:
+    """A dataclass from a mapping of its fields, each checked against its annotation.
+
+    A field with a default may be left out. A field whose name is a word of Python's own ends in an underscore, which
+    its key has not (`from_`). Raises UserError with the file `where` and the key behind `prefix` (`grow.`) for a key
+    that is unknown or missing, for a value of another type, and for what the class itself refuses with ValueError.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {prefix.rstrip('.')} is {values!r}: it must be a mapping of keys")
+    fields = {field.name.rstrip("_"): field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise _unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in fields], where)
+    missing = [key for key, field in fields.items() if key not in values and not _has_default(field)]
+    if missing:
+        raise UserError(f"{where}: key {prefix + missing[0]!r} is missing: add it (params.yaml has every key)")
+    hints = typing.get_type_hints(cls)
+    given = {
+        field.name: _convert(hints[field.name], values[key], where, f"{prefix}{key}")
+        for key, field in fields.items()
+        if key in values
+    }
+    try:
+        return cls(**given)
+    except ValueError as error:
+        raise UserError(f"{where}: {prefix}{error}") from None
 
 
 def apply_profile(
     values: dict[str, Any], profile: str, profiles: Path = PROFILES, extended_by: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """`values` with `profiles/<profile>.yaml` merged over it, section by section; before it the profile it extends."""
+    """`values` with those of `profiles/<profile>.yaml` in their place; the profile that it extends is applied first.
+
+    `extended_by` are the profiles that led here. Raises UserError for an unknown profile, one that extends itself, or a
+    key that `values` has not.
+    """
     path = profiles / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in profiles.glob("*.yaml")))
@@ -67,7 +104,7 @@ def apply_profile(
 
 
 def apply_overrides(values: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
-    """`values` with dotted keys replaced (`finetune.steps: 50`). A key that does not exist is a UserError."""
+    """A copy of `values` with dotted keys replaced (`finetune.steps: 50`). Raises UserError for an unknown key."""
     merged = {section: dict(pairs) for section, pairs in _sections(values, where).items()}
     known = [f"{section}.{key}" for section, pairs in values.items() for key in pairs]
     for dotted, value in overrides.items():
@@ -100,45 +137,45 @@ def _unknown(key: str, known: list[str], where: str) -> UserError:
     return UserError(f"{where}: unknown key {key!r}: did you mean {nearest[0]!r}?")
 
 
-def _build(cls: type, values: Any, where: str, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.')} is {values!r}: it must be a mapping of keys")
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise _unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in hints], where)
-    missing = [name for name in hints if name not in values]
-    if missing:
-        raise UserError(f"{where}: key {prefix + missing[0]!r} is missing: add it (params.yaml has every key)")
-    built = {name: _convert(hint, values[name], where, f"{prefix}{name}") for name, hint in hints.items()}
-    try:
-        return cls(**built)
-    except ValueError as error:
-        raise UserError(f"{where}: {prefix}{error}") from None
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return not (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING)
 
 
-def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, key: str, or_null: str = "") -> Any:
     """`value` as the type `hint`, or a UserError naming the key. Accepts an int for a float, a list for a tuple."""
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where, f"{key}.")
+        return build(hint, value, where, f"{key}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if value in arguments:
-            return value
-        nearest = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1, cutoff=0.0)[0]
-        raise UserError(f"{where}: {key} is {value!r}: it must be one of {list(arguments)}; did you mean {nearest!r}?")
+        return _chosen(arguments, value, where, key)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, where, key) for item in value)
-    if origin is types.UnionType:
-        return None if value is None else _convert(arguments[0], value, where, key)
+    if origin is dict and isinstance(value, dict):
+        return {name: _convert(arguments[1], item, where, f"{key}.{name}") for name, item in value.items()}
+    if origin in UNIONS:
+        return None if value is None else _convert(arguments[0], value, where, key, " or null")
     if hint is float and (type(value) in (int, float) or _is_exponent(value)):
         return float(value)
-    if type(value) is hint:
+    if hint is Any or type(value) is hint:
         return value
-    expected = getattr(hint, "__name__", None) if origin is None else "list"
-    raise UserError(f"{where}: {key} is {value!r} ({type(value).__name__}): it must be {expected}")
+    raise UserError(f"{where}: {key} is {value!r} ({type(value).__name__}): it must be {_spelled(hint)}{or_null}")
+
+
+def _chosen(choices: tuple[Any, ...], value: Any, where: str, key: str) -> Any:
+    if value in choices:
+        return value
+    nearest = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.0)[0]
+    raise UserError(f"{where}: {key} is {value!r}: it must be one of {list(choices)}; did you mean {nearest!r}?")
+
+
+def _spelled(hint: Any) -> str:
+    """A type in an error: `int`, `list of int`, `mapping`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        return "list" if arguments[0] is Any else f"list of {_spelled(arguments[0])}"
+    return "mapping" if origin is dict else hint.__name__
 
 
 def _is_exponent(value: Any) -> bool:
-    """True for a number such as 7e-5, which YAML 1.1 takes for text because it has no dot."""
+    """Whether a text is a number such as 7e-5, which YAML 1.1 reads as text because it has no dot."""
     return isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) is not None

@@ -7,7 +7,7 @@ from model.numerics import CheckpointKey
 from tasks.params.checks import check, or_list, positive
 
 CAMES = ("came8bit", "came")
-"""The project's own optimizers, which round bfloat16 weights stochastically and can step within the backward pass."""
+"""The project's own optimizers. They round bfloat16 weights stochastically and can step within the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -15,19 +15,45 @@ class Training:
     """A run of the training loop."""
 
     steps: int
+    """Number of updates; 0 takes the weights over as they are."""
     batch_size: int
+    """Number of samples of one update, over all processes; a multiple of `grad_accumulation`."""
     grad_accumulation: int
+    """Number of parts of a batch that are computed one after another."""
     optimizer: Literal["came8bit", "came", "adamw8bit", "adamw"]
+    """Optimizer: came8bit, came, adamw8bit or adamw. came8bit is the paper's (SANA-1.5 section 2.3)."""
     learning_rate: float
+    """Peak learning rate."""
     weight_decay: float
+    """Decoupled weight decay; 0 is none."""
     warmup_steps: int
+    """Number of updates over which the rate rises linearly; at most `steps`.
+
+    A long warm-up suits CAME, whose first updates are large (docs/log.md).
+    """
     schedule: Literal["constant", "cosine"]
+    """Rate after the warm-up: constant or cosine (to a tenth of the peak)."""
     weights: Literal["float32", "bfloat16"]
+    """Number format of the weights: float32 or bfloat16 (rounded stochastically).
+
+    bfloat16 takes half the memory. It needs came8bit or came, `compute.dtype` bfloat16, and an `ema_decay` of 0.
+    """
     step_in_backward: bool
+    """Whether each gradient is freed as soon as its parameter has made its step.
+
+    This allows no clipping, no accumulation and one process only, and needs came8bit or came.
+    """
     clip_norm: float | None
+    """Largest norm of the gradient over all parameters; null leaves it as it is."""
     ema_decay: float
+    """Decay of the weights' running average, in [0, 1), which is what is evaluated and saved.
+
+    With 0 the weights themselves are. An average over very few steps would be of the weights before them.
+    """
     evaluate_every: int
+    """Number of updates between measurements of the held-out loss."""
     checkpoint_every: int
+    """Number of updates between states on disk that training resumes from."""
 
     def __post_init__(self) -> None:
         positive(self, "batch_size", "grad_accumulation", "learning_rate")
@@ -69,11 +95,20 @@ class Training:
 
 @dataclass(frozen=True)
 class Pretrain(Training):
-    """The small model: trained from random weights or on from those of `path`; 0 steps take these over as they are."""
+    """The training of the small model, which starts from random weights or from those of `path`."""
 
     path: str | None
+    """Weights to start from (.pth, .safetensors, a diffusers folder); null draws random ones.
+
+    With `steps` 0 they are taken over as they are.
+    """
     checkpoint_key: CheckpointKey
+    """Which weights of a .pth that holds both: state_dict or state_dict_ema.
+
+    The first are those of the last step, the second their average.
+    """
     depth: int
+    """Number of blocks of the small model. The paper's has 20 (SANA-1.5 section 3.1)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

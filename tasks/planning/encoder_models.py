@@ -19,7 +19,7 @@ from tasks.params.user_files import own_path
 from tasks.planning.counting import emptied, without_data
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
-from tasks.text_encoder import reading
+from tasks.training.text_encoder_loss import reading
 
 CONFIG = "config.json"
 CONVOLUTIONAL, ATTENTIVE = ("ResBlock",) * 3, ("EfficientViTBlock",) * 3

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from model.autoencoder import slice_length
 from model.numerics import CONVENTIONS
 from model.text_encoder import Reading, TextEncoder, instruction_text
-from tasks.autoencoder import reconstruction_loss
 from tasks.computing.precision import autocast
 from tasks.evaluation.judges.judge_network import PICTURES_AT_ONCE
 from tasks.evaluation.judges.judge_training import OTHER_PROMPTS, judge_loss
@@ -27,7 +26,8 @@ from tasks.planning.encoder_models import Encoders, Vocabulary
 from tasks.planning.experiment_scale import CHARACTERS_PER_TOKEN
 from tasks.planning.network_runs import DEVICE
 from tasks.runtime.context import Context
-from tasks.text_encoder import LOOK_BACK, training_loss
+from tasks.training.autoencoder_loss import reconstruction_loss
+from tasks.training.text_encoder_loss import LOOK_BACK, training_loss
 
 PLAIN = partial(Reading, instruction="none", numerics="diffusers", precision="stored")
 """Makes a plain reading of so many tokens."""

@@ -13,8 +13,8 @@ from tasks.planning.encoder_runs import EncoderRuns
 from tasks.planning.experiment_scale import Scale
 from tasks.planning.network_runs import NetworkRuns
 from tasks.planning.training_memory import Precision
-from tasks.pretrain import network_config
 from tasks.system.errors import UserError
+from tasks.training.network_config import network_config
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from tasks.data.heldout_split import heldout_count
 from tasks.data.picture_files import encode_png
 from tasks.data.scenes import render, sample_scene
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
+from tasks.evaluation.prompts.judge_prompts import choose_prompts_to_draw
 from tasks.evaluation.prompts.object_prompts import object_prompts
-from tasks.judge import choose_prompts_to_draw
 from tasks.params.experiment import Params
 from tasks.params.user_files import own_path
 from tasks.system.errors import UserError

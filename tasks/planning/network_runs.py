@@ -11,7 +11,7 @@ from functools import cache, cached_property, partial
 
 import torch
 
-from model.importance import block_importance
+from model.block_importance import block_importance
 from model.network import NetworkConfig, Sana
 from model.sampler import sample
 from tasks.computing.precision import autocast

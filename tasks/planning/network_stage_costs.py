@@ -1,7 +1,6 @@
 """Costs of the stages that train, grow, measure and cut the network."""
 
 from model.growth import drop_count
-from tasks.grow import PROBES, ways_to_grow
 from tasks.params.training import Training
 from tasks.planning import disk_bytes, network_flops
 from tasks.planning.cost import Cost, Memory
@@ -15,6 +14,7 @@ from tasks.planning.training_memory import (
     optimizer_bytes,
     weight_bytes,
 )
+from tasks.training.growth_comparison import PROBES, ways_to_grow
 from tasks.training.heldout_loss import HELDOUT_BATCH
 
 RANKED_CUTS = 3  # keeping the most important blocks, the last ones, and the first ones

@@ -4,7 +4,7 @@ from math import ceil
 from statistics import mean
 
 from tasks.evaluation.evaluation_steps import SAMPLES
-from tasks.geneval import pool_size
+from tasks.evaluation.picture_pool import pool_size
 from tasks.planning import disk_bytes
 from tasks.planning.cost import Cost, Memory
 from tasks.planning.data_stage_costs import ADAMW_STATE

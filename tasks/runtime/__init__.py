@@ -1,4 +1,5 @@
-"""How a stage runs: its command line, its checks and locks, its ranks, and its output put in place whole.
+"""Runs a stage: its command line, its checks and locks, its ranks, and the move of its finished output into place.
 
-Imports `tasks.stages`, `tasks.tracking`, `tasks.params` and `tasks.system`.
+The modules here import `tasks.stages`, `tasks.tracking`, `tasks.params`, `tasks.computing` and `tasks.system`, and the
+choice of kernels.
 """

@@ -1,4 +1,4 @@
-"""What all commands of this project have in common: their help, and how they end on bad input."""
+"""The parser that all commands of `tasks` use, and their exit on bad input."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 @contextmanager
 def bad_input_exits(name: str) -> Iterator[None]:
-    """A UserError in the block ends the process with its one line and exit code 2."""
+    """A UserError in the `with` block ends the process: its line is printed, and the exit code is 2."""
     try:
         yield
     except UserError as error:

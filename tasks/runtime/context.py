@@ -1,4 +1,4 @@
-"""What a stage gets, gives, and raises when it is stopped."""
+"""The context that a stage gets, the metrics that it returns, and the exception that it raises when it is stopped."""
 
 import signal
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Metrics = dict[str, float]
 
 
 class Interrupted(Exception):
-    """Raised at a safe point after a signal; whatever is needed to resume is on disk."""
+    """Raised after a signal, at a point where all that is needed to resume is on disk."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command to resume")
@@ -20,9 +20,10 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage gets to work with.
+    """All that a stage gets to work with.
 
-    `out` is an empty folder that becomes the stage's output; `state` survives a killed run of the same inputs.
+    `out` is an empty folder that becomes the stage's output. `state` is a folder that a killed run leaves to the next
+    run with the same inputs. `device` is `cpu` or `cuda`, and `threads` is the number of CPU threads.
     """
 
     name: str

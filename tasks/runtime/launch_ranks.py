@@ -1,10 +1,10 @@
-"""Several processes for one stage: torchrun's agent starts and watches them, here or on all nodes of a job of Slurm.
+"""Starts several processes (ranks) for one stage, on this machine or on all nodes of a Slurm job.
 
-The process that was asked for the stage keeps what is done once: lock, checks, tracker, manifest, publishing. Its ranks
-(`tasks.runtime.rank_worker`) compute, and rank 0 writes into the stage's folder. `job.json` tells them what they need,
-and each leaves a file that says how it ended.
+The process that was asked for the stage does what is done once: lock, checks, tracker, manifest, publishing. Its ranks
+(`tasks.runtime.rank_worker`) compute, and rank 0 writes into the stage's folder. torchrun's agent starts and watches
+them. They read what they need from `job.json`, and each leaves a file that says how it ended.
 
-As `python -m tasks.runtime.launch_ranks FOLDER ENDPOINT` this module is the agent of one node of several.
+On several nodes, `python -m tasks.runtime.launch_ranks FOLDER ENDPOINT` is the agent of one of them.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from tasks.params.reading import build_params
 from tasks.runtime.context import Context, Interrupted, Metrics
 from tasks.system import paths
 from tasks.system.errors import UserError
-from tasks.system.file_locks import wait_until_free
+from tasks.system.file_locks import wait_until_unlocked
 from tasks.system.files import read_json, write_json
 from tasks.system.processes import BAD_INPUT, LEASE_VARIABLE, PARENT_VARIABLE
 
@@ -36,16 +36,16 @@ JOB = "job.json"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
-"""Exit codes of ranks that were told to end."""
+"""Exit codes of ranks that were stopped by a signal and did not fail."""
 
 
 class RankFailed(Exception):
-    """A rank ended before its work was done, and all others with it; the message names it and says why."""
+    """A rank ended before its work was done, and all others were stopped. The message names it and says why."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a rank needs to know of the stage: the fields of its context, and the file of its tracker's spool."""
+    """All that a rank needs to know of the stage: the fields of its context, with the file of its tracker's spool."""
 
     name: str
     params: Params
@@ -56,7 +56,7 @@ class Job:
     threads: int
 
     def write(self, folder: Path) -> None:
-        """Write it into the folder of the ranks."""
+        """Write the job into the folder of the ranks."""
         values = dataclasses.asdict(self)
         write_json(
             folder / JOB, {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
@@ -64,19 +64,21 @@ class Job:
 
 
 def read_job(folder: Path) -> Job:
-    """The job of a folder."""
+    """The job in a folder of ranks."""
     values = read_json(folder / JOB)
     folders = {name: Path(values[name]) for name in ("out", "state", "spool")}
     return Job(**values | folders | {"params": build_params(values["params"], str(folder / JOB))})
 
 
 def launch(context: Context) -> tuple[Metrics, int]:
-    """Compute a stage on all processes that its params ask for; returns its metrics and a rank's most memory in bytes.
+    """Compute a stage on all processes that its params ask for.
+
+    Returns its metrics, and the peak memory in bytes of the rank that took most.
 
     Raises RankFailed for the rank that failed first, UserError for its bad input, and Interrupted after a signal.
     """
     folder = (paths.STATE / "ranks" / context.name).resolve()
-    wait_until_free(lock_of(folder))  # ranks of a process that was killed save what they are at
+    wait_until_unlocked(lock_of(folder))  # if an earlier run was killed, its ranks still save their state
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     job = Job(
@@ -96,14 +98,14 @@ def launch(context: Context) -> tuple[Metrics, int]:
 
 
 def lock_of(folder: Path) -> Path:
-    """The lock that the ranks of a folder hold for as long as they live."""
+    """The lock that all ranks of a folder have while they live."""
     return folder.with_name(f"{folder.name}.lock")
 
 
 def run_agent(folder: Path, job: Job, endpoint: str = "") -> None:
-    """Start this node's ranks, and wait until all have ended or one of them has failed and the others were stopped.
+    """Start this node's ranks, and wait until all have ended. If one fails, the others are stopped.
 
-    A signal goes on to them: it raises Interrupted when they have ended, at the latest after 30 seconds.
+    The agent passes a signal on to them. Interrupted is raised when they have ended, after 30 seconds at most.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -113,7 +115,8 @@ def run_agent(folder: Path, job: Job, endpoint: str = "") -> None:
     with tempfile.TemporaryDirectory() as local, signals_as_before():
         os.environ.update(rank_environment(job))
         if (lease := os.environ.get(LEASE_VARIABLE)) is not None:
-            os.dup2(int(lease), 0)  # torchrun's children get no file of its own but the standard streams
+            # its children inherit the lease as their standard input, since torchrun passes on no other files
+            os.dup2(int(lease), 0)
         store = str(Path(local, "store"))
         config = LaunchConfig(
             min_nodes=compute.nodes,
@@ -136,7 +139,7 @@ def run_agent(folder: Path, job: Job, endpoint: str = "") -> None:
 
 
 def rank_environment(job: Job) -> dict[str, str]:
-    """What ranks are told by the environment: whose children they are, their threads, and to stay on this host."""
+    """The variables for ranks: their parent's id, their number of threads, and, on one node, the loopback interface."""
     environment = {PARENT_VARIABLE: str(os.getpid()), "OMP_NUM_THREADS": str(job.threads)}
     if job.params.compute.nodes == 1 and sys.platform == "linux":
         environment |= {f"{library}_SOCKET_IFNAME": "lo" for library in ("GLOO", "NCCL")}
@@ -145,7 +148,7 @@ def rank_environment(job: Job) -> dict[str, str]:
 
 @contextmanager
 def signals_as_before() -> Iterator[None]:
-    """Put back the signal handlers that the agent replaces."""
+    """Put back, at the end of the `with` block, the signal handlers that the agent replaces."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
@@ -155,62 +158,63 @@ def signals_as_before() -> Iterator[None]:
 
 
 def run_on_nodes(folder: Path, job: Job) -> None:
-    """Start an agent on every node of this job of Slurm, and wait for them. Raises UserError where there is none."""
+    """Start an agent on every node of this Slurm job, and wait for them. Raises UserError if it has too few nodes."""
     nodes, allocated = job.params.compute.nodes, int(os.environ.get("SLURM_JOB_NUM_NODES", 0))
     if nodes > allocated:
         found = f"this job of Slurm has {allocated}" if allocated else "this is no job of Slurm"
         raise UserError(f"params.yaml: compute.nodes is {nodes} but {found}: submit one with sbatch --nodes={nodes}")
     command = ["srun", "--kill-on-bad-exit=1", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    if (cpus := os.environ.get("SLURM_CPUS_PER_TASK")) is not None:  # which srun does not take over by itself
+    if (cpus := os.environ.get("SLURM_CPUS_PER_TASK")) is not None:  # srun does not take this over by itself
         command.append(f"--cpus-per-task={cpus}")
     command += [sys.executable, "-m", __name__, str(folder), rendezvous(job.name)]
     environment = {name: value for name, value in os.environ.items() if name != PARENT_VARIABLE}
     with signals_as_before():
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-        came: list[int] = []
+        received: list[int] = []
 
         def pass_on(signum: int, _frame: FrameType | None) -> None:
-            if not came:
-                process.send_signal(signal.SIGUSR1)  # on TERM srun would kill the agents at once; this it hands on
-            came.append(signum)
+            if not received:
+                process.send_signal(signal.SIGUSR1)  # srun passes USR1 on; on TERM it would kill the agents at once
+            received.append(signum)
 
         for number in SIGNALS:
             signal.signal(number, pass_on)
         process.wait()
-    if came:
-        raise Interrupted(came[0])
+    if received:
+        raise Interrupted(received[0])
 
 
 def rendezvous(name: str) -> str:
-    """`address:port` where the agents meet: the first node of this job, and a port that follows from job and stage."""
-    listed = _ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"])
-    shown = _ask("scontrol", "-o", "show", "node", listed.split()[0])
+    """`address:port` where the agents meet, on the first node of this job. Job and stage determine the port."""
+    listed = _output_of("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"])
+    shown = _output_of("scontrol", "-o", "show", "node", listed.split()[0])
     address = dict(word.split("=", 1) for word in shown.split() if "=" in word)["NodeAddr"]
     return f"{address}:{20000 + zlib.crc32(' '.join([os.environ['SLURM_JOB_ID'], name]).encode()) % 10000}"
 
 
 def failure(folder: Path, count: int) -> Exception:
-    """The first failure of `count` ranks as the exception that it is to the stage.
+    """The first failure of `count` ranks, as the exception that the stage raises.
 
-    First is who ended in the earliest second: killed before failed, as the death of one breaks the others' connections,
-    and failed before told to end; among those, who said so first.
+    The first is the rank that ended in the earliest second. Within a second a rank that was killed comes before one
+    that failed, since its death breaks the connections of the others. One that failed comes before one that was
+    stopped. Among equals, the rank that wrote its file first comes first.
     """
     ended: dict[int, tuple[int, int]] = {}
     for path in folder.glob("failures-*.json"):
         ended |= {int(rank): tuple(value) for rank, value in read_json(path).items()}
-    told: dict[int, dict[str, Any]] = {}
+    reports: dict[int, dict[str, Any]] = {}
     for path in folder.glob("rank-*.json"):
-        told |= {(one := read_json(path))["rank"]: one}
+        reports |= {(one := read_json(path))["rank"]: one}
     if not ended:
         return RankFailed("the ranks could not be started: see above")
 
     def place(rank: int) -> tuple[int, int, float]:
         time, code = ended[rank]
         kind = 2 if code in STOPPED else 1 if code > 0 else 0
-        return time, kind, told.get(rank, {}).get("time", math.inf)
+        return time, kind, reports.get(rank, {}).get("time", math.inf)
 
     first = min(ended, key=place)
-    code, error = ended[first][1], told.get(first, {}).get("error")
+    code, error = ended[first][1], reports.get(first, {}).get("error")
     if code in STOPPED:
         return Interrupted(abs(code) % 128)
     if code == BAD_INPUT and error is not None:
@@ -219,7 +223,7 @@ def failure(folder: Path, count: int) -> Exception:
     return RankFailed(f"rank {first} of {count} {ending}; all ranks were stopped: run the same command to resume")
 
 
-def _ask(*command: str) -> str:
+def _output_of(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UserError(f"{' '.join(command)} failed: {' '.join(done.stderr.split())}")
@@ -227,7 +231,7 @@ def _ask(*command: str) -> str:
 
 
 def main() -> None:
-    """The agent of one node; exits 1 if a rank failed, 128 + signal after a signal."""
+    """Run the agent of one node. It exits with 1 if a rank failed, and with 128 + its number after a signal."""
     folder = Path(sys.argv[1])
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:

@@ -1,7 +1,7 @@
 """One rank of a stage: `python -m tasks.runtime.rank_worker FOLDER [STORE]`, which torchrun's agent starts.
 
-Computes the stage of `job.json` in FOLDER with the others, and leaves there how it ended. Ranks of one node meet in the
-file STORE, those of several at the address that torchrun names.
+With the other ranks it computes the stage that `job.json` in FOLDER describes, and leaves there a file that says how it
+ended. The ranks of one node meet in the file STORE, those of several nodes at the address that torchrun names.
 """
 
 import os
@@ -23,16 +23,16 @@ from tasks.runtime.stage_run import computation_of
 from tasks.runtime.torch_setup import configure_torch
 from tasks.stages import stages_of
 from tasks.system.errors import UserError
-from tasks.system.file_locks import share
+from tasks.system.file_locks import keep_shared_lock
 from tasks.system.files import write_json
-from tasks.system.processes import BAD_INPUT, end_when_told, peak_memory
+from tasks.system.processes import BAD_INPUT, exit_on_term_or_with_parent, peak_memory
 from tasks.tracking.spool import join_spool
 from tasks.tracking.tracker import Tracker
 
 
 def compute(job: Job, store: str | None) -> dict[str, Any]:
-    """Run the stage as one of its ranks; returns its metrics and this process's greatest memory in bytes."""
-    # of depth-wise kernels, where a stride means nothing
+    """Run the stage as one of its ranks; returns its metrics and this process's peak memory in bytes."""
+    # DDP warns of depth-wise kernels, in which a stride means nothing
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if job.device == "cuda":
         take_gpu(job)
@@ -40,7 +40,7 @@ def compute(job: Job, store: str | None) -> dict[str, Any]:
     join(job, device, store)
     first = ranks.rank() == 0
     if not first:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # progress is told once
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # one rank's progress lines are enough
     tracker = Tracker(join_spool(job.spool if first else Path(os.devnull)))
     context = Context(job.name, job.params, job.out, job.state, tracker, device, job.threads)
     stage = stages_of(job.params)[job.name]
@@ -50,7 +50,7 @@ def compute(job: Job, store: str | None) -> dict[str, Any]:
 
 
 def take_gpu(job: Job) -> None:
-    """Make this rank's own GPU the one that `cuda` means. Raises UserError for more processes than GPUs."""
+    """Make this rank's own GPU the one that `cuda` means. Raises UserError if there are more processes than GPUs."""
     local, found, asked = (
         int(os.environ["LOCAL_RANK"]),
         torch.cuda.device_count(),
@@ -62,7 +62,7 @@ def take_gpu(job: Job) -> None:
 
 
 def join(job: Job, device: str, store: str | None) -> None:
-    """Form the group of all ranks: gloo for what is on the CPU, NCCL for what is on this rank's own GPU.
+    """Form the group of all ranks, which uses gloo for tensors on the CPU and NCCL for tensors on a GPU.
 
     Raises RuntimeError if the ranks are not as many as params.yaml asks for.
     """
@@ -79,12 +79,12 @@ def join(job: Job, device: str, store: str | None) -> None:
 
 
 def main() -> None:
-    """Compute, and leave `rank-N.json`; exits as a stage does. A rank that failed does not wait for the others."""
-    end_when_told()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # meant for the agent; Slurm sends it to all processes of a step
+    """Compute, write `rank-N.json`, and exit as a stage does. A rank that failed does not wait for the others."""
+    exit_on_term_or_with_parent()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm sends it to all processes of a step, but it is for the agent
     folder, store = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
     rank = int(os.environ["RANK"])
-    share(lock_of(folder))
+    keep_shared_lock(lock_of(folder))
     code, said = 1, {}
     try:
         said = compute(read_job(folder), store)
@@ -102,7 +102,7 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if code:
-        os._exit(code)  # whose peers may be gone, and would be waited for
+        os._exit(code)  # a normal exit would wait for other ranks, which may be gone
     dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
-"""The command line of a stage: `python -m tasks.<stem>`, of a family with the item, such as `--depth 6`.
+"""The command line of a stage: `python -m tasks.<stem>`. A family's stage takes its item too, such as `--depth 6`.
 
-Bad input prints one line and exits 2, a failed rank exits 1, and a signal exits 128 + its number.
+On bad input the command prints one line and exits with 2. It exits with 1 if a rank failed, and with 128 + the number
+of a signal that stopped it.
 """
 
 import atexit
@@ -15,14 +16,14 @@ from tasks.runtime.context import Interrupted
 from tasks.runtime.launch_ranks import RankFailed
 from tasks.runtime.stage_run import run_stage
 from tasks.stages import Argument, families, stage_of
-from tasks.system.processes import end_when_told
+from tasks.system.processes import exit_on_term_or_with_parent
 
 
 def stage_command(stem: str, doc: str | None, argv: Sequence[str] | None = None) -> None:
     """Run a stage as a command and exit; `doc` is its help, the docstring of its module."""
     item = parse_item(stem, doc, argv)
     leave_imported_objects_alone()
-    end_when_told()
+    exit_on_term_or_with_parent()
     name = stem if item is None else f"{stem}@{item}"
     try:
         with bad_input_exits(name):
@@ -40,7 +41,7 @@ def stage_command(stem: str, doc: str | None, argv: Sequence[str] | None = None)
 
 
 def parse_item(stem: str, doc: str | None, argv: Sequence[str] | None) -> Argument | None:
-    """The item of a family's member from the command line; None for a stage that is there once."""
+    """The item on the command line of a family's stage; None for a stage that exists once."""
     parser = command_parser(stem, doc)
     found = families(stem)
     if found:
@@ -51,10 +52,10 @@ def parse_item(stem: str, doc: str | None, argv: Sequence[str] | None) -> Argume
 
 
 def leave_imported_objects_alone() -> None:
-    """Keep Python's garbage collector from looking through what torch, transformers and diffusers have made.
+    """Keep Python's garbage collector from looking through the objects of torch, transformers and diffusers.
 
-    They make a million objects that stay. Looking through them as often as Python usually does, and once more at the
-    end, takes a third of the time that a short stage needs.
+    These libraries make a million objects that stay. To look through them as often as Python usually does, and once
+    more at the end, takes a third of a short stage's time.
     """
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)

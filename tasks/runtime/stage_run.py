@@ -1,4 +1,4 @@
-"""Running a stage: its checks before, its record after, and its output put in place whole.
+"""Runs a stage: checks its inputs, computes, moves the finished output into place, and records what it cost.
 
 The stage computes in a temporary folder. Then its metrics and a manifest are added, and the folder is renamed into
 place, so that an output is either complete or not there.
@@ -12,24 +12,24 @@ from pathlib import Path
 
 from tasks.params.experiment import Params
 from tasks.params.reading import section_values
-from tasks.params.user_files import digests_of, note_made
+from tasks.params.user_files import digests_of, record_user_files
 from tasks.runtime.code_digest import code_digest
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.launch_ranks import launch
 from tasks.runtime.torch_setup import configure_torch, kernels_in_use
 from tasks.stages import RANK_SECTIONS, Stage, stages_of
 from tasks.system import paths
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import move_into, private_folder, replace_folder, write_json
 from tasks.system.manifest import sha256_file, sha256_json, verify_manifest, write_manifest
-from tasks.system.processes import end_undisturbed, peak_memory
+from tasks.system.processes import ignore_term, peak_memory
 from tasks.tracking.tracker import open_tracker
 
 
 def run_stage(stage: Stage, params: Params) -> Metrics:
-    """Run a stage in this process; returns its metrics. Raises UserError while another process runs it here."""
+    """Run a stage in this process; returns its metrics. Raises UserError if another process runs it here."""
     private_folder(paths.STATE)
-    with hold(paths.STATE / "locks" / stage.name, f"{stage.name} is being run in this folder"):
+    with exclusive_lock(paths.STATE / "locks" / stage.name, f"{stage.name} is being run in this folder"):
         return _run_locked(stage, params)
 
 
@@ -44,14 +44,14 @@ def inputs_of(stage: Stage, params: Params) -> list[Path]:
 
 
 def input_digests(stage: Stage, params: Params, inputs: Sequence[Path], user_files: dict[str, str]) -> tuple[str, str]:
-    """The digest of all that a stage's result depends on, and the digest of all that its training state depends on.
+    """The digest of everything that a stage's result depends on, and the same for its training state.
 
-    Both cover code, params, the user's files and the manifests of inputs, which are checked here. The second leaves out
-    how many ranks there are, since any number of them can resume.
+    Both cover code, params, the user's files and the manifests of inputs. The second leaves out the number of ranks,
+    since any number of them can resume. Raises UserError if an input does not match its manifest.
     """
-    made_of = user_files | {path.as_posix(): verify_manifest(path) for path in inputs}
+    digests = user_files | {path.as_posix(): verify_manifest(path) for path in inputs}
     values = section_values(params, stage.sections)
-    whole = {"code": code_digest(stage.stem), "params": values, "inputs": made_of}
+    whole = {"code": code_digest(stage.stem), "params": values, "inputs": digests}
     kept = {name: value for name, value in values.items() if name not in RANK_SECTIONS}
     return sha256_json(whole), sha256_json({**whole, "params": kept})
 
@@ -62,7 +62,7 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
     threads = stage.threads(params)
     device = configure_torch(params, threads)
     state = paths.STATE / "state" / stage.name / state_digest[:16]
-    refuse_other_state(stage, state)
+    report_other_state(stage, state)
     out = paths.STATE / "building" / stage.name
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -75,8 +75,8 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
         write_json(out / "metrics.json", metrics)
         write_manifest(out)
         put_in_place(stage, out)
-        end_undisturbed()  # a TERM from here on would only lose the record: the output is complete
-        note_made(user_files, stage.output)
+        ignore_term()  # the output is complete, so that TERM would now lose nothing but its record
+        record_user_files(user_files, stage.output)
         tracker.log_metrics(metrics)
         tracker.log_output(stage.output)
         record_cost(stage, digest, time.monotonic() - started, device, peak)
@@ -85,7 +85,7 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
 
 
 def _compute(stage: Stage, context: Context) -> tuple[Metrics, int]:
-    """The stage's metrics and the greatest memory of a process, bytes."""
+    """The stage's metrics, and the peak memory in bytes of the process that took most."""
     if stage.on_ranks and context.params.compute.world_size > 1:
         return launch(context)
     metrics = computation_of(stage)(context, *stage.arguments)
@@ -93,22 +93,28 @@ def _compute(stage: Stage, context: Context) -> tuple[Metrics, int]:
 
 
 def put_in_place(stage: Stage, finished: Path) -> None:
-    """Move the finished folder to the stage's output, or its files among those of others."""
+    """Move the finished folder to the stage's output, or its files into the folder where other files lie too."""
     if stage.written == (stage.output,):
         replace_folder(finished, stage.output)
     else:
         move_into(finished, stage.output)
 
 
-def refuse_other_state(stage: Stage, state: Path) -> None:
-    """Say that an unfinished run of other code, params or inputs is not resumed. It stays, in case they come back."""
+def report_other_state(stage: Stage, state: Path) -> None:
+    """Print that an unfinished run of other code, params or inputs is not resumed.
+
+    Its state stays on disk, in case code, params and inputs are changed back.
+    """
     others = [path for path in state.parent.glob("*") if path != state]
     if others and not state.exists():
         print(f"{stage.name}: code, params or inputs changed since {others[0]}, which is not resumed", flush=True)
 
 
 def record_cost(stage: Stage, digest: str, seconds: float, device: str, peak: int) -> None:
-    """Note time and peak memory, bytes, beside the results, outside every pinned output."""
+    """Write the stage's seconds and its peak memory in bytes to `results/stages/`.
+
+    They differ from run to run, so they lie outside every pinned output.
+    """
     record = {"name": stage.name, "seconds": round(seconds, 3), "peak_memory_bytes": peak, "device": device}
     record["output"] = sha256_file(stage.output / "manifest.json")
     record["inputs_digest"] = digest

@@ -1,4 +1,4 @@
 """What every process needs of the machine: files, locks, paths, processes, and errors in one line.
 
-Imports no other room.
+The modules here import no other room.
 """

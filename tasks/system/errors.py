@@ -1,4 +1,4 @@
-"""The one error a user is meant to read: what is wrong, where, and what to do, in a single line."""
+"""The one error that a user is meant to read. Its single line says what is wrong, where, and what to do."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and files that only their owner may read."""
+"""Writing files so that each is whole or not there, and closing files to other users."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from tasks.system.errors import UserError
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's value. Raises UserError naming the file if it is not there or not JSON."""
+    """The value in a JSON file. Raises UserError naming the file if it is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -24,7 +24,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically, keys as given. NaN and infinity, which JSON has not, are refused."""
+    """Write `value` as indented JSON, atomically, keys in their order. Raises ValueError for NaN and infinity."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -53,26 +53,26 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def private_folder(folder: Path) -> None:
-    """Make a folder that only its owner may enter; one of this user's that others may enter is closed to them."""
+    """Make a folder that only its owner may enter. If this user already has it, it is closed to others."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     close_to_others(folder)
 
 
 def private_file(path: Path) -> None:
-    """Make a file, if it is not there, that only its owner may read; one of this user's is closed to others."""
+    """Make a file that only its owner may read. If this user already has it, it is closed to others."""
     path.touch(mode=0o600)
     close_to_others(path)
 
 
 def close_to_others(path: Path) -> None:
-    """Take other users' rights on a file or folder of this user's away; one of another user's is left as it is."""
+    """Take away other users' rights on a file or folder of this user. That of another user is left as it is."""
     status = path.stat()
     if status.st_uid == os.geteuid() and (mode := stat.S_IMODE(status.st_mode)) & 0o077:
         path.chmod(mode & ~0o077)
 
 
 def sync_tree(folder: Path) -> None:
-    """fsync every file and folder below `folder`, so that a rename after it never exposes half-written files."""
+    """fsync `folder` and all below it, so that a rename that follows never exposes half-written files."""
     for path in [folder, *folder.rglob("*")]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -91,7 +91,7 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def move_into(source: Path, target: Path) -> None:
-    """Move every file of the finished folder `source` into `target`, each replaced whole; other files there stay."""
+    """Move every file of the finished folder `source` into `target`, each in one step. Other files in `target` stay."""
     sync_tree(source)
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         place = target / path.relative_to(source)

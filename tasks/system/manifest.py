@@ -1,4 +1,4 @@
-"""The manifest of a folder: the sha256 and bytes of every file in it, and their check."""
+"""The manifest of a folder lists the sha256 and the size in bytes of every file in it, to check them later."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """Hex sha256 of a JSON value in its canonical spelling."""
+    """Hex sha256 of a JSON value, written with sorted keys and without spaces."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_manifest(folder: Path) -> str:
-    """List every file of `folder` with its bytes and sha256 in `manifest.json`; returns the manifest's own digest."""
+    """Write `manifest.json`, which lists every file of `folder`; returns the sha256 of the manifest itself."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.rglob("*"))
@@ -34,9 +34,9 @@ def write_manifest(folder: Path) -> str:
 
 
 def verify_manifest(folder: Path) -> str:
-    """Check every file of `folder` against its manifest; returns the manifest's digest.
+    """Check every file of `folder` against its manifest; returns the sha256 of the manifest itself.
 
-    Raises UserError naming the first file that is missing or differs: DVC does not notice a cache object that rotted.
+    Raises UserError naming the first file that is missing or differs. DVC would not notice a damaged file in its cache.
     """
     for name, expected in read_json(folder / MANIFEST)["files"].items():
         path = folder / name

@@ -1,4 +1,4 @@
-"""Where the stages' outputs lie, relative to the workspace (the folder with `params.yaml`)."""
+"""The places of all outputs and records, relative to the workspace (the folder with `params.yaml`)."""
 
 from pathlib import Path
 
@@ -24,14 +24,15 @@ JUDGE_ANSWERS = STATE / "judge_answers.sqlite"
 
 
 def model_folder(name: str) -> Path:
-    """The checkpoint of a model by its name: `small`, `grown`, `pruned-D`, `finetuned-D`."""
+    """The checkpoint folder of a model, by its name: `small`, `grown`, `pruned-6`, `finetuned-6`."""
     return OUTPUTS / name
 
 
 def main_project(folder: Path) -> Path:
-    """The project that `folder` is a copy in (`runs/<name>`, DVC's temporary experiments), or `folder` itself.
+    """The main project of a copy (`runs/<name>`, or one of DVC's temporary experiments), or `folder` itself.
 
-    It is the outermost folder around it that holds `dvc.yaml` and `params.yaml`, so that copies share one store.
+    The main project is the outermost folder around `folder` that has `dvc.yaml` and `params.yaml`. Its copies share its
+    MLflow store and its records.
     """
     folder = folder.resolve()
     around = [

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left in a terminal, plain lines where output is piped."""
+"""Shows the progress of long work: a bar with the time left in a terminal, plain lines where output is piped."""
 
 import sys
 import time
@@ -9,10 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL_SECONDS = 10.0
+"""The least time between two plain lines."""
 
 
 class Meter:
-    """Counts finished units of work; `advance` takes a short text shown beside the count."""
+    """Counts finished units of work and shows their number; `progress` makes one.
+
+    `done` units were finished before, by a run that this one resumes; they do not count for the rate.
+    """
 
     def __init__(self, label: str, total: int, done: int, bar: Progress | None) -> None:
         self.label, self.total, self.done, self.first = label, total, done, done
@@ -21,7 +25,7 @@ class Meter:
         self.task = bar.add_task(label, total=total, completed=done, note="") if bar else None
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Add `count` finished units."""
+        """Add `count` finished units; `note` is a short text that is shown beside their number."""
         self.done += count
         rate = (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
         if self.bar is not None:
@@ -36,7 +40,7 @@ class Meter:
 
 @contextmanager
 def progress(label: str, total: int, done: int = 0) -> Iterator[Meter]:
-    """A meter for `total` units of which `done` are finished already (by a run that this one resumes)."""
+    """A meter for `total` units, of which a run that this one resumes has finished `done`."""
     if not sys.stdout.isatty():
         yield Meter(label, total, done, None)
         return

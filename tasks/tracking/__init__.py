@@ -1,4 +1,4 @@
-"""Reports of stages on their way to MLflow: written to disk first, then sent by a thread.
+"""Reports of stages to MLflow. A report is written to disk first, and a thread sends it.
 
-Imports `tasks.system` and `tasks.params`.
+The modules here import `tasks.system` and `tasks.params`.
 """

@@ -1,5 +1,7 @@
-"""Sends spools to MLflow, each row once: by explicit run id (MLflow's active run is thread-local) and with the row's
-own time, so that a row sent again after a crash is the same row to MLflow.
+"""Sends spools to MLflow, each row once.
+
+Every call names the run by its id, since MLflow's active run belongs to one thread. Every row is sent with its own
+time, so that a row that is sent again after a crash is the same row to MLflow.
 """
 
 import json
@@ -22,21 +24,21 @@ SEND_EVERY_SECONDS = 2.0
 WAIT_AFTER_FAILURE_SECONDS = 15.0
 ROWS_PER_CALL = 100
 LAST_SEND_SECONDS = 30.0
-"""How long the last send may go on without a run that is sent."""
+"""The last send is given up when no run has been sent completely for so long."""
 KEY_TAG = "sana15.key"
 PARENT_TAG = "mlflow.parentRunId"
 OUTPUT_TAG = "sana15.output"
 DIGEST_TAG = "sana15.output_sha256"
 MAKER_TAG = "sana15.made_by"
-# MLflow's error codes of a store that may answer later; any other code refuses the row itself.
 PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
+"""MLflow's error codes of a store that may answer later. With any other code it refuses the row itself."""
 
 
 class Sender:
-    """A thread that keeps sending spools, for as long as the block lasts; then it sends what is left, and closes them.
+    """A thread that sends spools while a `with` block lasts. At its end it sends what is left and closes the spools.
 
-    It begins with the spools that dead processes left in `folder`. It never raises: what cannot be sent stays on disk
-    for the next sender, and one line says so.
+    It begins with the spools that dead processes left in `folder`. It never raises: a spool that cannot be sent stays
+    on disk for the next sender, and one line says so.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +62,7 @@ class Sender:
             spool.close()
 
     def add(self, spool: Spool) -> None:
-        """Take a spool over: it is sent, and closed when its run has ended and all of it is sent."""
+        """Send a spool from now on, and close it when its run has ended and all of it is sent."""
         self._spools.append(spool)
 
     def _work(self) -> None:
@@ -95,9 +97,9 @@ class Sender:
 
 
 def send_backlog(folder: Path, tell: Callable[[str, Exception], None]) -> None:
-    """Send the spools in `folder` whose processes are gone; a run that had not ended by then was killed.
+    """Send the spools in `folder` whose processes are gone. A run that had not ended by then was killed.
 
-    What is wrong with one of them is told and does not hold up the others.
+    A spool that cannot be sent is passed to `tell` with the error, and the others are sent all the same.
     """
     for spool in claim_spools(folder):
         try:
@@ -109,9 +111,9 @@ def send_backlog(folder: Path, tell: Callable[[str, Exception], None]) -> None:
 
 
 def send(spool: Spool) -> bool:
-    """Send the rows of `spool` that have not been sent. Once its run has ended it is deleted; returns whether it was.
+    """Send the rows of `spool` that have not been sent. If its run has ended, delete it; returns whether it did.
 
-    Raises MLflow's exception if the store cannot be reached; rows up to there are marked as sent.
+    Raises MLflow's exception if the store cannot be reached. The rows that were sent before stay marked as sent.
     """
     offset, run_id = spool.sent()
     client, experiment = connect()
@@ -131,10 +133,10 @@ def send(spool: Spool) -> bool:
 
 
 def _run_of(client: "MlflowClient", experiment: str, header: Row, folder: Path) -> str:
-    """The MLflow run of a spool, created unless an earlier try got that far.
+    """The id of a spool's MLflow run, which is created unless an earlier try has created it.
 
-    Raises LookupError while its parent still waits to be sent; a parent that is nowhere (it was sent to another store)
-    is done without.
+    Raises LookupError while the spool of its parent waits to be sent. A parent that is neither in this store nor in a
+    spool was sent to another store; the run then has no parent.
     """
     if (run_id := _find_run(client, experiment, KEY_TAG, header["key"])) is not None:
         return run_id
@@ -155,7 +157,7 @@ def _find_run(client: "MlflowClient", experiment: str, tag: str, value: str) -> 
 
 
 def _send_rows(client: "MlflowClient", experiment: str, run_id: str, spool: Spool, kind: str, rows: list[Row]) -> None:
-    """Send rows of one kind. What MLflow refuses for good is dropped with a line, or it would block the rest."""
+    """Send rows of one kind. Those that MLflow refuses for good are dropped with a line, or they would block others."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -200,7 +202,7 @@ def _metrics(rows: list[Row]) -> list["Metric"]:
 
 
 def _send_image(client: "MlflowClient", run_id: str, spool: Spool, row: Row) -> None:
-    """Log a picture, unless an earlier try did: MLflow gives each a random name behind its key, step and time."""
+    """Log a picture, unless an earlier try did. MLflow adds a random name to the key, step and time, which tell."""
     from PIL import Image
 
     stem = f"images/{row['key'].replace('/', '~')}+step+{row['step']}+timestamp+{row['time']}+"
@@ -211,7 +213,7 @@ def _send_image(client: "MlflowClient", run_id: str, spool: Spool, row: Row) -> 
 
 
 def _dataset(name: str, folder: str, digest: str) -> "DatasetInput":
-    """A folder as MLflow's dataset: its digest column is narrower than a sha256, which the source holds in full."""
+    """A folder as an MLflow dataset. MLflow's digest has room for half a sha256; the dataset's source has all of it."""
     from mlflow.entities import Dataset, DatasetInput
 
     source = json.dumps({"path": folder, "manifest_sha256": digest})

@@ -1,4 +1,4 @@
-"""Where MLflow keeps the project's runs, and the way to it."""
+"""The MLflow store that keeps the project's runs, and how to connect to it."""
 
 import logging
 import os
@@ -19,8 +19,8 @@ ARTIFACTS = "mlartifacts"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
-# MLflow's own defaults block a call for four minutes when its server is down.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+"""With MLflow's own defaults a call would wait four minutes when the server is down."""
 
 
 def tracking_uri() -> str:
@@ -34,9 +34,10 @@ def own_database() -> str:
 
 
 def connect() -> tuple["MlflowClient", str]:
-    """A client of the store and the id of the project's experiment, both created if need be.
+    """A client of the store and the id of the project's experiment. Store and experiment are made if they are missing.
 
-    Raises whatever MLflow raises if the store cannot be reached; a server that is down is noticed within seconds.
+    Raises OSError if a server on this machine is down, and MLflow's exception if another store cannot be reached.
+    Either is raised within seconds.
     """
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
@@ -45,7 +46,7 @@ def connect() -> tuple["MlflowClient", str]:
     uri = tracking_uri()
     refuse_silent_port(uri)
     artifacts = main_project(Path.cwd()) / ARTIFACTS
-    # for their owner alone, as MLflow's server asks for a password; also what was there before it did
+    # closed to other users, as MLflow's server asks for a password; older files may still be open to them
     if uri == own_database():
         private_file(main_project(Path.cwd()) / DATABASE)
     if uri.startswith("sqlite:"):
@@ -54,19 +55,19 @@ def connect() -> tuple["MlflowClient", str]:
 
     for noisy in ("alembic", "mlflow.store", "urllib3.connectionpool"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # not only for this client: the registry looks logged models up in the store of the whole process
+    # for the whole process, since the registry looks logged models up there and not in the client's store
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
         return client, experiment.experiment_id
-    # a file store beside the database; a server knows its own
+    # artifacts lie beside a database; a server decides itself where its own lie
     location = str(artifacts) if uri.startswith("sqlite:") else None
     return client, client.create_experiment(EXPERIMENT, artifact_location=location)
 
 
 def refuse_silent_port(uri: str) -> None:
-    """Raises OSError if `uri` is a server on this machine that is down: importing MLflow to find out takes seconds."""
+    """Raises OSError if `uri` is a server on this machine that is down. To find out by MLflow would take seconds."""
     address = urlsplit(uri)
     if address.scheme == "http" and address.hostname in LOCAL_HOSTS:
         socket.create_connection((address.hostname, address.port or 80), timeout=5).close()

@@ -1,9 +1,9 @@
-"""Models by name: the family's checkpoints in MLflow's registry, by reference, and the way from a name to a folder.
+"""The experiment's checkpoints in MLflow's model registry, and the way from a model's name to its folder.
 
-Each checkpoint is a logged model and a version of the registered model `sana15`, tagged with the path and the manifest
-digest of its folder; an alias (`small`, `grown`, `pruned-8`, `finetuned-8`) points at the newest of its kind. Copies of
-the project (`runs/smoke`) add versions and leave these aliases alone. Weights are not copied. A user's own aliases
-(`champion`) work the same.
+Each checkpoint is a logged model and a version of the registered model `sana15`. Its tags are the path of its folder
+and the sha256 of the folder's manifest; weights are not copied. An alias (`small`, `grown`, `pruned-8`, `finetuned-8`)
+points at the newest version of that name. Copies of the project (`runs/smoke`) add versions and leave these aliases as
+they are. A user's own aliases (`champion`) work too.
 """
 
 import re
@@ -33,7 +33,7 @@ DIGEST_TAG = "manifest_sha256"
 
 
 def describe(folder: Path) -> dict[str, str] | None:
-    """Depth and number of parameters of a checkpoint of the family, from its headers; None for other folders."""
+    """Depth and number of parameters of a checkpoint, read from its headers; None for other outputs."""
     if not FAMILY.fullmatch(folder.name) or folder.parent.name != paths.OUTPUTS.name:
         return None
     with safe_open(folder / "model.safetensors", framework="numpy") as tensors:
@@ -44,9 +44,9 @@ def describe(folder: Path) -> dict[str, str] | None:
 def register(
     client: "MlflowClient", experiment: str, run_id: str, folder: Path, digest: str, facts: dict[str, str]
 ) -> None:
-    """Register the checkpoint that lies, or lay, in `folder` (absolute); the same bytes there only once.
+    """Register the checkpoint in `folder` (absolute), unless it is registered; it may have been replaced since.
 
-    Its name becomes the version's alias, unless it is a copy's: a run at toy scale must not take the name over.
+    The folder's name becomes the version's alias, but not in a copy of the project, which may be of toy scale.
     """
     version = find_version(client, folder, digest)
     if version is None:
@@ -57,16 +57,16 @@ def register(
 
 
 def find_version(client: "MlflowClient", folder: Path, digest: str) -> "ModelVersion | None":
-    """The newest registered version of `folder` whose manifest has this digest."""
+    """The newest version that was registered from `folder` with a manifest of this digest."""
     versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
     same = [v for v in versions if v.tags.get(PATH_TAG) == str(folder) and v.tags.get(DIGEST_TAG) == digest]
     return max(same, key=lambda version: int(version.version), default=None)
 
 
 def resolve_model(name: str | Path) -> Path:
-    """The checkpoint folder of a model, given as a folder, a name of this workspace (`grown`) or an alias.
+    """The checkpoint folder of a model, which is given as a folder, a name in this workspace (`grown`) or an alias.
 
-    Raises UserError if there is none, or if the folder that an alias points at no longer holds the registered weights.
+    Raises UserError if there is no such model, or if an alias's folder no longer has the registered weights.
     """
     for folder in (Path(name), paths.model_folder(str(name))):
         if (folder / "config.json").is_file():
@@ -85,7 +85,7 @@ def resolve_model(name: str | Path) -> Path:
 
 
 def params_of(model: Path) -> Params:
-    """The params of the experiment that a checkpoint folder is an output of; of a folder elsewhere, the workspace's."""
+    """The params of the experiment that made a checkpoint folder; for a folder elsewhere, those of the workspace."""
     own = model.resolve().parent.parent / PARAMS_FILE
     return load_params(own if model.resolve().parent.name == paths.OUTPUTS.name and own.is_file() else PARAMS_FILE)
 

@@ -1,11 +1,11 @@
-"""Reports on their way to MLflow: one file of JSON lines for each run, and beside it how much of it has been sent.
+"""Spools keep reports on disk until MLflow has them. A spool is one run's file of JSON lines.
 
-Whoever opens a spool (a stage that is run by itself, or the flow for its stages) holds its lock for as long as the run
-goes on, sends it and ends it; a stage under the flow joins the spool that the flow opened. A spool whose lock is free
-was left by a process that died. It is deleted when all of it has been sent.
+A file beside it says how much of it has been sent. The process that opens a spool (a stage that is run by itself, or
+the flow for its stages) has its lock while the run goes on, sends it, and ends it. A stage under the flow joins the
+spool that the flow opened. A spool whose lock is free was left behind by a process that died. A spool is deleted when
+all of it has been sent.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tasks.system import paths
+from tasks.system.file_locks import lock, try_to_lock
 from tasks.system.files import read_json, write_json
 
 SPOOLS = paths.STATE / "spool"
@@ -23,10 +24,10 @@ Row = dict[str, Any]
 
 
 class Spool:
-    """One run's reports.
+    """The reports of one run.
 
-    The first row names the run: `name`, a `key` that is unique to it, the `parent`'s key or None, and `tags`. Every row
-    has its `kind`, and its `time` in milliseconds, which makes it the same row to MLflow if it is sent twice.
+    The first row describes the run: its `name`, a unique `key`, the key of its `parent` or None, and its `tags`. Every
+    row has a `kind` and a `time` in milliseconds. By its time MLflow knows a row that is sent twice.
     """
 
     def __init__(self, path: Path, file: TextIO) -> None:
@@ -48,12 +49,12 @@ class Spool:
         return any(row["kind"] == "end" for row, _ in self.rows())
 
     def append(self, kind: str, **row: Any) -> None:
-        """Add a row. It outlives this process at once (not a power cut: a report is not worth an fsync)."""
+        """Add a row. It outlives this process, but not a power cut, since a report is not worth an fsync."""
         self._file.write(json.dumps({"kind": kind, "time": int(time.time() * 1000), **row}) + "\n")
         self._file.flush()
 
     def rows(self, offset: int = 0) -> Iterator[tuple[Row, int]]:
-        """Whole rows from byte `offset` on, each with the offset behind it."""
+        """The complete rows from byte `offset` on, each with the offset of the next."""
         with open(self.path, "rb") as file:
             file.seek(offset)
             for line in file:
@@ -63,14 +64,14 @@ class Spool:
                 yield json.loads(line), offset
 
     def sent(self) -> tuple[int, str | None]:
-        """Bytes that have been sent, and the id of the MLflow run that they went to."""
+        """How many bytes have been sent, and the id of the MLflow run that has them (None before the first)."""
         if not self._mark.exists():
             return 0, None
         mark = read_json(self._mark)
         return mark["offset"], mark["run_id"]
 
     def mark_sent(self, offset: int, run_id: str) -> None:
-        """Remember that everything before `offset` has been sent to `run_id`."""
+        """Note on disk that everything before byte `offset` has been sent to the MLflow run `run_id`."""
         write_json(self._mark, {"offset": offset, "run_id": run_id})
 
     def delete(self) -> None:
@@ -80,7 +81,7 @@ class Spool:
         self.path.unlink()
 
     def close(self) -> None:
-        """Let go of the spool; what has not been sent stays on disk."""
+        """Close the file and release its lock. Rows that have not been sent stay on disk."""
         self._file.close()
 
     @property
@@ -89,44 +90,43 @@ class Spool:
 
 
 def status_after(error: BaseException) -> str:
-    """MLflow's status of a run that this ended: an interrupt is no Exception, or one that carries its signal."""
+    """MLflow's status of a run that `error` ended: KILLED after an interrupt, FAILED otherwise.
+
+    An interrupt is no Exception (KeyboardInterrupt, SystemExit), or it has the number of its signal (`Interrupted`).
+    """
     return "KILLED" if not isinstance(error, Exception) or hasattr(error, "signum") else "FAILED"
 
 
 def open_spool(folder: Path, name: str, tags: Mapping[str, str], parent: str | None = None) -> Spool:
-    """A new, locked spool for a run `name` under the run with key `parent`."""
+    """A new, locked spool for a run `name`, which is nested in the run with the key `parent`."""
     folder.mkdir(parents=True, exist_ok=True)
     key, now = uuid.uuid4().hex, time.time_ns()
     path = folder.resolve() / f"{now}.{name}.{key}.jsonl"
     file = open(path, "a", encoding="utf-8")
-    fcntl.flock(file, fcntl.LOCK_EX)
+    lock(file)  # waits, as another process may be looking whether this file was left behind
     spool = Spool(path, file)
     spool.append("run", name=name, key=key, parent=parent, tags=dict(tags))
     return spool
 
 
 def join_spool(path: Path) -> Spool:
-    """A spool that a living process, which goes on sending it, has opened for this one to write to."""
+    """The spool at `path`, to write to. Another process has opened it and goes on sending it."""
     return Spool(path, open(path, "a", encoding="utf-8"))
 
 
 def find_spool(folder: Path, key: str) -> Path | None:
-    """The file of the run with this key, unless all of it has been sent."""
+    """The file of the run with this key; None if all of it has been sent."""
     return next(folder.glob(f"*.{key}.jsonl"), None)
 
 
 def claim_spools(folder: Path) -> Iterator[Spool]:
-    """The spools that dead processes left in `folder`, each locked in its turn; oldest first, so parents first."""
+    """The spools that dead processes left in `folder`, each locked in its turn. The oldest, so parents, come first."""
     for path in sorted(folder.glob("*.jsonl")):
         try:
             file = open(path, "r+", encoding="utf-8")
         except FileNotFoundError:
             continue  # sent and deleted by another process a moment ago
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            # an empty one is only just being opened
-            if path.exists() and file.seek(0, os.SEEK_END) > 0:
+            # an empty file is just being opened by a living process
+            if try_to_lock(file) and path.exists() and file.seek(0, os.SEEK_END) > 0:
                 yield Spool(path, file)

@@ -1,8 +1,8 @@
-"""What a stage reports: params, metrics, pictures, inputs, its output.
+"""The tracker, to which a stage reports its params, metrics, pictures, inputs and output.
 
 A report is a line in a spool on disk (`tasks.tracking.spool`), so it costs microseconds and outlives the process. A
-background thread, here or in the flow, sends it to MLflow (`tasks.tracking.mlflow_sender`): a tracker that is down or
-slow never stops or slows a stage, and what it missed is sent by the next run.
+background thread, in this process or in the flow's, sends it to MLflow (`tasks.tracking.mlflow_sender`). An MLflow
+server that is down or slow never stops or slows a stage, and the next run sends what it missed.
 """
 
 import os
@@ -23,7 +23,7 @@ SPOOL_VARIABLE = "SANA15_SPOOL"
 
 
 class Tracker:
-    """Reports of one stage in one run; see `open_tracker`."""
+    """Takes the reports of one stage in one run; `open_tracker` makes it."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
@@ -33,18 +33,18 @@ class Tracker:
 
     @property
     def path(self) -> Path:
-        """The file of its spool, which another process may join."""
+        """The file of the spool, which another process may join."""
         return self._spool.path
 
     def log_params(self, params: dict[str, Any]) -> None:
-        """Log nested parameters under dotted names."""
+        """Log nested params under dotted names (`grow.depth`)."""
         self._spool.append("params", values=_flatten(params))
 
     def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
         """Log numbers of one step.
 
-        What this run has reported for the step before is left out: a resumed training repeats the steps after its last
-        checkpoint, with the same numbers at another time, and MLflow would keep both.
+        A number that this run has already reported for the same step is left out. A resumed training repeats the steps
+        after its last checkpoint with the same numbers at another time, and MLflow would keep both.
         """
         fresh = {key: float(value) for key, value in metrics.items() if (key, step) not in self._reported}
         self._reported.update((key, step) for key in fresh)
@@ -52,18 +52,18 @@ class Tracker:
             self._spool.append("metrics", values=fresh, step=step)
 
     def log_image(self, key: str, path: Path, step: int = 0) -> None:
-        """Log a PNG that is on disk. It is copied, since a stage's folder is renamed when it is finished."""
+        """Log a PNG file. It is copied, since a stage's folder is renamed when the stage is finished."""
         copy = self._spool.images / f"{uuid.uuid4().hex}.png"
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
         self._spool.append("image", key=key, file=copy.name, step=step)
 
     def log_inputs(self, folders: Sequence[Path]) -> None:
-        """Log the folders that a stage reads as datasets, named by the paths given, with their manifests' digests."""
+        """Log the folders that a stage reads as datasets, with the digests of their manifests. A path is its name."""
         self._spool.append("inputs", folders=[{"name": str(folder)} | _identity(folder) for folder in folders])
 
     def log_output(self, folder: Path) -> None:
-        """Log a stage's finished output by reference (path and manifest digest); a model is registered too."""
+        """Log the path and the manifest's digest of a stage's finished output. A model is registered too."""
         self._spool.append("output", **_identity(folder), facts=model_registry.describe(folder))
 
 
@@ -71,7 +71,8 @@ class Tracker:
 def open_tracker(stage: str) -> Iterator[Tracker]:
     """The tracker of a stage.
 
-    It writes into the spool of `SANA15_SPOOL`, which its opener sends and ends, or into one of its own.
+    It writes into the spool that the variable `SANA15_SPOOL` names, which the flow that opened it sends and ends.
+    Without the variable it opens a spool of its own.
     """
     given = os.environ.get(SPOOL_VARIABLE)
     if given is not None:
@@ -95,7 +96,7 @@ def open_tracker(stage: str) -> Iterator[Tracker]:
 
 
 def run_tags(stage: str, workspace: Path) -> dict[str, str]:
-    """Tags that join a run to its stage, its workspace and its commit."""
+    """Tags that name the stage, the workspace and the git commit of a run."""
     tags = {"sana15.stage": stage, "sana15.workspace": str(workspace)}
     if shutil.which("git") is None:
         return tags

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from kernels.came8bit.in_backward import NonFiniteGradient, StepInBackward
+from kernels.came8bit.step_in_backward import NonFiniteGradient, StepInBackward
 from kernels.optimizers import build_optimizer
 from model.checkpoint import save_network
 from model.network import Sana, parameter_count

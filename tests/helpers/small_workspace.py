@@ -17,6 +17,7 @@ from tasks.data.shards import Sample, describe, write_index, write_split
 from tasks.params.reading import PARAMS_FILE, apply_overrides, read_yaml
 from tasks.system import paths
 from tasks.system.manifest import write_manifest
+from tests.helpers.patience import PATIENCE_SECONDS
 
 PROJECT = Path(__file__).parents[2]
 PUBLISHED_DETECTOR = {
@@ -72,7 +73,7 @@ def stage_process(workspace: Path, *command: str, **environment: str) -> subproc
 
 def finish(process: subprocess.Popen[str]) -> str:
     """What a stage prints until it has ended well."""
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, output
     return output
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-LIMIT_SECONDS = 1800
-"""Guards against a test that hangs. The longest takes two minutes on a quiet machine of two cores."""
+LIMIT_SECONDS = 3600
+"""Guards against a test that hangs. The longest takes three minutes on a quiet machine of two cores."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,8 +19,10 @@ import yaml
 from flows.building.workspace import merged_params
 from flows.entry.password import PASSWORD
 from flows.servers import POOL
-from tests.helpers.clones import BIN, PROJECT, Clone, as_another_account, free_port, new_clone, new_origin
-from tests.helpers.small_workspace import PUBLISHED_DETECTOR
+from tests.helpers.other_account import as_another_account, free_port
+from tests.helpers.patience import PATIENCE_SECONDS
+from tests.helpers.small_workspace import PROJECT, PUBLISHED_DETECTOR
+from tests.helpers.whole_pipeline import BIN, Clone, new_clone, new_origin
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +222,7 @@ def test_the_line_that_up_prints_leads_a_new_shell_to_the_server(served: Clone, 
     (line,) = [line for line in said.splitlines() if line.startswith("export ")]
     new = {name: value for name, value in served.environment.items() if not name.startswith("PREFECT")}
     shell = ["sh", "-c", f"{line}; prefect deployment ls"]
-    done = subprocess.run(shell, cwd="/", env=new, capture_output=True, text=True)
+    done = subprocess.run(shell, cwd="/", env=new, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0 and "full-pipeline" in done.stdout, done.stdout + done.stderr
 
 

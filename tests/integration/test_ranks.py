@@ -25,7 +25,6 @@ from model.network import NetworkConfig, Sana
 from tasks import geneval
 from tasks.computing import ranks
 from tasks.params.reading import PARAMS_FILE, apply_overrides, apply_profile, load_params, read_yaml
-from tasks.pretrain import network_config
 from tasks.runtime.context import Context
 from tasks.system import paths
 from tasks.system.processes import LEASE_VARIABLE
@@ -33,10 +32,12 @@ from tasks.tracking.spool import SPOOLS, open_spool
 from tasks.tracking.tracker import Tracker
 from tasks.training.ema import Ema
 from tasks.training.fsdp_sharding import gathered, is_sharded, local, shard
+from tasks.training.network_config import network_config
 from tasks.training.training_batch import FlowMatchingLoss
 from tasks.training.training_loop import Trainer
 from tasks.training.training_state import History, _generations, load_state, save_state
 from tests.helpers.drawing_workspace import all_bytes, write_workspace
+from tests.helpers.patience import PATIENCE_SECONDS, PIPELINE_SECONDS, wait_for
 from tests.helpers.small_workspace import PROJECT, finish, small_model, stage_process, write_encoded
 from tests.kernels.processes import run_processes
 
@@ -60,7 +61,9 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks") / "encoded"
     folder.mkdir()
     write_smoke(folder, {})
-    subprocess.run([sys.executable, "-c", UPSTREAM], cwd=folder, env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", UPSTREAM], cwd=folder, env=environment(), check=True, timeout=PIPELINE_SECONDS
+    )
     return folder
 
 
@@ -200,7 +203,7 @@ def test_after_a_signal_one_process_goes_on_from_what_two_have_saved(encoded: Pa
     process = stage_process(folder, "tasks.pretrain")
     wait_for_state(folder, process)
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert output.splitlines()[-1].endswith("stopped by SIGTERM; run the same command to resume")
     assert not ranks_of(folder) and not (folder / paths.SMALL).exists()
@@ -216,10 +219,8 @@ def test_a_rank_that_is_killed_ends_the_stage_with_its_name_and_the_stage_resume
     folder = workspace(encoded, "killed", TWO | {"compute.parallelism": "fully_shard"})
     process = stage_process(folder, "tasks.pretrain")
     wait_for_state(folder, process)
-    started = time.monotonic()
     os.kill(ranks_of(folder)[1], signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
-    assert time.monotonic() - started < 60
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     expected = "pretrain: rank 1 of 2 was killed by SIGKILL; all ranks were stopped: run the same command to resume"
     assert output.splitlines()[-1] == expected
@@ -249,10 +250,7 @@ def test_ranks_die_with_the_process_that_was_asked_for_the_stage_and_keep_its_gp
     assert len(here) == 2 and all(Path(f"/proc/{pid}/fd/0").resolve() == lease for pid in here)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 60
-    while ranks_of(folder) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not ranks_of(folder)
+    wait_for(lambda: not ranks_of(folder), "the ranks to end")
 
 
 def test_an_error_of_one_rank_is_the_last_line_with_its_number(encoded: Path) -> None:
@@ -269,7 +267,7 @@ def test_an_error_of_one_rank_is_the_last_line_with_its_number(encoded: Path) ->
         "    Trainer.update = update_that_breaks\n"
     )
     process = stage_process(folder, "tasks.pretrain", PYTHONPATH=f"{folder}{os.pathsep}{PROJECT}")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert output.splitlines()[-1].startswith("pretrain: rank 1 of 2 failed: ValueError: a fault of two lines; ")
     assert "Traceback" in output
@@ -278,7 +276,7 @@ def test_an_error_of_one_rank_is_the_last_line_with_its_number(encoded: Path) ->
 def test_a_loss_that_is_not_finite_is_the_bad_input_that_it_is_on_one_process(encoded: Path) -> None:
     folder = workspace(encoded, "diverged", TWO | {"pretrain.learning_rate": 1e30, "pretrain.checkpoint_every": 1})
     process = stage_process(folder, "tasks.pretrain")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 2
     assert "no update was made" in output.splitlines()[-1] and "Traceback" not in output
     for tensor in load_file(state_of(folder)[-1] / "network.safetensors").values():
@@ -287,7 +285,9 @@ def test_a_loss_that_is_not_finite_is_the_bad_input_that_it_is_on_one_process(en
 
 def test_more_nodes_than_a_job_of_slurm_has_are_refused_in_one_line(encoded: Path) -> None:
     folder = workspace(encoded, "nodes", {"compute.nodes": 2})
-    output, _ = (process := stage_process(folder, "tasks.pretrain", SLURM_JOB_NUM_NODES="1")).communicate(timeout=60)
+    output, _ = (process := stage_process(folder, "tasks.pretrain", SLURM_JOB_NUM_NODES="1")).communicate(
+        timeout=PATIENCE_SECONDS
+    )
     assert process.returncode == 2
     last = "pretrain: params.yaml: compute.nodes is 2 but this job of Slurm has 1: submit one with sbatch --nodes=2"
     assert output.splitlines()[-1] == last

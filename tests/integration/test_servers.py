@@ -1,5 +1,6 @@
 """Starting and stopping servers: busy ports named, nothing started twice, nothing left behind."""
 
+import json
 import os
 import socket
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from flows.entry.password import credentials
 from flows.servers import Server, await_health, refuse_busy_port, start, status, stop
 from tasks.system.errors import UserError
+from tests.helpers.patience import PATIENCE_SECONDS
+from tests.helpers.project_folder import project_folder, python
 
 PROJECT = Path(__file__).parents[2]
 GUARDED = """
@@ -26,6 +29,23 @@ class Guarded(BaseHTTPRequestHandler):
         self.send_response(200 if known else 401)
         self.end_headers()
 HTTPServer(("127.0.0.1", int(sys.argv[1])), Guarded).serve_forever()
+"""
+TEMPORARY = """
+import json, urllib.error, urllib.request
+import flows.entry.prefect_environment
+from prefect import flow, get_client
+
+@flow
+def asks():
+    client = get_client(sync_client=True)
+    url = f"{client.api_url}flow_runs/filter"
+    try:
+        without = urllib.request.urlopen(urllib.request.Request(url, data=b"{}", method="POST")).status
+    except urllib.error.HTTPError as error:
+        without = error.code
+    return [url, without, len(client.read_flow_runs())]
+
+print(json.dumps(asks()))
 """
 
 
@@ -55,7 +75,9 @@ def test_up_ends_with_one_line_and_starts_nothing_if_a_port_is_busy(tmp_path: Pa
         other.listen()
         environment = {**os.environ, "PREFECT_PORT": str(other.getsockname()[1]), "PYTHONPATH": str(PROJECT)}
         command = [sys.executable, "-m", "flows.servers", "up"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        )
     assert done.returncode == 2
     assert "set PREFECT_PORT=" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.glob(".sana15/servers/*.pid"))
@@ -109,3 +131,11 @@ def test_a_server_with_another_password_or_none_is_not_taken_for_ours(server: Se
         assert not server.healthy()
     finally:
         stop(server)
+
+
+def test_the_temporary_server_of_a_flow_asks_for_the_password() -> None:
+    with project_folder():
+        done = python(TEMPORARY)
+    assert done.returncode == 0, done.stderr
+    url, without, seen = json.loads(done.stdout.splitlines()[-1])
+    assert url.startswith("http://127.0.0.1:") and (without, seen) == (401, 1)

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 from tests.helpers.bare_machine import GPU_MACHINE, closure
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PYTHONS = ("3.11", "3.12", "3.13")

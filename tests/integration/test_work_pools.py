@@ -24,21 +24,23 @@ from prefect.settings.legacy import Setting
 from prefect.states import Cancelling, Crashed, Running
 
 from flows.places import work_pool_flows
-from flows.places.git_origin import Origin, origin_of
+from flows.places.git_origin import GitOrigin, read_git_origin
 from flows.places.heartbeat import BEAT_LABEL
 from flows.places.work_pool import WorkPool
-from flows.sweeps.place import State
-from flows.sweeps.point_folder import LOG, OUTCOME
+from flows.sweeps.place import PointState
+from flows.sweeps.point_folder import LOG_FILE, OUTCOME_FILE
 from flows.sweeps.points import Point, code_of_stages
 from flows.sweeps.sweep_file import SWEEPS, Cluster
 from tasks.params.reading import PARAMS_FILE, PROFILES, read_yaml
 from tasks.system.errors import UserError
 from tasks.system.manifest import verify_manifest
-from tests.helpers.clones import BIN, PROJECT, Clone, free_port, new_clone, new_origin
-from tests.helpers.prefect_server import PrefectServer, kill_all, wait_for
+from tests.helpers.other_account import free_port
+from tests.helpers.patience import PIPELINE_SECONDS, wait_for
+from tests.helpers.small_workspace import PROJECT
+from tests.helpers.whole_pipeline import BIN, Clone, PrefectServer, kill_all, new_clone, new_origin
 
 POOL, TAG = "points", "sana15 sweep test of nothing"
-LOST_SECONDS = 20
+LOST_SECONDS = 40
 """Of a whole sweep: longer than a busy machine keeps a run that lives from beating."""
 FINETUNE_STEPS = 200
 """So long that a fine-tune can be caught in the middle, with a checkpoint after every eighth step."""
@@ -96,15 +98,15 @@ def pool(server: PrefectServer) -> Iterator[WorkPool]:
 
 def point_of(folder: Path, key: str, code: str) -> Point:
     """A point whose own code is this."""
-    (folder / OUTCOME).parent.mkdir(parents=True)
+    (folder / OUTCOME_FILE).parent.mkdir(parents=True)
     (folder / "flows/sweeps").mkdir(parents=True)
     for package in ("flows", "flows/sweeps"):
         (folder / package / "__init__.py").touch()
-    (folder / "flows/sweeps/point_folder.py").write_text(code)
+    (folder / "flows/sweeps/point_program.py").write_text(code)
     return Point(key, key, folder, {}, {}, 0)
 
 
-def phase_is(pool: WorkPool, point: Point, run: str, phase: str) -> State:
+def phase_is(pool: WorkPool, point: Point, run: str, phase: str) -> PointState:
     """Wait for this phase, which is the next but for those that a run goes through on its way."""
     while (state := pool.state(point, run)).phase != phase:
         assert state.phase in ("queued", "running"), f"{point.label} is {state}"
@@ -116,13 +118,13 @@ SLEEPS = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit("saved"))
 print("begun", os.getpid(), os.environ["SANA15_PARENT_PID"], flush=True)
-time.sleep(300)
+time.sleep(3000)
 """
 
 
 def begun(point: Point) -> list[tuple[int, int]]:
     """The processes of a point that sleeps, by its log, each with that of its flow run."""
-    log = point.folder / LOG
+    log = point.folder / LOG_FILE
     text = log.read_text() if log.exists() else ""
     return [(int(one), int(other)) for one, other in re.findall(r"begun (\d+) (\d+)", text)]
 
@@ -132,16 +134,16 @@ def test_a_run_is_found_by_its_points_key_cancelled_by_its_sweeps_tag_and_never_
 ) -> None:
     monkeypatch.setattr("flows.places.work_pool.MOST_WAITING", 2)
     one, two = (point_of(tmp_path / name, name, SLEEPS) for name in ("one", "two"))
-    assert pool.find(one) is None and pool.room()
+    assert pool.find_run(one) is None and pool.has_room()
     runs = [pool.submit(one), pool.submit(two)]
-    assert not pool.room()
+    assert not pool.has_room()
     other = WorkPool(server.clone.root, POOL, Cluster(), "another sweep")
     assert str(other._create(one, 1).id) == runs[0]  # by a sweep that asked just before the first one's run was there
     assert other.submit(two) == runs[1]
-    assert [other.find(one), other.find(two)] == runs
-    assert pool.state(one, runs[0]) == State("queued")
+    assert [other.find_run(one), other.find_run(two)] == runs
+    assert pool.state(one, runs[0]) == PointState("queued")
     third = point_of(tmp_path / "three", "three", SLEEPS)
-    other.find(third)
+    other.find_run(third)
     kept = other.submit(third)
     worker = server.worker("first", POOL)
     wait_for(lambda: begun(one), "the first run to begin")
@@ -149,7 +151,7 @@ def test_a_run_is_found_by_its_points_key_cancelled_by_its_sweeps_tag_and_never_
     pool.cancel_all()
     phase_is(pool, one, runs[0], "failed")
     phase_is(pool, two, runs[1], "failed")
-    assert "saved" in (one.folder / LOG).read_text() and begun(two) == []
+    assert "saved" in (one.folder / LOG_FILE).read_text() and begun(two) == []
     assert "Cancel" in pool.state(one, runs[0]).reason
     wait_for(lambda: begun(third), "the other sweep's run to begin")
     # a worker that is killed alone leaves its run behind, which ends itself
@@ -157,8 +159,8 @@ def test_a_run_is_found_by_its_points_key_cancelled_by_its_sweeps_tag_and_never_
     lost = phase_is(other, third, kept, "lost")
     assert lost.reason == "its worker is gone"
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in begun(third)[0]), "the run to be gone")
-    assert "saved" in (third.folder / LOG).read_text()
-    assert other.find(third) is None and other.submit(third) != kept
+    assert "saved" in (third.folder / LOG_FILE).read_text()
+    assert other.find_run(third) is None and other.submit(third) != kept
     other.cancel_all()
 
 
@@ -177,35 +179,53 @@ def test_a_silent_run_is_lost_but_one_that_was_being_cancelled_is_not_run_again(
             reason = phase_is(pool, point, run, phase).reason
             assert "nothing was heard of it for 1 seconds" in reason
             assert client.read_flow_run(run).state.name == becomes
-            assert pool.state(point, run) == State(phase, reason)
+            assert pool.state(point, run) == PointState(phase, reason)
 
 
 def test_a_run_that_fails_is_told_with_its_own_reason_here_and_in_prefect(
     server: PrefectServer, pool: WorkPool, tmp_path: Path
 ) -> None:
     fails = "import sys\nprint('no memory', file=sys.stderr)\nsys.exit(3)"
-    tells = f"from pathlib import Path\nPath({str(OUTCOME)!r}).write_text('{{}}')\nraise SystemExit(1)"
+    tells = f"from pathlib import Path\nPath({str(OUTCOME_FILE)!r}).write_text('{{}}')\nraise SystemExit(1)"
     tells = tells.replace("{}", '{"reason": "bad depth", "seconds": 1, "models": []}')
     one, two = point_of(tmp_path / "fails", "fails", fails), point_of(tmp_path / "tells", "tells", tells)
     runs = [pool.submit(one), pool.submit(two)]
     worker = server.worker("second", POOL)
     phase_is(pool, one, runs[0], "failed")
     assert "ended by exit code 3: no memory" in pool.state(one, runs[0]).reason
-    assert phase_is(pool, two, runs[1], "failed") == State("failed", "bad depth")
+    assert phase_is(pool, two, runs[1], "failed") == PointState("failed", "bad depth")
     said = get_client(sync_client=True).read_flow_run(runs[1]).state
     assert said.is_failed() and "bad depth" in said.message
     kill_all(worker)
 
 
-def test_a_run_that_cannot_reach_its_folder_ends_itself_before_another_is_begun(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+class ClockOfItsOwn:
+    """Stands for the module `time`: each look at it takes `step` seconds, and to sleep takes no real time."""
+
+    def __init__(self, step: float) -> None:
+        self.seconds, self._step = 0.0, step
+
+    def monotonic(self) -> float:
+        self.seconds += self._step
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def test_a_run_that_cannot_reach_its_folder_ends_itself_before_another_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ClockOfItsOwn(step=0.25)
+    monkeypatch.setattr(work_pool_flows, "time", clock)
+    monkeypatch.setattr(work_pool_flows, "LOOK_SECONDS", 0.01)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3000)"])
     try:
-        began = time.monotonic()
         said = work_pool_flows.watch(
-            process, os.getppid(), work_pool_flows.beats_in(tmp_path / "gone", lost_seconds=4), 0.4
+            process, os.getppid(), work_pool_flows.folder_beats(tmp_path / "gone", lost_seconds=4), 0.4
         )
         assert said == "it could not reach its folder for 2 seconds"
-        assert time.monotonic() - began < 4
+        assert clock.seconds < 4
     finally:
         process.kill()
         process.wait()
@@ -216,7 +236,7 @@ def test_a_run_in_a_clone_beats_on_its_flow_run_and_ends_itself_when_it_is_given
 ) -> None:
     client = get_client(sync_client=True)
     run = client.create_flow_run(work_pool_flows.run_clone, state=Running()).id
-    sign = work_pool_flows.beats_to(client, run)
+    sign = work_pool_flows.server_beats(client, run)
     beats = set()
     for _ in range(2):
         assert sign() is None
@@ -227,7 +247,7 @@ def test_a_run_in_a_clone_beats_on_its_flow_run_and_ends_itself_when_it_is_given
     client.delete_flow_run(run)
     assert sign() == "Prefect knows it no more"
     nobody = SyncPrefectClient(f"http://127.0.0.1:{free_port()}/api")
-    assert work_pool_flows.beats_to(nobody, run)() is None  # a server that is away may come back
+    assert work_pool_flows.server_beats(nobody, run)() is None  # a server that is away may come back
 
 
 def test_the_time_in_which_the_server_was_away_is_no_runs_silence(
@@ -236,12 +256,16 @@ def test_the_time_in_which_the_server_was_away_is_no_runs_silence(
     def nobody_answers() -> None:
         raise httpx.ConnectError("nobody")
 
-    monkeypatch.setattr("flows.places.work_pool.PATIENCE_SECONDS", 1.0)
+    clock = ClockOfItsOwn(step=0.01)
+    monkeypatch.setattr("flows.places.work_pool.time", clock)
+    monkeypatch.setattr("flows.places.heartbeat.time", clock)
+    monkeypatch.setattr("flows.places.work_pool.SERVER_AWAY_SECONDS", 10.0)
     assert pool._silence.seconds("run", "beat") == 0
     with pytest.raises(UserError, match="does not answer: nobody"):
-        pool._ask(nobody_answers)
+        pool._answer(nobody_answers)
     assert pool._silence.seconds("run", "beat") < 0.5
-    pool._ask(lambda: time.sleep(2))  # Prefect's client tries again by itself
+    assert clock.seconds > 10
+    pool._answer(lambda: clock.sleep(20))  # Prefect's client tries again by itself
     assert pool._silence.seconds("run", "beat") < 0.5
 
 
@@ -255,7 +279,7 @@ def test_without_a_server_or_a_pool_one_line_says_what_to_do(
     with temporary_settings({PREFECT_API_AUTH_STRING: "another"}), pytest.raises(UserError) as refused:
         WorkPool(server.clone.root, POOL, Cluster(), TAG)
     assert "does not accept the password: PREFECT_API_AUTH_STRING" in str(refused.value)
-    monkeypatch.setattr("flows.places.work_pool.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("flows.places.work_pool.SERVER_AWAY_SECONDS", 0.5)
     nobody = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: nobody}), pytest.raises(UserError, match=f"{nobody}.* does not answer"):
         WorkPool(server.clone.root, POOL, Cluster(), TAG)
@@ -291,7 +315,6 @@ def undisturbed(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return table(clone)
 
 
-@pytest.mark.timeout(900)  # two whole sweeps, on a machine that may be busy
 def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is_that_of_an_undisturbed_one(
     server: PrefectServer, pool: WorkPool, undisturbed: list[dict[str, str]], tmp_path: Path
 ) -> None:
@@ -312,18 +335,18 @@ def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is
         return bool(found)
 
     try:
-        wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", 240)
+        wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", PIPELINE_SECONDS)
         kill_all(sweeps[0])
         sweeps.append(clone.begin_sweep("work-pool", logs[1]))
-        wait_for(caught, "a fine-tune's middle", 240)
+        wait_for(caught, "a fine-tune's middle", PIPELINE_SECONDS)
         folder, worker = found[0]
         kill_all(worker)
-        assert sweeps[1].wait(240) == 0, logs[1].read_text()
+        assert sweeps[1].wait(PIPELINE_SECONDS) == 0, logs[1].read_text()
     finally:
         for sweep in sweeps:
             kill_all(sweep, signal.SIGTERM)
     assert "lost: nothing was heard of it for" in logs[1].read_text()
-    assert re.search(r"finetune@\d: resuming after step", (folder / LOG).read_text())
+    assert re.search(r"finetune@\d: resuming after step", (folder / LOG_FILE).read_text())
     runs = [tag for run in pool._runs() for tag in run.tags]
     points = [path.name for path in (clone.root / "runs/points").iterdir()]
     assert {point: runs.count(point) for point in points} == {point: 1 + (point == folder.name) for point in points}
@@ -365,7 +388,6 @@ def commit(root: Path) -> None:
     subprocess.run(["git", *author, "commit", "-aqm", "changed"], cwd=root, check=True)
 
 
-@pytest.mark.timeout(900)
 def test_points_in_clones_of_their_own_give_the_same_table_and_dvc_pull_brings_their_models(
     server: PrefectServer, undisturbed: list[dict[str, str]], published: Path, tmp_path: Path
 ) -> None:
@@ -381,11 +403,11 @@ def test_points_in_clones_of_their_own_give_the_same_table_and_dvc_pull_brings_t
         return words in text
 
     try:
-        wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", 240)
+        wait_for(lambda: says("prune.depths=[2]") and says("prune.depths=[1]"), "the points to run", PIPELINE_SECONDS)
         kill_all(workers[1])
         kill_all(sweeps[0])
         sweeps.append(clone.begin_sweep("work-pool", logs[1]))
-        assert sweeps[1].wait(300) == 0, logs[1].read_text()
+        assert sweeps[1].wait(PIPELINE_SECONDS) == 0, logs[1].read_text()
     finally:
         for one in (*sweeps, workers[0]):
             kill_all(one, signal.SIGTERM)
@@ -393,29 +415,29 @@ def test_points_in_clones_of_their_own_give_the_same_table_and_dvc_pull_brings_t
     assert table(clone) == undisturbed
     for line in csv.DictReader((clone.root / "results/sweeps/prune-depth@smoke/table.csv").read_text().splitlines()):
         folder = Path(line["folder"])
-        assert not (folder / "outputs").exists() and "report: done" in (folder / LOG).read_text()
+        assert not (folder / "outputs").exists() and "report: done" in (folder / LOG_FILE).read_text()
         subprocess.run([BIN / "dvc", "pull", "-q", "outputs/" + line["model"]], cwd=folder, check=True)
         verify_manifest(folder / "outputs" / line["model"])
-        (folder / OUTCOME).unlink()
+        (folder / OUTCOME_FILE).unlink()
     third = clone.begin_sweep("work-pool", tmp_path / "third.log")  # for which nobody works: Prefect remembers
-    assert third.wait(60) == 0 and table(clone) == undisturbed
+    assert third.wait(PIPELINE_SECONDS) == 0 and table(clone) == undisturbed
 
 
 def test_what_others_could_not_clone_is_refused_before_any_work(published: Path, tmp_path: Path) -> None:
     clone = new_clone(published, tmp_path / "clone").root
-    assert origin_of(clone) == Origin(str(published), git(published, "rev-parse", "HEAD"))
+    assert read_git_origin(clone) == GitOrigin(str(published), git(published, "rev-parse", "HEAD"))
     (clone / "model/new.py").write_text("")
     with pytest.raises(UserError, match=r"model/new.py is not committed: commit and push it"):
-        origin_of(clone)
+        read_git_origin(clone)
     (clone / "model/new.py").unlink()
     settings = clone / ".dvc/config"
     whole = settings.read_text()
     (clone / PARAMS_FILE).write_text((clone / PARAMS_FILE).read_text() + "# mine\n")
-    assert origin_of(clone)  # params travel with the sweep
+    assert read_git_origin(clone)  # params travel with the sweep
     local = clone / ".dvc/config.local"
     local.write_text("[core]\n    remote = mine\n['remote \"mine\"']\n    url = /elsewhere\n")
     with pytest.raises(UserError, match="DVC's remote is another one here than storage"):
-        origin_of(clone)
+        read_git_origin(clone)
     local.unlink()
     for written, refused in (
         (
@@ -428,13 +450,13 @@ def test_what_others_could_not_clone_is_refused_before_any_work(published: Path,
         settings.write_text(written)
         commit(clone)
         with pytest.raises(UserError, match=r"commit \w{8} is not in origin: git push"):
-            origin_of(clone)
+            read_git_origin(clone)
         git(clone, "update-ref", "refs/remotes/fork/master", "HEAD")
         with pytest.raises(UserError, match=r"is not in origin"):
-            origin_of(clone)
+            read_git_origin(clone)
         git(clone, "update-ref", "refs/remotes/origin/master", "HEAD")
         with pytest.raises(UserError, match=refused):
-            origin_of(clone)
+            read_git_origin(clone)
     for url, refused in (
         ("https://me:secret@example.com/project.git", "origin holds a name"),
         ("https://secret@example.com/project.git", "origin holds a name"),
@@ -444,11 +466,11 @@ def test_what_others_could_not_clone_is_refused_before_any_work(published: Path,
     ):
         git(clone, "remote", "set-url", "origin", url)
         with pytest.raises(UserError, match=refused) as error:
-            origin_of(clone)
+            read_git_origin(clone)
         assert "secret" not in str(error.value)
     git(clone, "remote", "remove", "origin")
     with pytest.raises(UserError, match=r"no git repository with a remote named origin"):
-        origin_of(clone)
+        read_git_origin(clone)
 
 
 def git(root: Path, *words: str) -> str:

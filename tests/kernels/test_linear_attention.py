@@ -2,20 +2,17 @@
 
 import pytest
 import torch
-from ahead_of_time import CAPABILITIES, compile_ahead_of_time
 from measuring import DEVICE, DTYPES, assert_near, poisoned_memory
 from torch import Tensor
 
-import kernels.choice
 from kernels.choice import Choice
 from kernels.linear_attention import NormWeights, linear_attention
-from kernels.saturation import saturated_values
 
 pytest.importorskip("triton")
 
 EPS = 1e-8
 # batch, tokens, heads, channels of a head: one token, an odd count, one beyond a tile, one beyond a run of tiles
-SHAPES = [(2, 1, 3, 16), (2, 19, 3, 32), (1, 65, 5, 16), (1, 300, 1, 32)]
+SHAPES = [(2, 1, 3, 16), (2, 19, 3, 32), (1, 65, 2, 16), (1, 260, 1, 32)]
 
 
 class Case:
@@ -81,23 +78,21 @@ def materialised(qkv: Tensor, norms: NormWeights | None, head_dim: int) -> Tenso
     return torch.cat(out.unbind(1), dim=-1)
 
 
+@pytest.mark.parametrize("choice", ["triton", "reference"])
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "bare"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [*((shape, torch.float32) for shape in SHAPES), *((SHAPES[1], dtype) for dtype in DTYPES[1:])],
+    ids=str,
+)
 def test_output_and_gradients_are_those_of_the_materialised_matrix(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, norm: bool
+    shape: tuple[int, int, int, int], dtype: torch.dtype, norm: bool, choice: Choice
 ) -> None:
-    Case(shape, dtype, norm).assert_right("triton")
-
-
-@pytest.mark.parametrize("norm", [True, False], ids=["norm", "bare"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_reference_is_the_materialised_matrix_too(shape: tuple[int, int, int, int], norm: bool) -> None:
-    Case(shape, torch.float32, norm).assert_right("reference")
+    Case(shape, dtype, norm).assert_right(choice)
 
 
 def test_the_published_width_of_70_heads() -> None:
-    Case((1, 3, 70, 32), torch.bfloat16, norm=True).assert_right("triton")
+    Case((1, 2, 70, 32), torch.bfloat16, norm=True).assert_right("triton")
 
 
 def test_output_and_gradients_are_those_of_diffusers() -> None:
@@ -120,24 +115,26 @@ def test_output_and_gradients_are_those_of_diffusers() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", [True, False], ids=["norm", "bare"])
-@pytest.mark.parametrize(("dtype", "largest"), [(torch.bfloat16, 1e6), (torch.float16, 65504.0)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "largest", "norm"),
+    [(torch.bfloat16, 1e6, True), (torch.float16, 65504.0, True), (torch.float16, 65504.0, False)],
+    ids=str,
+)
 def test_activations_of_the_sizes_that_users_report_overflow_nothing(
     dtype: torch.dtype, largest: float, norm: bool
 ) -> None:
-    case = Case((1, 70, 3, 32), dtype, norm)
+    case = Case((1, 70, 1, 32), dtype, norm)
     case.qkv = (case.qkv.float() * largest / 3).clamp(-largest, largest).to(dtype)
     case.qkv[:, 5] = largest
     case.qkv[:, 6] = -largest
-    before = saturated_values()
     case.assert_right("triton")
-    out = case.computed("reference")[0]
-    assert_near(out, case.expected()[0], dtype, "output of the reference")
-    assert saturated_values() == before
+    out, exact = case.computed("reference")[0], case.expected()[0]
+    assert exact.abs().max() <= largest  # so that no result is one that the limit of float16 may change
+    assert_near(out, exact, dtype, "output of the reference")
 
 
 def test_gradients_that_only_fit_float16_behind_the_norm_arrive() -> None:
-    case = Case((1, 70, 3, 32), torch.float16, norm=True)
+    case = Case((1, 70, 1, 32), torch.float16, norm=True)
     case.qkv = (case.qkv.float() * 20000).clamp(-65504.0, 65504.0).half()
     case.gradient *= 1000
     case.assert_right("triton")
@@ -145,22 +142,21 @@ def test_gradients_that_only_fit_float16_behind_the_norm_arrive() -> None:
 
 
 @pytest.mark.parametrize("choice", ["triton", "reference"])
-def test_a_mean_of_float16s_largest_number_is_that_number(choice: Choice) -> None:
+def test_means_of_float16s_two_largest_numbers_are_these_numbers(choice: Choice) -> None:
     qkv = torch.full((1, 300, 3 * 32), 65504.0, dtype=torch.float16, device=DEVICE)
-    before = saturated_values()
+    qkv[..., -16:] = 65472.0
     out = linear_attention(qkv, None, 32, EPS, choice)
-    assert (out == 65504.0).all()
-    assert saturated_values() == before
+    # the second largest shows that the limit hides no error: one of 16 would make it one of its neighbours
+    assert (out[..., :16] == 65504.0).all() and (out[..., 16:] == 65472.0).all()
 
 
-@pytest.mark.parametrize("norm", [True, False], ids=["norm", "bare"])
-def test_a_second_run_gives_the_same_bits(norm: bool) -> None:
-    case = Case((1, 70, 3, 16), torch.float32, norm)
+def test_a_second_run_gives_the_same_bits() -> None:
+    case = Case((1, 70, 1, 16), torch.float32, norm=True)
     assert all(torch.equal(a, b) for a, b in zip(case.computed("triton"), case.computed("triton"), strict=True))
 
 
 def test_a_picture_has_the_bits_that_it_has_alone() -> None:
-    case = Case((2, 19, 3, 16), torch.float32, norm=True)
+    case = Case((2, 19, 2, 16), torch.float32, norm=True)
     out, dqkv = case.computed("triton")[:2]
     case.qkv, case.gradient = case.qkv[1:], case.gradient[1:]
     alone = case.computed("triton")
@@ -169,7 +165,7 @@ def test_a_picture_has_the_bits_that_it_has_alone() -> None:
 
 
 def test_strides_of_arguments_and_of_the_gradient_change_nothing() -> None:
-    case = Case((2, 19, 3, 16), torch.float32, norm=True)
+    case = Case((2, 3, 2, 16), torch.float32, norm=True)
     expected = case.computed("triton")
     case.qkv = case.qkv.transpose(0, 1).contiguous().transpose(0, 1)
     case.gradient = case.gradient.transpose(1, 2).contiguous().transpose(1, 2)
@@ -200,7 +196,7 @@ def test_shapes_that_do_not_fit_are_refused_in_words(
 
 @pytest.mark.parametrize("choice", ["triton", "reference"])
 def test_autocast_changes_nothing(choice: Choice) -> None:
-    case = Case((2, 19, 3, 16), torch.float32, norm=True)
+    case = Case((2, 3, 2, 16), torch.float32, norm=True)
     expected = case.computed(choice)[0]
     with torch.autocast(DEVICE, torch.bfloat16):
         assert torch.equal(case.computed(choice)[0], expected)
@@ -208,7 +204,7 @@ def test_autocast_changes_nothing(choice: Choice) -> None:
 
 @pytest.mark.parametrize("choice", ["triton", "reference"])
 def test_a_nan_is_not_hidden(choice: Choice) -> None:
-    case = Case((2, 19, 3, 16), torch.float32, norm=False)
+    case = Case((2, 5, 2, 16), torch.float32, norm=False)
     case.qkv[0, 3, 0] = float("nan")  # a query of the first head
     out = case.computed(choice)[0]
     assert out[0, 3, :16].isnan().all()
@@ -235,17 +231,3 @@ def test_what_the_kernels_cannot_take_goes_to_the_reference_or_is_refused(
     assert torch.equal(out, linear_attention(qkv, None, head_dim, EPS, "reference"))
     with pytest.raises(ValueError, match=says):
         linear_attention(qkv, None, head_dim, EPS, "triton")
-
-
-def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.choice, "INTERPRETED", False)
-    with pytest.raises(ValueError, match="cannot run on cpu"):
-        linear_attention(torch.randn(1, 3, 96), None, 32, EPS, "triton")
-
-
-@pytest.mark.ahead_of_time
-def test_the_kernels_compile_for_a100_h100_and_b200() -> None:
-    compiled = compile_ahead_of_time("kernels.linear_attention.triton_kernel")
-    assert {one.capability for one in compiled} == set(CAPABILITIES)
-    assert len({one.kernel for one in compiled}) == 6
-    assert max(one.shared_bytes for one in compiled) <= 99 * 1024  # of the smallest, sm_86 and sm_89

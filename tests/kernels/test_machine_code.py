@@ -1,19 +1,20 @@
-"""The kernels' machine code, read where there is no GPU: registers, spills, and how they load.
+"""The kernels compiled where there is no GPU, and their machine code: registers, spills, and how they load.
 
 A multiprocessor has 65536 registers and room for 2048 threads, so that 64 registers a thread fill half of it. Loads are
-counted in the program's text and as `ahead_of_time.MachineCode` says; sums, sizes and addresses that all threads load
+counted in the program's text and as `compiling.MachineCode` says; sums, sizes and addresses that all threads load
 alike are among the narrow ones, up to thirteen in a kernel of CAME.
 """
 
 import importlib
+import itertools
 from typing import NamedTuple
 
 import pytest
-from ahead_of_time import READABLE, Compiled, compile_ahead_of_time, tool_path
+from compiling import CAPABILITIES, READABLE, Compiled, compile_ahead_of_time, tool_path
 
 pytestmark = [pytest.mark.ahead_of_time, pytest.mark.timeout(1200)]  # a hundred programs are compiled
 MODULES = (
-    "kernels.came8bit.fused",
+    "kernels.came8bit.step_in_triton",
     "kernels.linear_attention.triton_kernel",
     "kernels.modulation.triton_kernel",
     "kernels.mix_feed_forward.triton_kernel",
@@ -54,6 +55,37 @@ EXCEPTIONS: dict[tuple[str, str, str], tuple[Limits, str]] = {
 """Limits of kernels, all or those with a constant of this value, that cannot keep the general ones, and why not."""
 
 
+@pytest.mark.parametrize(
+    ("module", "kernels", "shared_bytes"),
+    [
+        (MODULES[0], {"tiles_kernel", "statistics_kernel", "totals_kernel", "apply_kernel", "others_kernel"}, None),
+        (
+            MODULES[1],
+            {
+                *("inverse_rms_kernel", "norm_gradient_kernel", "key_value_kernel"),
+                *("output_kernel", "query_gradient_kernel", "key_value_gradient_kernel"),
+            },
+            99 * 1024,  # what the smallest of these GPUs have, sm_86 and sm_89
+        ),
+        (
+            MODULES[2],
+            {
+                *("modulate_kernel", "modulate_gradient_kernel"),
+                *("gated_residual_kernel", "gated_residual_gradient_kernel"),
+            },
+            None,
+        ),
+        # cells live in registers: shared memory would mean that the compiler moves them between threads
+        (MODULES[3], {"forward_kernel", "mixed_gradient_kernel", "x_gradient_kernel"}, 0),
+    ],
+    ids=[name.removeprefix("kernels.") for name in MODULES],
+)
+def test_all_kernels_compile_for_a100_h100_and_b200(module: str, kernels: set[str], shared_bytes: int | None) -> None:
+    compiled = read_module(module) if tools_are_there() else compile_ahead_of_time(module)
+    assert {(one.kernel, one.capability) for one in compiled} == set(itertools.product(kernels, CAPABILITIES))
+    assert shared_bytes is None or max(one.shared_bytes for one in compiled) <= shared_bytes
+
+
 def limits_of(one: Compiled) -> Limits:
     """The limits of its kernel."""
     for (kernel, constant, value), (limits, _) in EXCEPTIONS.items():
@@ -64,12 +96,17 @@ def limits_of(one: Compiled) -> Limits:
 
 def read_module(name: str) -> list[Compiled]:
     """A module's kernels with their machine code, or skip where this Triton has no tools to read it."""
-    for tool in ("cuobjdump", "nvdisasm"):
-        try:
-            tool_path(tool)
-        except RuntimeError as error:
-            pytest.skip(f"the machine code cannot be read: {error}")
+    if not tools_are_there():
+        pytest.skip("the machine code cannot be read: Triton has not brought CUDA's tools")
     return compile_ahead_of_time(name, read=True)
+
+
+def tools_are_there() -> bool:
+    """Whether Triton has brought the tools that read machine code."""
+    try:
+        return all(tool_path(tool) for tool in ("cuobjdump", "nvdisasm"))
+    except RuntimeError:
+        return False
 
 
 @pytest.mark.parametrize("capability", READABLE)

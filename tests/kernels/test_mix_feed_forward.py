@@ -6,23 +6,19 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from ahead_of_time import CAPABILITIES, compile_ahead_of_time
 from measuring import poisoned_memory
 from torch import Tensor
 
 from kernels import choice
 from kernels.mix_feed_forward import mix_feed_forward
-from kernels.saturation import saturated_values
 
 pytest.importorskip("triton")
 from kernels.mix_feed_forward import triton_kernel
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MODULE = "kernels.mix_feed_forward.triton_kernel"
 # images, grid, inner channels: below, at and above the width and height of a strip; channels beyond a block of 128
-CASES = [(1, (1, 1), 1), (1, (1, 7), 3), (3, (5, 3), 5), (2, (4, 4), 16), (1, (2, 5), 130)]
-LARGE_CASES = [(1, (8, 8), 130), (1, (17, 3), 2)]
+CASES = [(1, (1, 1), 1), (1, (1, 7), 3), (2, (3, 4), 16), (1, (2, 5), 130), (1, (17, 3), 2)]
 # of a rounding to the dtype; the interpreter cuts a bfloat16 off where a GPU rounds it
 ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-7}
 
@@ -93,7 +89,10 @@ def assert_close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype:
 
 @pytest.mark.parametrize(
     ("images", "size", "inner", "dtype"),
-    [*((*case, dtype) for case in CASES for dtype in ROUNDING), *((*case, torch.float32) for case in LARGE_CASES)],
+    [
+        *((*case, torch.float32) for case in CASES),
+        *((1, (3, 2), 5, dtype) for dtype in (torch.float16, torch.bfloat16)),
+    ],
 )
 def test_the_result_and_all_gradients_are_the_statements(
     images: int, size: tuple[int, int], inner: int, dtype: torch.dtype
@@ -106,53 +105,53 @@ def test_the_result_and_all_gradients_are_the_statements(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_weights_may_be_of_another_dtype_than_tokens_and_get_gradients_of_their_own(dtype: torch.dtype) -> None:
-    x, weight, bias, gradient = make_inputs(1, (3, 5), 4)
+    x, weight, bias, gradient = make_inputs(1, (2, 3), 4)
     weight, bias = weight.to(dtype), bias.to(dtype)
-    _, _, weight_gradient, bias_gradient = ours(x, weight, bias, gradient, (3, 5))
+    _, _, weight_gradient, bias_gradient = ours(x, weight, bias, gradient, (2, 3))
     assert weight_gradient.dtype == bias_gradient.dtype == dtype
-    _, _, expected, expected_bias = exact(x, weight, bias, gradient, (3, 5))
+    _, _, expected, expected_bias = exact(x, weight, bias, gradient, (2, 3))
     torch.testing.assert_close(weight_gradient.double(), expected, rtol=2**-7, atol=1e-5)
     torch.testing.assert_close(bias_gradient.double(), expected_bias, rtol=2**-7, atol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5])
+@pytest.mark.parametrize("parts", [1, 3])
 def test_any_number_of_programs_may_share_the_strips(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_kernel, "PARTS", parts)
     monkeypatch.setattr(triton_kernel, "TILE", {"BLOCK": 16, "ROWS": 2, "COLUMNS": 2})
-    inputs = make_inputs(2, (3, 3), 2)
+    inputs = make_inputs(1, (3, 3), 2)  # four strips
     assert_close(ours(*inputs, (3, 3)), exact(*inputs, (3, 3)), torch.float32)
 
 
 @pytest.mark.parametrize("tile", [(16, 3, 1), (32, 1, 8)])
 def test_every_tile_computes_the_same(tile: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_kernel, "TILE", dict(zip(("BLOCK", "ROWS", "COLUMNS"), tile, strict=True)))
-    inputs = make_inputs(1, (4, 3), 17)
-    assert_close(ours(*inputs, (4, 3)), exact(*inputs, (4, 3)), torch.float32)
+    inputs = make_inputs(1, (4, 2), 17)
+    assert_close(ours(*inputs, (4, 2)), exact(*inputs, (4, 2)), torch.float32)
 
 
 def test_tensors_of_any_strides_are_taken() -> None:
-    x, weight, bias, gradient = make_inputs(3, (3, 4), 6)
-    expected = exact(x, weight, bias, gradient, (3, 4))
+    x, weight, bias, gradient = make_inputs(2, (2, 3), 6)
+    expected = exact(x, weight, bias, gradient, (2, 3))
 
     def turned(tensor: Tensor) -> Tensor:
         return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
     strided = turned(x), turned(weight), bias.repeat_interleave(2)[::2], turned(gradient)
     assert not any(tensor.is_contiguous() for tensor in strided)
-    assert_close(ours(*strided, (3, 4)), expected, torch.float32)
+    assert_close(ours(*strided, (2, 3)), expected, torch.float32)
     ones = torch.ones((), device=DEVICE).expand_as(gradient)
-    assert_close(ours(x, weight, bias, ones, (3, 4)), exact(x, weight, bias, ones, (3, 4)), torch.float32)
+    assert_close(ours(x, weight, bias, ones, (2, 3)), exact(x, weight, bias, ones, (2, 3)), torch.float32)
 
 
 def test_nothing_beside_the_tensors_reaches_a_result() -> None:
-    inputs = make_inputs(1, (3, 5), 5)
+    inputs = make_inputs(1, (2, 3), 5)
 
     def among_nans(tensor: Tensor) -> Tensor:
         padded = torch.full((tensor.numel() + 2000,), math.nan, dtype=tensor.dtype, device=DEVICE)
         padded[1000:-1000] = tensor.flatten()
         return padded[1000:-1000].view(tensor.shape)
 
-    found, expected = ours(*map(among_nans, inputs), (3, 5)), ours(*inputs, (3, 5))
+    found, expected = ours(*map(among_nans, inputs), (2, 3)), ours(*inputs, (2, 3))
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
@@ -179,27 +178,25 @@ def test_nothing_beside_the_results_is_written(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_twice_gives_the_same_bits() -> None:
-    inputs = make_inputs(2, (3, 5), 3)
-    first, second = ours(*inputs, (3, 5)), ours(*inputs, (3, 5))
+    inputs = make_inputs(1, (1, 5), 3)  # two strips, so that partial sums are added up
+    first, second = ours(*inputs, (1, 5)), ours(*inputs, (1, 5))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("kernels", ["triton", "reference"])
 @pytest.mark.parametrize("large", [65504.0, 3e4])
-def test_float16_results_beyond_its_range_are_its_largest_number_and_are_counted(
-    large: float, kernels: choice.Choice
-) -> None:
+def test_float16_results_beyond_its_range_are_its_largest_number(large: float, kernels: choice.Choice) -> None:
     x, weight, bias, gradient = make_inputs(1, (3, 5), 8, torch.float16)
     x = torch.where(x.abs() < 0.5, x, x.sign() * large)
     weight[:8] *= 1e-3  # some values of the result are in range, some are not
-    before = saturated_values()
     found = with_gradients(lambda *leaves: mix_feed_forward(*leaves, (3, 5), kernels), x, weight, bias, gradient)
     expected = exact(x, weight, bias, gradient, (3, 5))
     inside = expected[0].abs() < 65504
     assert inside.any() and not inside.all()
     torch.testing.assert_close(found[0].double(), expected[0].clamp(-65504, 65504), rtol=1e-3, atol=1e-5 * 65504)
     beyond = expected[0].abs() >= 65536
-    assert beyond.sum() <= saturated_values() - before <= (~inside).sum()
+    assert beyond.any()
+    assert torch.equal(found[0][beyond].double(), 65504 * expected[0][beyond].sign())
     # a gradient is never limited: loss scaling looks for its infinities
     inside = expected[1].abs() < 65504
     torch.testing.assert_close(found[1].double()[inside], expected[1][inside], rtol=1e-3, atol=1e-5 * 65504)
@@ -208,23 +205,22 @@ def test_float16_results_beyond_its_range_are_its_largest_number_and_are_counted
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-6 * other.abs().max().item())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("scale", [1e3, 1e6])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e3), (torch.float32, 1e6), (torch.bfloat16, 1e6)])
 def test_large_activations_are_as_exact_as_small_ones(dtype: torch.dtype, scale: float) -> None:
-    inputs = make_inputs(1, (3, 4), 4, dtype, scale)
-    assert_close(ours(*inputs, (3, 4)), exact(*inputs, (3, 4)), dtype)
+    inputs = make_inputs(1, (2, 3), 4, dtype, scale)
+    assert_close(ours(*inputs, (2, 3)), exact(*inputs, (2, 3)), dtype)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_number_that_is_not_finite_is_not_hidden(bad: float) -> None:
-    x, weight, bias, gradient = make_inputs(1, (5, 5), 2)
-    x[0, 12, 0] = bad
-    out, x_gradient, weight_gradient, _ = ours(x, weight, bias, gradient, (5, 5))
-    touched = torch.zeros(5, 5, dtype=torch.bool, device=DEVICE)
-    touched[1:4, 1:4] = True
+    x, weight, bias, gradient = make_inputs(1, (4, 4), 2)
+    x[0, 5, 0] = bad
+    out, x_gradient, weight_gradient, _ = ours(x, weight, bias, gradient, (4, 4))
+    touched = torch.zeros(4, 4, dtype=torch.bool, device=DEVICE)
+    touched[:3, :3] = True
     assert torch.equal(~out[0, :, 0].isfinite(), touched.flatten())
     assert out[0, :, 1].isfinite().all()
-    assert not x_gradient[0, 12, 0].isfinite()
+    assert not x_gradient[0, 5, 0].isfinite()
     assert not weight_gradient[0].isfinite().all()
 
 
@@ -277,13 +273,6 @@ def test_float64_goes_to_the_reference_under_auto_and_is_refused_under_triton() 
         mix_feed_forward(x, weight, bias, (3, 4), "triton")
 
 
-def test_triton_on_a_device_that_cannot_run_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "INTERPRETED", False)
-    x, weight, bias, _ = (tensor.cpu() for tensor in make_inputs(1, (2, 2), 2))
-    with pytest.raises(ValueError, match="cannot run on cpu"):
-        mix_feed_forward(x, weight, bias, (2, 2), "triton")
-
-
 @pytest.mark.parametrize("kernels", ["auto", "triton", "reference"])
 def test_shapes_that_do_not_fit_are_refused_in_words(kernels: choice.Choice) -> None:
     x, weight, bias, _ = make_inputs(1, (2, 3), 2)
@@ -294,13 +283,3 @@ def test_shapes_that_do_not_fit_are_refused_in_words(kernels: choice.Choice) -> 
             mix_feed_forward(x, *wrong, (2, 3), kernels)
     with pytest.raises(ValueError, match="does not fit 3 channels"):
         mix_feed_forward(x[..., :3], weight[:3], bias[:3], (2, 3), kernels)
-
-
-@pytest.mark.ahead_of_time
-def test_the_kernels_compile_for_three_generations_of_gpus() -> None:
-    compiled = compile_ahead_of_time(MODULE)
-    kernels = {"forward_kernel", "mixed_gradient_kernel", "x_gradient_kernel"}
-    assert {one.kernel for one in compiled} == kernels
-    assert len(compiled) == len(kernels) * len(CAPABILITIES) * 2
-    # cells live in registers: shared memory would mean that the compiler moves them between threads
-    assert {one.shared_bytes for one in compiled} == {0}

@@ -1,17 +1,14 @@
-"""AdaLN modulation and the gated residual: their definitions in float64, float16's limit and its count, bits."""
+"""AdaLN modulation and the gated residual: their definitions in float64, float16's limit, bits."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
-from ahead_of_time import CAPABILITIES, compile_ahead_of_time
 from measuring import DEVICE, DTYPES, assert_near, poisoned_memory
 from torch import Tensor
 
-import kernels.choice
 from kernels.choice import Choice
 from kernels.modulation import gated_residual, modulate
-from kernels.saturation import saturated_values
 
 pytest.importorskip("triton")
 
@@ -77,8 +74,11 @@ def assert_right(
 
 
 @pytest.mark.parametrize("choice", ["triton", "reference"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [*((shape, torch.float32) for shape in SHAPES), *((SHAPES[1], dtype) for dtype in DTYPES[1:])],
+    ids=str,
+)
 @pytest.mark.parametrize(("operation", "definition"), PAIRS)
 def test_output_and_gradients_are_those_of_the_definition(
     operation: Operation, definition: Operation, shape: tuple[int, int, int], dtype: torch.dtype, choice: Choice
@@ -100,15 +100,15 @@ def test_activations_of_the_sizes_that_users_report_overflow_nothing(
     arguments[0] = (arguments[0].float() * largest / 3).clamp(-largest, largest).to(dtype)
     if operation is gated_residual:
         arguments[2], arguments[1] = -arguments[0], arguments[1].abs().clamp(max=1)  # the sum stays in range
-    before = saturated_values()
+    right = definition(*(argument.double() for argument in arguments))
+    assert right.abs().max() <= largest  # so that no result is one that the limit of float16 may change
     assert_right(operation, definition, arguments, "triton", size=1 / 64)  # the gate's gradient is to fit as well
-    assert saturated_values() == before
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # the interpreter's, of a gradient
 @pytest.mark.parametrize("choice", ["triton", "reference"])
 @pytest.mark.parametrize("operation", [modulate, gated_residual])
-def test_float16_results_out_of_range_are_its_largest_number_and_are_counted(
+def test_float16_results_out_of_range_are_its_largest_number_and_others_are_not(
     operation: Operation, choice: Choice
 ) -> None:
     arguments = arguments_of(operation, (2, 19, 70), torch.float16)
@@ -116,11 +116,11 @@ def test_float16_results_out_of_range_are_its_largest_number_and_are_counted(
     arguments[1 if operation is modulate else 0][:] = 60000.0
     time[1] = 60000.0  # the second picture's scale or gate
     right = (modulated if operation is modulate else added)(*(argument.double() for argument in arguments))
-    before = saturated_values()
     actual = computed(operation, arguments, gradient_of((2, 19, 70), torch.float16), choice)
     beyond = right.abs() >= 65520
-    assert saturated_values() - before == beyond.sum().item() > 0
+    assert beyond.any() and not beyond.all()
     assert torch.equal(actual[0][beyond].double(), 65504 * right[beyond].sign())
+    torch.testing.assert_close(actual[0][~beyond].double(), right[~beyond], rtol=1e-3, atol=1e-2)
     # a saturated result has the gradient of one that fits
     assert actual[-1 if operation is modulate else 1].isfinite().all()
     assert actual[1].ne(0).any()
@@ -131,23 +131,21 @@ def test_float16_results_out_of_range_are_its_largest_number_and_are_counted(
 def test_infinities_and_nan_are_not_hidden(dtype: torch.dtype, choice: Choice) -> None:
     arguments = arguments_of(gated_residual, (1, 3, 16), dtype)
     arguments[0][0, 0, 0], arguments[0][0, 1, 1] = float("inf"), float("nan")
-    before = saturated_values()
     out = gated_residual(*arguments, choice)
     assert out[0, 0, 0] == float("inf") and out[0, 1, 1].isnan()
     assert out.isfinite().sum() == out.numel() - 2
-    assert saturated_values() == before
 
 
 @pytest.mark.parametrize("operation", [modulate, gated_residual])
 def test_a_second_run_gives_the_same_bits(operation: Operation) -> None:
-    arguments, gradient = arguments_of(operation, (3, 19, 70), torch.float32), gradient_of((3, 19, 70), torch.float32)
+    arguments, gradient = arguments_of(operation, (2, 10, 70), torch.float32), gradient_of((2, 10, 70), torch.float32)
     runs = [computed(operation, arguments, gradient, "triton") for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize("operation", [modulate, gated_residual])
 def test_strides_of_arguments_and_of_the_gradient_change_nothing(operation: Operation) -> None:
-    arguments, gradient = arguments_of(operation, (3, 19, 70), torch.float32), gradient_of((3, 19, 70), torch.float32)
+    arguments, gradient = arguments_of(operation, (2, 5, 70), torch.float32), gradient_of((2, 5, 70), torch.float32)
     right = computed(operation, arguments, gradient, "triton")
     turned = [tensor.transpose(0, 2).contiguous().transpose(0, 2) for tensor in (*arguments, gradient)]
     assert not any(tensor.is_contiguous() for tensor in turned)
@@ -156,7 +154,7 @@ def test_strides_of_arguments_and_of_the_gradient_change_nothing(operation: Oper
 
 
 def test_one_row_of_time_for_all_pictures_may_be_expanded() -> None:
-    arguments = arguments_of(modulate, (3, 19, 70), torch.float32)
+    arguments = arguments_of(modulate, (3, 5, 70), torch.float32)
     arguments[1:] = [row[:1].expand(3, -1, -1) for row in arguments[1:]]
     assert_right(modulate, modulated, arguments, "triton")
 
@@ -164,7 +162,7 @@ def test_one_row_of_time_for_all_pictures_may_be_expanded() -> None:
 @pytest.mark.parametrize("choice", ["triton", "reference"])
 @pytest.mark.parametrize("operation", [modulate, gated_residual])
 def test_autocast_changes_nothing(operation: Operation, choice: Choice) -> None:
-    arguments = arguments_of(operation, (3, 19, 70), torch.bfloat16)
+    arguments = arguments_of(operation, (2, 5, 70), torch.bfloat16)
     right = operation(*arguments, choice)
     with torch.autocast(DEVICE, torch.bfloat16):
         mine = operation(*arguments, choice)
@@ -190,17 +188,3 @@ def test_what_the_kernels_cannot_take_goes_to_the_reference_or_is_refused(operat
         assert torch.equal(operation(*refused, "auto"), operation(*refused, "reference"))
         with pytest.raises(ValueError, match=says):
             operation(*refused, "triton")
-
-
-def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.choice, "INTERPRETED", False)
-    x, row = torch.randn(1, 3, 16), torch.randn(1, 1, 16)
-    with pytest.raises(ValueError, match="cannot run on cpu"):
-        modulate(x, row, row, "triton")
-
-
-@pytest.mark.ahead_of_time
-def test_the_kernels_compile_for_a100_h100_and_b200() -> None:
-    compiled = compile_ahead_of_time("kernels.modulation.triton_kernel")
-    assert {one.capability for one in compiled} == set(CAPABILITIES)
-    assert len({one.kernel for one in compiled}) == 4

@@ -25,9 +25,9 @@ def kernels_of_its_own() -> Iterator[None]:
 
 
 def small_network(qk_norm: bool) -> Sana:
-    """Two blocks in which every parameter is random."""
+    """One block in which every parameter is random: Triton's interpreter takes seconds for each."""
     torch.manual_seed(0)
-    network = Sana(NetworkConfig(3, 32, 2, 16, 2, 2.5, 1, 6, qk_norm, "diffusers")).to(DEVICE)
+    network = Sana(NetworkConfig(3, 32, 1, 16, 2, 1.5, 1, 6, qk_norm, "diffusers")).to(DEVICE)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=0.2)
@@ -42,7 +42,7 @@ def value_and_gradients(network: Sana, choice: Choice) -> tuple[Tensor, list[Ten
     choose_kernels(choice)
     dtype = next(network.parameters()).dtype
     random = torch.Generator().manual_seed(3)
-    latents = torch.randn(2, 3, 3, 5, generator=random).to(DEVICE, dtype)
+    latents = torch.randn(2, 3, 2, 3, generator=random).to(DEVICE, dtype)
     text = torch.randn(2, 4, 6, generator=random).to(DEVICE, dtype)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool, device=DEVICE)
     network.zero_grad()
@@ -61,7 +61,7 @@ def test_kernels_give_the_network_s_output_and_gradients(qk_norm: bool, monkeypa
     plain, plain_gradients = value_and_gradients(network, "reference")
     assert not used
     fused, fused_gradients = value_and_gradients(network, "triton")
-    assert sorted(used) == ["linear_attention"] * 2 + ["mix_feed_forward"] * 2 + ["modulate"] * 5
+    assert sorted(used) == ["linear_attention", "mix_feed_forward", *["modulate"] * 3]
     assert (fused - plain).norm() <= 1e-5 * plain.norm()
     for ours, expected in zip(fused_gradients, plain_gradients, strict=True):
         assert (ours - expected).norm() <= 1e-4 * expected.norm() + 1e-6

@@ -21,7 +21,7 @@ NODES = ("node1", "node2")
 # what slurmd takes for GPUs: it wants character devices, and no two of them alike
 DEVICES = ("/dev/null", "/dev/zero")
 PATH = f"{os.environ['PATH']}:/usr/sbin"
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 600.0
 
 CONFIGURATION = """
 ClusterName=fake
@@ -124,7 +124,7 @@ class SlurmCluster:
         for node, port in zip(NODES, ports[1:], strict=True):
             text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000"
             text += f" Gres=gpu:{self.gpus}\n"
-        text += f"PartitionName=all Nodes={','.join(NODES)} Default=YES MaxTime=60 DefaultTime=10 State=UP\n"
+        text += f"PartitionName=all Nodes={','.join(NODES)} Default=YES MaxTime=60 DefaultTime=60 State=UP\n"
         (self.folder / "slurm.conf").write_text(text)
         gpus = [f"NodeName=node[1-2] Name=gpu File={device}\n" for device in DEVICES[: self.gpus]]
         (self.folder / "gres.conf").write_text("".join(gpus))

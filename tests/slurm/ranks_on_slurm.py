@@ -10,6 +10,7 @@ import pytest
 from cluster import SlurmCluster, wait_for
 
 from tasks.system import paths
+from tests.helpers.patience import PATIENCE_SECONDS
 from tests.helpers.small_workspace import PROJECT, stage_process, write_encoded, write_params
 
 CHANGES = {
@@ -107,7 +108,7 @@ def test_a_stage_on_two_nodes_survives_a_cancelled_job_and_a_killed_rank_and_end
     alone = tmp_path_factory.mktemp("one_node")
     write_params(alone, CHANGES | {"compute.processes_per_node": 2})
     write_encoded(alone, train=37)
-    output, _ = (process := stage_process(alone, "tasks.pretrain")).communicate(timeout=120)
+    output, _ = (process := stage_process(alone, "tasks.pretrain")).communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, output
     for name in ("model.safetensors", "heldout.csv"):
         assert (folder / paths.SMALL / name).read_bytes() == (alone / paths.SMALL / name).read_bytes()

@@ -1,4 +1,4 @@
-"""Claims about stage `autoencoder`, on a few small scenes and steps."""
+"""Stage `autoencoder` trains one that beats its untrained self, or takes a published folder over unchanged."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Claims about the command `generate`, on a small workspace of untrained models."""
+"""`generate` writes pictures, the best first, from a seed; damaged, missing and wrong input is one line."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Claims about the stages grow, importance and prune, on a small workspace of real shards and checkpoints."""
+"""Stages grow, importance and prune report every choice they compare, and write the model that params choose."""
 
 import csv
 import json
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from model.block_importance import block_importance
 from model.checkpoint import load_network, save_network
 from model.growth import STRATEGIES
-from model.importance import block_importance
 from tasks import importance, prune
 from tasks.computing.random_block_choices import random_choices
 from tasks.computing.seeds import generator

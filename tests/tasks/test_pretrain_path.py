@@ -1,4 +1,4 @@
-"""Claims about stage `pretrain` with published weights in place of training."""
+"""Stage `pretrain` starts from published weights; what does not fit the experiment is listed in one line."""
 
 import json
 from collections.abc import Iterator

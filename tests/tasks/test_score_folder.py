@@ -1,4 +1,4 @@
-"""Claims about the command that scores a folder of pictures of any model."""
+"""A folder of any model's pictures is scored, each picture once; what cannot be scored is refused in one line."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Claims about stage `text_encoder`, on few captions and steps."""
+"""Stage `text_encoder` trains one whose states tell a noun's colour, or takes a folder over unchanged."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, rea
 from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.errors import UserError
-from tasks.text_encoder import IGNORED, LOOK_BACK, build, look_back_targets
+from tasks.text_encoder import build
+from tasks.training.text_encoder_loss import IGNORED, LOOK_BACK, look_back_targets
 from tests.helpers.drawing_workspace import all_bytes, run
 
 PROJECT = Path(__file__).parents[2]

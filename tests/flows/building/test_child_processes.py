@@ -1,30 +1,32 @@
-"""Child processes: streamed, explained when they fail, and never left behind."""
+"""A flow hears its child processes while they run, says why they fail, and leaves none behind."""
 
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from flows.building.child_processes import ChildFailed, ChildProcesses
+from tests.helpers.patience import PATIENCE_SECONDS
+from tests.helpers.small_workspace import PROJECT
 
-PROJECT = Path(__file__).parents[3]
-SLEEPER = "import time; print('begun', flush=True); time.sleep(60)"
+SLEEPER = "import time; print('begun', flush=True); time.sleep(3000)"
 
 
 def test_lines_arrive_while_the_child_runs(tmp_path: Path) -> None:
-    lines: list[tuple[float, str]] = []
-    code = "import time; print('one'); time.sleep(0.5); print('two')"
-    ChildProcesses().run(
-        [sys.executable, "-c", code], tmp_path, {}, lambda line: lines.append((time.monotonic(), line))
-    )
-    assert [line for _, line in lines] == ["one", "two"]
-    assert lines[1][0] - lines[0][0] > 0.3
+    code = "import os, time\nprint('one')\nwhile not os.path.exists('heard'):\n    time.sleep(0.01)\nprint('two')"
+    lines: list[str] = []
+
+    def hear(line: str) -> None:
+        lines.append(line)
+        (tmp_path / "heard").touch()  # the child waits for it
+
+    ChildProcesses().run([sys.executable, "-c", code], tmp_path, {}, hear)
+    assert lines == ["one", "two"]
 
 
 def test_a_failure_says_the_childs_own_last_line(tmp_path: Path) -> None:
@@ -50,9 +52,9 @@ def test_stopping_ends_the_children_and_starts_no_more(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert begun.wait(30)
+    assert begun.wait(PATIENCE_SECONDS)
     children.stop()
-    thread.join(10)
+    thread.join(PATIENCE_SECONDS)
     assert failures == [-signal.SIGTERM]
     with pytest.raises(ChildFailed, match="stopped before it began"):
         children.run([sys.executable, "-c", "print('never')"], tmp_path, {}, print)
@@ -73,7 +75,7 @@ def test_a_child_ends_itself_when_its_parent_is_killed(tmp_path: Path) -> None:
         child = psutil.Process(int(flow.stdout.readline()))
         flow.kill()
         flow.wait()
-        gone, alive = psutil.wait_procs([child], timeout=10)
+        gone, alive = psutil.wait_procs([child], timeout=PATIENCE_SECONDS)
     assert gone and not alive
 
 
@@ -85,7 +87,7 @@ def test_a_child_whose_wait_was_interrupted_is_ended_with_the_others(tmp_path: P
         raise KeyboardInterrupt  # as Ctrl-C does in the thread that waits
 
     with pytest.raises(KeyboardInterrupt):
-        code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+        code = "import os, time; print(os.getpid(), flush=True); time.sleep(3000)"
         children.run([sys.executable, "-c", code], tmp_path, {}, heard)
     children.stop()
     assert not psutil.pid_exists(pids[0])

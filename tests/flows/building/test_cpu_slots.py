@@ -1,16 +1,17 @@
-"""Main stages compute alone; branch stages share the machine."""
+"""A main stage computes alone, branch stages share the machine, and none overtakes a main stage that waits."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 from flows.building.cpu_slots import CpuSlots
+from tests.helpers.patience import PATIENCE_SECONDS, wait_for
 
 
 def test_a_main_stage_runs_alone_and_branches_share_the_places() -> None:
     slots, lock = CpuSlots(3), threading.Lock()
     running: dict[str, int] = {"main": 0, "branch": 0}
     most = {"main": 0, "branch": 0}
+    together = threading.Barrier(3)  # of the first three branches: none ends before all of them run
 
     def stage(number: int) -> None:
         kind = "main" if number % 4 == 0 else "branch"
@@ -20,21 +21,20 @@ def test_a_main_stage_runs_alone_and_branches_share_the_places() -> None:
                 assert running["main"] <= 1
                 assert not (running["main"] and running["branch"])
                 most[kind] = max(most[kind], running[kind])
-            time.sleep(0.005)
+            if kind == "branch" and number < 4:
+                together.wait(PATIENCE_SECONDS)
             with lock:
                 running[kind] -= 1
 
-    with ThreadPoolExecutor(20) as pool:
+    with ThreadPoolExecutor(40) as pool:
         list(pool.map(stage, range(40)))
     assert most == {"main": 1, "branch": 3}
 
 
 def test_branches_that_come_later_do_not_overtake_a_waiting_main_stage() -> None:
     slots, order = CpuSlots(2), []
-    started = threading.Event()
 
     def main_stage() -> None:
-        started.set()
         with slots.take(branch=False):
             order.append("main")
 
@@ -45,11 +45,10 @@ def test_branches_that_come_later_do_not_overtake_a_waiting_main_stage() -> None
     with slots.take(branch=True):
         first = threading.Thread(target=main_stage)
         first.start()
-        started.wait()
-        time.sleep(0.05)
+        wait_for(lambda: len(slots._waiting) == 1, "the main stage to wait")
         second = threading.Thread(target=branch_stage)
         second.start()
-        second.join(0.1)
+        wait_for(lambda: len(slots._waiting) == 2, "the branch stage to wait, though there is a place for it")
         assert order == []
     first.join()
     second.join()

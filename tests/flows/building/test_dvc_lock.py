@@ -1,4 +1,4 @@
-"""What the flow builds and what it asks of DVC, on a real project of three stages."""
+"""The flow builds what DVC would, and pins it as DVC does, in a real project of three stages."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What a flow run shows is not what it is for."""
+"""A flow builds its stages also where Prefect cannot show how far it is."""
 
 import logging
 from types import SimpleNamespace
@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from flows import full_pipeline
-from flows.building import prefect_artifacts
-from flows.building.prefect_artifacts import Progress
+from flows.building import prefect_artifacts, stage_retry
+from flows.building.prefect_artifacts import StageProgress
 from flows.building.stage_builder import BuiltStage
 
 
@@ -20,10 +19,10 @@ def test_a_server_that_takes_no_artifact_fails_no_stage_that_is_built(
 
     monkeypatch.setattr(prefect_artifacts, "create_progress_artifact", lambda *_arguments, **_values: "id")
     monkeypatch.setattr(prefect_artifacts, "update_progress_artifact", times_out)
-    monkeypatch.setattr(full_pipeline, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(stage_retry, "get_run_logger", lambda: logging.getLogger("test"))
     built = BuiltStage("grow", {"outputs/grown_init": "digest"}, False, 1.0)
     params = SimpleNamespace(workflow=SimpleNamespace(retries=0))
     build: Any = SimpleNamespace(build=lambda _name, _log: built, params=params)
-    done = full_pipeline.stage_task(build, "grow", Progress(1)).fn()
+    done = stage_retry.stage_task(build, "grow", StageProgress(1)).fn()
     assert done["outputs"] == built.outputs
     assert "no answer" in caplog.text

@@ -1,71 +1,25 @@
-"""When a stage is built and when it is cached, where it reads files that DVC does not see."""
+"""A change of one's own files is noticed, and a flow that stops leaves no stage half done."""
 
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc.repo import Repo
-from PIL import Image
 
 from flows.building.child_processes import ChildFailed
 from flows.building.dvc_lock import DvcLock
-from flows.building.stage_builder import BuiltStage, open_builder
-from tasks import stages
+from flows.building.stage_builder import open_builder
 from tasks.params.user_files import listing_digest, own_path
-from tests.helpers.small_workspace import PROJECT, PUBLISHED_DETECTOR, write_params
-
-DVC_YAML = """
-stages:
-  shard:
-    cmd: python -m tasks.shard
-    params: [compute.seed, shard]
-    outs: [outputs/shards]
-"""
+from tests.helpers.patience import PATIENCE_SECONDS
+from tests.helpers.pictures_project import draw, write_pictures_project
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project of stage `shard` alone, on a folder of pictures outside it."""
-    root, pictures = tmp_path / "project", tmp_path / "pictures"
-    root.mkdir()
-    pictures.mkdir()
-    for number in range(4):
-        draw(pictures, number, "red")
-    monkeypatch.chdir(root)
-    monkeypatch.setattr(stages, "TABLE", [row for row in stages.TABLE if row.stem == "shard"])
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    write_params(root, PUBLISHED_DETECTOR | {"shard.source": "folder", "shard.path": str(pictures)})
-    (root / "dvc.yaml").write_text(DVC_YAML)
-    Repo.init(str(root), no_scm=True).close()
-    yield root
-
-
-def draw(folder: Path, number: int, colour: str) -> None:
-    """One picture with its caption."""
-    Image.new("RGB", (32, 32), colour).save(folder / f"{number}.png")
-    (folder / f"{number}.txt").write_text("a photo of a wall")
-
-
-def build(root: Path) -> BuiltStage:
-    with open_builder(root, "test", {}) as opened:
-        return opened.build("shard", print)
-
-
-def test_own_pictures_are_sharded_again_when_one_of_them_changes_and_only_then(project: Path) -> None:
-    first = build(project)
-    assert not first.cached and build(project).cached
-    shutil.rmtree(project / "outputs")
-    assert build(project).cached  # out of DVC's cache
-    draw(project.parent / "pictures", 2, "blue")
-    changed = build(project)
-    assert not changed.cached and changed.outputs != first.outputs
-    assert build(project).cached
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return write_pictures_project(tmp_path, monkeypatch)
 
 
 def test_a_listing_tells_every_change_and_nothing_else(tmp_path: Path) -> None:
@@ -105,7 +59,7 @@ def test_a_relative_path_starts_at_the_project_also_in_a_copy_of_it(
     assert own_path(str(project.parent / "pictures")) == project.parent / "pictures"
 
 
-@pytest.mark.parametrize(("step", "is_kept"), [("pin", True), ("restore", False)])
+@pytest.mark.parametrize(("step", "is_kept"), [("commit", True), ("restore", False)])
 def test_a_flow_that_stops_leaves_no_stage_half_done_and_pins_what_is_built(
     project: Path, monkeypatch: pytest.MonkeyPatch, step: str, is_kept: bool
 ) -> None:
@@ -130,7 +84,7 @@ def test_a_flow_that_stops_leaves_no_stage_half_done_and_pins_what_is_built(
         monkeypatch.setattr(opened.dvc_lock, step, late)
         building = threading.Thread(target=build)
         building.start()
-        assert begun.wait(60)
+        assert begun.wait(PATIENCE_SECONDS)
     assert over == [step]  # before the folder was left
     building.join()
     assert DvcLock(project, opened.dvc_lock.stages).up_to_date("shard") == is_kept

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from dvc.config import Config
 
-from flows.building.workspace import open_workspace, work_alone
+from flows.building.workspace import hold_workspace, open_workspace
 from tasks.params.reading import load_params, read_yaml
 from tasks.system.errors import UserError
 
@@ -145,8 +145,8 @@ def test_bad_overrides_stop_before_anything_is_written(
 
 
 def test_one_flow_at_a_time_works_in_a_workspace(tmp_path: Path) -> None:
-    with work_alone(tmp_path):
-        with pytest.raises(UserError, match="in use by process"), work_alone(tmp_path):
+    with hold_workspace(tmp_path):
+        with pytest.raises(UserError, match="in use by process"), hold_workspace(tmp_path):
             pass
-    with work_alone(tmp_path):
+    with hold_workspace(tmp_path):
         pass

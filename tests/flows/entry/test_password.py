@@ -1,75 +1,40 @@
 """The project's password: made once, for its owner's eyes alone, and told to no server but the project's own."""
 
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from flows.entry.password import PASSWORD, credentials, tell_prefect
+from flows.entry.password import PASSWORD, credentials, set_prefect_password
 from flows.servers import Server, start, stop
 from tasks.system.errors import UserError
 from tasks.system.files import private_folder
 from tasks.tracking.mlflow_store import connect
-from tests.helpers.clones import PROJECT, as_another_account
+from tests.helpers.other_account import as_another_account
+from tests.helpers.patience import PATIENCE_SECONDS
+from tests.helpers.project_folder import plain_environment, project_folder, python
 
 CLIENT, SERVER = "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"
 SAY = "from flows.entry.password import credentials; print(credentials())"
-TEMPORARY = """
-import json, urllib.error, urllib.request
-import flows.entry.prefect_environment
-from prefect import flow, get_client
-
-@flow
-def asks():
-    client = get_client(sync_client=True)
-    url = f"{client.api_url}flow_runs/filter"
-    try:
-        without = urllib.request.urlopen(urllib.request.Request(url, data=b"{}", method="POST")).status
-    except urllib.error.HTTPError as error:
-        without = error.code
-    return [url, without, len(client.read_flow_runs())]
-
-print(json.dumps(asks()))
-"""
 
 
 @pytest.fixture
 def project() -> Iterator[Path]:
     """A project's folder that every account can enter, as the working directory."""
-    root, before = Path(tempfile.mkdtemp()), Path.cwd()
-    root.chmod(0o755)
-    for name in ("dvc.yaml", "params.yaml"):
-        (root / name).touch()
-    os.chdir(root)
-    yield root
-    os.chdir(before)
-    shutil.rmtree(root)
-
-
-def plain_environment() -> dict[str, str]:
-    """This process's environment without what Prefect reads, and with the way to the project's code."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    return kept | {"PYTHONPATH": str(PROJECT)}
-
-
-def python(code: str, **own: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in the working directory."""
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=plain_environment() | own, capture_output=True, text=True)
+    with project_folder() as root:
+        yield root
 
 
 def test_processes_that_begin_at_once_have_one_password(project: Path) -> None:
     command = [sys.executable, "-c", SAY]
     every = [subprocess.Popen(command, env=plain_environment(), stdout=subprocess.PIPE, text=True) for _ in range(6)]
-    said = {process.communicate()[0].strip() for process in every}
+    said = {process.communicate(timeout=PATIENCE_SECONDS)[0].strip() for process in every}
     assert said == {(project / PASSWORD).read_text().strip()}
     assert os.listdir(project / PASSWORD.parent) == [PASSWORD.name]
 
@@ -124,7 +89,7 @@ def test_a_copy_of_the_project_has_the_project_s_password(project: Path) -> None
 
 def test_without_a_server_s_address_a_temporary_one_and_its_clients_get_the_project_s_password(project: Path) -> None:
     environment = {CLIENT: "of some other server"}
-    tell_prefect(environment)
+    set_prefect_password(environment)
     assert environment == {CLIENT: credentials(), SERVER: credentials()}
 
 
@@ -132,7 +97,7 @@ def test_without_a_server_s_address_a_temporary_one_and_its_clients_get_the_proj
 def test_a_server_elsewhere_gets_no_password_but_the_one_that_the_environment_has(project: Path, url: str) -> None:
     for given in ({}, {CLIENT: "of its own"}):
         environment = {"PREFECT_API_URL": url} | given
-        tell_prefect(environment)
+        set_prefect_password(environment)
         assert environment == {"PREFECT_API_URL": url} | given
     assert not (project / PASSWORD).exists()
 
@@ -142,7 +107,7 @@ def test_the_password_goes_to_the_port_of_the_project_s_own_server_and_only_whil
         foreign.bind(("127.0.0.1", 0))
         foreign.listen()
         listen = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
-        own = Server("prefect", (sys.executable, "-c", listen + "import time; time.sleep(300)"), 1)
+        own = Server("prefect", (sys.executable, "-c", listen + "import time; time.sleep(3000)"), 1)
         start(own)
         try:
             while not (port := own.log.read_text().strip()):
@@ -154,20 +119,13 @@ def test_the_password_goes_to_the_port_of_the_project_s_own_server_and_only_whil
                 (f"127.0.0.1:{foreign.getsockname()[1]}", False),
             ):
                 environment = {"PREFECT_API_URL": f"http://{address}/api"}
-                tell_prefect(environment)
+                set_prefect_password(environment)
                 assert environment.get(CLIENT) == (credentials() if told else None)
         finally:
             stop(own)
     environment = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    tell_prefect(environment)
+    set_prefect_password(environment)
     assert CLIENT not in environment
-
-
-def test_the_temporary_server_of_a_flow_asks_for_the_password(project: Path) -> None:
-    done = python(TEMPORARY)
-    assert done.returncode == 0, done.stderr
-    url, without, seen = json.loads(done.stdout.splitlines()[-1])
-    assert url.startswith("http://127.0.0.1:") and (without, seen) == (401, 1)
 
 
 def test_a_server_that_only_a_file_of_settings_names_is_refused_before_it_is_told_anything(project: Path) -> None:
@@ -177,7 +135,10 @@ def test_a_server_that_only_a_file_of_settings_names_is_refused_before_it_is_tol
     assert "http://head:4200/api: name it in PREFECT_API_URL instead" in done.stderr
 
 
-def test_a_store_of_an_earlier_version_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_an_earlier_version_is_closed_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow_database: Path
+) -> None:
+    shutil.copy(empty_mlflow_database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     connect()

@@ -14,7 +14,7 @@ from prefect.workers.base import BaseJobConfiguration
 from prefect.workers.process import ProcessJobConfiguration
 
 from flows.sweeps.sweep_file import Cluster
-from tests.helpers.clones import PROJECT
+from tests.helpers.small_workspace import PROJECT
 
 POOLS = PROJECT / "flows/places/templates"
 Job = TypeVar("Job", bound=BaseJobConfiguration)

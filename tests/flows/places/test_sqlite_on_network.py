@@ -11,17 +11,17 @@ from flows.places.sqlite_on_network import network_file_system, refuse_sqlite_ov
 from flows.sweep import open_place
 from flows.sweeps.sweep_file import read_sweep
 from tasks.system.errors import UserError
-from tests.helpers.clones import PROJECT
+from tests.helpers.small_workspace import PROJECT
 
 
 @pytest.fixture
 def networked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The kind of file system that the tests lie in, for once counted among those of a network."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(sqlite_on_network, "NETWORK", ("",))
+    monkeypatch.setattr(sqlite_on_network, "NETWORK_FILE_SYSTEMS", ("",))
     kind = network_file_system(tmp_path)
     assert kind
-    monkeypatch.setattr(sqlite_on_network, "NETWORK", (kind,))
+    monkeypatch.setattr(sqlite_on_network, "NETWORK_FILE_SYSTEMS", (kind,))
     return kind
 
 
@@ -56,4 +56,4 @@ def test_one_line_names_the_file_and_what_to_set(
 
 def test_one_machine_keeps_sqlite_wherever_it_lies(networked: str) -> None:
     plan = read_sweep(PROJECT, "prune-depth", "smoke")
-    assert open_place(PROJECT, plan, "local", 1, [], None).room()
+    assert open_place(PROJECT, plan, "local", 1, [], None).has_room()

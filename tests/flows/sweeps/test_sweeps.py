@@ -1,11 +1,9 @@
-"""Sweeps: what a file of `sweeps/` means, what is run again, and one whole sweep on this machine."""
+"""A sweep's file means points with keys, what is done is not run again, and a table follows."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,20 +16,20 @@ from flows.building.workspace import merged_params
 from flows.entry.terminal import FlowFailed
 from flows.places.gpu_leases import lease
 from flows.places.heartbeat import Silence
-from flows.places.local_processes import Local
+from flows.places.local_processes import LocalProcesses
 from flows.sweep import raise_failures, run_points, sweep
 from flows.sweeps import follow_points as following
 from flows.sweeps.follow_points import follow
-from flows.sweeps.place import State
-from flows.sweeps.point_folder import ORDER, OUTCOME, environment, outcome
+from flows.sweeps.place import PointState
+from flows.sweeps.point_folder import OUTCOME_FILE, point_environment
 from flows.sweeps.points import Point, expand, shared_stages
 from flows.sweeps.sweep_file import SWEEPS, Sweep, read_sweep
 from flows.sweeps.sweep_table import Row, rows_of, settings_of, write_table
-from tasks.params.reading import PARAMS_FILE, PROFILES, read_yaml
+from tasks.params.reading import PARAMS_FILE, PROFILES
 from tasks.system.errors import UserError
 from tasks.system.files import write_json
-from tests.helpers.clones import PROJECT, Clone, new_clone, new_origin
-from tests.helpers.small_workspace import PUBLISHED_DETECTOR
+from tests.helpers.patience import wait_for
+from tests.helpers.small_workspace import PROJECT, PUBLISHED_DETECTOR
 
 SHIPPED = ("prune-depth", "growth-strategy", "optimizer", "dropped-blocks", "inference-scaling")
 DEPTHS = {"from": "prune", "grid": {"prune.depths": [[3], [2]]}, "profile": "smoke"}
@@ -107,7 +105,9 @@ def test_listed_points_and_a_profiles_own_values_are_taken_as_they_are(project: 
         ({"grid": {"prune.depth": [[3]]}}, "prune.depths"),
         ({"grid": {"prune.depths": [[3], [9]]}}, "below grow.depth"),
         ({"grid": {"prune.depths": [3]}}, "must be list"),
-        ({"grid": {"prune.depths": [3], "finetune.steps": 5}}, "must be a list"),
+        ({"grid": {"prune.depths": [3], "finetune.steps": 5}}, r"grid.finetune.steps is 5 \(int\): it must be list"),
+        ({"grid": {"prune.depths": []}}, "grid.prune.depths is .* at least one value"),
+        ({"grid": {}}, "grid is {}: it is empty"),
         ({"grid": {"prune.depths": [[3], [3]]}}, "there twice"),
         ({"grid": {"compute.seed": [1, 2]}}, "name seeds"),
         ({"grid": {"workflow.retries": [0, 1]}}, "changes no stage"),
@@ -115,18 +115,25 @@ def test_listed_points_and_a_profiles_own_values_are_taken_as_they_are(project: 
         ({"from": "prunes"}, "must be one of shard, "),
         ({"from": None}, "from is missing"),
         ({"seeds": [1, 1]}, "different whole numbers"),
+        ({"seeds": [1, "2"]}, r"seeds is '2' \(str\): it must be int"),
         ({"points": [{"prune.depths": [3]}]}, "either a grid or points"),
+        ({"grid": None, "points": [{}]}, "each must set at least one key"),
         ({"score": "best"}, "best_of"),
-        ({"until": "report"}, "must be a list of names"),
+        ({"until": "report"}, "must be list of str or null"),
+        ({"models": []}, "models is .*: it is empty"),
         ({"until": ["geneval@finetuned-9"]}, "it must be one of shard, "),
         ({"until": ["geneval@grown"]}, "does not need prune"),
         ({"profile": "smok"}, "smoke"),
         ({"sedes": [1]}, "'seeds'"),
-        ({"cluster": {"gpu": 1}}, "'gpus'"),
+        ({"cluster": {"gpu": 1}}, "'cluster.gpus'"),
+        ({"cluster": {"gpus": -1}}, "from 0 on"),
+        ({"cluster": {"cpus": 1.5}}, "cluster.cpus is 1.5"),
         ({"cluster": {"minutes": 1}}, "from 5 on"),
         ({"cluster": {"lost_seconds": 1}}, "from 5 on"),
-        ({"cluster": {"pool": 3}}, "must be text"),
-        ({"profiles": {"smoke": {"grids": {}}}}, "'grid'"),
+        ({"cluster": {"pool": 3}}, "must be str or null"),
+        ({"cluster": {"clone": 1}}, "must be bool"),
+        ({"profiles": {"smoke": {"grids": {}}}}, "'profiles.smoke.grid'"),
+        ({"profiles": {"smoke": {"cluster": {"minutes": 1}}}}, "profiles.smoke.cluster.minutes is 1"),
     ],
 )
 def test_a_bad_name_or_value_stops_with_one_line_before_anything_is_written(
@@ -212,10 +219,10 @@ class Pretended:
         self.cancelled: list[str] = []
         self.running: dict[str, int] = {}
 
-    def find(self, point: Point) -> str | None:
+    def find_run(self, point: Point) -> str | None:
         return point.key if point.key in self.running else None
 
-    def room(self) -> bool:
+    def has_room(self) -> bool:
         return len(self.running) < self.most
 
     def submit(self, point: Point) -> str:
@@ -224,18 +231,18 @@ class Pretended:
         self.started.append(point.label)
         return point.key
 
-    def state(self, point: Point, handle: str) -> State:
+    def state(self, point: Point, handle: str) -> PointState:
         assert len(self.running) <= self.most
         self.running[handle] -= 1
         if self.running[handle]:
-            return State("running")
+            return PointState("running")
         del self.running[handle]
         if self.lost:
             self.lost -= 1
-            return State("lost", "gone")
+            return PointState("lost", "gone")
         reason = "no memory" if point.label == self.failing else ""
-        write_json(point.folder / OUTCOME, {"reason": reason, "seconds": 1.0, "models": []})
-        return State("failed", reason) if reason else State("done")
+        write_json(point.folder / OUTCOME_FILE, {"reason": reason, "seconds": 1.0, "models": []})
+        return PointState("failed", reason) if reason else PointState("done")
 
     def cancel(self, handles: list[str]) -> None:
         self.cancelled += handles
@@ -244,13 +251,15 @@ class Pretended:
 @pytest.fixture
 def points(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[Point]:
     """Four points that share stages; their folders are not written, and nobody waits for them."""
-    monkeypatch.setattr(following, "prepare", lambda _project, point: (point.folder / OUTCOME).unlink(missing_ok=True))
+    monkeypatch.setattr(
+        following, "prepare", lambda _project, point: (point.folder / OUTCOME_FILE).unlink(missing_ok=True)
+    )
     monkeypatch.setattr(following, "POLL_SECONDS", 0)
     rates = {"finetune.learning_rate": [1e-4, 2e-4, 3e-4, 4e-4]}
     return expand(project, written(project, {"from": "finetune", "profile": "smoke", "grid": rates}))
 
 
-def untold(_point: Point, _state: State) -> None:
+def untold(_point: Point, _state: PointState) -> None:
     """Nobody listens."""
 
 
@@ -301,17 +310,17 @@ def test_a_point_that_is_under_way_is_followed_and_not_started_again(project: Pa
 @pytest.mark.parametrize(("lost", "phase"), [(1, "done"), (2, "failed")])
 def test_a_point_that_is_lost_is_started_once_more(project: Path, points: list[Point], lost: int, phase: str) -> None:
     place = Pretended(lost=lost)
-    told: list[State] = []
+    told: list[PointState] = []
     states = follow(project, points[:1], place, lambda _point, state: told.append(state))
     assert len(place.started) == 2 and states[points[0].key].phase == phase
-    assert State("queued", "lost: gone") in told
+    assert PointState("queued", "lost: gone") in told
     assert states[points[0].key].reason == ("lost 2 times: gone" if phase == "failed" else "")
 
 
 def test_what_runs_is_cancelled_when_the_sweep_is_stopped(project: Path, points: list[Point]) -> None:
     place = Pretended(room=2)
 
-    def stopped(_point: Point, _state: State) -> None:
+    def stopped(_point: Point, _state: PointState) -> None:
         if len(place.started) == 2:
             raise KeyboardInterrupt
 
@@ -336,14 +345,14 @@ def test_an_edit_while_a_sweep_runs_reaches_no_point_of_it(project: Path, monkey
 def test_the_time_in_which_nobody_could_be_heard_is_no_silence() -> None:
     silence = Silence()
     assert silence.seconds("run", "one") == 0
-    silence.forgive(60)
+    silence.subtract(60)
     assert silence.seconds("run", "one") < -50
     assert silence.seconds("run", "another") == 0
 
 
 # --- processes of this machine
 
-SLEEPS = "import time; time.sleep(60)"
+SLEEPS = "import time; time.sleep(3000)"
 
 
 def test_no_two_processes_share_a_gpu_and_it_is_free_when_all_that_use_it_are_dead(tmp_path: Path) -> None:
@@ -353,74 +362,66 @@ def test_no_two_processes_share_a_gpu_and_it_is_free_when_all_that_use_it_are_de
     held = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPS!r}], pass_fds=[{second[1]}])"
     holder = subprocess.Popen([sys.executable, "-c", held], pass_fds=[second[1]], start_new_session=True)
     children = f"/proc/{holder.pid}/task/{holder.pid}/children"
-    wait_for(lambda: Path(children).read_text().strip())
+    wait_for(lambda: Path(children).read_text().strip(), "the child")
     child = int(Path(children).read_text())
     os.close(second[1])
     os.kill(holder.pid, 9)
     holder.wait()
     assert lease(["0", "1"], tmp_path) is None
     os.kill(child, 9)
-    wait_for(lambda: lease(["0", "1"], tmp_path))
+    wait_for(lambda: lease(["0", "1"], tmp_path), "the lease")
     os.close(first[1])
 
 
-def wait_for(true: Any) -> None:
-    """Returns when `true()` is; fails after 20 seconds."""
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.fixture
-def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
+def local(points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalProcesses]:
     """Two fake GPUs for three points, whose processes note their GPU and wait for a file."""
-    module = "import os, time, pathlib; from tasks.system.file_locks import hold; from pathlib import Path\n"
-    module += "with hold(Path('.sana15/point/lock'), 'held'):\n"
+    module = "import os, time, pathlib; from tasks.system.file_locks import exclusive_lock; from pathlib import Path\n"
+    module += "with exclusive_lock(Path('.sana15/point/lock'), 'held'):\n"
     module += "    Path('gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
     module += "    while not Path('end').exists(): time.sleep(0.05)\n"
     module += "    exec(Path('end').read_text())\n"
     for point in points:
         point.folder.mkdir(parents=True)
         (point.folder / "pretended.py").write_text(module)
-        (point.folder / OUTCOME).parent.mkdir(parents=True)
+        (point.folder / OUTCOME_FILE).parent.mkdir(parents=True)
     monkeypatch.setattr("flows.places.gpu_leases.FOLDER", tmp_path / "gpus")
     monkeypatch.setattr("flows.places.local_processes.lease", lambda gpus: lease(gpus, tmp_path / "gpus"))
     monkeypatch.setattr("flows.sweeps.point_process.MODULE", "pretended")
     monkeypatch.setattr(
-        "flows.places.local_processes.environment", lambda _folder, elsewhere: {"PYTHONPATH": str(PROJECT)}
+        "flows.places.local_processes.point_environment", lambda _folder, elsewhere: {"PYTHONPATH": str(PROJECT)}
     )
-    place = Local(3, ["0", "1"])
+    place = LocalProcesses(3, ["0", "1"])
     yield place
-    place.cancel(list(place._children))
+    place.cancel(list(place._processes))
 
 
-def test_points_have_a_gpu_each_and_no_more_run_than_there_are(local: Local, points: list[Point]) -> None:
+def test_points_have_a_gpu_each_and_no_more_run_than_there_are(local: LocalProcesses, points: list[Point]) -> None:
     one, two = (local.submit(point) for point in points[:2])
-    assert not local.room() and local.submit(points[2]) is None
-    wait_for(lambda: all((point.folder / "gpu").exists() for point in points[:2]))
+    assert not local.has_room() and local.submit(points[2]) is None
+    wait_for(lambda: all((point.folder / "gpu").read_text() for point in points[:2]), "two points to begin")
     assert [(point.folder / "gpu").read_text() for point in points[:2]] == ["0", "1"]
-    wait_for(lambda: local.find(points[0]))
+    wait_for(lambda: local.find_run(points[0]), "the point's lock")
     (points[0].folder / "end").write_text("raise SystemExit('out of memory')")
-    wait_for(lambda: local.state(points[0], one).phase != "running")
-    assert local.state(points[0], one) == State("failed", "ended by exit code 1: out of memory")
+    wait_for(lambda: local.state(points[0], one).phase != "running", "the point to fail")
+    assert local.state(points[0], one) == PointState("failed", "ended by exit code 1: out of memory")
     assert local.state(points[1], two).phase == "running"
-    assert local.room() and local.submit(points[2]) is not None
-    wait_for((points[2].folder / "gpu").exists)
+    assert local.has_room() and local.submit(points[2]) is not None
+    wait_for((points[2].folder / "gpu").read_text, "the third point to begin")
     assert (points[2].folder / "gpu").read_text() == "0"
 
 
 def test_what_another_process_runs_is_followed_by_its_lock_and_lost_when_it_dies(
-    local: Local, points: list[Point]
+    local: LocalProcesses, points: list[Point]
 ) -> None:
     handle = local.submit(points[0])
-    wait_for(lambda: local.find(points[0]))
-    other = Local(3, [])
-    found = other.find(points[0])
+    wait_for(lambda: local.find_run(points[0]), "the point's lock")
+    other = LocalProcesses(3, [])
+    found = other.find_run(points[0])
     assert other.state(points[0], found).phase == "running"
     local.cancel([handle])
     assert other.state(points[0], found).phase == "lost"
-    assert local.state(points[0], handle) == State("failed", "ended by SIGTERM: it said nothing")
+    assert local.state(points[0], handle) == PointState("failed", "ended by SIGTERM: it said nothing")
 
 
 def test_a_point_elsewhere_is_told_of_no_server_that_only_this_machine_can_reach_nor_its_password(
@@ -430,12 +431,12 @@ def test_a_point_elsewhere_is_told_of_no_server_that_only_this_machine_can_reach
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "of that server")
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "of the sweep")
     access = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
-    here = environment(tmp_path, elsewhere=False)
+    here = point_environment(tmp_path, elsewhere=False)
     assert [here[name] for name in access] == ["http://127.0.0.1:4200/api", "of that server"]
-    own = environment(tmp_path, elsewhere=True)
+    own = point_environment(tmp_path, elsewhere=True)
     assert not {*access, "PREFECT_SERVER_API_AUTH_STRING", "PREFECT__FLOW_RUN_ID"} & own.keys()
     monkeypatch.setenv("PREFECT_API_URL", "http://head-node:4200/api")
-    away = environment(tmp_path, elsewhere=True)
+    away = point_environment(tmp_path, elsewhere=True)
     assert [away[name] for name in access] == ["http://head-node:4200/api", "of that server"]
 
 
@@ -495,74 +496,11 @@ def test_the_table_has_the_models_that_the_sweep_asks_for_and_a_line_for_what_fa
     best = {"1": scored, "4": scored | {"overall": 0.7}}
     common = {"depth": 2, "parameters": 10, "heldout_loss": 0.3, "geneval": scored, "best_of": best}
     models = [{"name": name, **common, "seconds_per_picture": 0.25} for name in ("grown", "finetuned-2")]
-    write_json(points[0].folder / OUTCOME, {"reason": "", "seconds": 1.0, "models": models})
-    rows = rows_of(sweep, points[0], State("done")) + rows_of(sweep, points[1], State("failed", "no memory"))
+    write_json(points[0].folder / OUTCOME_FILE, {"reason": "", "seconds": 1.0, "models": models})
+    rows = rows_of(sweep, points[0], PointState("done")) + rows_of(sweep, points[1], PointState("failed", "no memory"))
     write_table(tmp_path / "table.csv", sweep, rows, settings_of(rows))
     lines = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [line["finetune.learning_rate"] for line in lines] == ["0.0001", "0.0001", "0.0002"]
     told = [(line["model"], line["pictures"], line["score"], line["seconds"], line["best"]) for line in lines[:2]]
     assert told == [("finetuned-2", "1", "0.5", "0.25", "False"), ("finetuned-2", "4", "0.7", "1.0", "True")]
     assert (lines[2]["state"], lines[2]["reason"], lines[2]["score"]) == ("failed", "no memory", "")
-
-
-# --- the whole of it
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone with few of the smoke profile's stages, for a sweep over what costs little: the report's prompts."""
-    few = {"prune.depths": [2], "workflow.baselines": ["grown"]}
-    origin = new_origin(tmp_path_factory.mktemp("origin"), merged_params(PROJECT, "smoke", few))
-    return new_clone(origin, tmp_path_factory.mktemp("clone"))
-
-
-def write_grid(clone: Clone, prompts: list[int]) -> None:
-    values = {"from": "report", "grid": {"report.grid_prompts": prompts}, "models": ["finetuned-*"]}
-    (clone.root / SWEEPS / "cheap.yaml").write_text(yaml.safe_dump(values))
-
-
-def table(clone: Clone, name: str = "cheap") -> list[dict[str, str]]:
-    return list(csv.DictReader((clone.root / f"results/sweeps/{name}/table.csv").read_text().splitlines()))
-
-
-@pytest.mark.timeout(900)  # three sweeps, on a machine that may be busy
-def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clone) -> None:
-    write_grid(clone, [1, 2])
-    first = clone.python("-m", "flows.sweep", "cheap", "--parallel", "2")
-    assert first.returncode == 0, first.stdout + first.stderr
-    folders = {folder: (folder / OUTCOME).read_bytes() for folder in (clone.root / "runs/points").iterdir()}
-    ran = {folder: json.loads((folder / ORDER).read_text())["label"] for folder in folders}
-    assert sorted(ran.values()) == ["report.grid_prompts=1", "report.grid_prompts=2", "shared stages, seed 0"]
-    for folder, label in ran.items():
-        log = (folder / ".sana15/point/log").read_text()
-        built = {line.split()[1].rstrip(":") for line in log.splitlines() if ": done in" in line}
-        assert (built == {"report"}) == (not label.startswith("shared")), log
-    before = table(clone)
-    assert [line["report.grid_prompts"] for line in before] == ["1", "2"]
-    assert {line["model"] for line in before} == {"finetuned-2"}
-    assert len({(line["score"], line["heldout_loss"]) for line in before}) == 1
-    assert [line["best"] for line in before].count("True") == 1
-
-    write_grid(clone, [1, 2, 3])
-    second = clone.python("-m", "flows.sweep", "cheap", "--parallel", "2")
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert "2 of 3 points are done, 1 are to run" in second.stderr
-    assert all((folder / OUTCOME).read_bytes() == bytes_ for folder, bytes_ in folders.items())
-    (new,) = set((clone.root / "runs/points").iterdir()) - set(folders)
-    assert outcome(new).done and len(table(clone)) == 3
-
-    parents = [run.info.run_id for run in clone.mlflow_runs("attributes.run_name = 'sweep cheap'")]
-    nested = [run.data.tags["mlflow.parentRunId"] for run in clone.mlflow_runs("attributes.run_name LIKE 'point %'")]
-    assert sorted(nested.count(parent) for parent in parents) == [2, 3]
-    assert not (clone.root / "outputs").exists()
-
-    # a point that stops at its model's score has the same row, without a report
-    values = {"from": "finetune", "until": ["geneval@finetuned-2"], "models": ["finetuned-*"]}
-    steps = read_yaml(clone.root / PARAMS_FILE)["finetune"]["steps"]
-    (clone.root / SWEEPS / "short.yaml").write_text(yaml.safe_dump(values | {"grid": {"finetune.steps": [steps]}}))
-    third = clone.python("-m", "flows.sweep", "short")
-    assert third.returncode == 0, third.stdout + third.stderr
-    (short,) = table(clone, "short")
-    shown = ("model", "depth", "parameters", "heldout_loss", "score", "low", "high")
-    assert [short[name] for name in shown] == [before[0][name] for name in shown]
-    assert not (clone.root / "runs/points" / short["point"] / "results/report.html").exists()

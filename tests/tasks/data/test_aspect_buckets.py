@@ -27,7 +27,6 @@ from tasks.data.sample_order import grouped_batch_indices, rank_rows
 from tasks.data.shards import Sample, ShardReader, describe, write_index, write_split
 from tasks.data.sources.picture_folder import folder_candidates
 from tasks.encode import encode_shards
-from tasks.grow import read_probe
 from tasks.judge import shard_pictures
 from tasks.params.experiment import Params
 from tasks.params.network import Diffusion
@@ -36,6 +35,7 @@ from tasks.shard import write_own_pictures
 from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.errors import UserError
+from tasks.training.growth_comparison import read_probe
 from tasks.training.heldout_loss import heldout_loss
 from tasks.training.training_batch import training_batch
 from tasks.training.training_loop import Trainer

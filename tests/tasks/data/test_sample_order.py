@@ -1,4 +1,4 @@
-"""Claims about the order of training samples."""
+"""Training sees samples in a stated order: whole epochs, full batches of one shape, shared among processes."""
 
 import hashlib
 from itertools import pairwise

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks import judge
 from tasks.evaluation.detectors.detector_choice import build_detector, load_detector
 from tasks.evaluation.detectors.mask2former_detector import Mask2FormerDetector
 from tasks.evaluation.detectors.scene_detector import SceneDetector
@@ -16,6 +15,7 @@ from tasks.evaluation.geneval_folder import read_prompts, read_results
 from tasks.evaluation.picture_pool import load_pool
 from tasks.evaluation.picture_scoring import score_pictures
 from tasks.evaluation.prompts.evaluation_prompts import chosen_prompts
+from tasks.evaluation.prompts.judge_prompts import choose_prompts_to_draw
 from tasks.evaluation.prompts.object_class_names import class_names
 from tasks.evaluation.prompts.prompt_lines import named_classes
 from tasks.evaluation.score_statistics import score_by_seen
@@ -113,7 +113,7 @@ def test_prompts_that_the_detector_cannot_judge_stop_a_stage_before_it_draws(par
 def test_a_judge_is_trained_on_prompts_that_mask2former_can_judge(params: Params) -> None:
     metrics, out = run(stage_of("judge", params), params, Path("trained"))
     assert (out / "model.safetensors").is_file() and 0 <= metrics["yes_share"] <= 1
-    prompts, unseen = judge.choose_prompts_to_draw(params, chosen_prompts(params))
+    prompts, unseen = choose_prompts_to_draw(params, chosen_prompts(params))
     assert len(prompts) == 12 and {name for prompt in prompts for name in named_classes(prompt.line)} < set(
         class_names()
     )

@@ -1,4 +1,4 @@
-"""Claims about the prompts that models and the judge are asked."""
+"""Models are asked the prompts that params say, half of them unseen; the judge avoids these in its training."""
 
 from collections import Counter
 

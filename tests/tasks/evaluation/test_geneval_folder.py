@@ -1,4 +1,4 @@
-"""Claims about GenEval's folder of pictures and file of results."""
+"""GenEval's folder of pictures and file of results are read and written as GenEval does; each fault is named."""
 
 import json
 

@@ -17,7 +17,8 @@ from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork, loa
 from tasks.evaluation.judges.judge_training import LabelledPictures, area_under_curve, judge_loss, label, train_judge
 from tasks.evaluation.picture_scoring import score_pictures
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, evaluation_prompts
-from tasks.judge import choose_prompts, measure, unseen_prompts
+from tasks.evaluation.prompts.judge_prompts import unseen_prompts
+from tasks.judge import choose_prompts, measure
 from tasks.params.reading import PARAMS_FILE, load_params
 from tasks.system.errors import UserError
 
@@ -106,8 +107,8 @@ def test_judge_reads_pictures_of_other_sizes(size: int, text_encoder: TextEncode
 
 
 def test_every_picture_is_labelled_for_every_prompt_as_the_scorer_does() -> None:
-    chosen = [line for task in TASKS for line in lines(task)[::37]]
-    pictures, detector = scenes(24), SceneDetector()
+    chosen = [line for task in TASKS for line in lines(task)[::101]]
+    pictures, detector = scenes(12), SceneDetector()
     yes = label(pictures, chosen, detector)
     assert yes.any() and not yes.all()
     for column, line in zip(yes.T, chosen, strict=True):

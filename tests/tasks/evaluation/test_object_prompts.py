@@ -1,4 +1,4 @@
-"""Claims about the prompts over COCO's classes that a judge learns from."""
+"""Prompts over COCO's classes ask for what their words say, differ, and leave out what the evaluation asks."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Claims about prompt lines in GenEval's schema, and about GenEval's own."""
+"""Lines in GenEval's schema are read, GenEval's own included; one that no rule can judge is named."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Claims about GenEval's numbers, against closed forms of what the bootstrap approximates."""
+"""Scores are GenEval's mean over tasks; intervals are the closed forms that the bootstrap approximates."""
 
 import numpy as np
 import pytest

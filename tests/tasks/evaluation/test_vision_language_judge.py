@@ -38,6 +38,7 @@ from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tests.helpers.drawing_workspace import all_bytes, run, write_workspace
+from tests.helpers.patience import PATIENCE_SECONDS
 from tests.helpers.tiny_vision_language import save_idefics3, save_llava
 from tests.kernels.processes import run_processes
 
@@ -307,7 +308,7 @@ def writer(path: Path, name: str, batches: int) -> subprocess.Popen[str]:
 
 def test_several_processes_share_a_cache(tmp_path: Path) -> None:
     writers = [writer(tmp_path / "cache", name, 12) for name in "abc"]
-    assert [process.wait(timeout=60) for process in writers] == [0, 0, 0]
+    assert [process.wait(timeout=PATIENCE_SECONDS) for process in writers] == [0, 0, 0]
     keys = [(name, f"{batch} {i}", "judge") for name in "abc" for batch in range(12) for i in range(8)]
     expected = [(-batch - i / 8, -float(i)) for _ in "abc" for batch in range(12) for i in range(8)]
     assert ScoreCache(tmp_path / "cache").get(keys) == expected

@@ -16,8 +16,8 @@ from safetensors import safe_open
 
 from flows.building.stage_graph import submit_stages
 from kernels.optimizers import build_optimizer
+from model.block_importance import block_importance
 from model.checkpoint import load_network, save_network
-from model.importance import block_importance
 from model.network import Sana
 from model.text_encoder import TextEncoder, instruction_text, save_reading, train_tokenizer
 from tasks import plan as command
@@ -42,8 +42,8 @@ from tasks.shard import write_scenes
 from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.errors import UserError
-from tasks.text_encoder import reading
 from tasks.training.ema import Ema
+from tasks.training.text_encoder_loss import reading
 from tasks.training.training_batch import FlowMatchingLoss
 from tasks.training.training_loop import Trainer
 from tasks.training.training_state import History, save_state
@@ -244,7 +244,7 @@ def test_an_evaluation_costs_what_the_stage_does(drawn: Experiment, model: str, 
     cost = picture_stage_costs.geneval(drawn, model, depth)
     stage = stage_of("geneval", drawn.params, model)
     assert measured_flops(lambda: drawing_workspace.run(stage, drawn.params)) == cost.flops
-    pool = sum((stage.out / name).stat().st_size for name in ("pictures.npy", "pool.safetensors"))
+    pool = sum((stage.output / name).stat().st_size for name in ("pictures.npy", "pool.safetensors"))
     assert 0 <= pool - cost.outputs <= 1000  # their headers; PNGs have no bytes here
 
 

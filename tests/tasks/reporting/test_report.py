@@ -206,6 +206,7 @@ def test_what_a_cut_lost_and_won_back_follows_from_the_pools(workspace: Path, su
         assert cut["random_choice"]["overall"] == pytest.approx(at_random) and at_random > 0
         assert cut["gain_over_random"]["value"] == pytest.approx(pruned - at_random)
         assert metrics[f"gain_over_random/{depth}"] == cut["gain_over_random"]["value"]
+        assert metrics[f"geneval/pruned-{depth}/overall"] == pytest.approx(pruned)
         assert cut["lost"]["value"] == pytest.approx(grown - pruned)
         assert cut["won_back"]["value"] == pytest.approx(finetuned - pruned)
         assert cut["beyond_half"]["value"] == pytest.approx(finetuned - (pruned + grown) / 2)

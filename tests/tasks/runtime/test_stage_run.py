@@ -1,4 +1,4 @@
-"""Claims about what every stage shares: one process at a time, and state that belongs to code, params and inputs."""
+"""A stage runs once at a time in a folder, and its state belongs to its code, params and inputs."""
 
 import subprocess
 import sys
@@ -16,8 +16,9 @@ from tasks.runtime.stage_run import run_stage
 from tasks.runtime.torch_setup import configure_torch
 from tasks.stages import stage_of
 from tasks.system.errors import UserError
-from tasks.system.file_locks import hold
+from tasks.system.file_locks import exclusive_lock
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
+from tests.helpers.patience import PATIENCE_SECONDS
 from tests.helpers.small_networks import small_batch, small_network
 from tests.helpers.small_workspace import PROJECT, write_params
 
@@ -27,8 +28,8 @@ def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
 ) -> None:
     write_params(tmp_path, {})
     monkeypatch.chdir(tmp_path)
-    held = "with hold(Path('.sana15/locks/train'), 'x'):\n    print('held', flush=True)\n    sys.stdin.read()"
-    code = f"import sys\nfrom pathlib import Path\nfrom tasks.system.file_locks import hold\n{held}"
+    held = "with exclusive_lock(Path('.sana15/locks/train'), 'x'):\n    print('held', flush=True)\n    sys.stdin.read()"
+    code = f"import sys\nfrom pathlib import Path\nfrom tasks.system.file_locks import exclusive_lock\n{held}"
     holder = subprocess.Popen(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": str(PROJECT)},
@@ -41,7 +42,7 @@ def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
         run_stage(stage_of("train", load_params()), load_params())
     holder.kill()
     holder.wait()
-    with hold(Path(".sana15/locks/train"), "train is held"):
+    with exclusive_lock(Path(".sana15/locks/train"), "train is held"):
         pass  # the system let go of it with the process
 
 
@@ -99,9 +100,10 @@ def test_a_stages_code_is_all_it_imports_and_nothing_else(tmp_path: Path, monkey
 
 
 def test_a_stage_whose_output_is_in_place_is_not_stopped_any_more(tmp_path: Path) -> None:
-    write_params(tmp_path, {})
+    write_params(tmp_path, {"shard.train_samples": 8, "shard.heldout_samples": 8, "shard.image_size": 16})
     imports = "import os, signal\nfrom tasks.runtime import stage_command, stage_run\n"
     told = "stage_run.record_cost = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
     code = f"{imports}{told}stage_command.stage_command('shard', None, [])"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)})
+    command, environment = [sys.executable, "-c", code], {"PYTHONPATH": str(PROJECT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, timeout=PATIENCE_SECONDS)
     assert ended.returncode == 0

@@ -3,20 +3,13 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
-from mlflow import MlflowClient
-from mlflow.entities import Run
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -31,38 +24,19 @@ from tasks.tracking.mlflow_sender import DIGEST_TAG, MAKER_TAG, Sender, send, se
 from tasks.tracking.mlflow_store import connect, tracking_uri
 from tasks.tracking.spool import SPOOLS, join_spool, open_spool
 from tasks.tracking.tracker import SPOOL_VARIABLE, Tracker, open_tracker
-from tests.helpers.small_workspace import write_params
-
-PROJECT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make a database: made once here, copied for each test."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.set_tracking_uri(f"sqlite:///{path}")
-    MlflowClient().search_experiments()
-    return path
+from tests.helpers.mlflow_store import history, runs
+from tests.helpers.patience import PATIENCE_SECONDS
+from tests.helpers.small_workspace import PROJECT, write_params
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow_database: Path) -> Path:
     """A workspace of its own with an MLflow database."""
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    shutil.copy(empty_mlflow_database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv(SPOOL_VARIABLE, raising=False)
     return tmp_path
-
-
-def runs(name: str) -> list[Run]:
-    client, experiment = connect()
-    return client.search_runs([experiment], f"attributes.run_name = '{name}'")
-
-
-def history(run: Run, key: str) -> list[tuple[int, float]]:
-    client, _ = connect()
-    return sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key))
 
 
 def complain(what: str, error: Exception) -> None:
@@ -127,7 +101,9 @@ def test_a_process_that_is_killed_loses_no_row_and_its_run_is_ended_by_the_next(
         "import os\nfrom tasks.tracking.tracker import open_tracker\nwith open_tracker('train') as tracker:\n"
         "    tracker.log_metrics({'loss': 0.5}, 3)\n    os._exit(9)"
     )
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PROJECT)}, check=False)
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PROJECT)}, timeout=PATIENCE_SECONDS
+    )
     with open_tracker("grow"):
         pass
     (run,) = runs("train")
@@ -253,78 +229,6 @@ def test_a_row_that_mlflow_refuses_does_not_hold_up_the_rest(store: Path) -> Non
         tracker.log_params({"steps": 4})
         tracker.log_metrics({"loss": 0.5}, 1)
     assert [history(run, "loss") for run in runs("train")] == [[(1, 0.5)]]
-
-
-CREDENTIALS = ("sana15", "a password of a test")
-
-
-@contextmanager
-def mlflow_server(port: int, store: Path) -> Iterator[None]:
-    """A real `mlflow server` on the store's database, which asks for a password as a shared one does."""
-    users = f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = sqlite:///{store / 'users.db'}\n"
-    (store / "users.ini").write_text(users)
-    user, password = CREDENTIALS
-    own = {
-        "MLFLOW_AUTH_CONFIG_PATH": str(store / "users.ini"),
-        "MLFLOW_AUTH_ADMIN_USERNAME": user,
-        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of its forms",
-    }
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--app-name",
-        "basic-auth",
-        "--backend-store-uri",
-        f"sqlite:///{store / 'mlflow.db'}",
-        "--artifacts-destination",
-        str(store / "a"),
-    ]
-    with (
-        open(store / "server.log", "wb") as log,
-        subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log, start_new_session=True) as server,
-    ):
-        try:
-            wait_until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200)
-            yield
-        finally:
-            os.killpg(server.pid, 15)
-
-
-def wait_until(ready: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if ready():
-                return
-        except OSError:
-            pass
-        time.sleep(0.2)
-    raise TimeoutError
-
-
-def test_a_tracker_that_is_down_costs_no_time_and_gets_every_row_once_when_it_is_up(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    for name, value in zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), CREDENTIALS, strict=True):
-        monkeypatch.setenv(name, value)
-    with open_tracker("pretrain") as tracker:
-        started = time.monotonic()
-        for step in range(300):
-            tracker.log_metrics({"loss": float(step)}, step)
-        assert time.monotonic() - started < 5.0
-    assert list(SPOOLS.glob("*.pretrain.*.jsonl"))
-    with mlflow_server(port, store):
-        with open_tracker("grow"):
-            pass
-        (run,) = runs("pretrain")
-        assert run.info.status == "FINISHED"
-        assert history(run, "loss") == [(step, float(step)) for step in range(300)]
-        assert len(runs("grow")) == 1
-    assert not list(SPOOLS.iterdir())
 
 
 def test_a_model_is_registered_by_reference_and_found_by_its_alias(store: Path) -> None:

@@ -1,4 +1,4 @@
-"""Claims about the short training of the encoders."""
+"""The encoders' training reports the mean loss since the row before, and stops before a bad update."""
 
 import csv
 import math

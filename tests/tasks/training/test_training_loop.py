@@ -1,11 +1,10 @@
-"""Training resumes to the bit, stops before a bad update, saves before it obeys a signal, dies with its parent."""
+"""Training resumes to the bit after it broke off, passes over what is damaged, and stops before a bad update.
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from contextlib import closing
+`tests/integration/test_stage_signals.py` says the same of stages whose processes are killed or told to stop.
+"""
+
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,243 +12,171 @@ import torch
 from safetensors.torch import load_file
 
 from model.checkpoint import load_network
-from model.network import Sana
 from tasks.params.reading import load_params
-from tasks.pretrain import network_config
-from tasks.runtime.context import Context
-from tasks.system import paths
+from tasks.stages import stage_of
 from tasks.system.errors import UserError
-from tasks.system.files import read_json
-from tasks.tracking.spool import SPOOLS, open_spool
-from tasks.tracking.tracker import Tracker
 from tasks.training.training_loop import Trainer
 from tasks.training.training_state import _generations
-from tests.helpers.small_workspace import PROJECT, finish, small_model, stage_process, write_encoded, write_params
+from tests.helpers.drawing_workspace import all_bytes, run
+from tests.helpers.small_workspace import write_encoded, write_params
+from tests.helpers.training_workspace import CHANGES, SAMPLES
 
-CHANGES = {
-    "compute.device": "cpu",
-    "compute.threads": 1,
-    "network.hidden_size": 64,
-    "network.cross_heads": 4,
-    "pretrain.depth": 2,
-    "pretrain.steps": 60,
-    "pretrain.batch_size": 8,
-    "pretrain.grad_accumulation": 2,
-    "pretrain.warmup_steps": 5,
-    "pretrain.checkpoint_every": 7,
-    "pretrain.evaluate_every": 10,
-}
+STATE = Path("state")
+PLAIN = {"pretrain.clip_norm": None, "pretrain.grad_accumulation": 1}
+"""What steps in the backward pass ask for."""
 
 
-def workspace(folder: Path, **changes: object) -> Path:
-    folder.mkdir()
-    write_params(folder, CHANGES | {name.replace("__", "."): value for name, value in changes.items()})
-    write_encoded(folder, train=37)
-    return folder
+class BrokenOff(Exception):
+    """The training ends here, as if its process had been killed."""
 
 
-def states(folder: Path) -> list[Path]:
-    found = list((folder / paths.STATE / "state" / "pretrain").glob("*"))
-    return _generations(found[0]) if found else []
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_encoded(tmp_path, train=SAMPLES)
+    return tmp_path
 
 
-def wait_for_state(folder: Path, process: subprocess.Popen[str]) -> None:
-    while not states(folder):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
+def train(out: str, *, resume: bool = False, **changes: object) -> Path:
+    """The folder that stage `pretrain` writes; where it is to resume it finds the states of the training before."""
+    if not resume:
+        shutil.rmtree(STATE, ignore_errors=True)
+    write_params(Path.cwd(), CHANGES | {name.replace("__", "."): value for name, value in changes.items()})
+    params = load_params()
+    return run(stage_of("pretrain", params), params, Path(out))[1]
+
+
+def breaking_off_at(step: int) -> Callable[[Trainer], float]:
+    """`Trainer.update`, but for this step, in which the training breaks off."""
+    update = Trainer.update
+
+    def breaking(trainer: Trainer) -> float:
+        if trainer.step == step:
+            raise BrokenOff
+        return update(trainer)
+
+    return breaking
+
+
+def break_off(step: int, **changes: object) -> None:
+    """Train up to a step, and leave the states that were saved until then."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(BrokenOff):
+        patch.setattr(Trainer, "update", breaking_off_at(step))
+        train("broken off", **changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_network(folder).state_dict()
+
+
+def heldout_losses(folder: Path) -> list[float]:
+    return [float(row.split(",")[2]) for row in (folder / "heldout.csv").read_text().splitlines()[1:]]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = workspace(tmp_path_factory.mktemp("uninterrupted") / "w")
-    finish(stage_process(folder, "tasks.pretrain"))
-    return small_model(folder)
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_encoded(folder, train=SAMPLES)
+        return folder / train("out")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_stopped_and_restarted_equals_never_stopped(
-    tmp_path: Path, uninterrupted: dict[str, bytes], number: signal.Signals
-) -> None:
-    folder = workspace(tmp_path / "w")
-    process = stage_process(folder, "tasks.pretrain")
-    wait_for_state(folder, process)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    assert not (folder / paths.SMALL).exists()
-    output = finish(stage_process(folder, "tasks.pretrain"))
-    assert "resuming after step" in output
-    assert small_model(folder) == uninterrupted
-
-
-def test_a_signal_saves_the_step_it_came_in(tmp_path: Path) -> None:
-    folder = workspace(tmp_path / "w", pretrain__steps=4000, pretrain__checkpoint_every=4000)
-    process = stage_process(folder, "tasks.pretrain")
-    while not any('"metrics"' in spool.read_text() for spool in (folder / SPOOLS).glob("*.jsonl")):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)  # until the first losses are reported
-    process.terminate()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "run the same command to resume" in output
-    assert read_json(states(folder)[0] / "state.json")["step"] > 0
-
-
-def test_a_damaged_state_is_named_and_the_one_before_it_resumed(
-    tmp_path: Path, uninterrupted: dict[str, bytes]
-) -> None:
-    folder = workspace(tmp_path / "w")
-    process = stage_process(folder, "tasks.pretrain")
-    while len(states(folder)) < 2:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    newest = states(folder)[0] / "ema.safetensors"
-    damaged = bytearray(newest.read_bytes())
-    damaged[-1] ^= 1
-    newest.write_bytes(damaged)
-    output = finish(stage_process(folder, "tasks.pretrain"))
-    assert "passing over a damaged training state" in output and str(newest.relative_to(folder)) in output
-    assert small_model(folder) == uninterrupted
-
-
-def test_state_of_other_params_is_not_resumed(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
-    folder = workspace(tmp_path / "w", pretrain__learning_rate=1.5e-3)
-    process = stage_process(folder, "tasks.pretrain")
-    wait_for_state(folder, process)
-    process.kill()
-    process.communicate()
-    write_params(folder, CHANGES)
-    output = finish(stage_process(folder, "tasks.pretrain"))
-    assert "is not resumed" in output
-    assert small_model(folder) == uninterrupted
-
-
-def test_non_finite_loss_stops_before_the_update(tmp_path: Path) -> None:
-    folder = workspace(tmp_path / "w", pretrain__learning_rate=1e30, pretrain__checkpoint_every=1)
-    process = stage_process(folder, "tasks.pretrain")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "no update was made" in output and "Traceback" not in output
-    for tensor in load_file(states(folder)[-1] / "network.safetensors").values():
-        assert torch.isfinite(tensor).all()
-
-
-def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
-    folder = workspace(tmp_path / "w", pretrain__steps=100000, pretrain__checkpoint_every=100000)
-    script = (
-        "import os, subprocess, sys, time\n"
-        "os.environ['SANA15_PARENT_PID'] = str(os.getpid())\n"
-        "print(subprocess.Popen([sys.executable, '-m', 'tasks.pretrain'], stdout=subprocess.DEVNULL).pid, flush=True)\n"
-        "time.sleep(100)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    child = int(parent.stdout.readline())
-    while not (folder / paths.STATE / "building" / "pretrain").exists():
-        time.sleep(0.05)
-    parent.kill()
-    parent.wait()
-    deadline = time.monotonic() + 120
-    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{child}").exists()
-
-
-def test_accumulated_micro_batches_equal_one_batch(tmp_path: Path) -> None:
-    weights = []
-    for parts in (1, 4):
-        folder = workspace(
-            tmp_path / str(parts),
-            pretrain__grad_accumulation=parts,
-            pretrain__steps=5,
-            pretrain__optimizer="adamw",
-            compute__dtype="float32",
-        )
-        finish(stage_process(folder, "tasks.pretrain"))
-        weights.append(load_network(folder / paths.SMALL).state_dict())
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
-
-
-def test_training_lowers_the_held_out_loss(uninterrupted: dict[str, bytes]) -> None:
-    rows = uninterrupted["heldout.csv"].decode().splitlines()
-    first, last = (float(row.split(",")[2]) for row in (rows[1], rows[-1]))
+def test_training_lowers_the_held_out_loss(uninterrupted: Path) -> None:
+    first, *_, last = heldout_losses(uninterrupted)
     assert last < first
 
 
-def test_without_averaging_the_last_weights_are_saved(tmp_path: Path) -> None:
-    saved = []
-    for number, decay in enumerate((0.0, 1e-30)):  # so small a decay leaves nothing of what was before
-        folder = workspace(tmp_path / str(number), pretrain__steps=8, pretrain__ema_decay=decay)
-        finish(stage_process(folder, "tasks.pretrain"))
-        saved.append(small_model(folder)["model.safetensors"])
-        average = load_file(states(folder)[0] / "ema.safetensors") if states(folder) else {}
-        assert decay or not average
-    assert saved[0] == saved[1]
+def test_broken_off_and_begun_again_equals_never_broken_off(
+    uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_off(12)
+    again = train("again", resume=True)
+    assert "resuming after step 7" in capsys.readouterr().out
+    assert all_bytes(again) == all_bytes(uninterrupted)
 
 
-@pytest.mark.parametrize("in_backward", [False, True], ids=["ordinary", "in_backward"])
-def test_bfloat16_weights_are_trained_and_resumed_to_the_bit(tmp_path: Path, in_backward: bool) -> None:
-    changes = {"pretrain__weights": "bfloat16", "pretrain__ema_decay": 0.0, "pretrain__clip_norm": None}
-    if in_backward:
-        changes |= {"pretrain__step_in_backward": True, "pretrain__grad_accumulation": 1}
-    whole, cut = (workspace(tmp_path / name, pretrain__steps=30, **changes) for name in ("whole", "cut"))
-    finish(stage_process(whole, "tasks.pretrain"))
-    process = stage_process(cut, "tasks.pretrain")
-    wait_for_state(cut, process)
-    process.kill()
-    process.communicate()
-    assert states(cut), "it was done before it could be killed"
-    assert "resuming after step" in finish(stage_process(cut, "tasks.pretrain"))
-    assert small_model(cut) == small_model(whole)
-    tensors = load_file(whole / paths.SMALL / "model.safetensors")
-    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
-    first, *_, last = small_model(whole)["heldout.csv"].decode().splitlines()[1:]
-    assert float(last.split(",")[2]) < float(first.split(",")[2])
+def test_a_damaged_state_is_named_and_the_one_before_it_resumed(
+    uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_off(16)
+    newest, *before = _generations(STATE)
+    assert before
+    damaged = bytearray((newest / "ema.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (newest / "ema.safetensors").write_bytes(damaged)
+    again = train("again", resume=True)
+    said = capsys.readouterr().out
+    assert "passing over a damaged training state" in said and str(newest / "ema.safetensors") in said
+    assert "resuming after step 7" in said
+    assert all_bytes(again) == all_bytes(uninterrupted)
 
 
-def test_steps_in_the_backward_pass_end_where_ordinary_ones_do(tmp_path: Path) -> None:
-    saved = []
-    for chosen in (False, True):
-        changes = {"pretrain__grad_accumulation": 1, "pretrain__clip_norm": None, "pretrain__steps": 12}
-        folder = workspace(tmp_path / str(chosen), pretrain__step_in_backward=chosen, **changes)
-        finish(stage_process(folder, "tasks.pretrain"))
-        saved.append(load_network(folder / paths.SMALL).state_dict())
-        rows = small_model(folder)["history.csv"].decode().splitlines()
-        assert rows[1].endswith(",") == chosen  # the gradient's norm is not known
-    for name, tensor in saved[0].items():
-        torch.testing.assert_close(saved[1][name], tensor, rtol=1e-5, atol=1e-6)
+def test_non_finite_loss_stops_before_the_update() -> None:
+    with pytest.raises(UserError, match="no update was made"):
+        train("out", pretrain__learning_rate=1e30, pretrain__checkpoint_every=1)
+    for tensor in load_file(_generations(STATE)[-1] / "network.safetensors").values():
+        assert torch.isfinite(tensor).all()
 
 
 def test_a_gradient_that_is_not_finite_in_a_step_in_backward_leaves_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    changes = {"pretrain__grad_accumulation": 1, "pretrain__clip_norm": None, "pretrain__checkpoint_every": 2}
-    folder = workspace(tmp_path / "w", pretrain__step_in_backward=True, pretrain__steps=6, **changes)
-    monkeypatch.chdir(folder)
-    params = load_params()
-    (folder / "out").mkdir()
-    with closing(open_spool(SPOOLS, "pretrain", tags={})) as spool:
-        context = Context("pretrain", params, folder / "out", folder / "state", Tracker(spool), "cpu", 1)
-        torch.manual_seed(0)
-        network = Sana(network_config(params.network, 2, 3, 6))
-        trainer = Trainer(context, network, paths.ENCODED, params.pretrain)
-        update = trainer.update
+    update = Trainer.update
 
-        def update_that_breaks() -> float:
-            if trainer.step == 3:
-                network.blocks[1].attn.qkv.weight.register_hook(lambda gradient: gradient * float("nan"))
-            return update()
+    def update_that_breaks(trainer: Trainer) -> float:
+        if trainer.step == 3:
+            trainer.network.blocks[1].attn.qkv.weight.register_hook(lambda gradient: gradient * float("nan"))
+        return update(trainer)
 
-        trainer.update = update_that_breaks
-        with pytest.raises(UserError) as error:
-            trainer.run()
-        said = "step 3: the gradient of blocks.1.attn.qkv.weight is not finite"
-        assert str(error.value).startswith(said) and "\n" not in str(error.value)
-        again = Trainer(context, Sana(network.config), paths.ENCODED, params.pretrain)
-        assert again.step == 2
-        assert all(parameter.isfinite().all() for parameter in again.network.parameters())
+    monkeypatch.setattr(Trainer, "update", update_that_breaks)
+    with pytest.raises(UserError) as error:
+        train("out", **PLAIN, pretrain__checkpoint_every=2, pretrain__step_in_backward=True)
+    said = "step 3: the gradient of blocks.1.attn.qkv.weight is not finite"
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+    newest, *_ = _generations(STATE)
+    assert newest.name.endswith("2")
+    assert all(tensor.isfinite().all() for tensor in load_file(newest / "network.safetensors").values())
+
+
+def test_accumulated_micro_batches_equal_one_batch() -> None:
+    short = {"pretrain.steps": 5, "pretrain.optimizer": "adamw", "compute.dtype": "float32"}
+    whole = weights(train("whole", **short, pretrain__grad_accumulation=1))
+    for name, tensor in weights(train("parts", **short, pretrain__grad_accumulation=4)).items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
+
+
+def test_without_averaging_the_last_weights_are_saved() -> None:
+    without = train("without", pretrain__steps=8, pretrain__ema_decay=0.0)
+    assert not load_file(_generations(STATE)[0] / "ema.safetensors")
+    # so small a decay leaves nothing of what was before
+    least = train("least", pretrain__steps=8, pretrain__ema_decay=1e-30)
+    assert (without / "model.safetensors").read_bytes() == (least / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("in_backward", [False, True], ids=["ordinary", "in_backward"])
+def test_bfloat16_weights_are_trained_and_resumed_to_the_bit(
+    in_backward: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"pretrain.weights": "bfloat16", "pretrain.ema_decay": 0.0, "pretrain.clip_norm": None}
+    if in_backward:
+        changes |= PLAIN | {"pretrain.step_in_backward": True}
+    whole = train("whole", **changes, pretrain__steps=30)
+    break_off(12, **changes, pretrain__steps=30)
+    cut = train("cut", resume=True, **changes, pretrain__steps=30)
+    assert "resuming after step 7" in capsys.readouterr().out
+    assert all_bytes(cut) == all_bytes(whole)
+    assert {tensor.dtype for tensor in load_file(whole / "model.safetensors").values()} == {torch.bfloat16}
+    first, *_, last = heldout_losses(whole)
+    assert last < first
+
+
+def test_steps_in_the_backward_pass_end_where_ordinary_ones_do() -> None:
+    saved = []
+    for chosen in (False, True):
+        out = train(f"in backward {chosen}", **PLAIN, pretrain__steps=6, pretrain__step_in_backward=chosen)
+        saved.append(weights(out))
+        rows = (out / "history.csv").read_text().splitlines()
+        assert rows[1].endswith(",") == chosen  # the gradient's norm is not known
+    for name, tensor in saved[0].items():
+        torch.testing.assert_close(saved[1][name], tensor, rtol=1e-5, atol=1e-6)

@@ -1,29 +1,32 @@
-"""The CAME step of parameters that are alike in eleven launches, however many. Mathematics and state as in `update`.
+"""The CAME step in eleven launches for all parameters that are alike. The algorithm is stated in `came_update`.
 
-Alike are those of one device, of the same dtypes and settings, that both can or both cannot be read 16 bytes at a time.
-The kernels find their work in a table with a row for each parameter: addresses, sizes and places in scratch memory. The
-statistics of a matrix are needed whole before its entries can move, so it is gone over four times, first in tiles, last
-in blocks of 2048 entries of the flattened matrix, as it is quantised:
+Parameters are alike if they are on one device, have the same dtypes and settings, and all can or all cannot be read 16
+bytes at a time. The kernels find their work in a table with a row for each parameter: addresses, sizes and places in
+scratch memory. The statistics of a matrix must be complete before its entries can move, so the kernels go over it four
+times: three times in tiles, and last in blocks of 2048 entries of the flattened matrix, as it is quantised.
 
     squares    read g               row and column sums of g^2
     norms      read g               sum of u^2
     surprise   read g, codes        row and column sums of (u - m)^2
     apply      read g, codes, p     write codes, p
 
-In bytes for each entry of an 8-bit matrix, with float32 parameters and gradients: 4 + 4 + 5 + 14 = 27, of which the
-last pass's 14 are the least that any CAME-8bit must move; with bfloat16: 2 + 2 + 3 + 8 = 15, of which 8. Between
-the passes small kernels add up what tiles left, in a fixed order, so that runs repeat to the bit. u is computed anew in
-each pass: scratch memory holds sums only, less than 0.04 bytes for each entry of large matrices.
+The passes move, for each entry of an 8-bit matrix with float32 parameters and gradients, 4 + 4 + 5 + 14 = 27 bytes. The
+14 bytes of the last pass are the least that any CAME-8bit must move. With bfloat16 they move 2 + 2 + 3 + 8 = 15 bytes,
+and 8 are the least. Between the passes small kernels add up what the tiles left, in a fixed order, so that runs repeat
+to the bit. Each pass computes u anew, so scratch memory holds sums only: less than 0.04 bytes for each entry of large
+matrices.
 
-Parameters, gradients and states are contiguous and whole; a matrix has fewer than 2^31 entries and 2^20 columns.
+Parameters, gradients and states must be contiguous and whole. A matrix must have fewer than 2^31 entries and 2^20
+columns.
 """
 
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -58,11 +61,11 @@ from kernels.came8bit.triton_kernel import (
 )
 
 TILE = {"STRIP": 512, "ROWS": 16, "COLUMNS": 256}
-"""A program of a pass in tiles walks down STRIP rows of COLUMNS columns, ROWS at a time."""
+"""One program of a pass in tiles walks down STRIP rows of COLUMNS columns, ROWS rows at a time."""
 CHUNK = 1024
 """Entries of a row or column statistic that one program updates."""
-# chosen by the compiled code: a thread has loads of 8 or 16 bytes, and at most 64 registers, of which a multiprocessor
-# has enough for half of its threads
+# The launches were chosen by reading the machine code. A thread loads 8 or 16 bytes at once and has at most 64
+# registers, of which a multiprocessor has enough for half of its threads.
 TILES_LAUNCH = {
     SQUARES.value: {"num_warps": 8},
     NORMS.value: {"num_warps": 8},
@@ -75,9 +78,10 @@ TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 class Plan(NamedTuple):
     """How the programs of the kernels share parameters of certain shapes: matrices first, then all others.
 
-    `table` is without addresses and keys. `tiles`, `chunks`, `blocks`, `other_blocks` name each program's
-    parameter; `chunk_starts` and `norm_starts` say where each parameter's numbers begin in `row_sums` and `norms`. The
-    last two are the floats that the scratch tensors `parts` and `factors` hold.
+    `table` has everything but addresses and keys, which change from step to step. `tiles`, `chunks`, `blocks` and
+    `other_blocks` have, for each program of a launch, the number of its parameter. `chunk_starts` and `norm_starts` say
+    where the numbers of each parameter begin in `row_sums` and `norms`. `parts` and `factors` are how many floats the
+    scratch tensors of these names hold.
     """
 
     table: Tensor
@@ -91,7 +95,7 @@ class Plan(NamedTuple):
     factors: int
 
 
-@lru_cache(maxsize=64)  # in the backward pass every shape of large matrices has one of its own
+@lru_cache(maxsize=64)  # a step in the backward pass makes one plan for each shape of large matrices
 def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], device: torch.device) -> Plan:
     """The plan for matrices of these rows and columns, and others of these sizes."""
     rows, columns = (
@@ -101,10 +105,11 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
     strips, across = _cdiv(rows, TILE["STRIP"]), _cdiv(columns, TILE["COLUMNS"])
     chunks, blocks = _cdiv(rows, CHUNK) + _cdiv(columns, CHUNK), _cdiv(rows * columns, BLOCK)
     other_blocks = _cdiv(sizes, BLOCK)
+    # In 64 bits, since addresses are fields, too.
     table = torch.zeros(len(matrices) + len(others), FIELDS.value, dtype=torch.int64)
     of_matrices, of_others = table[: len(matrices)], table[len(matrices) :]
     row_sums, column_sums = across * rows, strips * columns
-    factor_starts = _starts(_cdiv(rows + columns, 4) * 4)  # multiples of 16 bytes
+    factor_starts = _starts(_cdiv(rows + columns, 4) * 4)  # each begins at a multiple of 16 bytes
     for name, numbers in (
         (ROWS, rows),
         (COLUMNS, columns),
@@ -116,9 +121,11 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
         (FACTORS, factor_starts[:-1]),
     ):
         of_matrices[:, name.value] = numbers
+    # A parameter that is no matrix keeps its number of entries in the field of the rows.
     of_others[:, ROWS.value], of_others[:, FIRST_BLOCK.value] = sizes, _starts(other_blocks)[:-1]
 
     def owners(counts: Tensor, first: int = 0) -> Tensor:
+        """For each program the number of its parameter, where parameter i has `counts[i]` programs."""
         return torch.repeat_interleave(torch.arange(first, first + len(counts)), counts).int().to(device)
 
     return Plan(
@@ -135,23 +142,25 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
 
 
 def _cdiv(sizes: Tensor, size: int) -> Tensor:
+    """Sizes divided by `size`, rounded up."""
     return (sizes + size - 1) // size
 
 
 def _starts(counts: Tensor) -> Tensor:
+    """Where each of several runs of these lengths begins if they are laid end to end, and where the last one ends."""
     return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
 
 
 def scratch(plan: Plan, device: torch.device) -> dict[str, Tensor]:
-    """The memory that a step needs beside parameters, gradients and states, but for the plan: sums, and no entries."""
+    """The memory that a step needs beside parameters, gradients, states and the plan. It holds sums and no entries."""
 
     def floats(count: int) -> Tensor:
         return torch.empty(count, dtype=torch.float32, device=device)
 
     matrices, parameters = len(plan.chunk_starts) - 1, len(plan.norm_starts) - 1
     return {
-        "parts": floats(plan.parts),  # row and column sums of tiles
-        "factors": floats(plan.factors),  # inverse roots of the rows' and columns' means of squares
+        "parts": floats(plan.parts),  # row and column sums of each tile
+        "factors": floats(plan.factors),  # inverse roots of the row and column means of squares
         "next_factors": floats(plan.factors),  # the same of instabilities
         "row_sums": floats(len(plan.chunks)),
         "square_totals": floats(matrices),
@@ -162,7 +171,7 @@ def scratch(plan: Plan, device: torch.device) -> dict[str, Tensor]:
 
 
 def step(works: list[Work], map: Map | None) -> None:
-    """Update parameters and states in place: one set of launches for those of like dtypes."""
+    """Update parameters and states in place, with one set of launches for parameters that are alike."""
     alike: dict[Hashable, list[Work]] = {}
     for work in works:
         dtypes = (work.parameter.dtype, work.gradient.dtype, work.key is None)
@@ -173,32 +182,35 @@ def step(works: list[Work], map: Map | None) -> None:
 
 
 def _is_aligned(work: Work) -> bool:
-    """Whether a thread can move 16 bytes of each tensor, row by row too."""
+    """Whether a thread can move 16 bytes of each tensor at once, in every row."""
     tensors = (work.parameter, work.gradient, *work.state.values())
     width = work.parameter.shape[1] if is_matrix(work.parameter) else work.parameter.numel()
     return width % 16 == 0 and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
 def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
-    """Update parameters of one device, dtype, settings and alignment."""
+    """Update parameters that are alike, in eleven launches."""
     matrices = [work for work in works if is_matrix(work.parameter)]
     others = [work for work in works if not is_matrix(work.parameter)]
     device, settings = works[0].parameter.device, works[0].settings
     shapes = tuple((work.parameter.shape[0], work.parameter.shape[1]) for work in matrices)
     plan = plan_of(shapes, tuple(work.parameter.numel() for work in others), device)
     table, room = _table(plan, matrices + others).to(device, non_blocking=True), scratch(plan, device)
+    # As `lerp_` does: old + (new - old) * (1 - beta).
     weights = [1 - beta for beta in settings.betas]
     types = {"PARAMETER_TYPE": TYPES[works[0].parameter.dtype], "GRADIENT_TYPE": TYPES[works[0].gradient.dtype]}
     move = (settings.lr, settings.lr * settings.weight_decay)
     how = {"STOCHASTIC": works[0].key is not None, "ALIGNED": aligned}
+    # Kernels of the linear map are given these two as well, and do not read them.
     values, thresholds = dynamic.values(device), dynamic.thresholds(device)
     sizes = {"STRIP": TILE["STRIP"], "TILE_ROWS": TILE["ROWS"], "TILE_COLUMNS": TILE["COLUMNS"]}
 
     def over_tiles(which: tl.constexpr) -> None:
+        """Launch one of the three passes in tiles."""
         scratches = (room["parts"], room["factors"], room["square_totals"], room["norms"], room["norm_totals"])
         options = {
             "GRADIENT_TYPE": types["GRADIENT_TYPE"],
-            "MAP": map or "linear",
+            "MAP": map or "linear",  # without a map no momentum is in 8 bits, and the kernels read none
             "PASS": which.value,
             "ALIGNED": aligned,
             **sizes,
@@ -209,6 +221,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
     def statistics(
         weight: float, floor: float, row: tl.constexpr, column: tl.constexpr, factors: str, totals: str
     ) -> None:
+        """Move row and column statistics by the sums that the tiles left, and add up the row means."""
         scratches = (room["parts"], room[factors], room["row_sums"])
         options = {"CHUNK": CHUNK, "STRIP": TILE["STRIP"], "TILE_COLUMNS": TILE["COLUMNS"]}
         fields = {"ROW": row.value, "COLUMN": column.value}
@@ -216,6 +229,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
         totals_kernel[(len(matrices),)](room["row_sums"], plan.chunk_starts, room[totals], CHUNK=CHUNK)
 
     def over_others(apply: bool) -> None:
+        """Launch one of the two passes over parameters that are no matrices."""
         own = (table, plan.other_blocks, room["norms"][len(plan.tiles) :], room["norm_totals"])
         numbers = (*weights[:2], settings.eps[0], *move)
         others_kernel[(len(plan.other_blocks),)](*own, *numbers, **types, APPLY=apply, **how, BLOCK=BLOCK)
@@ -226,6 +240,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
         over_tiles(NORMS)
     if others:
         over_others(apply=False)
+    # Both kinds have left their norms in one tensor, so that one launch adds them up.
     totals_kernel[(len(works),)](room["norms"], plan.norm_starts, room["norm_totals"], CHUNK=CHUNK)
     if matrices:
         over_tiles(SURPRISE)
@@ -243,7 +258,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
 
 
 def _table(plan: Plan, works: list[Work]) -> Tensor:
-    """The plan's table with the addresses and keys of a step."""
+    """The table of the plan with the addresses and keys of one step filled in."""
     table = plan.table.clone()
     rows = []
     for work in works:
@@ -262,13 +277,14 @@ def _table(plan: Plan, works: list[Work]) -> Tensor:
         rows.append([*(0 if one is None else one.data_ptr() for one in tensors), packed, *(work.key or (0, 0))])
     numbers = torch.tensor(rows, dtype=torch.int64)
     table[:, :9], table[:, PACKED.value], table[:, KEY.value :] = numbers[:, :9], numbers[:, 9], numbers[:, 10:]
+    # From pinned memory the copy to the GPU does not hold up the CPU.
     return table.pin_memory() if works[0].parameter.is_cuda else table
 
 
 def ahead_of_time() -> list[Build]:
     """Every kernel at the sizes of real runs, for parameters and gradients both bfloat16 or both float32.
 
-    The kernels of the dynamic map are named for bfloat16 alone.
+    Kernels of the dynamic map are listed for bfloat16 alone.
     """
     sizes = {"STRIP": TILE["STRIP"], "TILE_ROWS": TILE["ROWS"], "TILE_COLUMNS": TILE["COLUMNS"]}
     statistic = {"CHUNK": CHUNK, "STRIP": TILE["STRIP"], "TILE_COLUMNS": TILE["COLUMNS"]}
@@ -281,7 +297,7 @@ def ahead_of_time() -> list[Build]:
         how = {"STOCHASTIC": dtype == tl.bfloat16, "ALIGNED": True, "BLOCK": BLOCK}
         maps = ("linear", "dynamic") if dtype == tl.bfloat16 else ("linear",)
         for which, launch in TILES_LAUNCH.items():
-            # the first two do not read the momentum
+            # The first two passes do not read the momentum, so the map makes no difference to them.
             for map in maps if which == SURPRISE.value else maps[:1]:
                 options = {"MAP": map, "PASS": which, "ALIGNED": True, **sizes}
                 builds.append(_build(tiles_kernel, {"GRADIENT_TYPE": dtype, **options}, launch))
@@ -292,11 +308,14 @@ def ahead_of_time() -> list[Build]:
     return builds
 
 
-def _build(kernel: Any, constants: dict[str, Any], launch: Mapping[str, int] = MappingProxyType({})) -> Build:
+def _build(
+    kernel: triton.JITFunction, constants: dict[str, object], launch: Mapping[str, int] = MappingProxyType({})
+) -> Build:
+    """One kernel with the types that its arguments have in `step`."""
     integers = {"table": "*i64", "owners": "*i32", "starts": "*i32"}
     numbers = {name: "fp32" for name in ("weight", "square_weight", "floor", "lr", "decay")}
     arguments = [name for name in kernel.arg_names if name not in constants]
     types = {name: integers.get(name) or numbers.get(name, "*fp32") for name in arguments}
-    # norms may be a part of scratch memory that begins anywhere; all else is allocated by itself
+    # `norms` may be a part of scratch memory that begins anywhere. All other tensors are allocated by themselves.
     aligned = frozenset(name for name in arguments if types[name].startswith("*") and name != "norms")
     return Build(kernel, types, constants, aligned, launch)

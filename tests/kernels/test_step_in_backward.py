@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from kernels.came8bit import Came, Came8bit
-from kernels.came8bit.in_backward import SMALL, NonFiniteGradient, StepInBackward
+from kernels.came8bit.step_in_backward import SMALL, NonFiniteGradient, StepInBackward
 from tests.kernels.processes import run_processes
 
 

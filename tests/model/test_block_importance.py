@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from model.block_importance import block_importance
 from model.growth import grow
-from model.importance import block_importance
 from model.network import Sana, TextContext
 from tests.helpers.small_networks import small_batch, small_network
 

@@ -1,7 +1,7 @@
-"""CAME's step within the backward pass: a parameter moves as soon as its gradient is complete, which is then freed.
+"""CAME's step during the backward pass: a parameter steps as soon as its gradient is complete, which is then freed.
 
-So there is never a copy of all gradients: of large matrices one at a time, and of all that is small. The result is that
-of the ordinary step. What needs all gradients at once cannot be had with it, and is refused by name.
+So the gradients never exist all at once: of large parameters one gradient at a time, beside the gradients of all small
+ones. The result is the result of the ordinary step. Features that need all gradients at once are refused by name.
 """
 
 import sys
@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kernels.came8bit.optimizer import Came
+from kernels.came8bit.came_optimizer import Came
 from kernels.came8bit.state import Work, is_dtensor
 
 SMALL = 2**17
-"""Parameters of at most this many entries keep their gradients to the end, where one call steps them all."""
+"""Parameters of at most so many entries keep their gradients to the end, where one call steps them all."""
 
 
 class NonFiniteGradient(RuntimeError):
-    """A gradient was NaN or infinite, and parameters have moved already: go back to the last checkpoint."""
+    """A gradient was NaN or infinite when parameters had moved already: the caller must load the last checkpoint."""
 
     def __init__(self, parameter: str) -> None:
+        """`parameter` is the name whose gradient is not finite."""
         super().__init__(
             f"the gradient of {parameter} is not finite, and others have stepped: load the last checkpoint"
         )
@@ -28,16 +29,19 @@ class NonFiniteGradient(RuntimeError):
 
 
 class StepInBackward:
-    """Steps an optimizer's parameters during `backward()`. Instead of `step` and `zero_grad`, call `finish` after it.
+    """Steps an optimizer's parameters during `backward()`; call `finish` after it, and neither `step` nor `zero_grad`.
 
-    Raises ValueError where `clip_norm` is given (the global norm is known only at the end), `grad_accumulation` is not
-    1, `network` is under DDP or FSDP, or the optimizer has parameters that are not the network's. Nothing moves but in
-    one `backward()` followed by one `finish()`: a second `backward()` raises RuntimeError.
+    One `backward()` is followed by one `finish()`: a second `backward()` before it raises RuntimeError.
     """
 
     def __init__(
         self, optimizer: Came, network: nn.Module, clip_norm: float | None = None, grad_accumulation: int = 1
     ) -> None:
+        """Put a hook on each parameter that is trained.
+
+        Raises ValueError if `clip_norm` is given (the global norm is known only at the end), if `grad_accumulation` is
+        not 1, if `network` is under DDP or FSDP, or if the optimizer has parameters that the network does not have.
+        """
         _refuse(network, clip_norm, grad_accumulation)
         self.optimizer = optimizer
         self.names = {parameter: name for name, parameter in network.named_parameters()}
@@ -45,10 +49,10 @@ class StepInBackward:
         parameters = [(parameter, index) for index, group in groups for parameter in group["params"]]
         if any(parameter not in self.names for parameter, _ in parameters):
             raise ValueError("step in backward cannot be had with parameters that the network has not")
-        # a group by its number: loading a state puts other groups into the optimizer
+        # Groups are kept by number, since loading a state replaces the optimizer's group objects.
         self.places = {parameter: (index, place) for place, (parameter, index) in enumerate(parameters)}
-        self.works: list[Work] = []  # of small parameters that wait for `finish`
-        self.finite: dict[Tensor, Tensor] = {}  # of every parameter that had a gradient since the last `finish`
+        self.works: list[Work] = []  # small parameters that wait for `finish`
+        self.finite: dict[Tensor, Tensor] = {}  # for each parameter that had a gradient since the last `finish`
         self.hooks = [
             parameter.register_post_accumulate_grad_hook(self._arrived)
             for parameter in self.places
@@ -57,7 +61,10 @@ class StepInBackward:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Step what is left. Raises NonFiniteGradient, which names the first such parameter in the network's order."""
+        """Step the parameters that wait.
+
+        Raises NonFiniteGradient if a gradient was not finite; it names the first such parameter in the network's order.
+        """
         self.optimizer.update(self.works)
         self.works.clear()
         for group in self.optimizer.param_groups:
@@ -67,21 +74,22 @@ class StepInBackward:
             raise NonFiniteGradient(next(name for one, name in self.names.items() if one in finite and not finite[one]))
 
     def remove(self) -> None:
-        """Take the hooks off: `backward()` leaves gradients again."""
+        """Take the hooks off. From then on `backward()` leaves gradients again."""
         for hook in self.hooks:
             hook.remove()
 
     @torch.no_grad()
     def _arrived(self, parameter: Tensor) -> None:
+        """Step a parameter whose gradient is complete, or keep it for `finish` if it is small. Autograd calls this."""
         if parameter in self.finite:
             raise RuntimeError(
                 f"{self.names[parameter]} has stepped since the last finish(): no accumulation in backward"
             )
-        # not looked at before `finish`: the device need not be waited for
+        # `finish` reads this; reading it here would make the CPU wait for the GPU at every parameter.
         self.finite[parameter] = parameter.grad.isfinite().all()
         index, place = self.places[parameter]
         work = self.optimizer.work_of(parameter, self.optimizer.param_groups[index], place)
-        parameter.grad = None
+        parameter.grad = None  # `work` holds the only reference to it now
         if parameter.numel() <= SMALL:
             self.works.append(work)
         else:
@@ -89,13 +97,14 @@ class StepInBackward:
 
 
 def is_fsdp(module: nn.Module) -> bool:
-    """Whether a module is wrapped by FSDP's first form; its import takes a second that only who has one shall wait."""
+    """Whether a module is wrapped by the first version of FSDP."""
+    # A network can be wrapped only if its module is imported already; importing it here would take a second.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)
 
 
 def _refuse(network: nn.Module, clip_norm: float | None, grad_accumulation: int) -> None:
-    """Raise ValueError for what the step in backward cannot be had with."""
+    """Raise ValueError, by name, for what cannot be combined with the step in the backward pass."""
     modules = list(network.modules())
     refused = {
         "clipping by the global norm": clip_norm is not None,

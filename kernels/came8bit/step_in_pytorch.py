@@ -1,8 +1,8 @@
-"""The step of whole parameters in plain PyTorch: the reference of the Triton kernels, and what runs on the CPU.
+"""The CAME step of whole parameters in plain PyTorch. It runs on the CPU, and the Triton kernels are held to it.
 
-Parameters of one shape are stacked, up to what a core's cache holds, so that many small ones take few calls. The result
-has the bits that each would get alone. One large parameter is worked on in place: beside its gradient, that takes three
-float32 copies of it.
+Parameters of one shape are stacked, up to what a core's cache holds, so that many small parameters take few calls. Each
+parameter gets the bits that it would get alone. A large parameter is worked on in place: beside its gradient that takes
+three float32 copies of it.
 """
 
 from collections.abc import Hashable, Iterator
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kernels.blockwise import Map
+from kernels.came8bit.came_update import FactoredMean, update_matrices, update_others
 from kernels.came8bit.rounding import descend
 from kernels.came8bit.state import State, Work, is_matrix, pack, unpack
-from kernels.came8bit.update import FactoredMean, update_matrices, update_others
 
-# Parameters are updated together up to this many entries: few enough to stay in a core's cache.
+# So many entries are updated together: few enough to stay in a core's cache.
 BATCH_ENTRIES = 2**18
 
 
@@ -26,22 +26,23 @@ def step(works: list[Work], map: Map | None) -> None:
 
 
 def _step_batch(works: list[Work], map: Map | None) -> None:
-    """Update parameters of one shape."""
+    """Update parameters that `_batches` has put together."""
     states = [work.state for work in works]
     state = {name: _stacked([single[name] for single in states]) for name in states[0]}
-    momentum = unpack(state)
+    momentum = unpack(state)  # float32, whatever the state holds
     _descend(works, _movement(works, state, momentum))
+    # The parameters have moved by the exact momentum; only what is kept for the next step is coded.
     state |= pack(momentum, map)
     for index, single in enumerate(states):
         single.update((name, stacked[index]) for name, stacked in state.items())
 
 
 def _movement(works: list[Work], state: State, momentum: Tensor) -> Tensor:
-    """The steps (K, *shape) of parameters of one shape; statistics and momentum move in place."""
+    """The steps (K, *shape) of parameters of one shape; statistics and momentum are updated in place."""
     settings = works[0].settings
     gradient = _stacked([work.gradient for work in works]).float()
     if not is_matrix(works[0].parameter):
-        # views of what moves in place: another stride is an error here, and no lost step
+        # `view` raises where the strides do not allow it. `reshape` would make a copy, and the update would be lost.
         moved = (tensor.view(len(works), -1) for tensor in (momentum, state["square"]))
         update_others(gradient.reshape(len(works), -1), *moved, settings.betas, settings.eps)
         return momentum
@@ -57,7 +58,7 @@ def _descend(works: list[Work], movement: Tensor) -> None:
     parameters = [work.parameter for work in works]
     if works[0].key is None:
         if weight_decay:
-            # not times 1 - lr * weight_decay, whose rounding would add up over steps
+            # One product with 1 - lr * weight_decay would round that factor, and its error would add up over steps.
             torch._foreach_add_(parameters, parameters, alpha=-lr * weight_decay)
         torch._foreach_add_(parameters, list(movement.unbind()), alpha=-lr)
         return
@@ -66,12 +67,12 @@ def _descend(works: list[Work], movement: Tensor) -> None:
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
-    """The tensors along a new first dimension; a single one is not copied."""
+    """The tensors along a new first dimension. A single tensor is not copied."""
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _batches(works: list[Work]) -> Iterator[list[Work]]:
-    """`works` by shape, in runs of at most BATCH_ENTRIES entries; a larger parameter is alone."""
+    """`works` of like shape, dtypes, device and settings, at most BATCH_ENTRIES entries at once; a larger one alone."""
     alike: dict[Hashable, list[Work]] = {}
     for work in works:
         parameter = work.parameter

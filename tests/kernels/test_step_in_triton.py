@@ -1,23 +1,22 @@
-"""The Triton step of CAME and CAME-8bit against the eager one, from equal states, and what it compiles to."""
+"""The Triton step of CAME and CAME-8bit against the step in PyTorch, from equal states."""
 
 import math
 from collections.abc import Iterator
 
 import pytest
 import torch
-from ahead_of_time import CAPABILITIES, compile_ahead_of_time
 from measuring import poisoned_memory
 from torch import Tensor, nn
 
-from kernels.came8bit import Came, Came8bit, fused
+from kernels.came8bit import Came, Came8bit, state, step_in_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MODULE = "kernels.came8bit.fused"
-# packed with odd sizes and a tail; packed without; a 1x1 convolution; small ones; single rows and columns; others
+# packed under `small_tiles`, with odd sizes and a tail; packed without; a 1x1 convolution; small ones; single rows and
+# columns; others
 SHAPES = [
-    (131, 127),
-    (128, 160),
-    (150, 113, 1, 1),
+    (97, 43),
+    (64, 112),
+    (50, 45, 1, 1),
     (24, 48),
     (24, 40),
     (1, 7),
@@ -38,12 +37,13 @@ def poisoned() -> Iterator[None]:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Matrices of a test's size have several strips, tiles and chunks."""
-    monkeypatch.setattr(fused, "TILE", {"STRIP": 64, "ROWS": 32, "COLUMNS": 64})
-    monkeypatch.setattr(fused, "CHUNK", 64)
-    fused.plan_of.cache_clear()
+    """Matrices of a test's size have several strips, tiles, chunks and blocks, and are kept in 8 bits."""
+    monkeypatch.setattr(state, "QUANTIZED_ABOVE", 2000)
+    monkeypatch.setattr(step_in_triton, "TILE", {"STRIP": 64, "ROWS": 32, "COLUMNS": 32})
+    monkeypatch.setattr(step_in_triton, "CHUNK", 32)
+    step_in_triton.plan_of.cache_clear()
     yield
-    fused.plan_of.cache_clear()
+    step_in_triton.plan_of.cache_clear()
 
 
 def make(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[nn.Parameter]:
@@ -63,14 +63,14 @@ def set_gradients(parameters: list[nn.Parameter], step: int, scale: float = 1.0)
 
 
 def compared(
-    optimizer: type[Came], shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32, steps: int = 3, **options
+    optimizer: type[Came], shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32, steps: int = 2, **options
 ) -> None:
-    """Step both paths; after each step the Triton path's state is compared and then taken over from the eager one."""
+    """Step both ways. After each step parameters and state are compared, and Triton's are set to PyTorch's."""
     ours, theirs = make(shapes, dtype), make(shapes, dtype)
     first = optimizer(ours, lr=1e-3, weight_decay=0.1, kernels="triton", **options)
     second = optimizer(theirs, lr=1e-3, weight_decay=0.1, kernels="reference", **options)
-    # small gradients, large ones, and small ones again, whose update no longer needs clipping
-    for step in range(2, 2 + steps):
+    # large gradients first, whose update is clipped, and then small ones, whose update is not
+    for step in range(3, 3 + steps):
         before = [parameter.detach().clone() for parameter in ours]
         for parameters, built in ((ours, first), (theirs, second)):
             set_gradients(parameters, step)
@@ -106,14 +106,15 @@ def assert_states(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize(("optimizer", "options"), [(Came, {}), (Came8bit, {}), (Came8bit, {"map": "dynamic"})])
-def test_the_step_is_the_eager_one_at_odd_sizes(optimizer: type[Came], options: dict) -> None:
+def test_the_step_is_the_one_in_pytorch_at_odd_sizes(optimizer: type[Came], options: dict) -> None:
     compared(optimizer, SHAPES, **options)
 
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_bfloat16_parameters_round_as_the_eager_ones_do(stochastic: bool) -> None:
-    compared(Came8bit, SHAPES[:6] + SHAPES[7:], torch.bfloat16, steps=2, stochastic_rounding=stochastic)
+def test_bfloat16_parameters_round_as_in_pytorch(stochastic: bool) -> None:
+    shapes = [(97, 43), (64, 112), (24, 48), (2500,), (6, 1, 3, 3)]
+    compared(Came8bit, shapes, torch.bfloat16, stochastic_rounding=stochastic)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -129,13 +130,13 @@ def test_ties_of_bfloat16_go_to_the_even_neighbour() -> None:
     assert ends[0][0] == 190
 
 
-@pytest.mark.parametrize("columns", [41, 47, 48, 55, 61, 82, 83, 112, 240, 2240])
+@pytest.mark.parametrize("columns", [41, 47, 48, 55, 83, 112, 2240])
 def test_rows_and_columns_of_flat_entries_are_exact(columns: int) -> None:
     compared(Came8bit, [(16_500 // columns, columns)], steps=1)
 
 
 def test_the_tiles_of_real_runs_compute_the_same() -> None:
-    compared(Came8bit, [(530, 300), (60, 304), (40,)], steps=2)
+    compared(Came8bit, [(514, 40), (60, 304), (40,)], steps=1)
 
 
 @pytest.mark.parametrize("shapes", [[(131, 127)], [(40,), (3, 1, 3, 3)]])
@@ -171,7 +172,7 @@ def test_a_run_resumed_on_the_other_path_goes_on() -> None:
 def test_twice_gives_the_same_bits() -> None:
     ends = []
     for _ in range(2):
-        parameters = make(SHAPES[:4], torch.float32)
+        parameters = make([(97, 43), (24, 48), (40,)], torch.float32)
         optimizer = Came8bit(parameters, lr=1e-3, kernels="triton")
         set_gradients(parameters, 0)
         optimizer.step()
@@ -202,7 +203,7 @@ def test_large_and_small_gradients_stay_in_range() -> None:
             torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-def test_what_the_kernels_do_not_serve_goes_the_eager_way() -> None:
+def test_what_the_kernels_do_not_serve_steps_in_pytorch() -> None:
     turned = nn.Parameter(torch.randn(40, 24, device=DEVICE).t())
     plain = nn.Parameter(turned.detach().clone(memory_format=torch.contiguous_format))
     gradient = torch.randn(24, 40, device=DEVICE)
@@ -215,15 +216,7 @@ def test_what_the_kernels_do_not_serve_goes_the_eager_way() -> None:
 def test_plan_and_scratch_of_the_4_8b_are_small() -> None:
     block = [(6720, 2240), (2240, 2240), (2240, 2240), (4480, 2240), (2240, 2240), (11200, 2240), (2240, 5600)]
     entries = 60 * sum(rows * columns for rows, columns in block)
-    plan = fused.plan_of(tuple(block * 60), (2240,) * 600, torch.device("cpu"))
-    room = fused.scratch(plan, torch.device("meta"))
+    plan = step_in_triton.plan_of(tuple(block * 60), (2240,) * 600, torch.device("cpu"))
+    room = step_in_triton.scratch(plan, torch.device("meta"))
     kept = [tensor for tensor in plan if isinstance(tensor, Tensor)]
     assert sum(tensor.nbytes for tensor in [*kept, *room.values()]) / entries < 0.04
-
-
-@pytest.mark.ahead_of_time
-def test_the_kernels_compile_for_three_generations_of_gpus() -> None:
-    compiled = compile_ahead_of_time(MODULE)
-    kernels = {"tiles_kernel", "statistics_kernel", "totals_kernel", "apply_kernel", "others_kernel"}
-    assert {one.kernel for one in compiled} == kernels
-    assert {one.capability for one in compiled} == set(CAPABILITIES)

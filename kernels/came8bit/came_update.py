@@ -1,6 +1,6 @@
-"""The CAME update (Luo et al. 2023, algorithm 2) of tensors of one shape; nothing is known here but the arguments.
+"""The CAME update (Luo et al. 2023, algorithm 2) of tensors of one shape, as functions of their arguments alone.
 
-With gradient g, means over the entries of a row or column, b the betas and e the epsilons:
+With g the gradient, b the betas, e the epsilons, and means taken over the entries of a row or a column:
 
     matrix:  R, C <- ema(row and column means of g^2 + e1; b2);    u = g / sqrt(R / mean(R) * C)
     other:   V    <- ema(g^2 + e1; b2);                            u = g / sqrt(V)
@@ -9,8 +9,8 @@ With gradient g, means over the entries of a row or column, b the betas and e th
     matrix:  S, D <- ema(row and column means of (u - m)^2 + e2; b3);   step = m / sqrt(S / mean(S) * D)
     other:                                                              step = m
 
-There is no bias correction. All tensors are float32. Their first dimension, K, counts parameters, each of which gets
-what it would get alone: stacking them only saves calls. Shapes: O outputs, I inputs, N entries.
+There is no bias correction. All tensors are float32. Their first dimension, K, counts parameters; each parameter gets
+the update that it would get alone, so stacking them only saves calls. Shapes: O outputs, I inputs, N entries.
 """
 
 import math
@@ -22,9 +22,13 @@ from torch import Tensor
 Betas = tuple[float, float, float]
 Epsilons = tuple[float, float]
 
+# SANA-1.5 trains with these; they are also those of the CAME paper.
+BETAS: Betas = (0.9, 0.999, 0.9999)
+EPSILONS: Epsilons = (1e-30, 1e-16)
+
 
 class FactoredMean(NamedTuple):
-    """Running means of squares of matrices, by row and by column."""
+    """Running means of the squares of K matrices: of each row (K, O) and of each column (K, I)."""
 
     row_KO: Tensor
     column_KI: Tensor
@@ -35,9 +39,9 @@ class FactoredMean(NamedTuple):
         self.column_KI.lerp_(squares_KOI.mean(1).add_(floor), 1 - beta)
 
     def normalize(self, values_KOI: Tensor, row_mean_K1: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """`values_KOI` over the root of the rank-one estimate row * column / mean(row), in `out` or a new tensor.
+        """`values_KOI` divided by the root of the rank-one estimate row * column / mean(row), in `out` or a new tensor.
 
-        `row_mean_K1` is the mean over all rows, where these are not all.
+        `row_mean_K1` is the mean over all rows of the whole matrix; it must be given where some rows are elsewhere.
         """
         if row_mean_K1 is None:
             row_mean_K1 = self.row_KO.mean(1, keepdim=True)
@@ -53,14 +57,15 @@ def update_matrices(
     betas: Betas,
     epsilons: Epsilons,
 ) -> Tensor:
-    """The steps (K, O, I) of matrices, to be scaled by the learning rate and subtracted.
+    """The steps (K, O, I) of matrices, which the caller scales by the learning rate and subtracts.
 
-    `momentum_KOI`, `square` and `instability` move in place.
+    `momentum_KOI`, `square` and `instability` are updated in place.
     """
     square.follow(gradient_KOI * gradient_KOI, epsilons[0], betas[1])
     update_KOI = square.normalize(gradient_KOI)
     _clip(update_KOI.flatten(1))
     momentum_KOI.lerp_(update_KOI, 1 - betas[0])
+    # The memory of the update serves two more times: a large matrix takes three float32 copies of itself and no more.
     surprise_KOI = update_KOI.sub_(momentum_KOI)
     instability.follow(surprise_KOI.mul_(surprise_KOI), epsilons[1], betas[2])
     return instability.normalize(momentum_KOI, out=surprise_KOI)
@@ -69,9 +74,9 @@ def update_matrices(
 def update_others(
     gradient_KN: Tensor, momentum_KN: Tensor, square_KN: Tensor, betas: Betas, epsilons: Epsilons
 ) -> None:
-    """The update of all that is no matrix: biases, norms, depth-wise convolutions. The step is the momentum.
+    """Update the momentum of parameters that are no matrices: biases, norms, depth-wise convolutions.
 
-    `momentum_KN` and `square_KN` move in place.
+    Their step is the momentum itself. `momentum_KN` and `square_KN` are updated in place.
     """
     square_KN.lerp_((gradient_KN * gradient_KN).add_(epsilons[0]), 1 - betas[1])
     update_KN = square_KN.rsqrt().mul_(gradient_KN)
@@ -80,6 +85,6 @@ def update_others(
 
 
 def _clip(update_KN: Tensor) -> None:
-    """Scale each row whose root mean square is above 1 down to 1, in place; a NaN stays."""
+    """Scale each row whose root mean square is above 1 down to 1, in place. NaN stays NaN."""
     norm_K1 = torch.linalg.vector_norm(update_KN, dim=1, keepdim=True)
     update_KN.mul_((math.sqrt(update_KN.shape[1]) / norm_K1).clamp_(max=1.0))

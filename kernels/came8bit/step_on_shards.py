@@ -1,8 +1,8 @@
 """The CAME step of parameters that are sharded by rows over processes (FSDP2's `fully_shard`: DTensors, Shard(0)).
 
-Row, column and norm statistics and the blocks of 8-bit momentum are those of the whole parameter, so that the result is
-that of one process but for the order of sums. Four passes over all parameters, each recomputing from gradient and state
-what the one before it knew, need four collectives a step, however many parameters there are:
+Statistics and blocks of 8-bit momentum are of the whole parameter, so the result is the result of one process but for
+the order of sums. There are four passes over all parameters. Each recomputes from gradient and state what the pass
+before it knew, so that a step needs four collectives, however many parameters there are:
 
     squares    sum    column sums of g^2, sum of the row means
     norm       sum    sum of u^2
@@ -10,10 +10,10 @@ what the one before it knew, need four collectives a step, however many paramete
                max    extremes of the momentum's blocks (8 bytes for 2048 entries), as blocks may straddle shards
     apply
 
-So no process holds rows of another, and beside its state each holds a few copies of one parameter's rows at a time.
-Every process must have gradients of the same parameters.
+So no process holds rows of another process. Beside its state each process holds a few copies of one parameter's rows at
+a time. Every process must have gradients of the same parameters.
 
-Shapes: o rows of the O here, I inputs; K = 1, as in `update`; B blocks of the whole parameter.
+Shapes: o of the O rows are here, I inputs; K = 1, as in `came_update`; B blocks of the whole parameter.
 """
 
 import math
@@ -25,13 +25,16 @@ from torch.distributed.tensor import DTensor
 
 from kernels.blockwise import BLOCK, Map
 from kernels.blockwise.reference import MAPS, blocks_of, encode
+from kernels.came8bit.came_update import FactoredMean
 from kernels.came8bit.rounding import descend
 from kernels.came8bit.state import State, Work, first_row, is_matrix, sharded_dimension
-from kernels.came8bit.update import FactoredMean
 
 
 def step(works: list[Work], map: Map | None) -> None:
-    """Update the rows of parameters and states that this process has. Raises ValueError for any other sharding."""
+    """Update the rows that this process has of parameters and states.
+
+    Raises ValueError for a parameter that is not sharded by rows, or whose gradient is sharded in another way.
+    """
     by_group: dict[dist.ProcessGroup, list[Rows]] = {}
     for work in works:
         group = _group_of(work)
@@ -49,7 +52,7 @@ def step(works: list[Work], map: Map | None) -> None:
 
 
 def _group_of(work: Work) -> dist.ProcessGroup:
-    """The processes that share the rows of a parameter."""
+    """The processes among which the rows of a parameter are divided."""
     dimension = sharded_dimension(work.parameter)
     if work.gradient.placements != work.parameter.placements:
         raise ValueError(f"a gradient's placements {work.gradient.placements} are not its parameter's")
@@ -57,22 +60,25 @@ def _group_of(work: Work) -> dist.ProcessGroup:
 
 
 def _reduced(parts: list[Tensor], operation: dist.ReduceOp, group: dist.ProcessGroup) -> list[Tensor]:
-    """Flat tensors, each reduced over the group, in one collective."""
+    """Flat tensors, each reduced over the group, all in one collective."""
     flat = torch.cat(parts)
-    if len(flat):
+    if len(flat):  # no process has anything to send, or all have
         dist.all_reduce(flat, operation, group=group)
     return list(flat.split([len(part) for part in parts]))
 
 
 class Rows:
-    """The rows of one parameter that are here, and its step in four passes."""
+    """The rows of one parameter that this process has, and their step in four passes.
+
+    Each pass returns what it sends, and the next pass is given the reduced total.
+    """
 
     def __init__(self, work: Work) -> None:
+        """Take the local rows of the parameter and of its state; they are views, which the passes change in place."""
         parameter = work.parameter
         self.work, self.settings, self.whole = work, work.settings, parameter.shape
-        self.first = (
-            first_row(parameter) * parameter.shape[1:].numel()
-        )  # the index of the first entry here in the whole
+        # The index, in the whole flattened parameter, of the first entry that is here.
+        self.first = first_row(parameter) * parameter.shape[1:].numel()
         self.parameter = parameter.to_local()
         self.state: State = {
             name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in work.state.items()
@@ -83,11 +89,11 @@ class Rows:
         return self.work.gradient.to_local().float()
 
     def nothing(self) -> Tensor:
-        """What a pass sends that has nothing to send."""
+        """An empty tensor, for a pass that has nothing to send."""
         return self.parameter.new_empty(0, dtype=torch.float32)
 
     def clip(self, norm: Tensor) -> Tensor:
-        """What scales an update of squared norm `norm` (1) down to a root mean square of 1."""
+        """The factor that scales an update of squared norm `norm` (1) down to a root mean square of 1, or 1."""
         return (math.sqrt(self.whole.numel()) / norm.sqrt()).clamp(max=1.0)
 
     def descend(self, movement: Tensor) -> None:
@@ -103,14 +109,14 @@ class Rows:
 
 
 class OtherRows(Rows):
-    """Of a parameter that is no matrix: all but the norm is entry by entry."""
+    """The rows of a parameter that is no matrix: all but the norm is computed entry by entry."""
 
     def squares(self) -> Tensor:
         """Nothing to send."""
         return self.nothing()
 
     def norm(self, _: Tensor) -> Tensor:
-        """Send the sum of u^2 (1)."""
+        """Move the mean of squares; send the sum of u^2 (1)."""
         squares = self.gradient().square().add_(self.settings.eps[0])
         self.state["square"].lerp_(squares, 1 - self.settings.betas[1])
         return self.update().square().sum()[None]
@@ -120,7 +126,7 @@ class OtherRows(Rows):
         return self.state["square"].rsqrt().mul_(self.gradient())
 
     def surprise(self, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing to send."""
+        """Keep the clip factor; there is nothing to send."""
         self.scale = self.clip(norm)
         return self.nothing(), self.nothing()
 
@@ -131,16 +137,17 @@ class OtherRows(Rows):
 
 
 class MatrixRows(Rows):
-    """Of a matrix or a 1x1 convolution."""
+    """The rows of a matrix or a 1x1 convolution."""
 
     def __init__(self, work: Work, map: Map | None) -> None:
+        """As `Rows`; `map` is how the momentum is kept in 8 bits, if it is."""
         super().__init__(work)
         self.map = map
         self.square = self.statistic("square")
         self.instability = self.statistic("instability")
 
     def statistic(self, name: str) -> FactoredMean:
-        """Row means (1, o) and column means (1, I)."""
+        """A factored mean: row means (1, o) of the rows here, and column means (1, I) of the whole."""
         return FactoredMean(self.state[f"{name}_row"][None], self.state[f"{name}_column"][None])
 
     def squares(self) -> Tensor:
@@ -149,7 +156,7 @@ class MatrixRows(Rows):
         return self.follow_rows(self.square, squares_KoI, self.settings.eps[0], self.settings.betas[1])
 
     def norm(self, total: Tensor) -> Tensor:
-        """Send the sum of u^2 (1)."""
+        """Move the column means of squares; send the sum of u^2 (1)."""
         self.row_mean = self.follow_columns(self.square, total, self.settings.eps[0], self.settings.betas[1])
         return self.update().square_().sum()[None]
 
@@ -158,9 +165,10 @@ class MatrixRows(Rows):
         return self.square.normalize(self.gradient().flatten(1)[None], self.row_mean)
 
     def surprise(self, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Send column sums of (u - m)^2 and the sum of the row means (I + 1), and the bounds of the blocks of m."""
-        self.scale = self.clip(norm)
+        """Send column sums of (u - m)^2 and the sum of the row means (I + 1); and the bounds of the blocks of m."""
+        self.scale = self.clip(norm)  # kept, since `apply` scales the update again
         update_KoI = self.update().mul_(self.scale)
+        # Not stored: the blocks' bounds are known only after the collective, so `apply` computes this momentum again.
         momentum_KoI = self.momentum().lerp_(update_KoI, 1 - self.settings.betas[0])
         squares_KoI = update_KoI.sub_(momentum_KoI).square_()
         sums = self.follow_rows(self.instability, squares_KoI, self.settings.eps[1], self.settings.betas[2])
@@ -171,27 +179,28 @@ class MatrixRows(Rows):
         row_mean = self.follow_columns(self.instability, total, self.settings.eps[1], self.settings.betas[2])
         update_KoI = self.update().mul_(self.scale)
         momentum_KoI = self.momentum().lerp_(update_KoI, 1 - self.settings.betas[0])
+        # The parameter moves by the exact momentum; only what is kept for the next step is coded.
         self.descend(self.instability.normalize(momentum_KoI, row_mean, out=update_KoI))
         self.store(momentum_KoI, bounds)
 
     def follow_rows(self, mean: FactoredMean, squares_KoI: Tensor, floor: float, beta: float) -> Tensor:
-        """Move the row means towards those of `squares + floor`; the column sums and the new row means' sum (I + 1)."""
+        """Move the row means to the means of `squares + floor`; return column sums and the row means' sum (I + 1)."""
         mean.row_KO.lerp_(squares_KoI.mean(2).add_(floor), 1 - beta)
         return torch.cat([squares_KoI.sum((0, 1)), mean.row_KO.sum()[None]])
 
     def follow_columns(self, mean: FactoredMean, total: Tensor, floor: float, beta: float) -> Tensor:
-        """Move the column means, given what `follow_rows` sent, in total; returns the mean over all rows (1, 1)."""
+        """Move the column means, given the total of what `follow_rows` sent; return the mean over all rows (1, 1)."""
         mean.column_KI.lerp_((total[None, :-1] / self.whole[0]).add_(floor), 1 - beta)
         return total[None, -1:] / self.whole[0]
 
     @property
     def packed(self) -> bool:
-        """Whether the momentum is in 8 bits."""
+        """Whether the momentum is kept in 8 bits."""
         return "momentum_codes" in self.state
 
     @property
     def scales(self) -> list[Tensor]:
-        """What reads the codes of all blocks of the whole: as many tensors (B) as a block has bounds."""
+        """The numbers that read the codes of all blocks of the whole: as many tensors (B) as a block has bounds."""
         return [self.state[name] for name in ("momentum_scale", "momentum_minimum") if name in self.state]
 
     def momentum(self) -> Tensor:
@@ -206,7 +215,7 @@ class MatrixRows(Rows):
         return self.entries(values).view(1, *codes.flatten(1).shape)
 
     def store(self, momentum_KoI: Tensor, bounds: Tensor) -> None:
-        """Keep the momentum, given the bounds of all blocks of the whole."""
+        """Store the momentum, given the bounds of all blocks of the whole."""
         if not self.packed:
             self.state["momentum"].copy_(momentum_KoI.view(self.parameter.shape))
             return
@@ -219,7 +228,7 @@ class MatrixRows(Rows):
             self.state["momentum_codes"].copy_(self.entries(codes).view(self.parameter.shape))
 
     def bounds(self, momentum_KoI: Tensor) -> Tensor:
-        """The bounds of the blocks of the whole, flat; -inf where a block has no entry here."""
+        """The bounds of all blocks of the whole, flat; -inf for a block that has no entry here."""
         if not self.packed:
             return self.nothing()
         bounds = momentum_KoI.new_full((len(self.scales), 1, self.state["momentum_scale"].numel()), -math.inf)
@@ -229,11 +238,11 @@ class MatrixRows(Rows):
         return bounds.flatten()
 
     def blocks(self, blocks_KBE: Tensor) -> slice:
-        """Which blocks of the whole these are, that begin with the first entry here."""
+        """Which blocks of the whole `blocks_KBE` are, if their first block holds the first entry here."""
         first = self.first // BLOCK
         return slice(first, first + blocks_KBE.shape[1])
 
     def entries(self, blocks_KBE: Tensor) -> Tensor:
-        """The entries of the rows here, of the blocks that hold them."""
+        """The entries of the rows here, cut out of the blocks that hold them."""
         before = self.first % BLOCK
         return blocks_KBE.flatten()[before : before + self.parameter.numel()]
