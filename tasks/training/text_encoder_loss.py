@@ -47,7 +47,7 @@ def training_loss(
 
 
 def look_back_targets(labels_BT: Tensor) -> Tensor:
-    """For every token the last `LOOK_BACK` tokens (B, T, L), oldest first. `IGNORED` outside of the caption."""
+    """For every token the last `LOOK_BACK` tokens (B, T, L), itself last. `IGNORED` outside of the caption."""
     windows = pad_tensor(labels_BT, (LOOK_BACK - 1, 0), value=IGNORED).unfold(1, LOOK_BACK, 1)
     return windows.masked_fill(labels_BT[..., None] == IGNORED, IGNORED)
 
