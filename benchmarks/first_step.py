@@ -16,7 +16,7 @@ import torch
 from common import DEVICE, Results, command_line, distance, reason_of, start, synchronize
 from torch import Tensor
 
-from kernels.choice import Choice, choose_kernels
+from kernels.kernel_choice import Choice, choose_kernels
 from model.network import NetworkConfig, Sana
 
 MODULES = (

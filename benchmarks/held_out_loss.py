@@ -19,12 +19,12 @@ from typing import Any, get_args, get_type_hints
 from common import RESULTS, Results, hardware, versions
 
 from tasks import pretrain
-from tasks.params.experiment import Params
-from tasks.params.reading import load_params
-from tasks.params.training import Pretrain
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import load_params
+from tasks.params.training_params import Pretrain
 from tasks.runtime.context import Context
 from tasks.runtime.torch_setup import configure_torch
-from tasks.tracking.spool import open_spool
+from tasks.tracking.report_spool import open_spool
 from tasks.tracking.tracker import Tracker
 
 OPTIMIZERS = get_args(get_type_hints(Pretrain)["optimizer"])

@@ -34,7 +34,7 @@ from common import (
 )
 from torch import Tensor
 
-from kernels.choice import choose_kernels, chosen_kernels
+from kernels.kernel_choice import choose_kernels, chosen_kernels
 from model.network import NetworkConfig, Sana
 from model.sampler import sample
 
@@ -95,7 +95,7 @@ def make_problem(size: Size) -> Problem:
     mask[::2, -1] = False
     theirs = None
     if peer("diffusers") is not None:
-        from model.weights.export import to_transformer
+        from model.weights.diffusers_pipeline import to_transformer
 
         theirs = to_transformer(ours, size.side).train()
     return Problem(
@@ -170,7 +170,7 @@ def their_latents(problem: Problem, network: Callable[..., Any]) -> Tensor:
     null_mask = torch.zeros_like(problem.mask_BT[:count])
     null_mask[:, 0] = True
     both, mask = torch.cat([null, texts[:count]]), torch.cat([null_mask, problem.mask_BT[:count]])
-    from model.weights.export import scheduler
+    from model.weights.diffusers_pipeline import scheduler
 
     solver = scheduler(SAMPLER, FLOW_SHIFT)
     solver.set_timesteps(problem.size.steps, device=DEVICE)

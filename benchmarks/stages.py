@@ -22,7 +22,7 @@ import yaml
 from common import DEVICE, PROJECT, Results, command_line, peer, start
 from synthetic import Encodings, write_encodings
 
-from tasks.params.reading import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, read_yaml
+from tasks.params.params_files import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, read_yaml
 from tasks.system import paths
 
 NEEDED = ("diffusers", "webdataset")

@@ -217,7 +217,7 @@ class AtOnce:
 
     def state(self, _point: Any, _handle: str) -> Any:
         """Done."""
-        from flows.sweeps.place import PointState
+        from flows.sweeps.place_interface import PointState
 
         return PointState("done")
 

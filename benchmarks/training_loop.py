@@ -37,12 +37,12 @@ from torch.profiler import ProfilerActivity, profile
 
 import tasks.training.training_loop as loop
 from model.network import Sana
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.planning.network_flops import training_flops
 from tasks.runtime.context import Context
 from tasks.runtime.torch_setup import configure_torch
-from tasks.tracking.spool import open_spool
+from tasks.tracking.report_spool import open_spool
 from tasks.tracking.tracker import Tracker
 from tasks.training.network_config import network_config
 from tasks.training.training_batch import NoisedBatch

@@ -26,7 +26,7 @@ from kernels.came8bit.step_in_backward import StepInBackward
 from kernels.optimizers import build_optimizer
 from model.network import NetworkConfig, Sana
 from tasks.data.encoded_samples import EncodedDataset
-from tasks.params.reading import PARAMS_FILE, load_params
+from tasks.params.params_files import PARAMS_FILE, load_params
 from tasks.planning.training_memory import gradient_bytes, optimizer_bytes, weight_bytes
 from tasks.training.heldout_loss import heldout_loss
 

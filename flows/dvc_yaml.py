@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import yaml
 
-from tasks.params.compute import Baseline
+from tasks.params.compute_params import Baseline
 from tasks.runtime.code_digest import PROJECT, stage_files
 from tasks.stages import BASELINES, TABLE, Stage
 from tasks.system import paths

@@ -27,7 +27,6 @@ from types import MappingProxyType
 
 import psutil
 
-from flows.entry.own_servers import HOST, SERVERS_FOLDER, listens, recorded_process
 from flows.entry.password import (
     API_VARIABLE,
     CLIENT_PASSWORD_VARIABLE,
@@ -37,6 +36,7 @@ from flows.entry.password import (
     credentials,
     password_file,
 )
+from flows.entry.project_servers import HOST, SERVERS_FOLDER, listens, recorded_process
 from tasks.system.errors import UserError
 from tasks.system.files import write_bytes
 from tasks.system.processes import BAD_INPUT, complain, end_processes

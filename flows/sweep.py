@@ -31,7 +31,7 @@ from flows.places.slurm_jobs import SlurmJobs
 from flows.places.sqlite_on_network import refuse_sqlite_over_network
 from flows.places.work_pool import WorkPool
 from flows.sweeps.follow_points import OnChange, follow, is_done, prepare_folders
-from flows.sweeps.place import Place, PointState
+from flows.sweeps.place_interface import Place, PointState
 from flows.sweeps.points import Point, expand
 from flows.sweeps.sweep_file import Sweep, read_sweep
 from flows.sweeps.sweep_mlflow_runs import open_sweep_run

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from kernels.came8bit import Came, Came8bit
 from kernels.came8bit.state import is_matrix
-from kernels.choice import chosen_kernels
+from kernels.kernel_choice import chosen_kernels
 
 
 def _came(parameters: list[Parameter], lr: float, weight_decay: float, seed: int) -> Optimizer:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kernels.choice import chosen_kernels
+from kernels.kernel_choice import chosen_kernels
 from kernels.linear_attention import NORM_EPS, linear_attention, split_heads
 from kernels.mix_feed_forward import mix_feed_forward
 from kernels.modulation import modulate

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.choice import chosen_kernels
+from kernels.kernel_choice import chosen_kernels
 from kernels.modulation import gated_residual, modulate
 from model.layers import (
     CaptionEmbedder,
@@ -107,7 +107,7 @@ class SanaBlock(nn.Module):
         eps, norm_eps = config.convention.linear_attention_eps, config.convention.cross_norm_eps
         self.attn = LinearAttention(hidden, config.linear_head_dim, config.qk_norm, eps)
         self.cross_attn = CrossAttention(hidden, config.cross_heads, config.qk_norm, norm_eps)
-        # `int` cuts the decimals off, as in the published code; `model.weights.fitting` relies on it.
+        # `int` cuts the decimals off, as in the published code; `model.weights.fit_to_network` relies on it.
         self.mlp = MixFeedForward(hidden, int(config.mlp_ratio * hidden))
         self.scale_shift_table = nn.Parameter(torch.randn(6, hidden) / math.sqrt(hidden))
 

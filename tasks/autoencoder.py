@@ -21,7 +21,7 @@ from tasks.computing.seeds import derive
 from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.picture_files import encode_png
 from tasks.data.published_files import copy_files, published_path
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths

@@ -24,9 +24,9 @@ from tasks.computing.random_block_choices import random_choices
 from tasks.computing.seeds import derive, generator, numpy_generator
 from tasks.evaluation.detectors.detector import Pictures
 from tasks.evaluation.detectors.detector_choice import build_detector, check_classes
-from tasks.evaluation.drawing import decode, load_painter
 from tasks.evaluation.evaluation_steps import correctness, score_prompts
 from tasks.evaluation.evaluation_summary import as_record
+from tasks.evaluation.picture_drawing import decode, load_painter
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
 from tasks.evaluation.score_statistics import score
 from tasks.runtime.context import Context, Metrics

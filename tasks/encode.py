@@ -18,7 +18,7 @@ from tasks.data.encoded_samples import NULL_TEXT, NULL_TEXT_NAME
 from tasks.data.npy_arrays import to_npy
 from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.shards import SPLITS, Sample, describe, write_index, write_split
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from model.network import parameter_count
-from model.weights.export import export_pipeline
-from tasks.evaluation.drawing import Painter
+from model.weights.diffusers_pipeline import export_pipeline
+from tasks.evaluation.picture_drawing import Painter
 from tasks.generate import open_painter
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.runtime.command_line import bad_input_exits, command_parser
 from tasks.system import paths
 from tasks.system.errors import UserError

@@ -21,9 +21,9 @@ from PIL import Image
 from tasks.computing.seeds import derive
 from tasks.evaluation.best_of_n import ranking
 from tasks.evaluation.detectors.detector import Pictures
-from tasks.evaluation.drawing import Painter, load_painter
 from tasks.evaluation.judges.judge_choice import open_judge
-from tasks.params.experiment import Params
+from tasks.evaluation.picture_drawing import Painter, load_painter
+from tasks.params.experiment_params import Params
 from tasks.runtime.command_line import bad_input_exits, command_parser
 from tasks.runtime.torch_setup import configure_torch
 from tasks.system import paths

@@ -11,10 +11,10 @@ from tasks.computing import ranks
 from tasks.computing.seeds import derive
 from tasks.evaluation.detectors.detector import Pictures
 from tasks.evaluation.detectors.detector_choice import build_detector, check_classes
-from tasks.evaluation.drawing import load_painter
 from tasks.evaluation.evaluation_steps import judge_pool, score_prompts, write_samples
 from tasks.evaluation.evaluation_summary import headline, summarize
 from tasks.evaluation.judges.judge_choice import open_judge
+from tasks.evaluation.picture_drawing import load_painter
 from tasks.evaluation.picture_pool import PICTURES, pool_size
 from tasks.evaluation.prompts.evaluation_prompts import chosen_prompts
 from tasks.runtime.context import Context, Metrics

@@ -13,7 +13,7 @@ from model.pruning import removal_order
 from tasks.computing.precision import autocast
 from tasks.computing.seeds import generator
 from tasks.data.encoded_samples import EncodedDataset
-from tasks.params.network import Importance
+from tasks.params.network_params import Importance
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths

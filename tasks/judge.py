@@ -21,11 +21,11 @@ from tasks.computing.seeds import derive, numpy_generator
 from tasks.data.picture_dataset import PictureDataset
 from tasks.evaluation.detectors.detector import Detector
 from tasks.evaluation.detectors.detector_choice import build_detector, check_classes
-from tasks.evaluation.drawing import Painter, load_painter
 from tasks.evaluation.judges.judge_calibration import Calibration
 from tasks.evaluation.judges.judge_choice import Judge, TrainedJudge, open_judge, write_record
 from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork, save_judge
 from tasks.evaluation.judges.judge_training import LabelledPictures, area_under_curve, label, train_judge
+from tasks.evaluation.picture_drawing import Painter, load_painter
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
 from tasks.evaluation.prompts.judge_prompts import choose_prompts_to_draw
 from tasks.runtime.context import Context, Metrics

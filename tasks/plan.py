@@ -12,8 +12,8 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, apply_profile, build_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, apply_profile, build_params, read_yaml
 from tasks.planning.cost_plan import Settings, make_plan
 from tasks.planning.plan_table import print_plan
 from tasks.runtime.command_line import bad_input_exits, command_parser

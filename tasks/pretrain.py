@@ -12,7 +12,7 @@ import torch
 from model.network import NetworkConfig, Sana
 from model.numerics import CheckpointKey
 from model.surgery import with_qk_norm
-from model.weights.fitting import load_weights
+from model.weights.fit_to_network import load_weights
 from tasks.computing import ranks
 from tasks.computing.seeds import derive
 from tasks.data.encoded_samples import EncodedDataset

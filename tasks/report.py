@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tasks.data.picture_files import encode_png
 from tasks.evaluation.picture_pool import Pool, load_pool
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.reporting import report_figures
 from tasks.reporting.family_picture import headline
 from tasks.reporting.figure_style import STYLE, png, settle, svg

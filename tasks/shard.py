@@ -21,14 +21,14 @@ import numpy as np
 from tasks.data.aspect_buckets import aspect_buckets
 from tasks.data.heldout_split import by_hash, heldout_count, usable
 from tasks.data.picture_files import encode_png
-from tasks.data.rejects import Rejects
+from tasks.data.rejected_pictures import Rejects
 from tasks.data.shards import SPLITS, Sample, describe, write_index, write_split
-from tasks.data.sources.candidate import Candidate
+from tasks.data.sources.picture_candidate import Candidate
 from tasks.data.sources.picture_folder import folder_candidates
 from tasks.data.sources.rendered_scenes import scene_pictures
 from tasks.data.sources.sana_shards import CaptionChoice, sana_candidates
 from tasks.data.sources.webdataset_shards import webdataset_candidates
-from tasks.params.pictures import Shard as ShardParams
+from tasks.params.picture_params import Shard as ShardParams
 from tasks.params.user_files import own_path
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.system import paths
 from tasks.system.errors import UserError
 

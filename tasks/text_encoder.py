@@ -28,7 +28,7 @@ from model.text_encoder import (
 from tasks.computing.seeds import derive
 from tasks.data.picture_dataset import PictureDataset
 from tasks.data.published_files import copy_files, published_path
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths

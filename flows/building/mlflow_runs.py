@@ -14,7 +14,7 @@ from typing import Any
 from flows.building.dvc_lock import DVC_LOCK_FILE
 from tasks.system.manifest import sha256_file
 from tasks.tracking.mlflow_sender import Sender
-from tasks.tracking.spool import SPOOLS, Spool, open_spool, status_after
+from tasks.tracking.report_spool import SPOOLS, Spool, open_spool, status_after
 from tasks.tracking.tracker import SPOOL_VARIABLE, run_tags
 
 PREFECT_TAG = "prefect.flow_run_id"

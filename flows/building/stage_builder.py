@@ -16,8 +16,8 @@ from flows.building.dvc_lock import DvcLock, push
 from flows.building.fork_server import ForkServer, can_fork
 from flows.building.mlflow_runs import MlflowRuns, open_mlflow_runs
 from flows.building.workspace import hold_workspace
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, load_params
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, load_params
 from tasks.params.user_files import digests_of, made_from_user_files
 from tasks.stages import Stage, stages_of
 from tasks.system.errors import UserError

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.stages import edges, stages_of
 
 Future = TypeVar("Future")

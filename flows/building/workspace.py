@@ -18,7 +18,7 @@ import yaml
 from dvc.config import Config
 
 from flows.building.dvc_lock import DVC_LOCK_FILE
-from tasks.params.reading import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
+from tasks.params.params_files import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import private_folder, read_json, write_bytes, write_json
 from tasks.system.manifest import sha256_json

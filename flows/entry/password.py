@@ -14,7 +14,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
-from flows.entry.own_servers import is_own_server
+from flows.entry.project_servers import is_own_server
 from tasks.system.errors import UserError
 from tasks.system.files import private_folder
 from tasks.system.paths import STATE, main_project

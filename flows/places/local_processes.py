@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from flows.places.gpu_leases import VISIBLE, lease
-from flows.sweeps.place import PointState
+from flows.sweeps.place_interface import PointState
 from flows.sweeps.point_folder import POINT_LOCK, outcome, point_environment
 from flows.sweeps.point_process import PointProcess, end, how_it_ended, start
 from flows.sweeps.points import Point

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from flows.sweeps.place import QUERY_INTERVAL_SECONDS, SHARED_FOLDER_DELAY_SECONDS, PointState
+from flows.sweeps.place_interface import QUERY_INTERVAL_SECONDS, SHARED_FOLDER_DELAY_SECONDS, PointState
 from flows.sweeps.point_folder import LOG_FILE, MODULE, POINT_RECORDS, last_lines, outcome, point_environment
 from flows.sweeps.points import Point
 from flows.sweeps.sweep_file import Cluster

@@ -1,7 +1,7 @@
 """Points as flow runs in a Prefect work pool, of any kind: processes on several hosts, or jobs of Kubernetes.
 
 Either all hosts see the project in one folder of the same path, or each run has a clone
-(`flows.places.shared_folder_or_clone`). Prefect does not notice that a worker was killed: it calls the worker's runs
+(`flows.places.point_transfer`). Prefect does not notice that a worker was killed: it calls the worker's runs
 Running for ever. So a run gives signs of life, and the sweep marks a silent run as Crashed, or as Cancelled if it was
 being cancelled.
 """
@@ -26,9 +26,9 @@ from prefect.states import Cancelled, Cancelling, Crashed
 
 from flows.entry.password import API_VARIABLE, wrong_password_message
 from flows.places.heartbeat import Silence
-from flows.places.shared_folder_or_clone import Clones, PointTransfer, SharedFolder
+from flows.places.point_transfer import Clones, PointTransfer, SharedFolder
 from flows.places.work_pool_flows import FLOW
-from flows.sweeps.place import QUERY_INTERVAL_SECONDS, SHARED_FOLDER_DELAY_SECONDS, PointState
+from flows.sweeps.place_interface import QUERY_INTERVAL_SECONDS, SHARED_FOLDER_DELAY_SECONDS, PointState
 from flows.sweeps.point_folder import outcome
 from flows.sweeps.points import Point
 from flows.sweeps.sweep_file import Cluster

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.sweeps.place import Place, PointState
+from flows.sweeps.place_interface import Place, PointState
 from flows.sweeps.point_folder import is_prepared, outcome, prepare, remove_outcome
 from flows.sweeps.points import Point
 from tasks.system.errors import UserError

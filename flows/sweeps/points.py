@@ -14,7 +14,7 @@ from typing import Any
 from flows.building.stage_graph import upstream_of
 from flows.building.workspace import COPIES, merged_params, overridden, profile_params
 from flows.sweeps.sweep_file import SWEEPS, Sweep
-from tasks.params.reading import build_params
+from tasks.params.params_files import build_params
 from tasks.params.user_files import listing_digest, own_path, paths_of
 from tasks.runtime.code_digest import code_digest
 from tasks.stages import sections_of, stages_of, stems

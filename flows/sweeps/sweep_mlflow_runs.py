@@ -15,7 +15,7 @@ from flows.sweeps.points import SEED
 from flows.sweeps.sweep_file import Score, Sweep
 from flows.sweeps.sweep_table import Row
 from tasks.tracking.mlflow_sender import Sender
-from tasks.tracking.spool import SPOOLS, Spool, open_spool, status_after
+from tasks.tracking.report_spool import SPOOLS, Spool, open_spool, status_after
 from tasks.tracking.tracker import Tracker, run_tags
 
 POINT_TAG = "sana15.point"

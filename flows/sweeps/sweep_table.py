@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
-from flows.sweeps.place import PointState
+from flows.sweeps.place_interface import PointState
 from flows.sweeps.point_folder import outcome
 from flows.sweeps.points import Point
 from flows.sweeps.sweep_file import Sweep

@@ -28,10 +28,10 @@ from torch.optim.optimizer import ParamsT
 from kernels.blockwise import Map
 from kernels.blockwise.reference import MAPS
 from kernels.came8bit import step_in_pytorch
-from kernels.came8bit.came_update import BETAS, EPSILONS, Betas, Epsilons
+from kernels.came8bit.came_step import BETAS, EPSILONS, Betas, Epsilons
 from kernels.came8bit.rounding import Key, key_of
 from kernels.came8bit.state import Settings, State, Work, initial_state, is_dtensor, is_matrix, layout
-from kernels.choice import Choice, use_triton
+from kernels.kernel_choice import Choice, use_triton
 
 DTYPES = (torch.float32, torch.bfloat16)  # of parameters and gradients
 
@@ -42,7 +42,7 @@ class Came(torch.optim.Optimizer):
     """CAME with float32 state. Parameters are float32 or bfloat16, whole or sharded by rows (see `step_on_shards`).
 
     The betas are for (momentum, square, instability), the epsilons for (square, instability). Weight decay is
-    decoupled: p <- p - lr * (weight_decay * p + step). `kernels` is as in `kernels.choice`.
+    decoupled: p <- p - lr * (weight_decay * p + step). `kernels` is as in `kernels.kernel_choice`.
 
     With `stochastic_rounding`, a bfloat16 parameter is rounded once a step, up or down at random, so that the mean is
     right. The random bits depend on `seed`, the step, the parameter's place in the optimizer and the entry's place in

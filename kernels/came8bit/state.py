@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.blockwise import BLOCK, Map, Quantized, dequantize, quantize
-from kernels.came8bit.came_update import Betas, Epsilons
+from kernels.came8bit.came_step import Betas, Epsilons
 from kernels.came8bit.rounding import Key
 
 QUANTIZED_ABOVE = 16_384  # entries of a matrix

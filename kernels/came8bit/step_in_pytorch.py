@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.blockwise import Map
-from kernels.came8bit.came_update import FactoredMean, update_matrices, update_others
+from kernels.came8bit.came_step import FactoredMean, update_matrices, update_others
 from kernels.came8bit.rounding import descend
 from kernels.came8bit.state import State, Work, is_matrix, pack, unpack
 

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from kernels.blockwise import BLOCK, Map
 from kernels.blockwise.reference import MAPS, blocks_of, encode
-from kernels.came8bit.came_update import FactoredMean
+from kernels.came8bit.came_step import FactoredMean
 from kernels.came8bit.rounding import descend
 from kernels.came8bit.state import State, Work, first_row, is_matrix, sharded_dimension
 

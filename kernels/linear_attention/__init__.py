@@ -6,7 +6,7 @@ The folder may import torch, triton and `kernels`.
 import torch
 from torch import Tensor
 
-from kernels.choice import Choice, use_triton
+from kernels.kernel_choice import Choice, use_triton
 from kernels.linear_attention import reference
 from kernels.linear_attention.reference import NORM_EPS, NormWeights, split_heads
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.ahead_of_time import Build
-from kernels.choice import INTERPRETED
 from kernels.float16_triton import store
+from kernels.kernel_choice import INTERPRETED
 from kernels.linear_attention.reference import NORM_EPS, NormWeights
 
 TILE = 64  # tokens that a program holds at a time

@@ -6,7 +6,7 @@ The folder may import torch, triton and `kernels`.
 import torch
 from torch import Tensor
 
-from kernels.choice import Choice, use_triton
+from kernels.kernel_choice import Choice, use_triton
 from kernels.mix_feed_forward import reference
 
 __all__ = ["mix_feed_forward"]

@@ -6,7 +6,7 @@ The folder may import torch, triton and `kernels`.
 import torch
 from torch import Tensor
 
-from kernels.choice import Choice, use_triton
+from kernels.kernel_choice import Choice, use_triton
 from kernels.modulation import reference
 
 __all__ = ["gated_residual", "modulate"]

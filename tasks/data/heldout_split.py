@@ -12,8 +12,8 @@ import numpy as np
 
 from tasks.data.aspect_buckets import Bucket
 from tasks.data.picture_files import load_picture
-from tasks.data.rejects import Rejects
-from tasks.data.sources.candidate import Candidate, Reject
+from tasks.data.rejected_pictures import Rejects
+from tasks.data.sources.picture_candidate import Candidate, Reject
 
 
 def by_hash(candidates: Iterable[Candidate]) -> list[Candidate]:

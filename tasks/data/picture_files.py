@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tasks.data.aspect_buckets import Bucket, nearest_bucket
-from tasks.data.sources.candidate import Reject
+from tasks.data.sources.picture_candidate import Reject
 
 # Named one by one, because Pillow also opens formats that run other programs (EPS) or are not pictures.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")

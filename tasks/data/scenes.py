@@ -9,8 +9,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.data.scene_shapes import coverage
 from tasks.data.scene_vocabulary import COLOURS, TASKS, Line, seen_lines
-from tasks.data.shapes import coverage
 
 TASK_WEIGHTS: dict[str, float] = {
     "single_object": 0.08,

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.system.errors import UserError
 from tasks.system.files import read_json, write_json
 

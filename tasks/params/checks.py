@@ -1,7 +1,7 @@
 """Checks that the sections of params.yaml make of their own values.
 
-Each check raises ValueError with a message that names the key, its value and what it must be. `tasks.params.reading`
-turns it into a UserError that names the file and the section too.
+Each check raises ValueError with a message that names the key, its value and what it must be.
+`tasks.params.params_files` turns it into a UserError that names the file and the section too.
 """
 
 from typing import Any

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.system import paths
 from tasks.system.manifest import MANIFEST, sha256_file, sha256_json
 from tasks.system.paths import main_project

@@ -11,8 +11,8 @@ import textwrap
 import typing
 from itertools import pairwise
 
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, load_params
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, load_params
 from tasks.system.files import write_bytes
 
 COLUMN = 30

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tasks.params.experiment import Params
-from tasks.planning.cost import Cost
-from tasks.planning.experiment import open_experiment
+from tasks.params.experiment_params import Params
+from tasks.planning.cost_row import Cost
 from tasks.planning.experiment_scale import measure_scale
 from tasks.planning.gpu_hours import gpu_hours
 from tasks.planning.plan_notes import notes
+from tasks.planning.planned_experiment import open_experiment
 from tasks.planning.stage_costs import stage_costs
 
 

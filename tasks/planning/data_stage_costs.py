@@ -3,9 +3,9 @@
 from statistics import mean
 
 from tasks.planning import disk_bytes
-from tasks.planning.cost import Cost, Memory
+from tasks.planning.cost_row import Cost, Memory
 from tasks.planning.encoder_models import bytes_of, parameters_of
-from tasks.planning.experiment import Experiment
+from tasks.planning.planned_experiment import Experiment
 from tasks.training.autoencoder_loss import EVALUATION_BATCH, SCALE_SAMPLES, SHOWN_PICTURES
 
 ADAMW_STATE = 2  # values that AdamW, which trains encoders and judge, keeps for each weight

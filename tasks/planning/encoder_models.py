@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from model.autoencoder import Autoencoder, AutoencoderDC, build_autoencoder
 from model.text_encoder import Gemma2Config, Gemma2ForCausalLM, build_text_encoder, train_tokenizer
 from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.params.user_files import own_path
-from tasks.planning.counting import emptied, without_data
+from tasks.planning.count_without_data import emptied, without_data
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
 from tasks.training.text_encoder_loss import reading

@@ -20,8 +20,14 @@ from model.text_encoder import Reading, TextEncoder, instruction_text
 from tasks.computing.precision import autocast
 from tasks.evaluation.judges.judge_network import PICTURES_AT_ONCE
 from tasks.evaluation.judges.judge_training import OTHER_PROMPTS, judge_loss
-from tasks.params.experiment import Params
-from tasks.planning.counting import count_flops, count_peak_bytes, count_saved_bytes, shapes_alone, without_data
+from tasks.params.experiment_params import Params
+from tasks.planning.count_without_data import (
+    count_flops,
+    count_peak_bytes,
+    count_saved_bytes,
+    shapes_alone,
+    without_data,
+)
 from tasks.planning.encoder_models import Encoders, Vocabulary
 from tasks.planning.experiment_scale import CHARACTERS_PER_TOKEN
 from tasks.planning.network_runs import DEVICE

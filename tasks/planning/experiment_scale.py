@@ -12,7 +12,7 @@ from tasks.data.scenes import render, sample_scene
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
 from tasks.evaluation.prompts.judge_prompts import choose_prompts_to_draw
 from tasks.evaluation.prompts.object_prompts import object_prompts
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.params.user_files import own_path
 from tasks.system.errors import UserError
 

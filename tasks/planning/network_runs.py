@@ -15,8 +15,8 @@ from model.block_importance import block_importance
 from model.network import NetworkConfig, Sana
 from model.sampler import sample
 from tasks.computing.precision import autocast
-from tasks.params.experiment import Params
-from tasks.planning.counting import count_peak_bytes, shapes_alone, without_data
+from tasks.params.experiment_params import Params
+from tasks.planning.count_without_data import count_peak_bytes, shapes_alone, without_data
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
 
 DEVICE = "cpu"

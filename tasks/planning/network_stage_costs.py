@@ -1,11 +1,11 @@
 """Costs of the stages that train, grow, measure and cut the network."""
 
 from model.growth import drop_count
-from tasks.params.training import Training
+from tasks.params.training_params import Training
 from tasks.planning import disk_bytes, network_flops
-from tasks.planning.cost import Cost, Memory
-from tasks.planning.experiment import Experiment, evaluations
+from tasks.planning.cost_row import Cost, Memory
 from tasks.planning.parameter_shapes import parameters
+from tasks.planning.planned_experiment import Experiment, evaluations
 from tasks.planning.training_memory import (
     Batch,
     activation_bytes,

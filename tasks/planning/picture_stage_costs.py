@@ -6,11 +6,11 @@ from statistics import mean
 from tasks.evaluation.evaluation_steps import SAMPLES
 from tasks.evaluation.picture_pool import pool_size
 from tasks.planning import disk_bytes
-from tasks.planning.cost import Cost, Memory
+from tasks.planning.cost_row import Cost, Memory
 from tasks.planning.data_stage_costs import ADAMW_STATE
 from tasks.planning.encoder_models import bytes_of, parameters_of
-from tasks.planning.experiment import Experiment
 from tasks.planning.parameter_shapes import parameters
+from tasks.planning.planned_experiment import Experiment
 from tasks.planning.training_memory import weight_bytes
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from tasks.planning.cost import Cost
+from tasks.planning.cost_row import Cost
 from tasks.planning.disk_bytes import pool_bytes
 from tasks.planning.encoder_models import parameters_of
-from tasks.planning.experiment import Experiment
 from tasks.planning.gpu_hours import gpu_hours
+from tasks.planning.planned_experiment import Experiment
 from tasks.training.training_state import KEPT_GENERATIONS
 
 GIGA = 1e9

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks.planning.cost import Cost
 from tasks.planning.cost_plan import Plan
+from tasks.planning.cost_row import Cost
 
 WIDTH = 140
 NOTHING = "–"

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from tasks.planning import data_stage_costs as data
 from tasks.planning import network_stage_costs as network
 from tasks.planning import picture_stage_costs as pictures
-from tasks.planning.cost import Cost
-from tasks.planning.experiment import Experiment
+from tasks.planning.cost_row import Cost
+from tasks.planning.planned_experiment import Experiment
 from tasks.stages import Stage, stages_of
 
 

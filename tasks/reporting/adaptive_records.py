@@ -9,7 +9,7 @@ from tasks.computing.seeds import numpy_generator
 from tasks.evaluation.adaptive_best_of_n import Rule, calibrate, compare, pictures_drawn, task_weights
 from tasks.evaluation.judges.judge_calibration import Calibration, load_calibration
 from tasks.evaluation.picture_pool import Pool, load_pool
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.system import paths
 
 

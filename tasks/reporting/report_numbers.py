@@ -11,9 +11,9 @@ from tasks.evaluation.detectors.detector import NOTES
 from tasks.evaluation.evaluation_summary import CHOOSERS
 from tasks.evaluation.picture_pool import PICTURES, load_pool
 from tasks.evaluation.score_statistics import Array, difference
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.reporting.adaptive_records import adaptive_records
-from tasks.reporting.recovery import beyond_half, recovered_share
+from tasks.reporting.finetune_recovery import beyond_half, recovered_share
 from tasks.stages import scored_models, stages_of
 from tasks.system import paths
 from tasks.system.files import read_json

@@ -4,7 +4,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.tracking.tracker import Tracker
 
 Metrics = dict[str, float]

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tasks.params.experiment import Params
-from tasks.params.reading import build_params
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import build_params
 from tasks.runtime.context import Context, Interrupted, Metrics
 from tasks.system import paths
 from tasks.system.errors import UserError

@@ -26,7 +26,7 @@ from tasks.system.errors import UserError
 from tasks.system.file_locks import keep_shared_lock
 from tasks.system.files import write_json
 from tasks.system.processes import BAD_INPUT, exit_on_term_or_with_parent, peak_memory
-from tasks.tracking.spool import join_spool
+from tasks.tracking.report_spool import join_spool
 from tasks.tracking.tracker import Tracker
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from tasks.params.reading import load_params
+from tasks.params.params_files import load_params
 from tasks.runtime.command_line import bad_input_exits, command_parser
 from tasks.runtime.context import Interrupted
 from tasks.runtime.launch_ranks import RankFailed

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tasks.params.experiment import Params
-from tasks.params.reading import section_values
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import section_values
 from tasks.params.user_files import digests_of, record_user_files
 from tasks.runtime.code_digest import code_digest
 from tasks.runtime.context import Context, Metrics

@@ -2,8 +2,8 @@
 
 import os
 
-from kernels.choice import choose_kernels, chosen_kernels, use_triton
-from tasks.params.experiment import Params
+from kernels.kernel_choice import choose_kernels, chosen_kernels, use_triton
+from tasks.params.experiment_params import Params
 from tasks.system.errors import UserError
 
 

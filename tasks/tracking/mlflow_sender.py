@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tasks.tracking import model_registry
 from tasks.tracking.mlflow_store import connect, tracking_uri
-from tasks.tracking.spool import Row, Spool, claim_spools, find_spool
+from tasks.tracking.report_spool import Row, Spool, claim_spools, find_spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, load_params
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, load_params
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.system.files import read_json

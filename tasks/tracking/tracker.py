@@ -1,8 +1,8 @@
 """The tracker, to which a stage reports its params, metrics, pictures, inputs and output.
 
-A report is a line in a spool on disk (`tasks.tracking.spool`), so it costs microseconds and outlives the process. A
-background thread, in this process or in the flow's, sends it to MLflow (`tasks.tracking.mlflow_sender`). An MLflow
-server that is down or slow never stops or slows a stage, and the next run sends what it missed.
+A report is a line in a spool on disk (`tasks.tracking.report_spool`), so it costs microseconds and outlives the
+process. A background thread, in this process or in the flow's, sends it to MLflow (`tasks.tracking.mlflow_sender`). An
+MLflow server that is down or slow never stops or slows a stage, and the next run sends what it missed.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any
 from tasks.system.manifest import MANIFEST, sha256_file
 from tasks.tracking import model_registry
 from tasks.tracking.mlflow_sender import Sender
-from tasks.tracking.spool import SPOOLS, Spool, join_spool, open_spool, status_after
+from tasks.tracking.report_spool import SPOOLS, Spool, join_spool, open_spool, status_after
 
 SPOOL_VARIABLE = "SANA15_SPOOL"
 

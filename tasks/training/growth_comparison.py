@@ -11,7 +11,7 @@ from model.network import Sana
 from tasks.computing.precision import autocast
 from tasks.computing.seeds import generator
 from tasks.data.encoded_samples import EncodedDataset
-from tasks.params.network import Grow
+from tasks.params.network_params import Grow
 
 PROBES = 128  # held-out samples on which functions are compared
 

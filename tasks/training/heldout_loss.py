@@ -9,7 +9,7 @@ from tasks.computing import ranks
 from tasks.computing.precision import autocast
 from tasks.computing.seeds import generator
 from tasks.data.encoded_samples import EncodedDataset
-from tasks.params.network import Diffusion
+from tasks.params.network_params import Diffusion
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
 
 HELDOUT_BATCH = 128

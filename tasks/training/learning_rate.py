@@ -2,7 +2,7 @@
 
 import math
 
-from tasks.params.training import Training
+from tasks.params.training_params import Training
 
 FINAL_SHARE = 0.1  # of the peak rate, at the end of the cosine
 

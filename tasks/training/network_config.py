@@ -1,7 +1,7 @@
 """The configuration of the network that an experiment's params ask for."""
 
 from model.network import NetworkConfig
-from tasks.params.network import Network
+from tasks.params.network_params import Network
 
 
 def network_config(shape: Network, depth: int, in_channels: int, caption_channels: int) -> NetworkConfig:

@@ -11,7 +11,7 @@ from model.text_encoder import Reading, TextEncoder, pad
 from tasks.computing.precision import autocast
 from tasks.computing.seeds import derive
 from tasks.data.sample_order import batch_indices
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.runtime.context import Context
 
 LOOK_BACK = 8  # tokens, the state's own included: enough to reach from a second noun to the colour of the first

@@ -16,7 +16,7 @@ from model.numerics import Numerics
 from tasks.computing.seeds import generator
 from tasks.data.encoded_samples import EncodedDataset
 from tasks.data.sample_order import grouped_batch_indices
-from tasks.params.network import Diffusion
+from tasks.params.network_params import Diffusion
 from tasks.training.caption_dropout import draw_dropped, drop_captions
 
 

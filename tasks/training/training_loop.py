@@ -22,7 +22,7 @@ from tasks.computing import ranks
 from tasks.computing.seeds import derive
 from tasks.data.encoded_samples import EncodedDataset
 from tasks.data.sample_order import rank_rows
-from tasks.params.training import Training
+from tasks.params.training_params import Training
 from tasks.runtime.context import Context, Interrupted, Metrics
 from tasks.system.errors import UserError
 from tasks.system.files import write_csv

@@ -14,14 +14,14 @@ from model.network import NetworkConfig, Sana
 from model.text_encoder import Reading, build_text_encoder, train_tokenizer
 from tasks.data.scene_vocabulary import TASKS, lines
 from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork, save_judge
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_run import computation_of
 from tasks.shard import write_scenes
 from tasks.stages import Stage
 from tasks.system import paths
-from tasks.tracking.spool import SPOOLS, open_spool
+from tasks.tracking.report_spool import SPOOLS, open_spool
 from tasks.tracking.tracker import Tracker
 
 TEXT_CHANNELS = 16

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tasks.data.encoded_samples import NULL_TEXT, NULL_TEXT_NAME
 from tasks.data.npy_arrays import to_npy
 from tasks.data.shards import Sample, describe, write_index, write_split
-from tasks.params.reading import PARAMS_FILE, apply_overrides, read_yaml
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, read_yaml
 from tasks.system import paths
 from tasks.system.manifest import write_manifest
 from tests.helpers.patience import PATIENCE_SECONDS

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tasks.tracking.mlflow_store import connect
-from tasks.tracking.spool import SPOOLS
+from tasks.tracking.report_spool import SPOOLS
 from tasks.tracking.tracker import SPOOL_VARIABLE, open_tracker
 from tests.helpers.mlflow_store import history, runs
 from tests.helpers.other_account import free_port

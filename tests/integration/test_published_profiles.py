@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 
 from flows.building.stage_graph import submit_stages
 from model.checkpoint import load_network
-from model.weights.reading import read_weights
+from model.weights.weight_files import read_weights
 from tasks import export
 from tasks.data.encoded_samples import EncodedDataset
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
 from tasks.runtime.stage_run import run_stage
 from tasks.stages import stages_of
 from tasks.system import paths
 from tasks.system.files import read_json
-from tasks.tracking.spool import SPOOLS, open_spool
+from tasks.tracking.report_spool import SPOOLS, open_spool
 from tasks.tracking.tracker import SPOOL_VARIABLE
 from tests.helpers.published_folders import LINES, PATHS, write_folders, write_sana_1_0, write_transformer
 from tests.helpers.small_workspace import PROJECT

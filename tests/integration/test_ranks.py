@@ -24,11 +24,11 @@ from model.checkpoint import load_network
 from model.network import NetworkConfig, Sana
 from tasks import geneval
 from tasks.computing import ranks
-from tasks.params.reading import PARAMS_FILE, apply_overrides, apply_profile, load_params, read_yaml
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, apply_profile, load_params, read_yaml
 from tasks.runtime.context import Context
 from tasks.system import paths
 from tasks.system.processes import LEASE_VARIABLE
-from tasks.tracking.spool import SPOOLS, open_spool
+from tasks.tracking.report_spool import SPOOLS, open_spool
 from tasks.tracking.tracker import Tracker
 from tasks.training.ema import Ema
 from tasks.training.fsdp_sharding import gathered, is_sharded, local, shard
@@ -42,7 +42,7 @@ from tests.helpers.small_workspace import PROJECT, finish, small_model, stage_pr
 from tests.kernels.processes import run_processes
 
 UPSTREAM = """
-from tasks.params.reading import load_params
+from tasks.params.params_files import load_params
 from tasks.runtime.stage_run import run_stage
 from tasks.stages import stage_of
 for stem in ("shard", "autoencoder", "text_encoder", "encode"):

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.system import paths
 from tasks.system.files import read_json
-from tasks.tracking.spool import SPOOLS
+from tasks.tracking.report_spool import SPOOLS
 from tasks.training.training_state import _generations
 from tests.helpers.patience import PATIENCE_SECONDS, wait_for
 from tests.helpers.small_workspace import PROJECT, finish, small_model, stage_process, write_encoded, write_params

@@ -9,7 +9,7 @@ import yaml
 from flows.building.workspace import merged_params
 from flows.sweeps.point_folder import ORDER_FILE, OUTCOME_FILE, outcome
 from flows.sweeps.sweep_file import SWEEPS
-from tasks.params.reading import PARAMS_FILE, read_yaml
+from tasks.params.params_files import PARAMS_FILE, read_yaml
 from tests.helpers.small_workspace import PROJECT
 from tests.helpers.whole_pipeline import Clone, new_clone, new_origin
 

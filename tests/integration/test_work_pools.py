@@ -27,11 +27,11 @@ from flows.places import work_pool_flows
 from flows.places.git_origin import GitOrigin, read_git_origin
 from flows.places.heartbeat import BEAT_LABEL
 from flows.places.work_pool import WorkPool
-from flows.sweeps.place import PointState
+from flows.sweeps.place_interface import PointState
 from flows.sweeps.point_folder import LOG_FILE, OUTCOME_FILE
 from flows.sweeps.points import Point, code_of_stages
 from flows.sweeps.sweep_file import SWEEPS, Cluster
-from tasks.params.reading import PARAMS_FILE, PROFILES, read_yaml
+from tasks.params.params_files import PARAMS_FILE, PROFILES, read_yaml
 from tasks.system.errors import UserError
 from tasks.system.manifest import verify_manifest
 from tests.helpers.other_account import free_port

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import choice
-from kernels.choice import use_triton
+from kernels import kernel_choice
+from kernels.kernel_choice import use_triton
 from kernels.linear_attention import linear_attention
 from kernels.mix_feed_forward import mix_feed_forward
 from kernels.modulation import gated_residual, modulate
@@ -16,17 +16,17 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_auto_takes_triton_on_cuda_alone_and_only_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "INSTALLED", True)
+    monkeypatch.setattr(kernel_choice, "INSTALLED", True)
     assert (use_triton("auto", CUDA), use_triton("auto", CPU)) == (True, False)
-    monkeypatch.setattr(choice, "INSTALLED", False)
+    monkeypatch.setattr(kernel_choice, "INSTALLED", False)
     assert not use_triton("auto", CUDA)
 
 
 def test_triton_on_the_cpu_is_refused_in_one_line_unless_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "INSTALLED", True)
-    monkeypatch.setattr(choice, "INTERPRETED", True)
+    monkeypatch.setattr(kernel_choice, "INSTALLED", True)
+    monkeypatch.setattr(kernel_choice, "INTERPRETED", True)
     assert use_triton("triton", CPU)
-    monkeypatch.setattr(choice, "INTERPRETED", False)
+    monkeypatch.setattr(kernel_choice, "INTERPRETED", False)
     with pytest.raises(ValueError, match="triton was asked for, but cannot run on cpu") as caught:
         use_triton("triton", CPU)
     assert "\n" not in str(caught.value)
@@ -47,7 +47,7 @@ def test_triton_on_the_cpu_is_refused_in_one_line_unless_interpreted(monkeypatch
 def test_every_operation_refuses_triton_where_it_cannot_run(
     operation: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "INTERPRETED", False)
+    monkeypatch.setattr(kernel_choice, "INTERPRETED", False)
     with pytest.raises(ValueError, match="cannot run on cpu"):
         operation()
 
@@ -55,7 +55,7 @@ def test_every_operation_refuses_triton_where_it_cannot_run(
 def test_what_the_kernel_cannot_do_sends_auto_to_the_reference_and_is_named_to_who_asks_for_triton(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(choice, "INSTALLED", True)
+    monkeypatch.setattr(kernel_choice, "INSTALLED", True)
     assert not use_triton("auto", CUDA, "it has no kernel")
     with pytest.raises(ValueError, match="triton was asked for, but it has no kernel"):
         use_triton("triton", CUDA, "it has no kernel")

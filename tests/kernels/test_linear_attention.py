@@ -5,7 +5,7 @@ import torch
 from measuring import DEVICE, DTYPES, assert_near, poisoned_memory
 from torch import Tensor
 
-from kernels.choice import Choice
+from kernels.kernel_choice import Choice
 from kernels.linear_attention import NormWeights, linear_attention
 
 pytest.importorskip("triton")

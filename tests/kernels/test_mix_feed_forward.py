@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from measuring import poisoned_memory
 from torch import Tensor
 
-from kernels import choice
+from kernels import kernel_choice
 from kernels.mix_feed_forward import mix_feed_forward
 
 pytest.importorskip("triton")
@@ -185,7 +185,7 @@ def test_twice_gives_the_same_bits() -> None:
 
 @pytest.mark.parametrize("kernels", ["triton", "reference"])
 @pytest.mark.parametrize("large", [65504.0, 3e4])
-def test_float16_results_beyond_its_range_are_its_largest_number(large: float, kernels: choice.Choice) -> None:
+def test_float16_results_beyond_its_range_are_its_largest_number(large: float, kernels: kernel_choice.Choice) -> None:
     x, weight, bias, gradient = make_inputs(1, (3, 5), 8, torch.float16)
     x = torch.where(x.abs() < 0.5, x, x.sign() * large)
     weight[:8] *= 1e-3  # some values of the result are in range, some are not
@@ -235,7 +235,7 @@ def test_a_second_derivative_is_refused() -> None:
 
 @pytest.mark.parametrize("kernels", ["triton", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_changes_nothing(dtype: torch.dtype, kernels: choice.Choice) -> None:
+def test_autocast_changes_nothing(dtype: torch.dtype, kernels: kernel_choice.Choice) -> None:
     x, weight, bias, _ = make_inputs(1, (3, 3), 4, dtype)
     expected = mix_feed_forward(x, weight, bias, (3, 3), kernels)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
@@ -274,7 +274,7 @@ def test_float64_goes_to_the_reference_under_auto_and_is_refused_under_triton() 
 
 
 @pytest.mark.parametrize("kernels", ["auto", "triton", "reference"])
-def test_shapes_that_do_not_fit_are_refused_in_words(kernels: choice.Choice) -> None:
+def test_shapes_that_do_not_fit_are_refused_in_words(kernels: kernel_choice.Choice) -> None:
     x, weight, bias, _ = make_inputs(1, (2, 3), 2)
     with pytest.raises(ValueError, match="6 tokens are no grid of 3 x 3"):
         mix_feed_forward(x, weight, bias, (3, 3), kernels)

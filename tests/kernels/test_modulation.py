@@ -7,7 +7,7 @@ import torch
 from measuring import DEVICE, DTYPES, assert_near, poisoned_memory
 from torch import Tensor
 
-from kernels.choice import Choice
+from kernels.kernel_choice import Choice
 from kernels.modulation import gated_residual, modulate
 
 pytest.importorskip("triton")

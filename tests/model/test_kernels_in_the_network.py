@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.choice import Choice, choose_kernels, chosen_kernels
+from kernels.kernel_choice import Choice, choose_kernels, chosen_kernels
 from kernels.linear_attention import triton_kernel as attention
 from kernels.mix_feed_forward import triton_kernel as feed_forward
 from kernels.modulation import triton_kernel as modulation

@@ -16,9 +16,9 @@ from model.network import NetworkConfig, Sana
 from model.numerics import Numerics
 from model.sampler import SamplerName, sample
 from model.text_encoder import Reading, build_text_encoder, pad, train_tokenizer
-from model.weights.export import export_pipeline, to_transformer, transformer_config
-from model.weights.fitting import PUBLISHED_HEADS, load_weights
-from model.weights.names import from_diffusers, to_diffusers
+from model.weights.diffusers_pipeline import export_pipeline, to_transformer, transformer_config
+from model.weights.fit_to_network import PUBLISHED_HEADS, load_weights
+from model.weights.weight_names import from_diffusers, to_diffusers
 
 CAPTIONS = ["a photo of a red circle", "a photo of two blue rings left of a cross"]
 

@@ -15,11 +15,11 @@ import yaml
 from cluster import SlurmCluster, wait_for
 
 from flows.places.slurm_jobs import SlurmJobs
-from flows.sweeps.place import PointState
+from flows.sweeps.place_interface import PointState
 from flows.sweeps.point_folder import LOG_FILE, OUTCOME_FILE
 from flows.sweeps.points import Point
 from flows.sweeps.sweep_file import Cluster
-from tasks.params.reading import PARAMS_FILE, PROFILES, read_yaml
+from tasks.params.params_files import PARAMS_FILE, PROFILES, read_yaml
 from tasks.system.errors import UserError
 from tasks.system.files import write_json
 from tests.helpers.patience import PIPELINE_SECONDS

@@ -15,8 +15,8 @@ from tasks import shard
 from tasks.computing.seeds import derive, generator
 from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.sample_order import batch_indices
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.runtime.context import Context
 from tasks.stages import stage_of
 from tasks.system import paths

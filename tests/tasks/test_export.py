@@ -14,8 +14,8 @@ from diffusers import SanaPipeline
 from tasks.computing.seeds import generator
 from tasks.export import main
 from tasks.generate import open_painter
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, apply_overrides, load_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, load_params, read_yaml
 from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.files import write_json

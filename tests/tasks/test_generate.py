@@ -13,7 +13,7 @@ from PIL import Image
 from model.text_encoder import load_text_encoder
 from tasks.evaluation.judges.judge_network import load_judge, log_yes
 from tasks.generate import main, open_painter
-from tasks.params.reading import PARAMS_FILE, apply_overrides, load_params, read_yaml
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, load_params, read_yaml
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.system.manifest import write_manifest

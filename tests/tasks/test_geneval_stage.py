@@ -17,14 +17,14 @@ from tasks.computing.seeds import derive
 from tasks.data.scene_vocabulary import TASKS, lines
 from tasks.data.scenes import render, sample_scene
 from tasks.evaluation.detectors.scene_detector import SceneDetector
-from tasks.evaluation.drawing import load_painter
 from tasks.evaluation.evaluation_steps import correctness, score_prompts
 from tasks.evaluation.evaluation_summary import CHOOSERS, summarize
 from tasks.evaluation.geneval_folder import read_prompts, read_results
 from tasks.evaluation.judges.judge_choice import TrainedJudge
+from tasks.evaluation.picture_drawing import load_painter
 from tasks.evaluation.picture_pool import Pool, load_pool
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, evaluation_prompts
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.runtime.command_line import bad_input_exits
 from tasks.runtime.stage_command import parse_item
 from tasks.stages import scored_models, stage_of

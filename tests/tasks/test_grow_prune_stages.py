@@ -19,8 +19,8 @@ from tasks import importance, prune
 from tasks.computing.random_block_choices import random_choices
 from tasks.computing.seeds import generator
 from tasks.data.encoded_samples import EncodedDataset
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml, section_values
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml, section_values
 from tasks.runtime.context import Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.stages import Stage, stage_of

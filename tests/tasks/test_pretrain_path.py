@@ -10,11 +10,11 @@ import torch
 
 from model.checkpoint import load_network
 from model.network import Sana
-from model.weights.export import to_transformer
+from model.weights.diffusers_pipeline import to_transformer
 from tasks.data.encoded_samples import EncodedDataset
 from tasks.data.published_files import content_digest
-from tasks.params.experiment import Params
-from tasks.params.reading import load_params
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import load_params
 from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.errors import UserError

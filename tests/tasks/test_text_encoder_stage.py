@@ -12,8 +12,8 @@ from model.text_encoder import Reading, TextEncoder, build_text_encoder, load_te
 from tasks import shard
 from tasks.data.picture_dataset import PictureDataset
 from tasks.data.scene_vocabulary import COLOURS, lines
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.errors import UserError

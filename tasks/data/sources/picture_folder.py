@@ -10,7 +10,14 @@ import os
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from tasks.data.sources.candidate import Candidate, Reject, clean_caption, decode_text, reject_duplicates, rejected
+from tasks.data.sources.picture_candidate import (
+    Candidate,
+    Reject,
+    clean_caption,
+    decode_text,
+    reject_duplicates,
+    rejected,
+)
 from tasks.system.errors import UserError
 
 METADATA = "metadata.jsonl"

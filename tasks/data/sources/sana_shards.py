@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from tasks.computing.seeds import numpy_generator
-from tasks.data.sources.candidate import Candidate, Reject, clean_caption, decode_text, reject_duplicates
+from tasks.data.sources.picture_candidate import Candidate, Reject, clean_caption, decode_text, reject_duplicates
 from tasks.data.tar_shard import TarShard
 from tasks.system.errors import UserError
 

@@ -7,7 +7,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from tasks.data.sources.candidate import Candidate, Reject, clean_caption, decode_text, reject_duplicates
+from tasks.data.sources.picture_candidate import Candidate, Reject, clean_caption, decode_text, reject_duplicates
 from tasks.data.tar_shard import TarShard
 from tasks.system.errors import UserError
 

@@ -8,7 +8,7 @@ from tasks.data.scene_vocabulary import Line
 from tasks.evaluation.detectors.detector import NOTES, Detector
 from tasks.evaluation.detectors.scene_detector import SceneDetector
 from tasks.evaluation.prompts.prompt_lines import named_classes
-from tasks.params.evaluation import GenEval
+from tasks.params.evaluation_params import GenEval
 from tasks.system.errors import UserError
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from tasks.data.scene_shapes import AREAS, CENTROID_Y, coverage
 from tasks.data.scene_vocabulary import COLOURS, SHAPES
-from tasks.data.shapes import AREAS, CENTROID_Y, coverage
 from tasks.evaluation.detectors.detector import NOTES, Detection, Pictures, Thresholds
 
 GROUND_DISTANCE = 45.0

@@ -18,7 +18,7 @@ from tasks.data.published_files import content_digest, published_path
 from tasks.evaluation.judges.judge_answers import ScoreCache
 from tasks.evaluation.judges.judge_network import JudgeNetwork, load_judge, log_yes
 from tasks.evaluation.judges.vision_language_judge import load_vision_language_judge
-from tasks.params.evaluation import Judge as JudgeParams
+from tasks.params.evaluation_params import Judge as JudgeParams
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.system.files import read_json, write_json

@@ -29,7 +29,7 @@ from tasks.evaluation.detectors.detector import Detection, Detector
 from tasks.evaluation.geneval_rules import judge_picture
 from tasks.evaluation.judges.judge_network import JudgeNetwork
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
-from tasks.params.evaluation import Judge
+from tasks.params.evaluation_params import Judge
 from tasks.system.progress import progress
 from tasks.training.short_training import check_finite
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from tasks.computing.seeds import numpy_generator
 from tasks.data.scene_vocabulary import TASKS, Line, combination, is_held_out, lines
 from tasks.evaluation.prompts.prompt_lines import read_lines
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.params.user_files import own_path
 
 T = TypeVar("T")

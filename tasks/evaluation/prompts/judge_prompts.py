@@ -6,7 +6,7 @@ from tasks.computing.seeds import numpy_generator
 from tasks.data.scene_vocabulary import TASKS, combination, is_held_out, lines
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, judge_prompts, take_turns
 from tasks.evaluation.prompts.object_prompts import object_prompts
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 
 UNSEEN_SHARE = 4
 """There is one prompt of an unseen combination for every so many training prompts."""

@@ -16,8 +16,8 @@ from dvc.repo import Repo
 from flows import dvc_yaml
 from flows.building.stage_graph import submit_stages, upstream_of
 from tasks import stages as table
-from tasks.params.experiment import Params
-from tasks.params.reading import load_params
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import load_params
 from tasks.runtime.code_digest import PROJECT, ROOMS, stage_files
 from tasks.stages import TABLE, Stage, name_of, stages_of
 from tests.helpers.patience import PATIENCE_SECONDS
@@ -136,7 +136,7 @@ ROW = f'    Stage("dummy", output=paths.OUTPUTS / "dummy", inputs=(paths.SMALL,)
 KNOWN = """
 from flows.building.stage_graph import upstream_of
 from flows import dvc_yaml
-from tasks.params.reading import load_params
+from tasks.params.params_files import load_params
 from tasks.planning.cost_plan import Settings, make_plan
 from tasks.reporting.report_numbers import stage_costs
 from tasks.runtime.stage_run import run_stage

@@ -9,7 +9,7 @@ import pytest
 from dvc.config import Config
 
 from flows.building.workspace import hold_workspace, open_workspace
-from tasks.params.reading import load_params, read_yaml
+from tasks.params.params_files import load_params, read_yaml
 from tasks.system.errors import UserError
 
 PROJECT = Path(__file__).parents[3]

@@ -20,12 +20,12 @@ from flows.places.local_processes import LocalProcesses
 from flows.sweep import raise_failures, run_points, sweep
 from flows.sweeps import follow_points as following
 from flows.sweeps.follow_points import follow
-from flows.sweeps.place import PointState
+from flows.sweeps.place_interface import PointState
 from flows.sweeps.point_folder import OUTCOME_FILE, point_environment
 from flows.sweeps.points import Point, expand, shared_stages
 from flows.sweeps.sweep_file import SWEEPS, Sweep, read_sweep
 from flows.sweeps.sweep_table import Row, rows_of, settings_of, write_table
-from tasks.params.reading import PARAMS_FILE, PROFILES
+from tasks.params.params_files import PARAMS_FILE, PROFILES
 from tasks.system.errors import UserError
 from tasks.system.files import write_json
 from tests.helpers.patience import wait_for

@@ -28,9 +28,9 @@ from tasks.data.shards import Sample, ShardReader, describe, write_index, write_
 from tasks.data.sources.picture_folder import folder_candidates
 from tasks.encode import encode_shards
 from tasks.judge import shard_pictures
-from tasks.params.experiment import Params
-from tasks.params.network import Diffusion
-from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.network_params import Diffusion
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.shard import write_own_pictures
 from tasks.stages import stage_of
 from tasks.system import paths

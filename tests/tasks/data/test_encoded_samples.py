@@ -19,8 +19,8 @@ from tasks.data.npy_arrays import to_npy, view_npy
 from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.shards import Sample, describe, write_index, write_split
 from tasks.encode import encode_shards
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.system import paths
 from tasks.system.errors import UserError
 

@@ -10,8 +10,8 @@ import torch
 
 from tasks.data.published_files import published_path
 from tasks.evaluation.detectors.detector_choice import build_detector
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.errors import UserError

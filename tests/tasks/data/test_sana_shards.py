@@ -15,9 +15,9 @@ from PIL import Image
 
 from tasks.data.heldout_split import usable
 from tasks.data.picture_dataset import PictureDataset
-from tasks.data.rejects import Rejects
+from tasks.data.rejected_pictures import Rejects
 from tasks.data.sources.sana_shards import CaptionChoice, choose_caption, sana_candidates
-from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, read_yaml
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.shard import own_candidates, write_own_pictures
 from tasks.system.errors import UserError
 from tests.helpers.small_workspace import PUBLISHED_DETECTOR

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from tasks.data.scene_shapes import AREAS, CENTROID_Y, coverage
 from tasks.data.scene_vocabulary import COLOURS, HELD_OUT, NUMBERS, RELATIONS, SHAPES, TASKS, is_held_out, lines
 from tasks.data.scenes import TASK_WEIGHTS, Scene, render, sample_scene
-from tasks.data.shapes import AREAS, CENTROID_Y, coverage
 from tasks.evaluation.relative_position import relations
 
 

@@ -15,11 +15,11 @@ from PIL import Image
 from tasks.data.heldout_split import usable
 from tasks.data.picture_dataset import PictureDataset
 from tasks.data.picture_files import load_picture
-from tasks.data.rejects import Rejects
-from tasks.data.sources.candidate import Candidate, Reject
+from tasks.data.rejected_pictures import Rejects
+from tasks.data.sources.picture_candidate import Candidate, Reject
 from tasks.data.sources.picture_folder import folder_candidates
 from tasks.data.sources.webdataset_shards import webdataset_candidates
-from tasks.params.pictures import Shard
+from tasks.params.picture_params import Shard
 from tasks.shard import write_own_pictures, write_scenes
 from tasks.system.errors import UserError
 

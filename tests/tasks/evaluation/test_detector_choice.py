@@ -19,8 +19,8 @@ from tasks.evaluation.prompts.judge_prompts import choose_prompts_to_draw
 from tasks.evaluation.prompts.object_class_names import class_names
 from tasks.evaluation.prompts.prompt_lines import named_classes
 from tasks.evaluation.score_statistics import score_by_seen
-from tasks.params.experiment import Params
-from tasks.params.reading import apply_overrides, build_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import apply_overrides, build_params, read_yaml
 from tasks.params.user_files import digests_of, paths_of
 from tasks.stages import stage_of, stages_of
 from tasks.system.errors import UserError

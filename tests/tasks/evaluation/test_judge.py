@@ -19,7 +19,7 @@ from tasks.evaluation.picture_scoring import score_pictures
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, evaluation_prompts
 from tasks.evaluation.prompts.judge_prompts import unseen_prompts
 from tasks.judge import choose_prompts, measure
-from tasks.params.reading import PARAMS_FILE, load_params
+from tasks.params.params_files import PARAMS_FILE, load_params
 from tasks.system.errors import UserError
 
 CHANNELS = 16

@@ -20,7 +20,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tasks import geneval as geneval
 from tasks.computing import ranks
-from tasks.evaluation.drawing import load_painter
 from tasks.evaluation.judges import vision_language_judge
 from tasks.evaluation.judges.judge_answers import ScoreCache
 from tasks.evaluation.judges.judge_choice import TrainedJudge, open_judge
@@ -32,6 +31,7 @@ from tasks.evaluation.judges.vision_language_judge import (
     picture_digest,
     score,
 )
+from tasks.evaluation.picture_drawing import load_painter
 from tasks.evaluation.picture_pool import load_pool
 from tasks.params.user_files import paths_of
 from tasks.stages import stage_of

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tasks.params.experiment import Params
-from tasks.params.reading import PARAMS_FILE
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import PARAMS_FILE
 from tasks.params.yaml_comments import first_sentence, param_docstrings, with_comments
 
 ROOT = Path(__file__).parents[3]

@@ -19,7 +19,13 @@ from model import layers
 from model.network import NetworkConfig, Sana, parameter_count
 from tasks.computing.precision import autocast
 from tasks.planning import network_flops
-from tasks.planning.counting import count_flops, count_peak_bytes, count_saved_bytes, shapes_alone, without_data
+from tasks.planning.count_without_data import (
+    count_flops,
+    count_peak_bytes,
+    count_saved_bytes,
+    shapes_alone,
+    without_data,
+)
 from tasks.planning.parameter_shapes import parameter_shapes, parameters
 from tasks.planning.training_memory import Batch, Precision, activation_bytes, autocast_bytes, optimizer_bytes
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch

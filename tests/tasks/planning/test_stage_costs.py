@@ -23,19 +23,19 @@ from model.text_encoder import TextEncoder, instruction_text, save_reading, trai
 from tasks import plan as command
 from tasks.data.picture_dataset import PictureDataset
 from tasks.data.shards import SPLITS
-from tasks.params.experiment import Params
-from tasks.params.reading import apply_overrides, apply_profile, build_params, load_params, read_yaml
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import apply_overrides, apply_profile, build_params, load_params, read_yaml
 from tasks.planning import data_stage_costs, disk_bytes, network_stage_costs, picture_stage_costs
-from tasks.planning.cost import Cost, Memory
 from tasks.planning.cost_plan import Plan, Settings, make_plan
-from tasks.planning.counting import count_peak_bytes, without_data
+from tasks.planning.cost_row import Cost, Memory
+from tasks.planning.count_without_data import count_peak_bytes, without_data
 from tasks.planning.encoder_models import DC_AE, GEMMA_2_2B, build_encoders, parameters_of
 from tasks.planning.encoder_runs import EncoderRuns
-from tasks.planning.experiment import Experiment, evaluations, micro_batch, open_experiment, text_rows
 from tasks.planning.experiment_scale import CHARACTERS_PER_TOKEN, Captions, Scale, measure_scale, tokens_of
 from tasks.planning.gpu_hours import gpu_hours
 from tasks.planning.plan_notes import notes
 from tasks.planning.plan_table import FLOPS, print_plan, scaled
+from tasks.planning.planned_experiment import Experiment, evaluations, micro_batch, open_experiment, text_rows
 from tasks.planning.training_memory import Batch, activation_bytes
 from tasks.runtime.context import Context, Metrics
 from tasks.shard import write_scenes

@@ -27,12 +27,12 @@ from tasks.evaluation.detectors.detector import NOTES
 from tasks.evaluation.evaluation_summary import summarize
 from tasks.evaluation.picture_pool import Pool, load_pool
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
-from tasks.params.experiment import Params
-from tasks.params.reading import load_params
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import load_params
 from tasks.report import draw_figures
 from tasks.reporting import report_figures
+from tasks.reporting.finetune_recovery import beyond_half, recovered_share
 from tasks.reporting.loss_curves import Curve, read_curve
-from tasks.reporting.recovery import beyond_half, recovered_share
 from tasks.reporting.report_figures import loss_curves
 from tasks.reporting.report_numbers import collect, speed, stage_costs
 from tasks.reporting.report_page import interval, number, render_page
@@ -43,7 +43,7 @@ from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.system.files import read_json, write_json
 from tasks.system.manifest import sha256_file, write_manifest
-from tasks.tracking.spool import SPOOLS, open_spool
+from tasks.tracking.report_spool import SPOOLS, open_spool
 from tasks.tracking.tracker import SPOOL_VARIABLE
 from tests.helpers.small_workspace import write_params
 

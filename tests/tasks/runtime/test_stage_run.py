@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from kernels import choice
+from kernels import kernel_choice
 from kernels.optimizers import build_optimizer
-from tasks.params.reading import PARAMS_FILE, apply_overrides, build_params, load_params, read_yaml
+from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, load_params, read_yaml
 from tasks.runtime import code_digest
 from tasks.runtime.stage_run import run_stage
 from tasks.runtime.torch_setup import configure_torch
@@ -49,7 +49,7 @@ def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
 def test_triton_where_it_cannot_run_stops_a_stage_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     values = apply_overrides(read_yaml(PROJECT / PARAMS_FILE), {"compute.device": "cpu"}, "test")
     params = build_params(apply_overrides(values, {"compute.kernels": "triton"}, "test"), "test")
-    monkeypatch.setattr(choice, "INTERPRETED", False)
+    monkeypatch.setattr(kernel_choice, "INTERPRETED", False)
     with pytest.raises(UserError) as error:
         configure_torch(params, threads=1)
     asked = "params.yaml: compute.kernels: triton was asked for, but cannot run on cpu here"

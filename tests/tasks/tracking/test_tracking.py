@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from tasks.params.reading import load_params
+from tasks.params.params_files import load_params
 from tasks.runtime.stage_run import run_stage
 from tasks.stages import Stage
 from tasks.system.errors import UserError
@@ -22,7 +22,7 @@ from tasks.system.paths import main_project
 from tasks.tracking import model_registry
 from tasks.tracking.mlflow_sender import DIGEST_TAG, MAKER_TAG, Sender, send, send_backlog
 from tasks.tracking.mlflow_store import connect, tracking_uri
-from tasks.tracking.spool import SPOOLS, join_spool, open_spool
+from tasks.tracking.report_spool import SPOOLS, join_spool, open_spool
 from tasks.tracking.tracker import SPOOL_VARIABLE, Tracker, open_tracker
 from tests.helpers.mlflow_store import history, runs
 from tests.helpers.patience import PATIENCE_SECONDS

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.params.reading import PARAMS_FILE, build_params, read_yaml
+from tasks.params.params_files import PARAMS_FILE, build_params, read_yaml
 from tasks.runtime.context import Context, Metrics
 from tasks.stages import Stage
 from tasks.system.errors import UserError

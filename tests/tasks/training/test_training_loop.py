@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.checkpoint import load_network
-from tasks.params.reading import load_params
+from tasks.params.params_files import load_params
 from tasks.stages import stage_of
 from tasks.system.errors import UserError
 from tasks.training.training_loop import Trainer

@@ -18,7 +18,7 @@ from flows.places.heartbeat import BEAT_LABEL, read_beat
 from flows.places.work_pool_flows import REPORT
 from flows.sweeps.point_folder import OUTCOME_FILE
 from flows.sweeps.points import Point, code_of_stages
-from tasks.params.reading import read_yaml
+from tasks.params.params_files import read_yaml
 from tasks.stages import name_of
 from tasks.system.errors import UserError
 from tasks.system.files import write_bytes, write_json

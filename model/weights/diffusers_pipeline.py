@@ -14,7 +14,7 @@ from model.autoencoder import Autoencoder
 from model.network import NetworkConfig, Sana
 from model.sampler import SamplerName
 from model.text_encoder import TextEncoder
-from model.weights.names import to_diffusers
+from model.weights.weight_names import to_diffusers
 
 Scheduler = DPMSolverMultistepScheduler | FlowMatchEulerDiscreteScheduler
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.system.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")

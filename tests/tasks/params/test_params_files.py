@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.params.experiment import Params
-from tasks.params.reading import (
+from tasks.params.experiment_params import Params
+from tasks.params.params_files import (
     PARAMS_FILE,
     PROFILES,
     apply_overrides,

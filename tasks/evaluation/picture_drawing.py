@@ -20,7 +20,7 @@ from tasks.computing import ranks
 from tasks.computing.precision import autocast
 from tasks.computing.seeds import generator
 from tasks.evaluation.detectors.detector import Pictures
-from tasks.params.experiment import Params
+from tasks.params.experiment_params import Params
 from tasks.system import paths
 from tasks.system.progress import progress
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kernels.choice import Choice
+from kernels.kernel_choice import Choice
 from tasks.params.checks import check, positive
 
 Baseline = Literal["small", "grown"]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from model.network import NetworkConfig, Sana
 from model.numerics import CheckpointKey, Numerics
-from model.weights.names import BLOCKS
-from model.weights.reading import read_heads, read_weights
+from model.weights.weight_files import read_heads, read_weights
+from model.weights.weight_names import BLOCKS
 
 PUBLISHED_HEADS = {1152: (32, 16), 2240: (32, 20)}
 """Channels of a linear head and number of cross-attention heads, by hidden size. No tensor's shape tells them."""

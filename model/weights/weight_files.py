@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.numerics import CheckpointKey
-from model.weights.names import LEFT_OUT, from_diffusers, is_diffusers
+from model.weights.weight_names import LEFT_OUT, from_diffusers, is_diffusers
 
 FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX = "diffusion_pytorch_model.safetensors.index.json"

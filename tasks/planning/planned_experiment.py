@@ -5,8 +5,8 @@ from functools import cached_property
 from math import ceil
 
 from model.network import NetworkConfig
-from tasks.params.experiment import Params
-from tasks.params.training import Training
+from tasks.params.experiment_params import Params
+from tasks.params.training_params import Training
 from tasks.planning import network_flops
 from tasks.planning.encoder_models import Encoders, build_encoders
 from tasks.planning.encoder_runs import EncoderRuns

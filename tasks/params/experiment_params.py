@@ -1,17 +1,17 @@
 """All sections of `params.yaml`, and the checks that concern more than one section.
 
-Every key of `params.yaml` is required. An unknown key stops the run before any work (`tasks.params.reading`).
+Every key of `params.yaml` is required. An unknown key stops the run before any work (`tasks.params.params_files`).
 """
 
 from dataclasses import dataclass
 
 from tasks.params.checks import check
-from tasks.params.compute import Compute, Workflow
-from tasks.params.encoders import Autoencoder, TextEncoder
-from tasks.params.evaluation import GenEval, Judge, Report, Sampling
-from tasks.params.network import Diffusion, Grow, Importance, Network, Prune
-from tasks.params.pictures import Encode, Shard
-from tasks.params.training import Pretrain, Training
+from tasks.params.compute_params import Compute, Workflow
+from tasks.params.encoder_params import Autoencoder, TextEncoder
+from tasks.params.evaluation_params import GenEval, Judge, Report, Sampling
+from tasks.params.network_params import Diffusion, Grow, Importance, Network, Prune
+from tasks.params.picture_params import Encode, Shard
+from tasks.params.training_params import Pretrain, Training
 
 
 @dataclass(frozen=True)
