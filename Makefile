@@ -14,11 +14,11 @@ TORCH ?= cuda
 WHEELS ?= all
 WHEELS_DIR ?= wheels
 
-.PHONY: help setup run plan dvc.yaml test test-all test-slurm lint wheels up status down
+.PHONY: help setup run plan dvc.yaml params.yaml test test-all test-slurm lint wheels up status down
 .DEFAULT_GOAL := help
 
 help: ## show this help
-	@grep -E '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):[^#]*## (.*)/\1\t\2/' | expand -t 12
+	@grep -E '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):[^#]*## (.*)/\1\t\2/' | expand -t 13
 
 setup: $(READY) ## make .venv with the pinned versions, if pyproject.toml or constraints.txt changed
 
@@ -35,6 +35,9 @@ plan: setup ## show memory, FLOPs, GPU-hours and disk of every stage before it i
 
 dvc.yaml: setup ## write dvc.yaml from the table of stages, tasks/stages.py
 	$(BIN)/python -m flows.dvc_yaml
+
+params.yaml: setup ## write the comments of params.yaml from the sections' docstrings, tasks/params
+	$(BIN)/python -m tasks.params.yaml_comments
 
 test: setup ## pass the tests that need no server and no whole pipeline, in a few minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration"
