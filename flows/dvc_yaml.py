@@ -1,97 +1,16 @@
-"""Writes `dvc.yaml`, which describes the table of stages (`tasks/stages.py`) to DVC: `python -m flows.dvc_yaml`.
+"""Writes `dvc.yaml` from the table of stages, `tasks/stages.py`, and the imports of their modules.
 
-    python -m flows.dvc_yaml           # write it
-    python -m flows.dvc_yaml --check   # exit 1 if it is not what would be written
-
-DVC reads the inputs, params and code of a stage only from this file, so it is generated from the table. A stage depends
-on the modules that its own module imports, directly or through others. An edit of any other code leaves the stage
-cached. If a stage imports all modules of a folder, the file names the folder in their place.
+python -m flows.dvc_yaml           # write it, as make dvc.yaml does
+python -m flows.dvc_yaml --check   # exit 1 if it is not what would be written
 """
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Sequence
 
-import yaml
-
-from tasks.params.compute_params import Baseline
-from tasks.runtime.code_digest import PROJECT, stage_files
-from tasks.stages import BASELINES, TABLE, Stage
-from tasks.system import paths
-
-FILE = PROJECT / "dvc.yaml"
-HEAD = """\
-# Generated from tasks/stages.py: edit that, then run make dvc.yaml. A test says when this file is stale.
-
-"""
-LOSS_PLOT = {
-    "held-out loss": {
-        "template": "linear",
-        "x": "step",
-        "y": {f"{folder}/heldout.csv": "heldout_loss" for folder in (paths.SMALL, paths.GROWN)},
-        "x_label": "step",
-        "y_label": "held-out loss",
-    }
-}
-
-
-def dvc_yaml() -> str:
-    """The text of `dvc.yaml`."""
-    stages = {f"{row.stem}{row.family.suffix if row.family else ''}": dvc_stage(row) for row in TABLE}
-    text = yaml.safe_dump(
-        {"stages": stages, "metrics": metrics_files(), "plots": [LOSS_PLOT]}, sort_keys=False, width=120
-    )
-    return HEAD + text
-
-
-def dvc_stage(row: Stage) -> dict[str, Any]:
-    """The entry of a row in `dvc.yaml`: a stage, or one of DVC's groups of stages (`foreach` or `matrix`)."""
-    if row.family is None:
-        return _described(row)
-    described = _described(row.for_item(row.family.dvc_item))
-    group = dict(row.family.dvc_group)
-    return {**group, "do": described} if "foreach" in group else {**group, **described}
-
-
-def _described(stage: Stage) -> dict[str, Any]:
-    """The command, dependencies, params and outputs of one stage."""
-    inputs = [path.as_posix() for path in stage.inputs]
-    cached = [path.as_posix() for path in stage.written if path.name not in stage.uncached_files]
-    uncached = [{(stage.output / name).as_posix(): {"cache": False}} for name in stage.uncached_files]
-    return {
-        "cmd": stage.command,
-        "deps": [*folded(stage_files(stage.stem)), *inputs],
-        "params": list(stage.sections),
-        "outs": [*uncached, *cached],
-    }
-
-
-def folded(files: Iterable[Path]) -> list[str]:
-    """The files, with a folder in place of its modules if all modules in it and in the folders below are among them."""
-    chosen = set(files)
-    whole = {folder for file in chosen for folder in file.parents[:-1] if _modules(folder) <= chosen}
-    places = {max((folder for folder in file.parents if folder in whole), key=_length, default=file) for file in chosen}
-    return sorted(place.as_posix() for place in places)
-
-
-def _length(folder: Path) -> int:
-    """A key for `max` by which the outermost folder is the greatest."""
-    return -len(folder.parts)
-
-
-def _modules(folder: Path) -> set[Path]:
-    """The modules in a folder and below it. `__init__.py` is left out: a stage need not list one without code."""
-    modules = (path.relative_to(PROJECT) for path in (PROJECT / folder).rglob("*.py"))
-    return {path for path in modules if path.name != "__init__.py"}
-
-
-def metrics_files() -> list[str]:
-    """The files that `dvc metrics show` reads: the metrics of every stage outside a family, and of the baselines."""
-    rows = [row for row in TABLE if row.family is None]
-    scored = [row.for_item(name) for row in TABLE if row.family is BASELINES for name in get_args(Baseline)]
-    return [(stage.output / "metrics.json").as_posix() for stage in [*rows, *scored]]
+from flows.building.dvc_yaml_text import FILE, dvc_yaml, refuse_stale_file
+from tasks.system.errors import UserError
+from tasks.system.processes import complain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,12 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m flows.dvc_yaml", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the file is stale")
-    text = dvc_yaml()
     if not parser.parse_args(argv).check:
-        FILE.write_text(text, encoding="utf-8")
-    elif FILE.read_text(encoding="utf-8") != text:
-        print("dvc.yaml is not what tasks/stages.py and the imports of stages say: run make dvc.yaml", file=sys.stderr)
-        return 1
+        FILE.write_text(dvc_yaml(), encoding="utf-8")
+        return 0
+    try:
+        refuse_stale_file()
+    except UserError as error:
+        return complain(error, 1)
     return 0
 
 

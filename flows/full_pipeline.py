@@ -22,6 +22,7 @@ from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.building.child_processes import ChildFailed
+from flows.building.dvc_yaml_text import refuse_stale_file
 from flows.building.prefect_artifacts import StageProgress, best_effort, publish_models, publish_report, publish_stages
 from flows.building.stage_builder import BuiltStage, StageBuilder, open_builder
 from flows.building.stage_graph import submit_stages
@@ -52,6 +53,7 @@ def full_pipeline(
     Returns the workspace and, for each stage, its outputs with their digests, whether it was cached, and its seconds.
     """
     flow_parameters = {"profile": profile, "overrides": overrides or {}}
+    refuse_stale_file()
     root = open_workspace(Path.cwd(), profile, flow_parameters["overrides"])
     log = get_run_logger().getChild(LOGGER).info
     log(f"working in {root}")

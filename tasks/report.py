@@ -64,7 +64,7 @@ def draw_figures(summary: Record, params: Params) -> dict[str, Figure]:
         "choosers": report_figures.choosers(summary["models"]),
         "loss": report_figures.loss_curves([read_curve(name) for name in trained]),
         "importance": report_figures.block_importance(importance, summary["cuts"]),
-        "cost": report_figures.stage_costs(summary["stages"]),
+        "cost": report_figures.costs_figure(summary["stages"]),
     }
 
 

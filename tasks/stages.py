@@ -1,9 +1,10 @@
 """The table of stages. Each stage of the experiment is one row here, and the function `run` of a module `tasks.<stem>`.
 
 A row names what a stage reads, what it writes and which params its result depends on. All else that knows the stages
-takes them from the rows: the flow's graph (`flows.building.stage_graph`), `dvc.yaml` (`flows.dvc_yaml`), the
-command line of a stage (`tasks.runtime.stage_command`), the plan's table (`tasks.planning.stage_costs`) and the report
-of times (`tasks.reporting.report_numbers`). `docs/extending.md` says how to add a stage.
+takes them from the rows: the flow's graph (`flows.building.stage_graph`), `dvc.yaml`
+(`flows.building.dvc_yaml_text`), the command line of a stage (`tasks.runtime.stage_command`), the plan's table
+(`tasks.planning.stage_costs`) and the report of times (`tasks.reporting.report_numbers`). `docs/extending.md` says how
+to add a stage.
 """
 
 import shlex
@@ -68,7 +69,9 @@ CUTS = Family(
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table, or the stage for one item of a family. `{item}` in a row's paths stands for the item.
+    """A row of the table, or the stage for one item of a family.
+
+    `{item}` in the `output` and `inputs` of a family's row stands for the item.
 
     `inputs` are folders. The stage reads every output that lies in one of them or is one of them, except those in
     `unread`. `output` is the folder that it writes. A stage with `files` or `uncached_files` adds these files to
@@ -268,9 +271,11 @@ def stage_of(stem: str, params: Params, item: Argument | None = None) -> Stage:
     stages = stages_of(params)
     name = stem if item is None else f"{stem}@{item}"
     if name not in stages:
-        family = families(stem)[0]
+        if not (found := families(stem)):
+            raise UserError(f"{name} is no stage: choose from {', '.join(stages)}")
+        family = found[0]
         known = [str(stage.item) for stage in stages.values() if stage.stem == stem]
-        sources = " and ".join(dict.fromkeys(one.source for one in families(stem)))
+        sources = " and ".join(dict.fromkeys(one.source for one in found))
         raise UserError(f"--{family.argument} {item} is not in params.yaml's {sources}: choose from {', '.join(known)}")
     return stages[name]
 
@@ -291,11 +296,18 @@ def sections_of(stem: str) -> frozenset[str]:
 
 
 def edges(stages: Iterable[Stage]) -> dict[str, list[str]]:
-    """For each stage the names of the stages that the flow and DVC run before it (`Stage.waits_for`)."""
+    """For each stage the names of the stages that the flow and DVC run before it (`Stage.waits_for`).
+
+    Raises ValueError if one of them stands behind it.
+    """
     every = list(stages)
-    return {
+    found = {
         stage.name: [other.name for other in every if other is not stage and stage.waits_for(other)] for stage in every
     }
+    for place, (name, upstream) in enumerate(found.items()):
+        if late := set(upstream) - set(list(found)[:place]):
+            raise ValueError(f"{name} reads what {', '.join(sorted(late))} writes: its row belongs behind theirs")
+    return found
 
 
 def scored_models(params: Params) -> list[str]:

@@ -1,4 +1,4 @@
 """What a flow needs before its first line runs: Prefect's settings, the password of the servers, and the terminal.
 
-Imports `tasks.system` and `tasks.tracking`, and no other room of flows.
+Imports `tasks.system`, and no other room of flows.
 """

@@ -1,6 +1,6 @@
 """The optimizer CAME and its 8-bit form (SANA-1.5 section 2.3).
 
-`came_update` is the algorithm and `came_optimizer` torch's optimizer. The files `step_...` apply the algorithm: in
+`came_step` is the algorithm and `came_optimizer` torch's optimizer. The files `step_...` apply the algorithm: in
 PyTorch, in Triton, on shards, and during the backward pass. The folder may import torch, triton and `kernels`.
 """
 

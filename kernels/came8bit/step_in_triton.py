@@ -1,4 +1,4 @@
-"""The CAME step in eleven launches for all parameters that are alike. The algorithm is stated in `came_update`.
+"""The CAME step in eleven launches for all parameters that are alike. The algorithm is stated in `came_step`.
 
 Parameters are alike if they are on one device, have the same dtypes and settings, and all can or all cannot be read 16
 bytes at a time. The kernels find their work in a table with a row for each parameter: addresses, sizes and places in

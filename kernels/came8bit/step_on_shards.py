@@ -13,7 +13,7 @@ before it knew, so that a step needs four collectives, however many parameters t
 So no process holds rows of another process. Beside its state each process holds a few copies of one parameter's rows at
 a time. Every process must have gradients of the same parameters.
 
-Shapes: o of the O rows are here, I inputs; K = 1, as in `came_update`; B blocks of the whole parameter.
+Shapes: o of the O rows are here, I inputs; K = 1, as in `came_step`; B blocks of the whole parameter.
 """
 
 import math

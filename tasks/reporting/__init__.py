@@ -1,4 +1,4 @@
 """The report: its numbers, figures, pictures and page.
 
-Imports `tasks.evaluation` and the rooms that it imports.
+Imports `tasks.evaluation`, `tasks.stages` and the rooms that these import.
 """

@@ -191,7 +191,7 @@ def _draw_removed(axes: Axes, blocks: int, cuts: Sequence[Record]) -> None:
     axes.grid(False)
 
 
-def stage_costs(stages: Sequence[Record]) -> Figure:
+def costs_figure(stages: Sequence[Record]) -> Figure:
     """The seconds and the peak memory of each stage."""
     figure = Figure(figsize=(10, 0.6 + 0.24 * len(stages)), layout="constrained")
     seconds, memory = figure.subplots(1, 2, sharey=True)

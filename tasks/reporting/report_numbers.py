@@ -40,7 +40,7 @@ def collect(params: Params) -> Record:
         "text_encoder": read_json(paths.TEXT_ENCODER / "metrics.json"),
         "detector_note": NOTES[params.geneval.detector],
         "seed": params.compute.seed,
-        "stages": stage_costs(params),
+        "stages": measured_costs(params),
     }
 
 
@@ -117,7 +117,7 @@ def correctness(name: str) -> tuple[Array, list[str]]:
     return pool.correct_PN.astype(np.float64), pool.tasks
 
 
-def stage_costs(params: Params) -> list[Record]:
+def measured_costs(params: Params) -> list[Record]:
     """The seconds and the peak memory of each stage, in the order in which stages run.
 
     A record that belongs to another output than the one in place is left out: that output came out of a cache.

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from tasks.system.manifest import sha256_file, sha256_json
@@ -9,7 +10,11 @@ from tasks.system.manifest import sha256_file, sha256_json
 PROJECT = Path(__file__).parents[2]
 ROOMS = ("tasks", "model", "kernels")
 PLUMBING = ("tasks.params", "tasks.runtime", "tasks.stages", "tasks.system", "tasks.tracking")
-"""The rooms that run a stage, read its params, report on it or name its folders. They change no result."""
+"""The rooms that run a stage, read its params, report on it or name its folders.
+
+An edit there does not repeat a stage, or every edit would repeat all. If one changes numbers all the same (how
+`tasks.runtime.torch_setup` sets torch up, for instance), repeat the stages with `dvc repro --force`.
+"""
 
 
 def code_digest(stem: str) -> str:
@@ -19,9 +24,9 @@ def code_digest(stem: str) -> str:
 
 def stage_files(stem: str) -> list[Path]:
     """The files that a stage's result depends on, relative to the project: its modules, and the data beside them."""
-    modules = sorted(set(imported_files(f"tasks.{stem}")))
+    modules = set(imported_files(f"tasks.{stem}"))
     data = {file for folder in {module.parent for module in modules} for file in _data_beside(folder)}
-    return sorted({*modules, *data})
+    return sorted(modules | data)
 
 
 def imported_files(module: str, seen: set[str] | None = None) -> Iterator[Path]:
@@ -34,16 +39,25 @@ def imported_files(module: str, seen: set[str] | None = None) -> Iterator[Path]:
     if path is None or module in seen or is_plumbing(module):
         return
     seen.add(module)
-    tree = ast.parse((PROJECT / path).read_text(encoding="utf-8"))
-    if path.name != "__init__.py" or len(tree.body) > 1:  # a package that is a docstring alone changes no result
+    statements, names = imports_in((PROJECT / path).read_text(encoding="utf-8"))
+    if path.name != "__init__.py" or statements > 1:  # a package that is a docstring alone changes no result
         yield path
+    for name in names:
+        yield from imported_files(name, seen)
+
+
+@cache
+def imports_in(code: str) -> tuple[int, tuple[str, ...]]:
+    """How many statements a module has, and what it imports from the project, with the packages around it."""
+    tree = ast.parse(code)
+    imported: list[str] = []
     for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            if name.split(".")[0] in ROOMS:
-                yield from imported_files(name, seen)
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported += [f"{node.module}.{alias.name}" for alias in node.names]
+    ours = [name.split(".") for name in imported if name.split(".")[0] in ROOMS]
+    return len(tree.body), tuple(dict.fromkeys(".".join(parts[:n]) for parts in ours for n in range(1, len(parts) + 1)))
 
 
 def is_plumbing(module: str) -> bool:
@@ -59,9 +73,13 @@ def file_of(module: str) -> Path | None:
 
 
 def _data_beside(folder: Path) -> Iterator[Path]:
-    """The files that the modules of a folder read: those beside them, and those in folders without modules."""
-    for path in (PROJECT / folder).iterdir():
-        if path.is_dir() and path.name != "__pycache__" and not any(path.rglob("*.py")):
-            yield from (file.relative_to(PROJECT) for file in path.rglob("*") if file.is_file())
-        elif path.is_file() and path.suffix != ".py":
-            yield path.relative_to(PROJECT)
+    """The files that the modules of a folder read: those beside them, and those in folders without modules.
+
+    Hidden files, such as an editor's, and Python's caches are none.
+    """
+    below = [path for path in (PROJECT / folder).iterdir() if path.is_dir() and not any(path.rglob("*.py"))]
+    for path in [*(PROJECT / folder).iterdir(), *(file for one in below for file in one.rglob("*"))]:
+        place = path.relative_to(PROJECT)
+        ours = not any(part.startswith(".") or part == "__pycache__" for part in place.parts)
+        if ours and path.is_file() and path.suffix not in (".py", ".pyc"):
+            yield place

@@ -43,22 +43,21 @@ def inputs_of(stage: Stage, params: Params) -> list[Path]:
     return [other.output for other in stages_of(params).values() if other != stage and stage.reads(other)]
 
 
-def input_digests(stage: Stage, params: Params, inputs: Sequence[Path], user_files: dict[str, str]) -> tuple[str, str]:
-    """The digest of everything that a stage's result depends on, and the same for its training state.
+def state_digest_of(stage: Stage, params: Params, inputs: Sequence[Path], user_files: dict[str, str]) -> str:
+    """The digest of everything that a stage's training state depends on.
 
-    Both cover code, params, the user's files and the manifests of inputs. The second leaves out the number of ranks,
-    since any number of them can resume. Raises UserError if an input does not match its manifest.
+    It covers code, params, the user's files and the manifests of inputs, but not the number of ranks, since any number
+    of them can resume. Raises UserError if an input does not match its manifest.
     """
     digests = user_files | {path.as_posix(): verify_manifest(path) for path in inputs}
     values = section_values(params, stage.sections)
-    whole = {"code": code_digest(stage.stem), "params": values, "inputs": digests}
     kept = {name: value for name, value in values.items() if name not in RANK_SECTIONS}
-    return sha256_json(whole), sha256_json({**whole, "params": kept})
+    return sha256_json({"code": code_digest(stage.stem), "params": kept, "inputs": digests})
 
 
 def _run_locked(stage: Stage, params: Params) -> Metrics:
     inputs, user_files = inputs_of(stage, params), digests_of(stage.user_files, params)
-    digest, state_digest = input_digests(stage, params, inputs, user_files)
+    state_digest = state_digest_of(stage, params, inputs, user_files)
     threads = stage.threads(params)
     device = configure_torch(params, threads)
     state = paths.STATE / "state" / stage.name / state_digest[:16]
@@ -79,7 +78,7 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
         record_user_files(user_files, stage.output)
         tracker.log_metrics(metrics)
         tracker.log_output(stage.output)
-        record_cost(stage, digest, time.monotonic() - started, device, peak)
+        record_cost(stage, time.monotonic() - started, device, peak)
     shutil.rmtree(state.parent, ignore_errors=True)
     return metrics
 
@@ -110,13 +109,12 @@ def report_other_state(stage: Stage, state: Path) -> None:
         print(f"{stage.name}: code, params or inputs changed since {others[0]}, which is not resumed", flush=True)
 
 
-def record_cost(stage: Stage, digest: str, seconds: float, device: str, peak: int) -> None:
+def record_cost(stage: Stage, seconds: float, device: str, peak: int) -> None:
     """Write the stage's seconds and its peak memory in bytes to `results/stages/`.
 
     They differ from run to run, so they lie outside every pinned output.
     """
     record = {"name": stage.name, "seconds": round(seconds, 3), "peak_memory_bytes": peak, "device": device}
     record["output"] = sha256_file(stage.output / "manifest.json")
-    record["inputs_digest"] = digest
     record["kernels"] = kernels_in_use(device)
     write_json(paths.STAGE_RECORDS / f"{stage.name}.json", record)

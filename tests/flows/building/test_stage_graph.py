@@ -2,10 +2,12 @@
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from flows import dvc_yaml
+from flows.building import dvc_yaml_text as dvc_yaml
 from flows.building.stage_graph import submit_stages, upstream_of
 from tasks import stages as table
 from tasks.params.experiment_params import Params
 from tasks.params.params_files import load_params
-from tasks.runtime.code_digest import PROJECT, ROOMS, stage_files
-from tasks.stages import TABLE, Stage, name_of, stages_of
+from tasks.runtime.code_digest import PLUMBING, PROJECT, ROOMS, is_plumbing, stage_files
+from tasks.stages import TABLE, Stage, edges, name_of, stages_of, stems
+from tasks.system import paths
+from tasks.system.errors import UserError
 from tests.helpers.patience import PATIENCE_SECONDS
 
 
@@ -72,7 +76,20 @@ def flow_edges(params: Params) -> dict[str, set[str]]:
 
 
 def test_dvc_yaml_is_what_the_table_of_stages_says() -> None:
-    assert (PROJECT / "dvc.yaml").read_text(encoding="utf-8") == dvc_yaml.dvc_yaml(), "it is stale: make dvc.yaml"
+    dvc_yaml.refuse_stale_file()
+
+
+def test_a_stale_dvc_yaml_is_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dvc_yaml, "FILE", tmp_path / "dvc.yaml")
+    (tmp_path / "dvc.yaml").write_text(dvc_yaml.dvc_yaml() + "# edited\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"^dvc\.yaml is not what tasks/stages\.py .* say: run make dvc\.yaml$"):
+        dvc_yaml.refuse_stale_file()
+
+
+def test_a_row_in_front_of_what_it_reads_is_refused(params: Params) -> None:
+    backwards = list(stages_of(params).values())[::-1]
+    with pytest.raises(ValueError, match=r"^report reads what .* writes: its row belongs behind theirs$"):
+        edges(backwards)
 
 
 def test_the_flow_and_dvc_yaml_have_the_same_edges(params: Params, dvc_stages: dict[str, Any]) -> None:
@@ -95,16 +112,27 @@ def test_every_stage_has_a_module_that_computes_it() -> None:
         assert callable(importlib.import_module(row.module).run), row.name
 
 
-def test_a_stage_depends_on_the_files_that_it_imports_and_no_others(dvc_stages: dict[str, Any]) -> None:
-    for name, stage in dvc_stages.items():
-        used = {path for path in stage_files(name.partition("@")[0])}
-        covered = {
-            file.relative_to(PROJECT)
-            for path in code(stage)
-            for file in ([PROJECT / path] if (PROJECT / path).is_file() else (PROJECT / path).rglob("*.py"))
-        }
-        assert {path for path in used if path.suffix == ".py"} <= covered, name
-        assert all(path in used or path.name == "__init__.py" for path in covered), name
+@pytest.mark.parametrize("stem", stems())
+def test_a_stage_depends_on_the_files_that_it_imports_and_no_others(stem: str) -> None:
+    """The reference is Python's own `modulefinder`, which reads the imports out of the compiled code."""
+    finder = ModuleFinder(path=[str(PROJECT)], excludes=PLUMBING)
+    finder.run_script(str(PROJECT / "tasks" / f"{stem}.py"))
+    found = {(name, Path(module.__file__)) for name, module in finder.modules.items() if module.__file__}
+    imported = {file for name, file in found if not is_plumbing(name) and file.name != "__init__.py"}
+    assert {
+        PROJECT / file for file in stage_files(stem) if file.suffix == ".py" and file.name != "__init__.py"
+    } == imported
+
+
+@pytest.mark.parametrize("stem", stems())
+def test_a_stage_reads_no_output_but_those_that_its_row_names(stem: str) -> None:
+    rows = [row for row in TABLE if row.stem == stem]
+    folders = {folder for row in rows for folder in (*row.inputs, row.output)}
+    for file in stage_files(stem):
+        for name in re.findall(r"\bpaths\.([A-Z_]+)\b", (PROJECT / file).read_text(encoding="utf-8")):
+            place = getattr(paths, name)
+            if place.is_relative_to(paths.OUTPUTS) and place != paths.OUTPUTS:
+                assert any(place.is_relative_to(folder) for folder in folders), f"{file} uses paths.{name}"
 
 
 def test_params_and_user_files_of_the_table_are_keys_of_params_yaml(params: Params) -> None:
@@ -138,13 +166,13 @@ from flows.building.stage_graph import upstream_of
 from flows import dvc_yaml
 from tasks.params.params_files import load_params
 from tasks.planning.cost_plan import Settings, make_plan
-from tasks.reporting.report_numbers import stage_costs
+from tasks.reporting.report_numbers import measured_costs
 from tasks.runtime.stage_run import run_stage
 from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.manifest import write_manifest
 
-assert dvc_yaml.main([]) == 0
+assert dvc_yaml.main([]) == dvc_yaml.main(["--check"]) == 0
 params = load_params()
 assert upstream_of(params)["dummy"] >= {"pretrain", "encode", "shard"}
 assert "dummy" in upstream_of(params)["report"]
@@ -153,7 +181,7 @@ paths.SMALL.mkdir(parents=True)
 (paths.SMALL / "weights").write_text("some")
 write_manifest(paths.SMALL)
 assert run_stage(stage_of("dummy", params), params) == {"files": 2.0}
-assert [cost["name"] for cost in stage_costs(params)] == ["dummy"]
+assert [cost["name"] for cost in measured_costs(params)] == ["dummy"]
 """
 
 

@@ -34,7 +34,7 @@ from tasks.reporting import report_figures
 from tasks.reporting.finetune_recovery import beyond_half, recovered_share
 from tasks.reporting.loss_curves import Curve, read_curve
 from tasks.reporting.report_figures import loss_curves
-from tasks.reporting.report_numbers import collect, speed, stage_costs
+from tasks.reporting.report_numbers import collect, measured_costs, speed
 from tasks.reporting.report_page import interval, number, render_page
 from tasks.reporting.sample_strips import BAR, FRAME, GAP, choose_prompts, strip, thumbnail
 from tasks.runtime.stage_run import run_stage
@@ -382,9 +382,9 @@ def test_costs_are_those_of_the_outputs_in_place(inside: Params, summary: dict[s
     kept = record.read_bytes()
     try:
         write_json(record, read_json(record) | {"output": "another"})
-        assert [stage["name"] for stage in stage_costs(inside)] == [name for name in names if name != "train"]
+        assert [stage["name"] for stage in measured_costs(inside)] == [name for name in names if name != "train"]
         record.unlink()
-        assert [stage["name"] for stage in stage_costs(inside)] == [name for name in names if name != "train"]
+        assert [stage["name"] for stage in measured_costs(inside)] == [name for name in names if name != "train"]
     finally:
         record.write_bytes(kept)
 

@@ -87,13 +87,19 @@ def test_a_stages_code_is_all_it_imports_and_nothing_else(tmp_path: Path, monkey
         "tasks/system/files.py": "plumbing = 1\n",
         "model/__init__.py": "",
         "model/network.py": "class Sana: ...\n",
+        "model/table.txt": "read by a module beside it\n",
+        "model/tables/more.txt": "read too\n",
+        "model/.network.py.swp": "an editor's\n",
+        "tasks/gone/__pycache__/gone.cpython-311.pyc": "left by a module that has moved\n",
     }
     for name, text in files.items():
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     monkeypatch.setattr(code_digest, "PROJECT", tmp_path)
     digest = code_digest.code_digest("train")
+    counts = {"tasks/train.py", "tasks/helper.py", "model/network.py", "model/table.txt", "model/tables/more.txt"}
+    assert {path.as_posix() for path in code_digest.stage_files("train")} == counts
     for name, changes in (("tasks/other.py", False), ("tasks/system/files.py", False), ("model/network.py", True)):
         (tmp_path / name).write_text(files[name] + "# edited\n", encoding="utf-8")
         assert (code_digest.code_digest("train") != digest) == changes, name
