@@ -96,10 +96,10 @@ def check_report(models: list[str]) -> dict[str, Any]:
 
 
 def test_the_published_4_8b_is_cut_and_fine_tuned_without_other_training() -> None:
-    paths = write_published("sana")
+    folders = write_published("sana")
     write_transformer(Path("models/sana"), 5, WIDTH, 4, 16)
     depths = {"pretrain.depth": 5, "grow.depth": 5, "prune.depths": [3, 2]}
-    params = write_params("prune-published", dotted(SMALL), paths, depths)
+    params = write_params("prune-published", dotted(SMALL), folders, depths)
     assert "geneval@small" not in run_all(params)
     check_report(["grown", "pruned-3", "finetuned-3", "pruned-2", "finetuned-2"])
     published = read_weights(Path("models/sana"))
@@ -113,11 +113,11 @@ def test_the_published_4_8b_is_cut_and_fine_tuned_without_other_training() -> No
 
 
 def test_the_published_1_6b_gets_qk_norm_is_grown_without_its_last_blocks_and_cut() -> None:
-    paths = write_published("sana-1.0.pth")
+    folders = write_published("sana-1.0.pth")
     write_sana_1_0(Path("models/sana-1.0.pth"), 10, WIDTH)
     trained = dotted({"pretrain": {"depth": 10, **SHORT, "steps": 1}, "train": SHORT})
     depths = {"grow.depth": 12, "prune.depths": [3]}
-    params = write_params("grow-published", dotted(SMALL), paths, trained, depths)
+    params = write_params("grow-published", dotted(SMALL), folders, trained, depths)
     run_all(params)
     check_report(["small", "grown", "pruned-3", "finetuned-3"])
     small, grown = load_network(paths.SMALL), load_network(paths.GROWN_INIT)
@@ -129,9 +129,9 @@ def test_the_published_1_6b_gets_qk_norm_is_grown_without_its_last_blocks_and_cu
 
 
 def test_the_papers_own_experiment_runs_on_published_encoders_scorer_and_judge() -> None:
-    paths = write_published("none") | {"pretrain.path": None}
+    folders = write_published("none") | {"pretrain.path": None}
     trained = dotted({"pretrain": {"depth": 2, **SHORT}, "train": SHORT})
-    params = write_params("paper", dotted(SMALL), paths, trained, {"grow.depth": 3, "prune.depths": [2]})
+    params = write_params("paper", dotted(SMALL), folders, trained, {"grow.depth": 3, "prune.depths": [2]})
     run_all(params)
     check_report(["small", "grown", "pruned-2", "finetuned-2"])
     assert {tuple(shape) for shape in read_shapes()} > {(4, 16, 16)}  # aspect buckets: latents of several sizes
