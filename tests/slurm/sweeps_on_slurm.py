@@ -122,7 +122,7 @@ def test_what_a_completed_job_wrote_may_come_late(
 ) -> None:
     point = point_of(tmp_path, "silent", "")
     job = slurm.submit(point)
-    wait_for(lambda: slurm._look().get(job) == "COMPLETED", "the job to end")
+    wait_for(lambda: slurm._job_states().get(job) == "COMPLETED", "the job to end")
     assert slurm.state(point, job) == PointState("running")
     write_json(tmp_path / OUTCOME_FILE, {"reason": "", "seconds": 1.0, "models": []})
     assert slurm.state(point, job) == PointState("done")
