@@ -51,7 +51,8 @@ def model_record(name: str) -> Record:
     """
     metrics = read_json(paths.model_folder(name) / "metrics.json")
     evaluation = read_json(paths.EVALUATION / name / "summary.json")
-    record = {"name": name} | {key: metrics[key] for key in ("depth", "parameters", "heldout_loss")}
+    sizes = ("depth", "parameters", "heldout_loss", "heldout_loss_low", "heldout_loss_high")
+    record = {"name": name} | {key: metrics[key] for key in sizes}
     record |= {key: evaluation[key] for key in ("prompts", "pictures_per_prompt", "scorer", "score")}
     record["by_seen"] = {kind: plain(scored) for kind, scored in evaluation["by_seen"].items()}
     for chooser in CHOOSERS:

@@ -69,7 +69,9 @@ def run(stage: Stage, chosen: Params) -> tuple[Metrics, Path]:
 
 
 def loss_of(network: torch.nn.Module) -> float:
-    return heldout_loss(network, EncodedDataset(paths.ENCODED, "heldout"), params().diffusion, 0, "cpu", "float32")
+    return heldout_loss(
+        network, EncodedDataset(paths.ENCODED, "heldout"), params().diffusion, 0, "cpu", "float32"
+    ).value
 
 
 def read(path: Path) -> Any:

@@ -310,7 +310,7 @@ def test_heldout_loss_of_several_shapes_is_the_mean_over_single_samples(tmp_path
             with torch.no_grad():
                 error = network(noised, sigmas[[index]] * TIMESTEPS, text) - velocity(batch.latents_BCHW, own[None])
             losses.append(error.square().mean().item())
-    measured = heldout_loss(network, dataset, DIFFUSION, 4, "cpu", "float32")
+    measured = heldout_loss(network, dataset, DIFFUSION, 4, "cpu", "float32").value
     assert measured == pytest.approx(np.mean(losses), rel=1e-5)
 
 
