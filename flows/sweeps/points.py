@@ -17,7 +17,7 @@ from flows.sweeps.sweep_file import SWEEPS, Sweep
 from tasks.params.params_files import build_params
 from tasks.params.user_files import listing_digest, own_path, paths_of
 from tasks.runtime.code_digest import code_digest
-from tasks.stages import sections_of, stages_of, stems
+from tasks.stages import EVALUATE, LATENCY, sections_of, stages_of, stems
 from tasks.system.errors import UserError
 from tasks.system.manifest import sha256_json
 
@@ -112,6 +112,8 @@ def needed_stages(sweep: Sweep, values: Mapping[str, Any]) -> tuple[str, ...] | 
         if name not in upstream:
             raise UserError(f"{where}: until names {name!r}: it must be one of {', '.join(upstream)}")
     needed = tuple(name for name in upstream if any(name == one or name in upstream[one] for one in sweep.until))
+    if EVALUATE.stem in map(stem_of, needed):  # the table shows a scored model's seconds beside its score
+        needed = tuple(name for name in upstream if name in needed or name == LATENCY.stem)
     if sweep.first not in map(stem_of, needed):
         raise UserError(f"{where}: until {list(sweep.until)} does not need {sweep.first}, so that no point differs")
     return needed

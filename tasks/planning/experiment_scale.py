@@ -10,7 +10,7 @@ from tasks.data.heldout_split import heldout_count
 from tasks.data.picture_files import encode_png
 from tasks.data.scenes import render, sample_scene
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
-from tasks.evaluation.prompts.judge_prompts import choose_prompts_to_draw
+from tasks.evaluation.prompts.judge_prompts import prompts_of_objects
 from tasks.evaluation.prompts.object_prompts import object_prompts
 from tasks.params.experiment_params import Params
 from tasks.params.user_files import own_path
@@ -73,7 +73,8 @@ def measure_scale(params: Params, samples: int | None = None, caption_tokens: in
     """
     seed = params.compute.seed
     evaluated = prompts_to_plan(params)
-    judged, unseen = choose_prompts_to_draw(params, evaluated)
+    asked = prompts_of_objects(params, evaluated)
+    judged, unseen = asked.training, asked.unseen
     prompt_tokens = max(tokens_of(prompt.text) for prompt in [*evaluated, *judged, *unseen])
     prompts = len(evaluated), len(judged), len(unseen), prompt_tokens
     if params.shard.source != "scenes":

@@ -27,7 +27,7 @@ from tasks.data.sample_order import grouped_batch_indices, rank_rows
 from tasks.data.shards import Sample, ShardReader, describe, write_index, write_split
 from tasks.data.sources.picture_folder import folder_candidates
 from tasks.encode import encode_shards
-from tasks.judge import shard_pictures
+from tasks.evaluation.judges.labelled_examples import shard_pictures
 from tasks.params.experiment_params import Params
 from tasks.params.network_params import Diffusion
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
