@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from math import ceil
+from math import ceil, isnan
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,12 @@ class OfferedModel:
         """`small`, `grown`, `pruned-6` or `finetuned-6`."""
         return self.folder.name
 
+    @property
+    def size(self) -> str:
+        """Its size in words, such as `4 blocks · 1.64 M parameters`."""
+        digits = 2 if self.parameters < 1e7 else 0
+        return f"{self.depth} block{'s' * (self.depth > 1)} · {self.parameters / 1e6:.{digits}f} M parameters"
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -94,6 +100,12 @@ class DrawnByModel:
     def chosen(self) -> int:
         """The index of the picture that the judge likes best, and of the first one if there is no judge."""
         return int(best_first_order(self.scores_N, len(self.pictures_NHW3))[0])
+
+    def score_text(self, index: int) -> str:
+        """The judge's score of a picture, or that the judge abstained; an empty text if there is no judge."""
+        if self.scores_N is None:
+            return ""
+        return "abstained" if isnan(self.scores_N[index]) else f"{self.scores_N[index]:.3g}"
 
 
 def find_outputs(folder: Path) -> Path:

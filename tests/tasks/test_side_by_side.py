@@ -54,6 +54,7 @@ def test_the_finished_models_of_an_experiment_are_offered_in_the_order_in_which_
     names = ["small", "grown", "pruned-10", "finetuned-10", "pruned-2", "finetuned-2"]
     assert [model.name for model in models] == names
     assert [model.depth for model in models] == [1, 3, 10, 10, 2, 2]
+    assert models[0].size == f"1 block · {models[0].parameters / 1e6:.2f} M parameters"
     assert models[0].parameters < models[4].parameters < models[1].parameters
 
 
@@ -119,7 +120,7 @@ def test_without_a_judge_there_are_no_scores_and_the_first_picture_is_chosen() -
     with_judge = drawn(wish("small"))[0]
     shutil.rmtree(paths.JUDGE)
     without = drawn(wish("small"))[0]
-    assert (without.scores_N, without.chosen) == (None, 0)
+    assert (without.scores_N, without.chosen, without.score_text(1)) == (None, 0, "")
     np.testing.assert_array_equal(without.pictures_NHW3, with_judge.pictures_NHW3)
 
 
@@ -150,7 +151,7 @@ def test_a_picture_on_which_the_judge_abstains_has_no_score_and_is_not_chosen() 
     scores_N = np.array([np.nan, -2.0])
     assert picture_record(["a.png", "b.png"], scores_N, 0) == {"file": "a.png"}
     one = DrawnByModel(OfferedModel(Path("small"), 1, 10), np.zeros((2, 4, 4, 3), np.uint8), scores_N, 1.0)
-    assert one.chosen == 1
+    assert (one.chosen, one.score_text(0), one.score_text(1)) == (1, "abstained", "-2")
     with zipfile.ZipFile(io.BytesIO(zip_of(wish("small"), [one]))) as archive:
         rows = json.loads(archive.read("scores.json"))["models"]["small"]
     assert rows == [{"file": "small/0001.png", "log_yes": -2.0}, {"file": "small/0000.png"}]
