@@ -7,9 +7,9 @@ params.yaml, section shard:
   source: sana         SANA's own layout at `path`: shards that wids-meta.json lists, with further captions beside them
 
 Your own pictures are resized to cover a square of image_size pixels, and their centre is cropped. With aspect_buckets
-they are fitted to the nearest of 40 sizes of about that area instead (tasks/data/aspect_buckets.py). Up to a tenth of
-them is held out. Pictures that cannot be used are named in results/rejects/shard.jsonl. If their share is above
-max_reject_share, the stage stops.
+they are fitted to the nearest of 40 sizes of about that area instead (tasks/data/aspect_buckets.py). A tenth of them is
+held out, or 100 if that is more, but never more than half of them and never more than heldout_samples. Pictures that
+cannot be used are named in results/rejects/shard.jsonl. If their share is above max_reject_share, the stage stops.
 """
 
 from collections.abc import Iterable, Iterator
