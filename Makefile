@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 PROFILE ?=
+UNTIL ?=
 GPUS ?=
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
@@ -27,8 +28,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	@touch $@
 
-run: setup ## run what is not up to date (PROFILE=smoke for another scale)
-	$(BIN)/python -m flows.full_pipeline $(if $(PROFILE),--profile $(PROFILE))
+run: setup ## run what is not up to date (PROFILE=smoke for another scale, UNTIL=finetune to stop at a stage)
+	$(BIN)/python -m flows.full_pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(UNTIL),--until $(UNTIL))
 
 plan: setup ## show memory, FLOPs, GPU-hours and disk of every stage before it is run (PROFILE=paper, GPUS=8)
 	$(BIN)/python -m tasks.plan $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPUS),--gpus $(GPUS))

@@ -32,8 +32,8 @@ def run(context: Context) -> Metrics:
     indices = calibration_indices(heldout.captions, chosen.prompts)
     if len(indices) < chosen.prompts:
         print(
-            f"importance: measured on {len(indices)} samples, not on importance.prompts {chosen.prompts}: the "
-            f"{len(heldout)} held-out samples have no more different captions",
+            f"importance: different captions held out: {len(indices)}, fewer than importance.prompts {chosen.prompts}; "
+            "measured on one sample of each",
             flush=True,
         )
     scores = measure(load_network(paths.GROWN, context.device), heldout, indices, chosen, context)

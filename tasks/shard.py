@@ -91,6 +91,11 @@ def write_own_pictures(out: Path, params: ShardParams, candidates: list[Candidat
     counts = {split: sum(entry.samples for entry in splits[split]) for split in SPLITS}
     if not all(counts.values()):
         usable_count = sum(counts.values())
+        if usable_count > 1:  # many more were rejected than held out, which max_reject_share allows
+            raise UserError(
+                f"{params.path}: all {usable_count} usable pictures are held out: set shard.heldout_samples to "
+                f"{usable_count // 2} or less"
+            )
         raise UserError(f"{params.path} has {usable_count} usable pictures: at least 2 are needed, one to hold out")
     return {**{f"{split}_samples": count for split, count in counts.items()}, "rejected": len(rejects.found)}
 

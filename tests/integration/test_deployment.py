@@ -107,6 +107,12 @@ def test_one_fine_tune_parameter_runs_only_the_stages_behind_it_and_leaves_the_d
 
 
 def test_a_stage_that_fails_makes_the_deployment_run_exit_non_zero_with_the_reason(served: Clone) -> None:
+    done = served.deploy(overrides={"autoencoder.learning_rate": 1e20})
+    assert done.returncode != 0
+    assert "autoencoder: params.yaml: autoencoder: the loss is" in " ".join(done.stdout.split())
+
+
+def test_a_path_that_is_wrong_makes_the_deployment_run_exit_non_zero_before_any_stage(served: Clone) -> None:
     done = served.deploy(overrides=PUBLISHED_DETECTOR | {"shard.source": "folder", "shard.path": "no/such/folder"})
     assert done.returncode != 0
     assert "no/such/folder" in " ".join(done.stdout.split())

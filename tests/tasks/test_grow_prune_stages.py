@@ -161,8 +161,8 @@ def test_with_fewer_held_out_captions_than_prompts_importance_takes_them_all_and
     assert metrics["prompts"] == read(out / "importance.json")["prompts"] == 119
     said = [line for line in capsys.readouterr().out.splitlines() if "importance.prompts" in line]
     assert said == [
-        "importance: measured on 119 samples, not on importance.prompts 121: the 120 held-out samples have no more "
-        "different captions"
+        "importance: different captions held out: 119, fewer than importance.prompts 121; "
+        "measured on one sample of each"
     ]
 
 

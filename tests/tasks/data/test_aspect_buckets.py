@@ -1,7 +1,9 @@
 """Claims about aspect-ratio buckets: the published sizes, pictures cropped to them, and batches of one shape."""
 
+import hashlib
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from model.autoencoder import build_autoencoder, load_autoencoder
 from model.flow_matching import TIMESTEPS, add_noise, shift, velocity
 from model.text_encoder import Reading, build_text_encoder, train_tokenizer
 from tasks.autoencoder import batches as autoencoder_batches
-from tasks.autoencoder import scaling_factor
+from tasks.autoencoder import check_sizes, scaling_factor
 from tasks.computing.seeds import generator
 from tasks.data.aspect_buckets import aspect_buckets, nearest_bucket
 from tasks.data.encoded_samples import NULL_TEXT, NULL_TEXT_NAME, EncodedDataset
@@ -245,6 +247,24 @@ def test_buckets_that_have_no_latents_stop_encoding_before_it_begins(pictures: P
     Path("out").mkdir()
     with pytest.raises(UserError, match="44x92 pixels has no latent: sides must be multiples of 8"):
         encode_shards(Path("out"), pictures, "cpu")
+
+
+def test_buckets_that_have_no_latents_stop_the_autoencoder_also_where_training_pictures_alone_are_of_such_a_size(
+    pictures: Params,
+) -> None:
+    shutil.rmtree("pictures")
+    Path("pictures").mkdir()
+    last = max(range(9), key=lambda i: hashlib.sha256(str(i).encode()).digest())  # it is not held out
+    for i in range(9):
+        height, width = (44, 92) if i == last else (64, 64)
+        Path(f"pictures/{i}.png").write_bytes(png(np.zeros((height, width, 3), np.uint8)))
+        Path(f"pictures/{i}.txt").write_text(f"picture {i}")
+    write_own_pictures(paths.SHARDS, pictures.shard, folder_candidates(Path("pictures")))
+    assert PictureDataset(paths.SHARDS, "heldout").sizes() == [(64, 64)]
+    advice = r"set shard\.image_size in params\.yaml to a multiple of 128, or shard\.aspect_buckets to false$"
+    with pytest.raises(UserError, match=f"44x92 pixels has no latent: sides must be multiples of 8; {advice}"):
+        check_sizes(build_autoencoder(4, (8, 8, 8), 1))
+    check_sizes(build_autoencoder(4, (8, 8), 1))
 
 
 def test_autoencoder_sees_every_picture_once_in_batches_of_one_size(pictures: Params) -> None:

@@ -347,6 +347,22 @@ def test_a_tenth_of_own_pictures_is_held_out_or_a_hundred_but_at_most_half_and_t
     assert heldout_count(pictures, limit) == heldout
 
 
+def test_pictures_that_are_all_held_out_since_most_are_rejected_are_refused_with_the_number_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = pictures_with_captions(3) | {f"bad{i}.png": "no picture" for i in range(5)}
+    candidates = folder_candidates(folder_of(tmp_path / "in", files))
+    for name in ("refused", "taken"):
+        (tmp_path / name).mkdir()
+    words = r"^pictures: all 3 usable pictures are held out: set shard\.heldout_samples to 1 or less$"
+    with pytest.raises(UserError, match=words):
+        write_own_pictures(tmp_path / "refused", shard_params(max_reject_share=0.9), candidates)
+    params = shard_params(max_reject_share=0.9, heldout_samples=1)
+    metrics = write_own_pictures(tmp_path / "taken", params, candidates)
+    assert metrics == {"train_samples": 2, "heldout_samples": 1, "rejected": 5}
+
+
 def test_one_usable_picture_is_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="1 usable pictures: at least 2"):
