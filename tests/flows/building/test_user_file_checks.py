@@ -202,7 +202,7 @@ def test_a_flow_that_stops_earlier_reads_fewer_paths(models: Path, workspace: Pa
     stages = full_pipeline.checked_stages("smoke", overrides(models, **wrong), None, "finetune")
     assert {"shard", "finetune@3", "finetune@2"} <= set(stages) and "judge" not in stages
     with pytest.raises(UserError, match=r"judge\.path: .*nowhere is no folder"):
-        full_pipeline.checked_stages("smoke", overrides(models, **wrong), None, "geneval@grown")
+        full_pipeline.checked_stages("smoke", overrides(models, **wrong), None, "judge")
 
 
 def test_a_sweep_refuses_the_wrong_paths_of_its_points_once_each(
