@@ -118,6 +118,17 @@ def test_a_path_that_is_wrong_makes_the_deployment_run_exit_non_zero_before_any_
     assert "no/such/folder" in " ".join(done.stdout.split())
 
 
+def test_a_deployment_run_stops_at_the_stage_that_it_is_asked_to(served: Clone) -> None:
+    done = served.deploy(until="shard", overrides={"shard.train_samples": 200})
+    assert done.returncode == 0 and "Completed" in done.stdout, done.stdout + done.stderr
+    (copy,) = [
+        path for path in (served.root / "runs").iterdir() if "train_samples: 200" in (path / "params.yaml").read_text()
+    ]
+    assert [path.name for path in (copy / "outputs").iterdir()] == ["shards"] and not (
+        copy / "results/report.html"
+    ).exists()
+
+
 def test_the_flow_and_dvc_repro_leave_the_same_lock(deployed: Clone, reproduced: Clone) -> None:
     one, other = deployed.lock(), reproduced.lock()
     # the report shows times and memory
