@@ -1,12 +1,20 @@
-"""Sixty pictures of one's own become fine-tuned models that draw and are exported, though there is no judge."""
+"""A few pictures of one's own become fine-tuned models, which draw and are exported though there is no judge."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from flows.building.stage_graph import stages_until
 from flows.building.workspace import merged_params
+from tasks.params.params_files import load_params
+from tasks.runtime.stage_run import run_stage
+from tasks.stages import stages_of
+from tasks.tracking.report_spool import SPOOLS, open_spool
+from tasks.tracking.tracker import SPOOL_VARIABLE
 from tests.helpers.small_workspace import PROJECT, PUBLISHED_DETECTOR
 from tests.helpers.whole_pipeline import BIN, Clone, new_clone, new_origin
 
@@ -26,10 +34,10 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, str]:
     return clone, done.stderr
 
 
-def write_pictures(folder: Path) -> None:
+def write_pictures(folder: Path, count: int = PICTURES) -> None:
     random = np.random.default_rng(0)
     folder.mkdir()
-    for number in range(PICTURES):
+    for number in range(count):
         Image.fromarray(random.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
         (folder / f"{number}.txt").write_text(f"noise of number {number}")
 
@@ -61,3 +69,23 @@ def test_dvc_goes_on_where_the_run_stopped(stopped: tuple[Clone, str]) -> None:
     clone, _said = stopped
     done = clone.run(str(BIN / "dvc"), "repro", "finetune@3", "finetune@2")
     assert done.returncode == 0 and "Running stage" not in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("pictures", "buckets"), [(2, False), (9, True)])
+def test_every_stage_up_to_the_fine_tuned_models_works_on_fewer_pictures_than_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: int, buckets: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with closing(open_spool(SPOOLS, "test", tags={})) as spool:
+        monkeypatch.setenv(SPOOL_VARIABLE, str(spool.path))
+    own = PUBLISHED_DETECTOR | {"shard.source": "folder", "shard.path": "pictures", "shard.aspect_buckets": buckets}
+    values = merged_params(PROJECT, "smoke", own | {"shard.image_size": 128 if buckets else 32})
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    write_pictures(Path("pictures"), pictures)
+    params = load_params()
+    assert pictures < params.finetune.batch_size
+    for name in stages_until(["finetune"], params, "until"):
+        metrics = run_stage(stages_of(params)[name], params)
+        if name == "importance":
+            assert metrics["prompts"] == pictures // 2
+    assert all(Path("outputs", model, "model.safetensors").is_file() for model in MODELS)
