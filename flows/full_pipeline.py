@@ -87,7 +87,7 @@ def full_pipeline(
                 publish_models(models)
                 publish_report(root.resolve() / RESULTS / "report.html")
             builder.mlflow_runs.record_models(models)
-    if until is not None:
+    if until is not None and "report" not in futures:
         for line in next_steps(root, stages_to_run, builder.params, profile, flow_parameters["overrides"]):
             log(line)
     return {"workspace": str(root), "stages": [asdict(stage) for stage in stages]}

@@ -1,4 +1,4 @@
-"""What a flow says at its end if it was asked to stop at a stage: which models are there, and the next command."""
+"""What a flow says at its end if it was asked to stop at a stage: which models are there, and the next commands."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tasks.tracking.model_registry import FAMILY
 def next_steps(
     root: Path, stages: Collection[str], params: Params, profile: str | None, overrides: Mapping[str, Any]
 ) -> list[str]:
-    """Two lines: the models that `stages` have made in the workspace `root`, and commands that can follow.
+    """Lines that name the models that `stages` have made in the workspace `root`, and commands that can follow.
 
     One command draws with the last of these models, if there is one. The other runs the stages that are left, with the
     same profile and overrides. Both are to be run in the working directory.
@@ -27,11 +27,11 @@ def next_steps(
     command = ["python", "-m", "flows.full_pipeline", *(["--profile", profile] if profile is not None else [])]
     for key, value in overrides.items():
         command += ["-p", f"{key}={_as_yaml(value)}"]
-    rest = f"{shlex.join(command)}, which runs the other stages"
+    go_on = f"to run the other stages: {shlex.join(command)}"
     if not models:
-        return ["models: none yet", f"next: {rest}"]
+        return ["models: none yet", go_on]
     draw = ["python", "-m", "tasks.generate", "your prompt", "--model", models[-1], "--n", "1"]
-    return [f"models: {', '.join(models)}", f"next: {shlex.join(draw)}, which draws; or {rest}"]
+    return [f"models: {', '.join(models)}", f"to draw: {shlex.join(draw)}", go_on]
 
 
 def _as_yaml(value: Any) -> str:

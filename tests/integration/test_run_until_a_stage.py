@@ -49,10 +49,11 @@ def test_the_run_makes_all_models_and_neither_judge_nor_report(stopped: tuple[Cl
     assert "different captions held out: 30, fewer than importance.prompts 100" in said
 
 
-def test_its_last_lines_name_the_models_and_the_next_command(stopped: tuple[Clone, str]) -> None:
-    models, following = stopped[1].splitlines()[-2:]
+def test_its_last_lines_name_the_models_and_the_next_commands(stopped: tuple[Clone, str]) -> None:
+    models, draw, go_on = stopped[1].splitlines()[-3:]
     assert models.endswith("models: " + ", ".join(f"outputs/{model}" for model in MODELS))
-    assert "python -m tasks.generate 'your prompt' --model outputs/finetuned-2 --n 1" in following
+    assert draw.endswith("to draw: python -m tasks.generate 'your prompt' --model outputs/finetuned-2 --n 1")
+    assert go_on.endswith("to run the other stages: python -m flows.full_pipeline")
 
 
 def test_a_model_draws_one_picture_and_is_exported_without_a_judge(stopped: tuple[Clone, str]) -> None:

@@ -29,12 +29,11 @@ def test_models_are_named_in_order_and_no_other_outputs(
     monkeypatch.chdir(tmp_path)
     stages = ("shard", "autoencoder", "pretrain", "grow", "train", "prune@6")
     write_outputs(tmp_path, params, *stages)
-    models, following = next_steps(tmp_path, stages, params, None, {})
-    assert models == "models: outputs/small, outputs/grown, outputs/pruned-6"
-    assert following == (
-        "next: python -m tasks.generate 'your prompt' --model outputs/pruned-6 --n 1, which draws; "
-        "or python -m flows.full_pipeline, which runs the other stages"
-    )
+    assert next_steps(tmp_path, stages, params, None, {}) == [
+        "models: outputs/small, outputs/grown, outputs/pruned-6",
+        "to draw: python -m tasks.generate 'your prompt' --model outputs/pruned-6 --n 1",
+        "to run the other stages: python -m flows.full_pipeline",
+    ]
 
 
 def test_a_model_of_an_earlier_run_is_not_taken_for_one_of_this_run(
@@ -51,9 +50,9 @@ def test_the_command_for_the_rest_has_the_same_profile_and_overrides(
     monkeypatch.chdir(tmp_path)
     overrides = {"finetune.steps": 50, "shard.path": "my pictures", "judge.path": None, "prune.depths": [3, 2]}
     overrides |= {"shard.source": "folder", "text_encoder.path": "12", "network.mlp_ratio": 2.5, "workflow.x": True}
-    models, following = next_steps(tmp_path / "runs/smoke", ["shard"], params, "smoke", overrides)
+    models, go_on = next_steps(tmp_path / "runs/smoke", ["shard"], params, "smoke", overrides)
     assert models == "models: none yet"
-    words = shlex.split(following.removeprefix("next: ").removesuffix(", which runs the other stages"))
+    words = shlex.split(go_on.removeprefix("to run the other stages: "))
     assert words[:5] == ["python", "-m", "flows.full_pipeline", "--profile", "smoke"]
     assert words[5::2] == ["-p"] * len(overrides)
     assert dict(parse_override(word) for word in words[6::2]) == overrides
