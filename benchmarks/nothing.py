@@ -16,7 +16,14 @@ def leave_outcome(folder: Path) -> None:
         file.write(f"{folder.name}\n")
     first, second = int(folder.name[:6], 16), int(folder.name[6:12], 16)
     score = {"overall": first / 16**6, "low": 0.0, "high": 1.0}
-    model = {"name": "grown", "depth": 1, "parameters": second, "heldout_loss": 1.0, "geneval": score}
+    model = {
+        "name": "grown",
+        "depth": 1,
+        "parameters": second,
+        "heldout_loss": 1.0,
+        "scorer": "geneval",
+        "score": score,
+    }
     outcome = {"reason": "", "seconds": 0.0, "models": [model | {"seconds_per_picture": second / 16**6}]}
     records = folder / ".sana15" / "point"
     records.mkdir(parents=True, exist_ok=True)

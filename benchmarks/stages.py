@@ -29,8 +29,8 @@ NEEDED = ("diffusers", "webdataset")
 DEPTH = 2  # one of the profile's
 TRAINING = ("pretrain", "grow", "train", "importance", f"prune@{DEPTH}", f"finetune@{DEPTH}")
 TINY = ("pretrain", "grow")
-PICTURES = ("shard", "autoencoder", "text_encoder", "encode", "pretrain", "judge", "geneval@small")
-ARGUMENTS = {"prune": "--depth", "finetune": "--depth", "geneval": "--model"}
+PICTURES = ("shard", "autoencoder", "text_encoder", "encode", "pretrain", "judge", "evaluate@small")
+ARGUMENTS = {"prune": "--depth", "finetune": "--depth", "evaluate": "--model"}
 LOSSES = ("heldout_loss", "heldout_loss_before")
 ENCODINGS = Encodings(4, 4, 12, 32, 64, 100)
 
@@ -68,7 +68,7 @@ def run_stage(root: Path, name: str) -> dict[str, Any]:
 def metrics_of(root: Path, stem: str, branch: str) -> dict[str, float]:
     """What a stage measured, from its output."""
     names = {"shard": "shards", "encode": "encoded", "pretrain": "small", "grow": "grown_init", "train": "grown"}
-    names |= {"prune": f"pruned-{branch}", "finetune": f"finetuned-{branch}", "geneval": f"geneval/{branch}"}
+    names |= {"prune": f"pruned-{branch}", "finetune": f"finetuned-{branch}", "evaluate": f"evaluation/{branch}"}
     return json.loads((root / paths.OUTPUTS / names.get(stem, stem) / "metrics.json").read_text(encoding="utf-8"))
 
 

@@ -46,7 +46,7 @@ class Controls:
         self.detector = build_detector(self.params.geneval, context.device)
         check_classes((prompt.line for prompt in self.prompts), self.detector)
         self.tasks = [prompt.tag for prompt in self.prompts]
-        self.images = self.params.geneval.images_per_pruned_prompt
+        self.images = self.params.evaluation.images_per_pruned_prompt
         self.painter = load_painter(paths.GROWN, self.params, context.device)
 
     def draw(self, network: Sana, name: str, images: int | None = None) -> Verdicts:
@@ -69,7 +69,7 @@ class Controls:
     def record(self, correct_PN: Verdicts) -> dict[str, Any]:
         """The GenEval score with its intervals, as plain values."""
         rng = numpy_generator(self.seed, "geneval bootstrap")
-        return as_record(score(correct_PN, self.tasks, self.params.geneval.bootstrap_samples, rng))
+        return as_record(score(correct_PN, self.tasks, self.params.evaluation.bootstrap_samples, rng))
 
 
 def run(context: Context) -> Metrics:

@@ -137,11 +137,11 @@ def _tuned(kind: str) -> str:
 
 def scores(model: Path) -> list[str]:
     """The model's GenEval scores with 95 % intervals as a table, or a line saying that it was not evaluated."""
-    path = model.parent / paths.GENEVAL.name / model.name / "summary.json"
+    path = model.parent / paths.EVALUATION.name / model.name / "summary.json"
     if not path.exists():
         return ["Not evaluated."]
     summary = json.loads(path.read_text(encoding="utf-8"))
-    rows = [("overall", summary["geneval"]), *summary["geneval"]["tasks"].items()]
+    rows = [("overall", summary["score"]), *summary["score"]["tasks"].items()]
     table = [f"| {name.replace('_', ' ')} | {_interval(score)} |" for name, score in rows]
     head = f"{summary['prompts']} prompts, {summary['pictures_per_prompt']} pictures each, 95 % intervals over prompts."
     return [head, "", "| task | score |", "|---|---|", *table]

@@ -47,7 +47,7 @@ def run(context: Context) -> Metrics:
 
     def quality(judge: Judge) -> Metrics:
         rng = numpy_generator(seed, "judge bootstrap")
-        return measure(scores(judge, unseen, test), test, params.geneval.bootstrap_samples, rng)
+        return measure(scores(judge, unseen, test), test, params.evaluation.bootstrap_samples, rng)
 
     judge, metrics = (
         train(context, painter, prompts, detector, quality)

@@ -32,7 +32,7 @@ def run(context: Context) -> Metrics:
     """Collect the numbers, draw the figures, write the page; returns scores, and cuts' gains over random cuts."""
     params, out = context.params, context.out
     summary = collect(params)
-    pools = {name: load_pool(paths.GENEVAL / name) for name in scored_models(params)}
+    pools = {name: load_pool(paths.EVALUATION / name) for name in scored_models(params)}
     with matplotlib.rc_context(STYLE):
         drawn = {name: settle(figure) for name, figure in draw_figures(summary, params).items()}
         shown = choose_prompts(pools["grown"].prompts, HEADLINE_PROMPTS, params.compute.seed)
@@ -50,7 +50,7 @@ def run(context: Context) -> Metrics:
         )
     write_json(out / "summary.json", summary)
     write_bytes(out / "report.html", page.encode())
-    scores = {f"geneval/{model['name']}/overall": model["geneval"]["overall"] for model in summary["models"]}
+    scores = {f"{model['scorer']}/{model['name']}/overall": model["score"]["overall"] for model in summary["models"]}
     return scores | {f"gain_over_random/{cut['depth']}": cut["gain_over_random"]["value"] for cut in summary["cuts"]}
 
 

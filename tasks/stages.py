@@ -145,11 +145,11 @@ class Stage:
         return replace(self, item=item, output=filled(self.output), inputs=tuple(map(filled, self.inputs)))
 
 
-GENEVAL = Stage(
-    "geneval",
-    output=paths.GENEVAL / "{item}",
+EVALUATE = Stage(
+    "evaluate",
+    output=paths.EVALUATION / "{item}",
     inputs=(paths.OUTPUTS / "{item}", paths.AUTOENCODER, paths.TEXT_ENCODER, paths.JUDGE),
-    sections=(*DRAWING_SECTIONS, BRANCH_THREADS, "geneval"),
+    sections=(*DRAWING_SECTIONS, BRANCH_THREADS, "evaluation", "geneval"),
     family=BASELINES,
     user_files=DETECTOR_FILES,
     on_ranks=True,
@@ -196,7 +196,7 @@ TABLE = (
             "geneval.detector",
             *DETECTOR_FILES,
             "geneval.prompts_per_task",
-            "geneval.bootstrap_samples",
+            "evaluation.bootstrap_samples",
         ),
         user_files=("judge.path", *DETECTOR_FILES),
     ),
@@ -213,12 +213,12 @@ TABLE = (
         sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, "train"),
         on_ranks=True,
     ),
-    GENEVAL,
+    EVALUATE,
     Stage(
         "controls",
         output=paths.CONTROLS,
         inputs=(paths.GROWN, paths.AUTOENCODER, paths.TEXT_ENCODER),
-        sections=(*DRAWING_SECTIONS, BRANCH_THREADS, "prune", "geneval"),
+        sections=(*DRAWING_SECTIONS, BRANCH_THREADS, "prune", "evaluation", "geneval"),
         user_files=DETECTOR_FILES,
     ),
     Stage(
@@ -242,13 +242,13 @@ TABLE = (
         family=DEPTHS,
         on_ranks=True,
     ),
-    replace(GENEVAL, family=CUTS),
+    replace(EVALUATE, family=CUTS),
     Stage(
         "report",
         output=paths.RESULTS,
         inputs=(paths.OUTPUTS,),
         unread=(paths.SHARDS, paths.ENCODED),  # they are large, and the report shows nothing of them
-        sections=("compute.seed", "workflow.baselines", "prune.depths", "geneval", "report"),
+        sections=("compute.seed", "workflow.baselines", "prune.depths", "evaluation", "geneval.detector", "report"),
         # times and memory differ from run to run, so what shows them is not cached
         uncached_files=("summary.json", "report.html", "family.png"),
         files=("metrics.json",),
@@ -312,7 +312,7 @@ def edges(stages: Iterable[Stage]) -> dict[str, list[str]]:
 
 def scored_models(params: Params) -> list[str]:
     """The models that GenEval scores: the baselines (`small`, `grown`), then the cut ones (`pruned-6`)."""
-    return [str(stage.item) for stage in stages_of(params).values() if stage.stem == GENEVAL.stem]
+    return [str(stage.item) for stage in stages_of(params).values() if stage.stem == EVALUATE.stem]
 
 
 def name_of(command: str) -> str:

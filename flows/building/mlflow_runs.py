@@ -54,11 +54,11 @@ class MlflowRuns:
     def record_models(self, models: list[dict[str, Any]]) -> None:
         """Make a run for each model of `results/summary.json`, so that MLflow's UI can compare the model sizes.
 
-        A score has the same name as in the run of the model's stage geneval (`geneval/overall`, `best_of/4`). The ends
+        A score has the same name as in the run of the model's stage evaluate (`geneval/overall`, `best_of/4`). The ends
         of its interval have that name with `/low` and `/high` behind it.
         """
         for model in models:
-            numbers = {_metric_name(key): value for key, value in _numbers(model).items()}
+            numbers = {_metric_name(key, model["scorer"]): value for key, value in _numbers(model).items()}
             spool = self._open(f"model {model['name']}", self.parent)
             spool.append("params", values={key: numbers.pop(key) for key in ("depth", "parameters")})
             spool.append("metrics", values=numbers, step=0)
@@ -101,16 +101,16 @@ def open_mlflow_runs(root: Path, flow_run_id: str, flow_parameters: Mapping[str,
             mlflow_runs.close(status)
 
 
-def _metric_name(key: str) -> str:
+def _metric_name(key: str, scorer: str) -> str:
     """The name in MLflow of a number of `results/summary.json`.
 
-    It is `geneval/counting` for `geneval/tasks/counting/value`, `geneval/seen` for `by_seen/seen/overall`, and
-    `best_of/4` for `best_of/4/overall`. `geneval/overall` stays.
+    It is `geneval/overall` for `score/overall` by the scorer geneval, `geneval/counting` for
+    `score/tasks/counting/value`, `geneval/seen` for `by_seen/seen/overall`, and `best_of/4` for `best_of/4/overall`.
     """
     name = key.replace("/tasks/", "/").removesuffix("/value")
-    if name == "geneval/overall":
-        return name
-    return name.replace("by_seen/", "geneval/").removesuffix("/overall")
+    if name.startswith("score/"):
+        return name.replace("score/", f"{scorer}/", 1)
+    return name.replace("by_seen/", f"{scorer}/").removesuffix("/overall")
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

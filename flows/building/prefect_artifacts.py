@@ -60,7 +60,7 @@ def publish_models(models: Sequence[dict[str, Any]]) -> None:
     """Publish a table of models: size, held-out loss, and GenEval with its interval."""
     rows = []
     for model in models:
-        score = model["geneval"]
+        score = model["score"]
         interval = f"{score['overall']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
         sizes = {key: model[key] for key in ("name", "depth", "parameters", "heldout_loss")}
         rows.append({**sizes, "geneval (95 % interval)": interval})

@@ -103,7 +103,7 @@ def model_records(only: Sequence[str] | None) -> list[dict[str, Any]]:
         return read_json(RESULTS / "summary.json")["models"]
     from tasks.reporting.report_numbers import model_record
 
-    return [model_record(name) for kind, _, name in (stage.partition("@") for stage in only) if kind == "geneval"]
+    return [model_record(name) for kind, _, name in (stage.partition("@") for stage in only) if kind == "evaluate"]
 
 
 if __name__ == "__main__":

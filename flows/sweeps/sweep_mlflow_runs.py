@@ -1,7 +1,7 @@
 """A sweep in MLflow: a parent run, and for each point a nested run with its params and scores, or why it failed.
 
 A point may have several models, so a metric's name holds the model's name in its second place:
-`geneval/<model>/overall`, or `best_of/<model>/<N>` for the best of N pictures. In the runs of the stage geneval and of
+`geneval/<model>/overall`, or `best_of/<model>/<N>` for the best of N pictures. In the runs of the stage evaluate and of
 the report, the same metrics have these names without the model's name.
 """
 

@@ -79,7 +79,7 @@ def rows_of(sweep: Sweep, point: Point, state: PointState) -> list[Row]:
 
 
 def _model_rows(row: Row, model: Mapping[str, Any], sweep: Sweep) -> list[Row]:
-    scores = {1: model["geneval"]}
+    scores = {1: model["score"]}
     if sweep.score == "best_of":
         scores = {int(number): score for number, score in model["best_of"].items()}
     seconds = model.get("seconds_per_picture")

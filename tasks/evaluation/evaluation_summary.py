@@ -23,8 +23,12 @@ The choosers are the judge, the scorer itself (the oracle), blind choice, and th
 """
 
 
-def summarize(pool: Pool, numbers: Sequence[int], samples: int, seed: int, keep: int = 1) -> dict[str, Any]:
-    """GenEval's score of one picture, over all prompts and by seen and unseen, and each chooser's curve over `numbers`.
+def summarize(
+    pool: Pool, scorer: str, numbers: Sequence[int], samples: int, seed: int, keep: int = 1
+) -> dict[str, Any]:
+    """The score of one picture by `scorer`, over all prompts and by seen and unseen, and each chooser's curve.
+
+    A curve is over `numbers` of pictures.
 
     A chooser keeps the `keep` best pictures, or all if there are fewer, and is scored by their mean. Every score has
     its 95 % bootstrap interval over prompts. Numbers above the pool's size are left out, and so is the curve of a
@@ -45,7 +49,7 @@ def summarize(pool: Pool, numbers: Sequence[int], samples: int, seed: int, keep:
     }
     counts = {"prompts": pool.correct_PN.shape[0], "pictures_per_prompt": pool.correct_PN.shape[1]}
     by_seen = {kind: as_record(part) for kind, part in split.items()}
-    return {**counts, "geneval": as_record(scored(pool.correct_PN)), "by_seen": by_seen, **curves}
+    return {"scorer": scorer, **counts, "score": as_record(scored(pool.correct_PN)), "by_seen": by_seen, **curves}
 
 
 def as_record(scored: Score) -> dict[str, Any]:
@@ -57,10 +61,10 @@ def as_record(scored: Score) -> dict[str, Any]:
 
 def headline(summary: dict[str, Any]) -> dict[str, float]:
     """The summary's main numbers under flat names, for the metrics and the tracker."""
-    geneval = summary["geneval"]
-    numbers = {f"geneval/{key}": geneval[key] for key in ("overall", "low", "high")}
-    numbers |= {f"geneval/{task}": interval["value"] for task, interval in geneval["tasks"].items()}
-    numbers |= {f"geneval/{kind}": record["overall"] for kind, record in summary["by_seen"].items()}
+    scorer, scored = summary["scorer"], summary["score"]
+    numbers = {f"{scorer}/{key}": scored[key] for key in ("overall", "low", "high")}
+    numbers |= {f"{scorer}/{task}": interval["value"] for task, interval in scored["tasks"].items()}
+    numbers |= {f"{scorer}/{kind}": record["overall"] for kind, record in summary["by_seen"].items()}
     for name in CHOOSERS:
         numbers |= {f"{name}/{n}": record["overall"] for n, record in summary[name].items()}
     return numbers

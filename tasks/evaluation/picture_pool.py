@@ -76,4 +76,4 @@ def load_pool(folder: Path) -> Pool:
 def pool_size(params: Params, model: str) -> int:
     """Pictures to draw for each prompt: fewer for models just cut, whose best of N is nobody's choice."""
     pruned = model.startswith("pruned-")
-    return params.geneval.images_per_pruned_prompt if pruned else params.geneval.images_per_prompt
+    return params.evaluation.images_per_pruned_prompt if pruned else params.evaluation.images_per_prompt

@@ -34,7 +34,7 @@ class Compute:
     nodes: int
     """Number of computers that compute one stage together; more than 1 needs Slurm.
 
-    The stages pretrain, train and finetune@D train on all of them, and geneval@M draws on all of them.
+    The stages pretrain, train and finetune@D train on all of them, and evaluate@M draws on all of them.
     """
     processes_per_node: int
     """Number of processes on each computer, one for each GPU; torchrun starts them."""

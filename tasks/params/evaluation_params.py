@@ -1,4 +1,4 @@
-"""Sections `sampling`, `judge`, `geneval` and `report`: how pictures are drawn, scored, chosen and shown."""
+"""Sections `sampling`, `judge`, `evaluation`, `geneval`, `matching` and `report`: how pictures are drawn and scored."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -70,22 +70,22 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class GenEval:
-    """Detector, prompts and pictures of the evaluation."""
+class Evaluation:
+    """How models are scored, and how many pictures they draw for it."""
 
-    detector: Literal["scenes", "mask2former"]
-    """What finds objects: scenes (for shard.source scenes) or mask2former.
+    scorer: Literal["geneval", "matching"] | None
+    """What scores pictures: geneval, matching, or null for the one that fits.
 
-    mask2former is GenEval's kind: it finds COCO's 80 classes, with CLIP for colours.
+    geneval asks a detector whether a picture shows what its prompt names. matching asks a network trained on your own
+    pairs which of several captions a picture was drawn for; it needs no detector. null is geneval for rendered scenes
+    and where `geneval.detector` is mask2former, and matching for all other pictures.
     """
-    mask2former_path: str | None
-    """Folder with a transformers Mask2Former of COCO's instances (mask2former only)."""
-    clip_path: str | None
-    """Folder with a transformers CLIP (mask2former only)."""
-    prompts: str | None
-    """File of prompts such as GenEval's evaluation_metadata.jsonl; null asks for scenes."""
-    prompts_per_task: int
-    """Number of prompts of each task of scenes; a file's prompts are all asked."""
+    features_path: str | None
+    """Folder with a CLIP or DINO that pictures are compared by; null: the autoencoder's latents.
+
+    transformers loads it. The distance of drawn pictures to real ones is measured in its features. With a CLIP the CLIP
+    score is measured too.
+    """
     images_per_prompt: int
     """Number of pictures of each prompt, the pool that best of N draws from."""
     images_per_pruned_prompt: int
@@ -117,7 +117,7 @@ class GenEval:
     """Number of bootstrap samples that an interval is taken from."""
 
     def __post_init__(self) -> None:
-        positive(self, "prompts_per_task", "images_per_prompt", "images_per_pruned_prompt", "bootstrap_samples")
+        positive(self, "images_per_prompt", "images_per_pruned_prompt", "bootstrap_samples")
         check(
             all(1 <= n <= self.images_per_prompt for n in self.best_of) and len(self.best_of) > 0,
             f"best_of is {self.best_of}: each must be in [1, images_per_prompt = {self.images_per_prompt}]",
@@ -126,6 +126,28 @@ class GenEval:
             all(mean > 1 for mean in self.adaptive_means),
             f"adaptive_means is {self.adaptive_means}: each must be above 1",
         )
+
+
+@dataclass(frozen=True)
+class GenEval:
+    """Detector and prompts of the scorer geneval."""
+
+    detector: Literal["scenes", "mask2former"]
+    """What finds objects: scenes (for shard.source scenes) or mask2former.
+
+    mask2former is GenEval's kind: it finds COCO's 80 classes, with CLIP for colours.
+    """
+    mask2former_path: str | None
+    """Folder with a transformers Mask2Former of COCO's instances (mask2former only)."""
+    clip_path: str | None
+    """Folder with a transformers CLIP (mask2former only)."""
+    prompts: str | None
+    """File of prompts such as GenEval's evaluation_metadata.jsonl; null asks for scenes."""
+    prompts_per_task: int
+    """Number of prompts of each task of scenes; a file's prompts are all asked."""
+
+    def __post_init__(self) -> None:
+        positive(self, "prompts_per_task")
         for name in ("mask2former_path", "clip_path"):
             value = getattr(self, name)
             check(
@@ -136,6 +158,26 @@ class GenEval:
             self.detector == "scenes" or self.prompts is not None,
             "prompts is None with detector mask2former: the scenes' own prompts name no class that it finds",
         )
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Prompts and training of the scorer matching: a network that tells which caption a picture was drawn for."""
+
+    captions: int
+    """Number of held-out captions that models are scored on, as far as there are so many."""
+    choices: int
+    """Number of captions among which a picture's own must be found."""
+    steps: int
+    """Number of training steps of the network that scores."""
+    batch_size: int
+    """Number of pairs in a training batch."""
+    learning_rate: float
+    """Peak learning rate."""
+
+    def __post_init__(self) -> None:
+        positive(self, "captions", "steps", "batch_size", "learning_rate")
+        check(self.choices >= 2, f"choices is {self.choices}: a caption is chosen among at least 2")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ Every key of `params.yaml` is required. An unknown key stops the run before any 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tasks.params.checks import check
 from tasks.params.compute_params import Compute, Workflow
 from tasks.params.encoder_params import Autoencoder, TextEncoder
-from tasks.params.evaluation_params import GenEval, Judge, Report, Sampling
+from tasks.params.evaluation_params import Evaluation, GenEval, Judge, Matching, Report, Sampling
 from tasks.params.network_params import Diffusion, Grow, Importance, Network, Prune
 from tasks.params.picture_params import Encode, Shard
 from tasks.params.training_params import Pretrain, Training
@@ -50,8 +51,12 @@ class Params:
     """How pictures are drawn."""
     judge: Judge
     """The judge that chooses the best of N pictures (SANA-1.5 section 2.5)."""
+    evaluation: Evaluation
+    """How models are scored, and how many pictures they draw for it."""
     geneval: GenEval
-    """Detector, prompts and pictures of the evaluation."""
+    """Detector and prompts of the scorer geneval."""
+    matching: Matching
+    """Prompts and training of the scorer matching."""
     report: Report
     """Pictures of the report."""
 
@@ -71,11 +76,19 @@ class Params:
             f"prune.depths {self.prune.depths} must all be below grow.depth {self.grow.depth}",
         )
         check(
-            self.shard.source == "scenes" or self.geneval.detector != "scenes",
-            f"geneval.detector is scenes with shard.source {self.shard.source}: it finds the shapes of rendered scenes "
-            "only, and would score other pictures as noise; set geneval.detector to mask2former, with "
-            "geneval.mask2former_path, geneval.clip_path and geneval.prompts",
+            self.scorer == "matching" or self.shard.source == "scenes" or self.geneval.detector != "scenes",
+            f"evaluation.scorer is geneval with shard.source {self.shard.source} and geneval.detector scenes: that "
+            "detector finds the shapes of rendered scenes only, and would score other pictures as noise; set "
+            "evaluation.scorer to matching, or geneval.detector to mask2former with its paths",
         )
+
+    @property
+    def scorer(self) -> Literal["geneval", "matching"]:
+        """What scores pictures: `evaluation.scorer`, or the one that fits the pictures if it is null."""
+        if self.evaluation.scorer is not None:
+            return self.evaluation.scorer
+        fits = self.shard.source == "scenes" or self.geneval.detector == "mask2former"
+        return "geneval" if fits else "matching"
 
     def _check_ranks(self, name: str) -> None:
         """Raise ValueError if the training section `name` cannot run on the processes that `compute` asks for."""

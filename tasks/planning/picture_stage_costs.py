@@ -51,11 +51,11 @@ def judge(experiment: Experiment) -> Cost:
     return Cost("judge", parameters_of(network), memory, flops, outputs=trained + scores)
 
 
-def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
+def evaluate(experiment: Experiment, model: str, depth: int) -> Cost:
     """Drawing a model's pool, judging it for its own prompts and, if asked for, for other prompts, and keeping it."""
     scale, runs, images = experiment.scale, experiment.encoder_runs, pool_size(experiment.params, model)
     prompts, size = scale.evaluation_prompts, experiment.params.shard.image_size
-    judgements = 2 if experiment.params.geneval.shuffled_control else 1
+    judgements = 2 if experiment.params.evaluation.shuffled_control else 1
     flops = experiment.drawing_flops(depth, prompts, images) + judgements * experiment.judging_flops(prompts, images)
     activations, weights = experiment.drawing_peak(depth, prompts, images), _painter(experiment, depth)
     if experiment.params.judge.kind == "trained":
@@ -63,7 +63,7 @@ def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
         weights += bytes_of(experiment.encoders.judge)
     samples = prompts * min(SAMPLES, images) * round(mean(scale.png_bytes))
     return Cost(
-        f"geneval@{model}",
+        f"evaluate@{model}",
         parameters(experiment.config(depth)),
         Memory(weights, activations=activations),
         flops,
@@ -74,7 +74,7 @@ def geneval(experiment: Experiment, model: str, depth: int) -> Cost:
 def controls(experiment: Experiment) -> Cost:
     """Drawing the controls: decoded noise, an untrained network, and cuts to random blocks."""
     params, scale, runs = experiment.params, experiment.scale, experiment.encoder_runs
-    depth, depths, images = params.grow.depth, params.prune.depths, params.geneval.images_per_pruned_prompt
+    depth, depths, images = params.grow.depth, params.prune.depths, params.evaluation.images_per_pruned_prompt
     pictures = scale.evaluation_prompts * images
     choices = params.prune.random_choices
     drawn = [experiment.drawing_flops(depth, scale.evaluation_prompts, images)]

@@ -123,7 +123,7 @@ def _judge(experiment: Experiment) -> str:
 
 def _disk(experiment: Experiment) -> str:
     scale, params = experiment.scale, experiment.params
-    pool = pool_bytes(scale.evaluation_prompts, params.geneval.images_per_prompt, params.shard.image_size)
+    pool = pool_bytes(scale.evaluation_prompts, params.evaluation.images_per_prompt, params.shard.image_size)
     return (
         "Outputs stay. DVC's cache links to them where the file system can, and takes as much again where it cannot. "
         f"State is what training resumes from ({KEPT_GENERATIONS} generations and the one being written). It is "

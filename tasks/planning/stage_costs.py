@@ -35,9 +35,9 @@ def _finetune(experiment: Experiment, stage: Stage) -> Cost:
     return network.training(experiment, stage.name, int(stage.arguments[0]), experiment.params.finetune)
 
 
-def _geneval(experiment: Experiment, stage: Stage) -> Cost:
+def _evaluate(experiment: Experiment, stage: Stage) -> Cost:
     model = str(stage.item)
-    return pictures.geneval(experiment, model, depth_of(experiment, model))
+    return pictures.evaluate(experiment, model, depth_of(experiment, model))
 
 
 COSTS: dict[str, Callable[[Experiment, Stage], Cost]] = {
@@ -49,7 +49,7 @@ COSTS: dict[str, Callable[[Experiment, Stage], Cost]] = {
     "judge": lambda experiment, _: pictures.judge(experiment),
     "grow": lambda experiment, _: network.grow(experiment),
     "train": _train,
-    "geneval": _geneval,
+    "evaluate": _evaluate,
     "controls": lambda experiment, _: pictures.controls(experiment),
     "importance": lambda experiment, _: network.importance(experiment),
     "prune": lambda experiment, stage: network.prune(experiment, int(stage.arguments[0])),

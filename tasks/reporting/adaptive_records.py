@@ -22,11 +22,11 @@ def adaptive_records(params: Params) -> list[dict[str, Any]]:
     calibration = load_calibration(paths.JUDGE)
     if not np.isfinite(calibration.scores_PN).any():
         return []
-    pools = {name: load_pool(paths.GENEVAL / name) for name in params.workflow.baselines}
+    pools = {name: load_pool(paths.EVALUATION / name) for name in params.workflow.baselines}
     return [
         {"model": name} | record(calibration, pool, mean, params)
         for name, pool in pools.items()
-        for mean in params.geneval.adaptive_means
+        for mean in params.evaluation.adaptive_means
         if mean < limit(calibration, pool)
     ]
 
@@ -42,6 +42,6 @@ def record(calibration: Calibration, pool: Pool, mean: float, params: Params) ->
     rule = Rule(calibrate(calibration.scores_PN, calibration.tasks, mean, most), most)
     calibrated = task_weights(calibration.tasks) @ pictures_drawn(calibration.scores_PN, rule)
     rng = numpy_generator(params.compute.seed, "adaptive bootstrap")
-    found = compare(pool.correct_PN, pool.judged_PN, pool.tasks, rule, params.geneval.bootstrap_samples, rng)
+    found = compare(pool.correct_PN, pool.judged_PN, pool.tasks, rule, params.evaluation.bootstrap_samples, rng)
     facts = {"target": mean, "calibrated": float(calibrated), "threshold": rule.threshold, "limit": rule.limit}
     return facts | asdict(found)

@@ -86,10 +86,10 @@ def draw_family(axes: Axes, models: Sequence[Record]) -> None:
         chosen = [model for model in models if model["name"].partition("-")[0] == kind]
         chosen.sort(key=lambda model: model["parameters"])
         x = [(model["parameters"] + shift * end["parameters"]) / 1e6 for model in chosen]
-        y = [model["geneval"]["overall"] for model in chosen]
+        y = [model["score"]["overall"] for model in chosen]
         axes.errorbar(x, y, _bars(chosen), color=colour, marker=marker, linestyle="", capsize=2.5, label=label)
         if kind in ("pruned", "finetuned"):
-            axes.plot([*x, end["parameters"] / 1e6], [*y, end["geneval"]["overall"]], color=colour, alpha=0.5)
+            axes.plot([*x, end["parameters"] / 1e6], [*y, end["score"]["overall"]], color=colour, alpha=0.5)
         if kind in ("grown", "finetuned"):
             for *place, model in zip(x, y, chosen, strict=True):
                 axes.annotate(f"{model['depth']} blocks", place, (6, -11), textcoords="offset points", fontsize=8)
@@ -100,7 +100,7 @@ def draw_family(axes: Axes, models: Sequence[Record]) -> None:
 
 def _bars(models: Iterable[Record]) -> list[list[float]]:
     """The lengths of the error bars below and above each score."""
-    scores = [model["geneval"] for model in models]
+    scores = [model["score"] for model in models]
     return [[s["overall"] - s["low"] for s in scores], [s["high"] - s["overall"] for s in scores]]
 
 

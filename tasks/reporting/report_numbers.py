@@ -32,7 +32,7 @@ def collect(params: Params) -> Record:
         "cuts": [cut_record(depth, controls["random_cuts"][str(depth)], params) for depth in params.prune.depths],
         "controls": {name: plain(controls[name]) for name in ("noise", "untrained")},
         "judge": read_json(paths.JUDGE / "metrics.json"),
-        "keep": params.geneval.keep,
+        "keep": params.evaluation.keep,
         "adaptive": adaptive_records(params),
         "growth": read_json(paths.GROWN_INIT / "growth.json")
         | {"heldout_loss_small": read_json(paths.GROWN_INIT / "metrics.json")["heldout_loss_small"]},
@@ -50,9 +50,9 @@ def model_record(name: str) -> Record:
     `seconds_per_picture` is left out if the evaluation was not run here but came out of a cache.
     """
     metrics = read_json(paths.model_folder(name) / "metrics.json")
-    evaluation = read_json(paths.GENEVAL / name / "summary.json")
+    evaluation = read_json(paths.EVALUATION / name / "summary.json")
     record = {"name": name} | {key: metrics[key] for key in ("depth", "parameters", "heldout_loss")}
-    record |= {key: evaluation[key] for key in ("prompts", "pictures_per_prompt", "geneval")}
+    record |= {key: evaluation[key] for key in ("prompts", "pictures_per_prompt", "scorer", "score")}
     record["by_seen"] = {kind: plain(scored) for kind, scored in evaluation["by_seen"].items()}
     for chooser in CHOOSERS:
         record[chooser] = {n: plain(scored) for n, scored in evaluation[chooser].items()}
@@ -63,7 +63,7 @@ def speed(name: str) -> Record:
     """The seconds per picture of a model's evaluation. Empty if the record belongs to other pictures."""
     path = SPEEDS / f"{name}.json"
     noted = read_json(path) if path.exists() else {}
-    pool = read_json(paths.GENEVAL / name / MANIFEST)["files"][PICTURES]["sha256"]
+    pool = read_json(paths.EVALUATION / name / MANIFEST)["files"][PICTURES]["sha256"]
     return {"seconds_per_picture": noted["seconds_per_picture"]} if noted.get("pool") == pool else {}
 
 
@@ -71,7 +71,7 @@ def grown_gain(params: Params) -> Record:
     """The grown model's GenEval score minus the small model's, paired by prompt."""
     (grown, tasks), (small, _) = correctness("grown"), correctness("small")
     rng = numpy_generator(params.compute.seed, "report bootstrap", "grown")
-    return asdict(difference(grown, small, tasks, params.geneval.bootstrap_samples, rng).overall)
+    return asdict(difference(grown, small, tasks, params.evaluation.bootstrap_samples, rng).overall)
 
 
 def plain(scored: Record) -> Record:
@@ -88,7 +88,7 @@ def cut_record(depth: int, random_choice: Record, params: Params) -> Record:
     random_PN = load_file(paths.RANDOM_CUTS)[str(depth)]
     grown, tasks = correctness("grown")
     (pruned, _), (finetuned, _) = correctness(f"pruned-{depth}"), correctness(f"finetuned-{depth}")
-    samples = params.geneval.bootstrap_samples
+    samples = params.evaluation.bootstrap_samples
 
     def rng() -> np.random.Generator:
         return numpy_generator(params.compute.seed, "report bootstrap", depth)
@@ -113,7 +113,7 @@ def cut_record(depth: int, random_choice: Record, params: Params) -> Record:
 
 def correctness(name: str) -> tuple[Array, list[str]]:
     """The scorer's verdicts (P, N) on a model's pictures, as 0 and 1, and the task of each prompt."""
-    pool = load_pool(paths.GENEVAL / name)
+    pool = load_pool(paths.EVALUATION / name)
     return pool.correct_PN.astype(np.float64), pool.tasks
 
 

@@ -41,7 +41,7 @@ def key_figures(summary: Record) -> dict[str, Any]:
     return {
         "small": models.get("small"),
         "grown": models["grown"],
-        "tasks": [task for task in TASKS if task in models["grown"]["geneval"]["tasks"]],
+        "tasks": [task for task in TASKS if task in models["grown"]["score"]["tasks"]],
         "numbers": numbers,
         "best": models["grown"]["best_of"][numbers[-1]],
         "deepest": deepest,

@@ -13,7 +13,7 @@ GROWN_INIT = OUTPUTS / "grown_init"
 GROWN = OUTPUTS / "grown"
 IMPORTANCE = OUTPUTS / "importance"
 JUDGE = OUTPUTS / "judge"
-GENEVAL = OUTPUTS / "geneval"
+EVALUATION = OUTPUTS / "evaluation"
 CONTROLS = OUTPUTS / "controls"
 RANDOM_CUTS = CONTROLS / "random_cuts.safetensors"
 

@@ -43,10 +43,10 @@ CHANGES = {
     "judge.steps": 3,
     "judge.batch_size": 8,
     "geneval.prompts_per_task": 2,
-    "geneval.images_per_prompt": 5,
-    "geneval.images_per_pruned_prompt": 3,
-    "geneval.best_of": [1, 2, 4],
-    "geneval.bootstrap_samples": 50,
+    "evaluation.images_per_prompt": 5,
+    "evaluation.images_per_pruned_prompt": 3,
+    "evaluation.best_of": [1, 2, 4],
+    "evaluation.bootstrap_samples": 50,
 }
 
 

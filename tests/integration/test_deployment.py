@@ -100,7 +100,7 @@ def test_one_fine_tune_parameter_runs_only_the_stages_behind_it_and_leaves_the_d
     done = deployed.python("-m", "flows.full_pipeline", "-p", "finetune.learning_rate=0.0004")
     assert done.returncode == 0, done.stderr
     ran = {line.split()[1].rstrip(":") for line in done.stderr.splitlines() if ": done in" in line}
-    behind = ("finetune@", "geneval@finetuned-", "report")
+    behind = ("finetune@", "evaluate@finetuned-", "report")
     assert ran == {name.replace("_cut", "") for name in deployed.lock() if name.replace("_cut", "").startswith(behind)}
     assert (deployed.root / "dvc.lock").read_bytes() == before
     assert outputs == sorted(path.stat().st_mtime_ns for path in (deployed.root / "outputs").rglob("*"))
@@ -154,7 +154,7 @@ def test_an_experiment_of_dvc_runs_what_is_behind_its_parameter_and_shows_its_sc
     before = [(reproduced.root / name).read_bytes() for name in ("params.yaml", "dvc.lock", "results/metrics.json")]
     done = reproduced.run(str(BIN / "dvc"), "exp", "run", "--temp", "-S", "finetune.steps=12")
     assert done.returncode == 0, done.stdout + done.stderr
-    behind = ("finetune@", "geneval_cut@finetuned-", "report")
+    behind = ("finetune@", "evaluate_cut@finetuned-", "report")
     ran = set(re.findall("Running stage '(.+)'", done.stdout))
     assert ran == {name for name in reproduced.lock() if name.startswith(behind)}
     after = [(reproduced.root / name).read_bytes() for name in ("params.yaml", "dvc.lock", "results/metrics.json")]
@@ -276,5 +276,5 @@ def test_tags_join_git_dvc_and_prefect_in_mlflow(deployed: Clone) -> None:
         assert json.loads(run.data.tags["dvc.lock_entry"])["cmd"] == entry["cmd"]
     for model in json.loads((deployed.root / "results/summary.json").read_text())["models"]:
         run = by_name[f"model {model['name']}"]
-        assert run.data.metrics["geneval/overall"] == model["geneval"]["overall"]
+        assert run.data.metrics["geneval/overall"] == model["score"]["overall"]
         assert run.data.params["depth"] == str(model["depth"])

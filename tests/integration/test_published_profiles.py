@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
     "finetune": SHORT,
     "sampling": {"steps": 2, "batch_size": 8},
     "judge": {"prompts": 8, "images_per_prompt": 2, "calibration_prompts": 2, "calibration_images": 4},
-    "geneval": {"images_per_prompt": 4, "best_of": [1, 4], "adaptive_means": [2], "bootstrap_samples": 50},
+    "evaluation": {"images_per_prompt": 4, "best_of": [1, 4], "adaptive_means": [2], "bootstrap_samples": 50},
     "report": {"grid_prompts": 2, "grid_images": 2},
 }
 """What makes an experiment at SANA-1.5's scale small enough for a test; its stages, kinds of models and rules stay."""
@@ -100,7 +100,7 @@ def test_the_published_4_8b_is_cut_and_fine_tuned_without_other_training() -> No
     write_transformer(Path("models/sana"), 5, WIDTH, 4, 16)
     depths = {"pretrain.depth": 5, "grow.depth": 5, "prune.depths": [3, 2]}
     params = write_params("prune-published", dotted(SMALL), folders, depths)
-    assert "geneval@small" not in run_all(params)
+    assert "evaluate@small" not in run_all(params)
     check_report(["grown", "pruned-3", "finetuned-3", "pruned-2", "finetuned-2"])
     published = read_weights(Path("models/sana"))
     for folder in (paths.SMALL, paths.GROWN_INIT, paths.GROWN):
@@ -157,7 +157,8 @@ def test_a_20_block_folder_of_diffusers_goes_in_and_comes_out_with_10_fine_tuned
         "train": as_it_is,
         "prune": {"depths": [10], "random_choices": 1},
         "finetune": {"steps": 4, "warmup_steps": 1},
-        "geneval": {"prompts_per_task": 1, "images_per_prompt": 2, "best_of": [1, 2], "bootstrap_samples": 50},
+        "geneval": {"prompts_per_task": 1},
+        "evaluation": {"images_per_prompt": 2, "best_of": [1, 2], "bootstrap_samples": 50},
     }
     run_all(write_params("smoke", dotted(changes)))
     pruned, tuned = (load_file(Path(f"outputs/{kind}-10/model.safetensors")) for kind in ("pruned", "finetuned"))

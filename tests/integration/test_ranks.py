@@ -22,8 +22,8 @@ from kernels.came8bit.state import first_row
 from kernels.optimizers import build_optimizer
 from model.checkpoint import load_network
 from model.network import NetworkConfig, Sana
-from tasks import geneval
 from tasks.computing import ranks
+from tasks.evaluate import run as run_evaluate
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, apply_profile, load_params, read_yaml
 from tasks.runtime.context import Context
 from tasks.system import paths
@@ -362,8 +362,8 @@ def drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def evaluate(folder: Path) -> None:
     params, out = load_params(), folder / f"pool-{ranks.world_size()}"
     out.mkdir(exist_ok=True)
-    with closing(open_spool(SPOOLS, "geneval", tags={})) as spool:
-        geneval.run(Context("geneval", params, out, Path("state"), Tracker(spool), "cpu", 1), "grown")
+    with closing(open_spool(SPOOLS, "evaluate", tags={})) as spool:
+        run_evaluate(Context("evaluate", params, out, Path("state"), Tracker(spool), "cpu", 1), "grown")
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -62,7 +62,7 @@ def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clo
     assert not (clone.root / "outputs").exists()
 
     # a point that stops at its model's score has the same row, without a report
-    values = {"from": "finetune", "until": ["geneval@finetuned-2"], "models": ["finetuned-*"]}
+    values = {"from": "finetune", "until": ["evaluate@finetuned-2"], "models": ["finetuned-*"]}
     steps = read_yaml(clone.root / PARAMS_FILE)["finetune"]["steps"]
     (clone.root / SWEEPS / "short.yaml").write_text(yaml.safe_dump(values | {"grid": {"finetune.steps": [steps]}}))
     third = clone.python("-m", "flows.sweep", "short")

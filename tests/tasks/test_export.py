@@ -67,8 +67,8 @@ def test_the_card_tells_lineage_scores_and_terms(params: Params) -> None:
         write_manifest(folder)
     paths.GROWN_INIT.mkdir(exist_ok=True)
     write_json(paths.GROWN_INIT / "growth.json", {"chosen": {"strategy": "partial_preservation", "drop": 1}})
-    run(stage_of("geneval", params, "grown"), params)
-    score = json.loads((paths.GENEVAL / "grown/summary.json").read_text())["geneval"]
+    run(stage_of("evaluate", params, "grown"), params)
+    score = json.loads((paths.EVALUATION / "grown/summary.json").read_text())["score"]
     main(["--model", "grown", "--out", "exported"])
     card = Path("exported/README.md").read_text(encoding="utf-8")
     for folder in (paths.GROWN, paths.AUTOENCODER):

@@ -59,7 +59,9 @@ def summary_of_a_pool() -> dict[str, Any]:
     prompts = [Prompt(line, seen=number % 2 == 0) for number, line in enumerate(chosen)]
     judged, shuffled = rng.normal(size=(2, len(prompts), 4))
     pictures = np.zeros((len(prompts), 4, 1, 1, 3), np.uint8)
-    return summarize(Pool(prompts, pictures, rng.random((len(prompts), 4)) < 0.5, judged, shuffled), (1, 2, 4), 50, 0)
+    return summarize(
+        Pool(prompts, pictures, rng.random((len(prompts), 4)) < 0.5, judged, shuffled), "geneval", (1, 2, 4), 50, 0
+    )
 
 
 def metrics_of(run_name: str) -> dict[str, float]:
@@ -75,12 +77,12 @@ def test_a_models_scores_have_the_names_that_its_stage_gives_them(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     summary = summary_of_a_pool()
     scored = {key: {name: plain(part) for name, part in summary[key].items()} for key in ("by_seen", *CHOOSERS)}
-    scored |= {"geneval": summary["geneval"]}
+    scored |= {"scorer": "geneval", "score": summary["score"]}
     with open_mlflow_runs(tmp_path, "a flow run", {}) as mlflow_runs:
         mlflow_runs.record_models([{"name": "grown", "depth": 4, "parameters": 10, "heldout_loss": 0.3, **scored}])
     stage, model = headline(summary), metrics_of("model grown")
     assert {name: model[name] for name in stage} == stage
-    assert model["geneval/counting/low"] == summary["geneval"]["tasks"]["counting"]["low"]
+    assert model["geneval/counting/low"] == summary["score"]["tasks"]["counting"]["low"]
     assert {"geneval/overall", "geneval/seen", "best_of/4"} < stage.keys() and len(set(stage.values())) > 5
     assert model["heldout_loss"] == 0.3
 

@@ -103,7 +103,7 @@ def test_a_fine_tune_parameter_reaches_fine_tunes_their_scores_and_the_report_al
     reads = {name for name, stage in stages_of(params).items() if "finetune" in stage.sections}
     assert reads == {f"finetune@{depth}" for depth in params.prune.depths}
     reached = reads | {name for name, above in upstream_of(params).items() if above & reads}
-    branches = {f"{stage}{depth}" for stage in ("finetune@", "geneval@finetuned-") for depth in params.prune.depths}
+    branches = {f"{stage}{depth}" for stage in ("finetune@", "evaluate@finetuned-") for depth in params.prune.depths}
     assert reached == {*branches, "report"}
 
 

@@ -121,8 +121,8 @@ def test_listed_points_and_a_profiles_own_values_are_taken_as_they_are(project: 
         ({"score": "best"}, "best_of"),
         ({"until": "report"}, "must be list of str or null"),
         ({"models": []}, "models is .*: it is empty"),
-        ({"until": ["geneval@finetuned-9"]}, "it must be one of shard, "),
-        ({"until": ["geneval@grown"]}, "does not need prune"),
+        ({"until": ["evaluate@finetuned-9"]}, "it must be one of shard, "),
+        ({"until": ["evaluate@grown"]}, "does not need prune"),
         ({"profile": "smok"}, "smoke"),
         ({"sedes": [1]}, "'seeds'"),
         ({"cluster": {"gpu": 1}}, "'cluster.gpus'"),
@@ -152,20 +152,20 @@ def test_an_unknown_sweep_is_answered_with_those_that_there_are() -> None:
 
 def test_shared_stages_are_those_that_no_point_changes_directly_or_through_others(project: Path) -> None:
     shared = set(shared_stages(project, written(project, DEPTHS)))
-    assert {"shard", "train", "importance", "judge", "geneval@grown"} <= shared
+    assert {"shard", "train", "importance", "judge", "evaluate@grown"} <= shared
     # the controls are cut to prune.depths as well
-    assert not shared & {"prune@3", "finetune@3", "geneval@pruned-3", "controls", "report"}
+    assert not shared & {"prune@3", "finetune@3", "evaluate@pruned-3", "controls", "report"}
     beside = {"from": "finetune", "profile": "smoke", "grid": {"judge.steps": [4, 8]}}
     shared = set(shared_stages(project, written(project, beside)))
-    assert "prune@3" in shared and not shared & {"judge", "geneval@grown", "finetune@3"}
+    assert "prune@3" in shared and not shared & {"judge", "evaluate@grown", "finetune@3"}
 
 
 def test_a_sweep_runs_no_stage_beyond_those_it_goes_until(project: Path) -> None:
-    sweep = {"from": "train", "until": ["geneval@grown"], "grid": {"train.steps": [4, 8]}, "profile": "smoke"}
+    sweep = {"from": "train", "until": ["evaluate@grown"], "grid": {"train.steps": [4, 8]}, "profile": "smoke"}
     one, two = expand(project, written(project, sweep))
-    only = {"shard", "autoencoder", "text_encoder", "encode", "pretrain", "grow", "train", "judge", "geneval@grown"}
+    only = {"shard", "autoencoder", "text_encoder", "encode", "pretrain", "grow", "train", "judge", "evaluate@grown"}
     assert set(one.only) == set(two.only) == only
-    assert set(one.shared.only) == only - {"train", "geneval@grown"}
+    assert set(one.shared.only) == only - {"train", "evaluate@grown"}
     whole = expand(project, written(project, {name: value for name, value in sweep.items() if name != "until"}))
     assert whole[0].only is None and whole[0].key != one.key
 
@@ -500,7 +500,7 @@ def test_the_table_has_the_models_that_the_sweep_asks_for_and_a_line_for_what_fa
     sweep = Sweep("mine", None, "finetune", tuple(point.setting for point in points), (), ("finetuned-*",), "best_of")
     scored = {"overall": 0.5, "low": 0.4, "high": 0.6}
     best = {"1": scored, "4": scored | {"overall": 0.7}}
-    common = {"depth": 2, "parameters": 10, "heldout_loss": 0.3, "geneval": scored, "best_of": best}
+    common = {"depth": 2, "parameters": 10, "heldout_loss": 0.3, "scorer": "geneval", "score": scored, "best_of": best}
     models = [{"name": name, **common, "seconds_per_picture": 0.25} for name in ("grown", "finetuned-2")]
     write_json(points[0].folder / OUTCOME_FILE, {"reason": "", "seconds": 1.0, "models": models})
     rows = rows_of(sweep, points[0], PointState("done")) + rows_of(sweep, points[1], PointState("failed", "no memory"))

@@ -59,7 +59,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
 def test_the_default_scores_scenes_by_the_scenes_own_detector(params: Params) -> None:
     scenes = replace(params.geneval, detector="scenes", mask2former_path=None, clip_path=None, prompts=None)
     assert isinstance(build_detector(scenes, "cpu"), SceneDetector)
-    assert paths_of(stage_of("geneval", params, "small").user_files, replace(params, geneval=scenes)) == []
+    assert paths_of(stage_of("evaluate", params, "small").user_files, replace(params, geneval=scenes)) == []
     assert len(chosen_prompts(replace(params, geneval=scenes))) == 2 * 6
 
 
@@ -72,7 +72,7 @@ def test_the_detector_and_prompts_that_params_name_are_used(params: Params) -> N
 
 
 def test_a_model_is_evaluated_with_mask2former_on_the_prompts_of_a_file(params: Params) -> None:
-    metrics, out = run(stage_of("geneval", params, "small"), params)
+    metrics, out = run(stage_of("evaluate", params, "small"), params)
     pool = load_pool(out)
     assert pool.seen == [None] * 3 and pool.tasks == ["single_object", "colors", "counting"]
     detector = build_detector(params.geneval, "cpu")
@@ -93,7 +93,7 @@ def test_controls_are_scored_as_models_are(params: Params) -> None:
 
 def test_stages_that_score_depend_on_the_files_that_params_name(params: Params) -> None:
     stages = stages_of(params)
-    for name in ("geneval@small", "controls", "judge"):
+    for name in ("evaluate@small", "controls", "judge"):
         before = digests_of(stages[name].user_files, params)
         assert list(before) == ["models/mask2former", "models/clip", "prompts.jsonl"]
     Path("prompts.jsonl").write_text(json.dumps(LINES[0]) + "\n")
@@ -107,7 +107,7 @@ def test_stages_that_score_depend_on_the_files_that_params_name(params: Params) 
 def test_prompts_that_the_detector_cannot_judge_stop_a_stage_before_it_draws(params: Params) -> None:
     scenes = replace(params, geneval=replace(params.geneval, detector="scenes", mask2former_path=None, clip_path=None))
     with pytest.raises(UserError, match="scenes finds no 'bicycle', which the prompt 'a photo of a bicycle' asks for"):
-        run(stage_of("geneval", scenes, "small"), scenes)
+        run(stage_of("evaluate", scenes, "small"), scenes)
 
 
 def test_a_judge_is_trained_on_prompts_that_mask2former_can_judge(params: Params) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tasks import geneval as geneval
+from tasks import evaluate as evaluate
 from tasks.computing import ranks
 from tasks.evaluation.judges import vision_language_judge
 from tasks.evaluation.judges.judge_answers import ScoreCache
@@ -353,11 +353,11 @@ def test_stages_ask_the_vision_language_judge_and_the_cache_answers_the_second_t
     assert set(metrics) == {"unseen_yes_share"}  # 0 here, so that there is no AUC
     (paths.JUDGE / "config.json").unlink()
     (folder / "vision_language.json").rename(paths.JUDGE / "vision_language.json")
-    _, first = run(stage_of("geneval", params, "small"), params)
+    _, first = run(stage_of("evaluate", params, "small"), params)
     judged = load_pool(first).judged_PN
     with monkeypatch.context() as patch:
         patch.setattr(VisionLanguageJudge, "_ask", lambda *_: pytest.fail("asked again"))
-        _, second = run(stage_of("geneval", params, "small"), params, Path("again"))
+        _, second = run(stage_of("evaluate", params, "small"), params, Path("again"))
     assert all_bytes(first) == all_bytes(second)
     encoder = load_painter(paths.SMALL, params, "cpu").text_encoder
     judge = open_judge(paths.JUDGE, encoder, params.compute.dtype, "cpu")

@@ -21,6 +21,7 @@ from tasks.system.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 DEFAULT = read_yaml(ROOT / PARAMS_FILE)
+OWN_PICTURES = {"shard__path": "data", "evaluation__scorer": "geneval"}
 ALL_PROFILES = sorted(path.stem for path in (ROOT / PROFILES).glob("*.yaml"))
 
 
@@ -133,9 +134,15 @@ def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(key: str, value
         ({"network__hidden_size": 128, "network__linear_head_dim": 24}, "network.hidden_size is 128"),
         ({"shard__source": "scenes", "shard__path": "data"}, "shard.path is 'data'"),
         ({"shard__source": "folder", "shard__path": None}, "shard.path is None"),
-        ({"shard__source": "folder", "shard__path": "data"}, "geneval.detector is scenes with shard.source folder"),
-        ({"shard__source": "webdataset", "shard__path": "data"}, "geneval.detector is scenes with shard.source webd"),
-        ({"shard__source": "sana", "shard__path": "data"}, "geneval.detector is scenes with shard.source sana"),
+        (
+            OWN_PICTURES | {"shard__source": "folder"},
+            "evaluation.scorer is geneval with shard.source folder",
+        ),
+        (
+            OWN_PICTURES | {"shard__source": "webdataset"},
+            "evaluation.scorer is geneval with shard.source web",
+        ),
+        (OWN_PICTURES | {"shard__source": "sana"}, "evaluation.scorer is geneval with shard.source sana"),
         ({"train__steps": 10, "train__warmup_steps": 11}, "train.warmup_steps is 11"),
         ({"train__batch_size": 64, "train__grad_accumulation": 3}, "train.batch_size"),
         ({"importance__times": [0.5, 1.0]}, "importance.times is (0.5, 1.0)"),
@@ -184,9 +191,9 @@ def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(key: str, value
         ({"judge__kind": "vision_language"}, "judge.path is None with kind vision_language"),
         ({"judge__path": "checkpoints/judge"}, "judge.path is 'checkpoints/judge' with kind trained"),
         ({"judge__time_limit": 0}, "judge.time_limit is 0"),
-        ({"geneval__adaptive_means": [2, 1]}, "geneval.adaptive_means is (2.0, 1.0)"),
-        ({"geneval__keep": 2}, "geneval.keep is 2: it must be one of [1, 4]"),
-        ({"geneval__images_per_prompt": 16, "geneval__best_of": [1, 32]}, "geneval.best_of is (1, 32)"),
+        ({"evaluation__adaptive_means": [2, 1]}, "evaluation.adaptive_means is (2.0, 1.0)"),
+        ({"evaluation__keep": 2}, "evaluation.keep is 2: it must be one of [1, 4]"),
+        ({"evaluation__images_per_prompt": 16, "evaluation__best_of": [1, 32]}, "evaluation.best_of is (1, 32)"),
         ({"geneval__clip_path": "clip"}, "geneval.clip_path is 'clip' with detector scenes"),
         ({"geneval__detector": "mask2former"}, "geneval.mask2former_path is None with detector mask2former"),
         (

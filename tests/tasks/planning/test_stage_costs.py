@@ -241,8 +241,8 @@ def drawing_experiment(monkeypatch: pytest.MonkeyPatch, instruction_tokens: int 
 
 @pytest.mark.parametrize(("model", "depth"), [("small", 1), ("pruned-2", 2)])
 def test_an_evaluation_costs_what_the_stage_does(drawn: Experiment, model: str, depth: int) -> None:
-    cost = picture_stage_costs.geneval(drawn, model, depth)
-    stage = stage_of("geneval", drawn.params, model)
+    cost = picture_stage_costs.evaluate(drawn, model, depth)
+    stage = stage_of("evaluate", drawn.params, model)
     assert measured_flops(lambda: drawing_workspace.run(stage, drawn.params)) == cost.flops
     pool = sum((stage.output / name).stat().st_size for name in ("pictures.npy", "pool.safetensors"))
     assert 0 <= pool - cost.outputs <= 1000  # their headers; PNGs have no bytes here
@@ -259,7 +259,7 @@ def test_drawing_under_the_other_numerics_costs_what_the_stages_do(
         save_network(network, paths.model_folder(name))
     save_reading(reading(drawn.params), paths.TEXT_ENCODER)
     stages = (
-        (stage_of("geneval", drawn.params, "small"), picture_stage_costs.geneval(drawn, "small", 1)),
+        (stage_of("evaluate", drawn.params, "small"), picture_stage_costs.evaluate(drawn, "small", 1)),
         (stage_of("controls", drawn.params), picture_stage_costs.controls(drawn)),
         (stage_of("encode", drawn.params), data_stage_costs.encode(drawn)),
     )
@@ -281,10 +281,10 @@ def test_an_instruction_lengthens_what_the_text_encoder_learns_and_predicts(
 def test_a_vision_language_judge_is_neither_counted_nor_said_to_be(drawn: Experiment) -> None:
     chosen = replace(drawn.params.judge, kind="vision_language", path="judge")
     asked = Experiment(replace(drawn.params, judge=chosen), drawn.scale, drawn.encoders, gpus=1)
-    with_own, without = (picture_stage_costs.geneval(each, "small", 1) for each in (drawn, asked))
+    with_own, without = (picture_stage_costs.evaluate(each, "small", 1) for each in (drawn, asked))
     judge_bytes = sum(tensor.nbytes for tensor in drawn.encoders.judge.state_dict().values())
     assert with_own.memory.weights - without.memory.weights == judge_bytes
-    prompts, images = drawn.scale.evaluation_prompts, drawn.params.geneval.images_per_prompt
+    prompts, images = drawn.scale.evaluation_prompts, drawn.params.evaluation.images_per_prompt
     assert with_own.flops - without.flops == 2 * drawn.judging_flops(prompts, images)
     said = " ".join(notes(asked, [], 312, 0.4))
     assert "vision-language judge" in said
@@ -451,7 +451,7 @@ def printed(plan: Plan) -> list[str]:
 
 
 def test_the_table_is_plain_and_fits_140_columns_also_with_the_largest_figures(smoke: Plan) -> None:
-    big = Cost("geneval@finetuned-40", 999 * 10**9, Memory(*[888 * 10**9] * 5), 10**24, 888 * 10**12, 888 * 10**9)
+    big = Cost("evaluate@finetuned-40", 999 * 10**9, Memory(*[888 * 10**9] * 5), 10**24, 888 * 10**12, 888 * 10**9)
     for plan in (smoke, replace(smoke, costs=[big])):
         lines = printed(plan)
         assert max(map(len, lines)) <= 140

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from tasks import (
     controls,
 )
-from tasks import geneval as geneval
+from tasks import evaluate as evaluate
 from tasks.data.scene_vocabulary import TASKS, lines
 from tasks.evaluation.adaptive_best_of_n import Rule, adaptive_best_of, pictures_drawn
 from tasks.evaluation.detectors.detector import NOTES
@@ -71,8 +71,8 @@ TINY = {
         "steps": 2,
         "batch_size": 4,
     },
-    "geneval": {
-        "prompts_per_task": 4,
+    "geneval": {"prompts_per_task": 4},
+    "evaluation": {
         "images_per_prompt": 4,
         "images_per_pruned_prompt": 2,
         "best_of": [1, 2, 4],
@@ -108,7 +108,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             run_stage(stage_of("prune", params, depth), params)
             run_stage(stage_of("finetune", params, depth), params)
         for name in MODELS:
-            run_stage(stage_of("geneval", params, name), params)
+            run_stage(stage_of("evaluate", params, name), params)
             vary_verdicts(name, params)
         patch.setattr(controls, "correctness", random_verdicts)  # the scorer finds all pictures of these models wrong
         run_stage(stage_of("controls", params), params)
@@ -119,12 +119,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def vary_verdicts(name: str, params: Params) -> None:
     """Give a model's pool verdicts that differ by prompt and model: untrained models are always wrong."""
-    folder, rng = paths.GENEVAL / name, np.random.default_rng(MODELS.index(name))
+    folder, rng = paths.EVALUATION / name, np.random.default_rng(MODELS.index(name))
     quality = {"small": 0.4, "grown": 0.9}.get(name, 0.2 if name.startswith("pruned") else 0.6)
     pool = load_pool(folder)
     pool = replace(pool, correct_PN=rng.random(pool.correct_PN.shape) < quality)
     pool.save(folder)
-    write_json(folder / "summary.json", summarize(pool, params.geneval.best_of, 200, params.compute.seed))
+    write_json(folder / "summary.json", summarize(pool, "geneval", params.evaluation.best_of, 200, params.compute.seed))
     write_manifest(folder)
 
 
@@ -176,9 +176,9 @@ def test_models_are_in_order_with_the_facts_of_their_checkpoints(workspace: Path
         weights = load_file(workspace / "outputs" / model["name"] / "model.safetensors")
         assert model["parameters"] == sum(tensor.size for tensor in weights.values())
         assert model["depth"] == len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
-        assert set(model["geneval"]) == {"overall", "low", "high", "tasks"}
-        assert set(model["geneval"]["tasks"]) == set(TASKS)
-        assert all(set(score) == {"value", "low", "high"} for score in model["geneval"]["tasks"].values())
+        assert set(model["score"]) == {"overall", "low", "high", "tasks"}
+        assert set(model["score"]["tasks"]) == set(TASKS)
+        assert all(set(score) == {"value", "low", "high"} for score in model["score"]["tasks"].values())
         numbers = ["1", "2"] if model["name"].startswith("pruned-") else ["1", "2", "4"]
         for chooser in ("best_of", "oracle", "random", "shuffled"):
             assert list(model[chooser]) == numbers
@@ -189,13 +189,13 @@ def test_models_are_in_order_with_the_facts_of_their_checkpoints(workspace: Path
 
 
 def test_what_a_cut_lost_and_won_back_follows_from_the_pools(workspace: Path, summary: dict[str, Any]) -> None:
-    tags = np.array(load_pool(workspace / paths.GENEVAL / "grown").tasks)
+    tags = np.array(load_pool(workspace / paths.EVALUATION / "grown").tasks)
 
     def mean_of_tasks(correct_PN: np.ndarray) -> float:
         return float(np.mean([correct_PN[tags == task].mean() for task in TASKS]))
 
     def overall(name: str) -> float:
-        return mean_of_tasks(load_pool(workspace / paths.GENEVAL / name).correct_PN)
+        return mean_of_tasks(load_pool(workspace / paths.EVALUATION / name).correct_PN)
 
     grown, random_cuts = overall("grown"), load_file(workspace / paths.RANDOM_CUTS)
     metrics = read_json(workspace / paths.RESULTS / "metrics.json")
@@ -214,7 +214,7 @@ def test_what_a_cut_lost_and_won_back_follows_from_the_pools(workspace: Path, su
 
 
 def test_the_gain_from_small_to_grown_follows_from_the_pools(workspace: Path, summary: dict[str, Any]) -> None:
-    pools = {name: load_pool(workspace / paths.GENEVAL / name) for name in ("small", "grown")}
+    pools = {name: load_pool(workspace / paths.EVALUATION / name) for name in ("small", "grown")}
     tags = np.array(pools["grown"].tasks)
     small, grown = (np.mean([pool.correct_PN[tags == task].mean() for task in TASKS]) for pool in pools.values())
     assert summary["grown_gain"]["value"] == pytest.approx(grown - small)
@@ -290,7 +290,7 @@ def test_every_picture_of_the_page_can_be_decoded(page: Page) -> None:
 
 def test_page_tells_the_summarys_numbers(page: Page, summary: dict[str, Any]) -> None:
     for model in summary["models"]:
-        assert interval(model["geneval"]) in page.words
+        assert interval(model["score"]) in page.words
         assert number(model["heldout_loss"], 4) in page.words
     assert interval(summary["models"][1]["best_of"]["4"]) in page.words
     assert (
@@ -377,7 +377,7 @@ def test_costs_are_those_of_the_outputs_in_place(inside: Params, summary: dict[s
     assert (
         names == [name for name in stages_of(inside) if name in names] and names[0] == "shard" and "report" not in names
     )
-    assert "finetune@1" in names and "geneval@small" not in names  # its output was changed after it ran
+    assert "finetune@1" in names and "evaluate@small" not in names  # its output was changed after it ran
     record = paths.STAGE_RECORDS / "train.json"
     kept = record.read_bytes()
     try:
@@ -393,7 +393,7 @@ def test_a_model_has_the_time_of_the_pictures_in_place_or_none(inside: Params, s
     path = paths.RESULTS / "speed" / "small.json"
     kept = path.read_bytes()
     noted = json.loads(kept)
-    assert noted["pool"] == sha256_file(paths.GENEVAL / "small" / "pictures.npy")
+    assert noted["pool"] == sha256_file(paths.EVALUATION / "small" / "pictures.npy")
     assert summary["models"][0]["seconds_per_picture"] == noted["seconds_per_picture"]
     try:
         write_json(path, noted | {"pool": "of other pictures"})
@@ -410,7 +410,7 @@ def test_adaptive_best_of_n_follows_from_the_pools_and_the_calibration(inside: P
     arrays = load_file(paths.JUDGE / "calibration.safetensors")
     assert arrays["scores"].shape == (6, 3) and sorted(arrays["task"]) == list(range(6))
     for row in rows:
-        pool, rule = load_pool(paths.GENEVAL / row["model"]), Rule(row["threshold"], 3)
+        pool, rule = load_pool(paths.EVALUATION / row["model"]), Rule(row["threshold"], 3)
         assert row["limit"] == 3 and row["calibrated"] == pytest.approx(pictures_drawn(arrays["scores"], rule).mean())
         drawn, right = pictures_drawn(pool.judged_PN, rule), adaptive_best_of(pool.correct_PN, pool.judged_PN, rule)
         tasks = [np.array(pool.tasks) == task for task in TASKS]
@@ -460,7 +460,7 @@ def test_curves_against_n_have_every_number_and_no_unfinished_cut(summary: dict[
 def test_error_bars_are_the_intervals(summary: dict[str, Any]) -> None:
     (axes,) = report_figures.family(summary["models"]).axes
     ends = {tuple(np.round(segment[:, 1], 9)) for bars in axes.collections for segment in bars.get_segments()}
-    assert ends == {tuple(np.round([m["geneval"]["low"], m["geneval"]["high"]], 9)) for m in summary["models"]}
+    assert ends == {tuple(np.round([m["score"]["low"], m["score"]["high"]], 9)) for m in summary["models"]}
 
 
 def test_prompts_to_show_take_turns_by_task_and_follow_from_the_seed_alone() -> None:

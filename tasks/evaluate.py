@@ -1,4 +1,4 @@
-"""Stage `geneval@M`: scores the model M on GenEval's six tasks, for one picture and for the best of N by the judge.
+"""Stage `evaluate@M`: scores the model M on GenEval's six tasks, for one picture and for the best of N by the judge.
 
 It writes the first four pictures of each prompt in GenEval's own folder layout with `results.jsonl`, so that GenEval's
 tools can be run on them. The whole pool is in `pictures.npy`, with all verdicts in `pool.safetensors`. The scores are
@@ -35,16 +35,16 @@ def run(context: Context, model: str) -> Metrics:
         [prompt.text for prompt in prompts],
         pool_size(params, model),
         derive(seed, "geneval"),
-        f"geneval@{model}",
+        f"evaluate@{model}",
         context.out / PICTURES,
     )
     seconds = time.monotonic() - started
     verdicts = score_prompts(prompts, pictures_PNHW3, detector)
     judge = open_judge(paths.JUDGE, painter.text_encoder, params.compute.dtype, context.device)
-    pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, seed, params.geneval.shuffled_control)
+    pool = judge_pool(prompts, pictures_PNHW3, verdicts, judge, seed, params.evaluation.shuffled_control)
     write_samples(context.out, pool, verdicts)
-    chosen = params.geneval
-    summary = summarize(pool, chosen.best_of, chosen.bootstrap_samples, seed, chosen.keep)
+    chosen = params.evaluation
+    summary = summarize(pool, params.scorer, chosen.best_of, chosen.bootstrap_samples, seed, chosen.keep)
     summary |= {"detector": detector.name, "detector_note": detector.note}
     if ranks.rank() == 0:
         pool.save(context.out)
@@ -64,4 +64,4 @@ def record_speed(context: Context, model: str, pictures_PNHW3: Pictures, seconds
 
 
 if __name__ == "__main__":
-    stage_command("geneval", __doc__)
+    stage_command("evaluate", __doc__)

@@ -67,7 +67,7 @@ def test_noise_of_a_picture_does_not_depend_on_batches_or_other_prompts(params: 
 
 
 def test_evaluation_holds_what_the_scorer_says_of_its_own_pictures(params: Params) -> None:
-    metrics, out = run(stage_of("geneval", params, "grown"), params)
+    metrics, out = run(stage_of("evaluate", params, "grown"), params)
     pool = load_pool(out)
     prompts = evaluation_prompts(params.compute.seed, 2)
     assert pool.prompts == prompts and pool.pictures_PNHW3.shape == (len(prompts), 5, 16, 16, 3)
@@ -79,12 +79,12 @@ def test_evaluation_holds_what_the_scorer_says_of_its_own_pictures(params: Param
     assert [row["correct"] for row in rows] == pool.correct_PN[:, :4].ravel().tolist()
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["best_of"]) == {"1", "2", "4"} and summary["pictures_per_prompt"] == 5
-    assert metrics["geneval/overall"] == summary["geneval"]["overall"]
+    assert metrics["geneval/overall"] == summary["score"]["overall"]
 
 
 def test_evaluating_twice_gives_the_same_bytes_and_no_timing(params: Params) -> None:
-    first = all_bytes(run(stage_of("geneval", params, "pruned-2"), params)[1])
-    again = all_bytes(run(stage_of("geneval", params, "pruned-2"), params, Path("again"))[1])
+    first = all_bytes(run(stage_of("evaluate", params, "pruned-2"), params)[1])
+    again = all_bytes(run(stage_of("evaluate", params, "pruned-2"), params, Path("again"))[1])
     assert first == again and "pool.safetensors" in first
     speed = json.loads(Path("results/speed/pruned-2.json").read_text())
     assert speed["seconds_per_picture"] > 0 and speed["pool"] == sha256_file(Path("again/pictures.npy"))
@@ -100,9 +100,9 @@ def test_models_share_the_noise_of_each_picture(params: Params) -> None:
 def test_summary_follows_from_the_pool_by_hand() -> None:
     pool = real_pool()
     assert 0 < pool.correct_PN.mean() < 1
-    summary = summarize(pool, (1, 3, 6, 9), samples=200, seed=0)
+    summary = summarize(pool, "geneval", (1, 3, 6, 9), samples=200, seed=0)
     by_task = {task: pool.correct_PN[[tag == task for tag in pool.tasks]] for task in TASKS}
-    assert summary["geneval"]["overall"] == pytest.approx(np.mean([part.mean() for part in by_task.values()]))
+    assert summary["score"]["overall"] == pytest.approx(np.mean([part.mean() for part in by_task.values()]))
     some_right = np.mean([part.any(axis=1).mean() for part in by_task.values()])
     assert summary["oracle"]["6"]["overall"] == pytest.approx(some_right)
     best = np.take_along_axis(pool.correct_PN, pool.judged_PN.argmax(1)[:, None], 1)[:, 0]
@@ -110,7 +110,7 @@ def test_summary_follows_from_the_pool_by_hand() -> None:
     assert summary["best_of"]["6"]["overall"] == pytest.approx(chosen)
     for name in CHOOSERS:
         assert list(summary[name]) == ["1", "3", "6"]  # nine cannot be drawn from six
-        assert summary[name]["1"]["overall"] == pytest.approx(summary["geneval"]["overall"])
+        assert summary[name]["1"]["overall"] == pytest.approx(summary["score"]["overall"])
     assert summary["random"]["6"] == summary["random"]["1"]
     for kind, wanted in (("seen", True), ("unseen", False)):
         rows = [seen == wanted for seen in pool.seen]
@@ -119,13 +119,13 @@ def test_summary_follows_from_the_pool_by_hand() -> None:
 
 
 def test_the_stage_keeps_the_best_four_where_params_say_so(params: Params) -> None:
-    chosen = replace(params, geneval=replace(params.geneval, keep=4, best_of=(2, 5)))
-    _, out = run(stage_of("geneval", chosen, "grown"), chosen)
+    chosen = replace(params, evaluation=replace(params.evaluation, keep=4, best_of=(2, 5)))
+    _, out = run(stage_of("evaluate", chosen, "grown"), chosen)
     scored_by = {"detector": "scenes", "detector_note": None}
-    expected = summarize(load_pool(out), (2, 5), 50, 0, keep=4) | scored_by
+    expected = summarize(load_pool(out), "geneval", (2, 5), 50, 0, keep=4) | scored_by
     assert json.loads((out / "summary.json").read_text()) == expected
     pool = real_pool()
-    summary = summarize(pool, (3, 6), samples=50, seed=0, keep=4)
+    summary = summarize(pool, "geneval", (3, 6), samples=50, seed=0, keep=4)
     kept = np.take_along_axis(pool.correct_PN, np.argsort(-pool.judged_PN, axis=1)[:, :4], axis=1).mean(axis=1)
     assert summary["best_of"]["6"]["overall"] == pytest.approx(kept.mean())  # as many prompts in each task
     assert summary["oracle"]["6"]["overall"] == pytest.approx((np.minimum(pool.correct_PN.sum(1), 4) / 4).mean())
@@ -136,8 +136,8 @@ def test_without_the_shuffled_control_a_picture_is_judged_once(params: Params, m
     asked = []
     judge = TrainedJudge.log_yes
     monkeypatch.setattr(TrainedJudge, "log_yes", lambda self, *given: asked.append(given) or judge(self, *given))
-    chosen = replace(params, geneval=replace(params.geneval, shuffled_control=False))
-    metrics, out = run(stage_of("geneval", chosen, "grown"), chosen)
+    chosen = replace(params, evaluation=replace(params.evaluation, shuffled_control=False))
+    metrics, out = run(stage_of("evaluate", chosen, "grown"), chosen)
     assert len(asked) == 1 and not any(name.startswith("shuffled") for name in metrics)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["shuffled"] == {} and list(summary["best_of"]) == list(summary["oracle"]) == ["1", "2", "4"]
@@ -159,7 +159,7 @@ def test_unknown_model_is_refused_with_the_ones_there_are(params: Params) -> Non
     names = scored_models(params)
     assert names == ["small", "grown", "pruned-2", "finetuned-2"]
     with pytest.raises(UserError, match=r"pruned-7 is not in .*: choose from small, grown, pruned-2"):
-        stage_of("geneval", params, "pruned-7")
+        stage_of("evaluate", params, "pruned-7")
 
 
 def test_judge_stage_trains_and_reports_the_same_twice(params: Params) -> None:
@@ -186,7 +186,7 @@ def test_controls_score_pictures_of_the_network_they_name(params: Params, monkey
 
     grown = load_painter(paths.GROWN, params, "cpu")
     texts = [prompt.text for prompt in evaluation_prompts(params.compute.seed, params.geneval.prompts_per_task)]
-    share = -(-params.geneval.images_per_pruned_prompt // len(choices))
+    share = -(-params.evaluation.images_per_pruned_prompt // len(choices))
     parts = []
     for choice in choices:
         cut = load_network(paths.GROWN)
@@ -199,8 +199,8 @@ def test_controls_score_pictures_of_the_network_they_name(params: Params, monkey
 
 
 def test_the_command_refuses_an_unknown_model_in_one_line(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_, bad_input_exits("geneval"):
-        stage_of("geneval", params, parse_item("geneval", None, ["--model", "grwn"]))
+    with pytest.raises(SystemExit) as exit_, bad_input_exits("evaluate"):
+        stage_of("evaluate", params, parse_item("evaluate", None, ["--model", "grwn"]))
     assert exit_.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("geneval: --model grwn is not in ") and len(said.splitlines()) == 1
+    assert said.startswith("evaluate: --model grwn is not in ") and len(said.splitlines()) == 1
