@@ -152,8 +152,9 @@ CHECKS: dict[str, Check] = {
     "geneval.mask2former_path": ModelFolder("a Mask2Former", (PROCESSOR,), ("model_type", "mask2former")),
     "geneval.clip_path": ModelFolder("a CLIP", (PROCESSOR, ("tokenizer.json", "vocab.json")), ("model_type", "clip")),
     "geneval.prompts": check_prompts,
+    "evaluation.features_path": ModelFolder("a CLIP or a DINO", (PROCESSOR,)),
 }
-"""The checks of the other keys of params.yaml that stages name as `user_files`."""
+"""The checks of the other keys of params.yaml that name a path of the user's."""
 
 
 def refuse_wrong_paths(runs: Iterable[tuple[Iterable[Stage], Params]]) -> None:
