@@ -5,6 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO_READY := .venv/.demo_ready
 PROFILE ?=
+UNTIL ?=
 GPUS ?=
 OUTPUTS ?=
 PREFECT_PORT ?= 4200
@@ -35,8 +36,8 @@ $(DEMO_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo]" -c constraints.txt
 	@touch $@
 
-run: setup ## run what is not up to date (PROFILE=smoke for another scale)
-	$(BIN)/python -m flows.full_pipeline $(if $(PROFILE),--profile $(PROFILE))
+run: setup ## run what is not up to date (PROFILE=smoke for another scale, UNTIL=finetune to stop at a stage)
+	$(BIN)/python -m flows.full_pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(UNTIL),--until $(UNTIL))
 
 plan: setup ## show memory, FLOPs, GPU-hours and disk of every stage before it is run (PROFILE=paper, GPUS=8)
 	$(BIN)/python -m tasks.plan $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPUS),--gpus $(GPUS))

@@ -13,7 +13,6 @@ from tasks.evaluation.picture_drawing import Painter
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
 from tasks.evaluation.scorers.geneval_scorer import GenEvalScorer
 from tasks.system import paths
-from tasks.system.errors import UserError
 
 
 def labelled_examples(painter: Painter, prompts: Sequence[Prompt], scorer: GenEvalScorer) -> LabelledPictures:
@@ -37,18 +36,10 @@ def labelled_examples(painter: Painter, prompts: Sequence[Prompt], scorer: GenEv
 
 
 def shard_pictures(count: int, side: int, seed: int) -> NDArray[np.uint8]:
-    """Up to `count` training pictures (Q, side, side, 3). With aspect buckets, they are of the square bucket.
-
-    Raises UserError if there are none of this size.
-    """
+    """Up to `count` training pictures (Q, side, side, 3). With aspect buckets, they are cropped to the square."""
     dataset = PictureDataset(paths.SHARDS, "train")
-    square = dataset.of_size(side, side)
-    if not len(square):
-        raise UserError(
-            f"{paths.SHARDS} has no pictures of {side}x{side}: set judge.shard_pictures to 0 in params.yaml"
-        )
-    order = numpy_generator(seed, "judge shard pictures").permutation(len(square))
-    return dataset.pictures(np.sort(square[order[:count]]))
+    order = numpy_generator(seed, "judge shard pictures").permutation(len(dataset))
+    return dataset.squares(np.sort(order[:count]), side)
 
 
 def choose_prompts(yes_QL: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:

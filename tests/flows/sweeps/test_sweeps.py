@@ -182,6 +182,12 @@ def test_a_sweep_runs_no_stage_beyond_those_it_goes_until(project: Path) -> None
     assert whole[0].only is None and whole[0].key != one.key
 
 
+def test_a_sweep_goes_until_all_items_of_a_stage_that_it_names_by_its_stem(project: Path) -> None:
+    points = expand(project, written(project, DEPTHS | {"until": ["prune"]}))
+    last = [[stage for stage in point.only if stage.startswith(("prune", "finetune"))] for point in points]
+    assert last == [["prune@3"], ["prune@2"]]
+
+
 # --- a point's key
 
 
