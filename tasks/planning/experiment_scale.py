@@ -13,7 +13,7 @@ from tasks.data.scenes import render, sample_scene
 from tasks.data.sources.picture_folder import count_pictures
 from tasks.data.sources.sana_shard_list import META, read_shard_list
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
-from tasks.evaluation.prompts.judge_prompts import prompts_of_objects
+from tasks.evaluation.prompts.judge_prompts import UNSEEN_SHARE, prompts_of_objects
 from tasks.evaluation.prompts.object_prompts import object_prompts
 from tasks.params.experiment_params import Params
 from tasks.params.picture_params import Shard
@@ -109,6 +109,8 @@ def _own_pictures(
     if not 1 <= tokens <= limit:
         raise UserError(f"--caption-tokens is {tokens}: it must be from 1 to text_encoder.max_tokens = {limit}")
     heldout = heldout_count(count, params.shard.heldout_samples)
+    if params.scorer == "matching":
+        prompts = _caption_prompts(params, count - heldout, heldout, tokens)
     captions = Captions(("x" * (CHARACTERS_PER_TOKEN * tokens),), (tokens,), limit)
     png = (PNG_BYTES_PER_PIXEL * params.shard.image_size**2,)
     assumed = (
@@ -118,6 +120,12 @@ def _own_pictures(
         f"PNGs of {PNG_BYTES_PER_PIXEL} bytes a pixel, as of photographs.",
     )
     return Scale(count - heldout, heldout, captions, png, *prompts, ("; ".join(assumed),))
+
+
+def _caption_prompts(params: Params, train: int, heldout: int, tokens: int) -> tuple[int, int, int, int]:
+    """The numbers of prompts if they are captions: the evaluation's, the judge's, those it is tested on, and tokens."""
+    judged = min(params.judge.prompts, max(train // 2, 1))
+    return min(params.matching.captions, heldout), judged, max(judged // UNSEEN_SHARE, 1), tokens
 
 
 def _count_own_pictures(chosen: Shard, samples: int | None) -> tuple[int, str]:
