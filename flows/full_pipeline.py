@@ -9,7 +9,7 @@ import flows.entry.prefect_environment  # noqa: F401
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,36 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.building.child_processes import ChildFailed
 from flows.building.dvc_yaml_text import refuse_stale_file
+from flows.building.model_table import print_models
 from flows.building.prefect_artifacts import StageProgress, best_effort, publish_models, publish_report, publish_stages
 from flows.building.stage_builder import BuiltStage, StageBuilder, open_builder
 from flows.building.stage_graph import submit_stages
 from flows.building.stage_retry import stage_task
-from flows.building.workspace import merged_params, open_workspace
+from flows.building.workspace import merged_params, open_workspace, run_name
 from flows.entry.terminal import LOGGER, FlowFailed, run_in_terminal
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
 from tasks.system.paths import RESULTS
 
 
-@flow(name="sana15", task_runner=ThreadPoolTaskRunner(), persist_result=True, result_serializer="json")
+def name_of_run() -> str:
+    """The name of the flow run in Prefect's UI; MLflow's parent run has the same."""
+    return run_name(flow_run.parameters)
+
+
+@flow(
+    name="sana15",
+    flow_run_name=name_of_run,
+    task_runner=ThreadPoolTaskRunner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def full_pipeline(
     profile: str | None = None,
     overrides: dict[str, Any] | None = None,
     only: list[str] | None = None,
     remote: bool = False,
+    point: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build everything from pictures to a family of scored models; see the module's docstring.
 
@@ -48,11 +61,12 @@ def full_pipeline(
         overrides: values by dotted key, such as `{"finetune.steps": 50}`, merged over the result.
         only: the stages to run, such as `["shard"]`, in place of all. Stages that they read from must be among them or
             built before.
+        point: what point of a sweep this run is; `flows.sweeps.point_program` sets it.
         remote: take outputs that `dvc.lock` names from DVC's default remote, and push all outputs there at the end.
 
     Returns the workspace and, for each stage, its outputs with their digests, whether it was cached, and its seconds.
     """
-    flow_parameters = {"profile": profile, "overrides": overrides or {}}
+    flow_parameters = {"profile": profile, "overrides": overrides or {}, "point": point}
     refuse_stale_file()
     root = open_workspace(Path.cwd(), profile, flow_parameters["overrides"])
     log = get_run_logger().getChild(LOGGER).info
@@ -74,12 +88,25 @@ def full_pipeline(
         if unpushed:
             raise FlowFailed(unpushed)
         if "report" in futures:
-            models = read_json(root / RESULTS / "summary.json")["models"]
-            with best_effort(log):
-                publish_models(models)
-                publish_report(root.resolve() / RESULTS / "report.html")
-            builder.mlflow_runs.record_models(models)
+            record_results(builder, root.resolve() / RESULTS, log)
     return {"workspace": str(root), "stages": [asdict(stage) for stage in stages]}
+
+
+def record_results(builder: StageBuilder, results: Path, log: Callable[[str], None]) -> None:
+    """Record the models and the report of a finished run in MLflow, and show them in Prefect's UI."""
+    models, report = read_json(results / "summary.json")["models"], results / "report.html"
+    builder.mlflow_runs.record_models(models)
+    builder.mlflow_runs.record_report(report, results / "family.png")
+    with best_effort(log):
+        publish_models(models)
+        publish_report(report, builder.mlflow_runs.address(report.name))
+
+
+def print_results(workspace: Path, stages: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of models and the path of the report, if the report is among the stages of this run."""
+    if any(stage["stage"] == "report" for stage in stages):
+        results = workspace.resolve() / RESULTS
+        print_models(read_json(results / "summary.json"), str(results / "report.html"))
 
 
 def push(builder: StageBuilder, stages: Sequence[BuiltStage]) -> str:
@@ -122,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = dict(parse_override(text) for text in arguments.param)
         # Bad params are found here already, before Prefect starts a server for the flow.
         merged_params(Path.cwd(), arguments.profile, overrides)
-        full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote)
+        done = full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote)
+        print_results(Path(done["workspace"]), done["stages"])
 
     return run_in_terminal(run)
 

@@ -192,13 +192,26 @@ def status() -> None:
     """
     healthy = {server.name: server.healthy() for server in servers()}
     for server in servers():
-        where = server.url if server.port else f"work pool {POOL}"
+        where = page_of(server, healthy[server.name])
         state = "up  " if healthy[server.name] else "down"
-        print(f"{server.name:8} {state} {where:28} log: {server.log}")
+        print(f"{server.name:8} {state} {where}   log: {server.log}")
     if healthy["prefect"]:
         path = shlex.quote(str(password_file()))
         print(f'export {API_VARIABLE}={prefect_api()} {CLIENT_PASSWORD_VARIABLE}="$(cat {path})"')
         print(f"to log in, cat {path}: Prefect takes the whole line, MLflow {USER} and what is behind the colon")
+
+
+def page_of(server: Server, healthy: bool) -> str:
+    """The address to open in a browser, or the worker's work pool.
+
+    The bare address of MLflow's server opens a page about traces, which are none of this project's. So the address of
+    the table of runs is given, if the server is healthy; the table's experiment is made if there is none.
+    """
+    if server.port is None:
+        return f"work pool {POOL}"
+    if server.name != "mlflow" or not healthy:
+        return server.url
+    return f"{server.url}/#/experiments/{connect()[1]}/runs?workflowType=machine_learning"
 
 
 def down() -> None:

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from prefect import Flow, flow, get_run_logger
+from prefect import Flow, flow, get_client, get_run_logger
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run
@@ -33,7 +33,7 @@ from flows.places.work_pool import WorkPool
 from flows.sweeps.follow_points import OnChange, follow, is_done, prepare_folders
 from flows.sweeps.place_interface import Place, PointState
 from flows.sweeps.points import Point, expand
-from flows.sweeps.sweep_file import Sweep, read_sweep
+from flows.sweeps.sweep_file import Sweep, read_sweep, sweep_run_tag
 from flows.sweeps.sweep_mlflow_runs import open_sweep_run
 from flows.sweeps.sweep_plot import draw
 from flows.sweeps.sweep_table import Row, ScoredSetting, rows_of, settings_of, write_table
@@ -59,7 +59,19 @@ def cancel_jobs(flow: Flow, flow_run: FlowRun, state: RunState) -> None:
         open_pool(Path.cwd(), plan, parameters.get("pool")).cancel_all()
 
 
-@flow(name="sana15-sweep", persist_result=True, result_serializer="json", on_cancellation=[cancel_jobs])
+def name_of_run() -> str:
+    """The name of the sweep's flow run in Prefect's UI: that of its file, and the profile if one is given."""
+    given = flow_run.parameters
+    return " ".join(filter(None, ("sweep", given["name"], given.get("profile"))))
+
+
+@flow(
+    name="sana15-sweep",
+    flow_run_name=name_of_run,
+    persist_result=True,
+    result_serializer="json",
+    on_cancellation=[cancel_jobs],
+)
 def sweep(
     name: str,
     profile: str | None = None,
@@ -87,13 +99,21 @@ def sweep(
     log = get_run_logger().getChild(LOGGER).info
     with (
         exclusive_lock(project / STATE / "sweeps" / f"{plan.title}.lock", f"sweep {plan.title} is being run here"),
-        open_sweep_run(plan, str(flow_run.id)) as record,
+        open_sweep_run(plan, str(flow_run.id)) as mlflow_runs,
     ):
-        states = run_points(project, points, place, ProgressReport(log, points))
+        with best_effort(log):
+            get_client(sync_client=True).update_flow_run(flow_run.id, tags=[*flow_run.tags, sweep_run_tag(plan.title)])
+        progress = ProgressReport(log, points)
+
+        def on_change(point: Point, state: PointState) -> None:
+            progress(point, state)
+            mlflow_runs.note(point, state)
+
+        states = run_points(project, points, place, on_change)
         rows = [row for point in points for row in rows_of(plan, point, states[point.key])]
         settings = settings_of(rows)
         folder = write_results(project, plan, rows, settings)
-        record(rows, folder / "plot.png")
+        mlflow_runs.finish(points, states, folder / "plot.png")
         with best_effort(log):
             publish(plan, rows, settings)
         log(f"table and plot are in {folder}")
