@@ -21,6 +21,7 @@ from prefect.runtime import flow_run
 from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.building.announced_time import announced_time
 from flows.building.child_processes import ChildFailed
 from flows.building.dvc_yaml_text import refuse_stale_file
 from flows.building.model_table import print_models
@@ -28,7 +29,7 @@ from flows.building.prefect_artifacts import StageProgress, best_effort, publish
 from flows.building.stage_builder import BuiltStage, StageBuilder, open_builder
 from flows.building.stage_graph import submit_stages
 from flows.building.stage_retry import stage_task
-from flows.building.workspace import merged_params, open_workspace, run_name
+from flows.building.workspace import merged_params, open_workspace, run_name, workspace_folder
 from flows.entry.terminal import LOGGER, FlowFailed, run_in_terminal
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
@@ -148,8 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         overrides = dict(parse_override(text) for text in arguments.param)
         # Bad params are found here already, before Prefect starts a server for the flow.
-        merged_params(Path.cwd(), arguments.profile, overrides)
-        done = full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote)
+        params = merged_params(Path.cwd(), arguments.profile, overrides)
+        with announced_time(params, workspace_folder(Path.cwd(), arguments.profile, overrides)):
+            done = full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote)
         print_results(Path(done["workspace"]), done["stages"])
 
     return run_in_terminal(run)

@@ -35,11 +35,15 @@ def open_workspace(project: Path, profile: str | None, overrides: Mapping[str, A
     Raises UserError, before anything is written, if the profile or a key is unknown or a value is out of range.
     """
     values = merged_params(project, profile, overrides)
-    if profile is None and not overrides:
-        return project
-    copy = project / COPIES / copy_name(profile, overrides)
-    write_copy(project, copy, values)
-    return copy
+    folder = workspace_folder(project, profile, overrides)
+    if folder != project:
+        write_copy(project, folder, values)
+    return folder
+
+
+def workspace_folder(project: Path, profile: str | None, overrides: Mapping[str, Any]) -> Path:
+    """The path of that folder, which may not be there yet."""
+    return project if profile is None and not overrides else project / COPIES / copy_name(profile, overrides)
 
 
 def write_copy(project: Path, copy: Path, values: Mapping[str, Any]) -> None:
