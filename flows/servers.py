@@ -41,6 +41,7 @@ from tasks.system.errors import UserError
 from tasks.system.files import write_bytes
 from tasks.system.processes import BAD_INPUT, complain, end_processes
 from tasks.tracking.mlflow_store import connect, tracking_uri
+from tasks.tracking.mlflow_views import models_path, runs_path
 
 POOL = "sana15"
 POOL_TEMPLATE = Path(__file__).parent / "places" / "templates" / "process.json"
@@ -195,6 +196,8 @@ def status() -> None:
         where = page_of(server, healthy[server.name])
         state = "up  " if healthy[server.name] else "down"
         print(f"{server.name:8} {state} {where}   log: {server.log}")
+    if healthy["mlflow"]:
+        print(f"all models with their scores: {servers()[1].url}{models_path(connect()[1])}")
     if healthy["prefect"]:
         path = shlex.quote(str(password_file()))
         print(f'export {API_VARIABLE}={prefect_api()} {CLIENT_PASSWORD_VARIABLE}="$(cat {path})"')
@@ -205,13 +208,13 @@ def page_of(server: Server, healthy: bool) -> str:
     """The address to open in a browser, or the worker's work pool.
 
     The bare address of MLflow's server opens a page about traces, which are none of this project's. So the address of
-    the table of runs is given, if the server is healthy; the table's experiment is made if there is none.
+    the table of runs is given, if the server is healthy. The experiment is made if there is none.
     """
     if server.port is None:
         return f"work pool {POOL}"
     if server.name != "mlflow" or not healthy:
         return server.url
-    return f"{server.url}/#/experiments/{connect()[1]}/runs?workflowType=machine_learning"
+    return server.url + runs_path(connect()[1])
 
 
 def down() -> None:

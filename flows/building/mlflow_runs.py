@@ -26,6 +26,7 @@ from tasks.system.manifest import MANIFEST, sha256_file
 from tasks.tracking import model_registry
 from tasks.tracking.mlflow_sender import Sender
 from tasks.tracking.mlflow_store import connect
+from tasks.tracking.mlflow_views import run_path
 from tasks.tracking.report_spool import SPOOLS, Spool, open_spool, status_after
 from tasks.tracking.sample_sheet import write_sample_sheet
 from tasks.tracking.tracker import COMMIT_TAG, SPOOL_VARIABLE, Tracker, run_tags
@@ -46,7 +47,7 @@ class MlflowRuns:
     """The MLflow runs of one flow run; see `open_mlflow_runs`. Its methods may be called from several threads."""
 
     def __init__(self, root: Path, sender: Sender, flow_run_id: str, name: str, point: str | None = None) -> None:
-        self._root, self._sender, self._flow_run_id = root, sender, flow_run_id
+        self._root, self._sender, self._flow_run_id, self._name = root, sender, flow_run_id, name
         self._stages: dict[str, Spool] = {}
         self._cached: dict[str, str] = {}
         self.parent = self._open(name, None) if point is None else None
@@ -77,7 +78,8 @@ class MlflowRuns:
         """
         for model in models:
             spool = self._open(f"model {model['name']}", self._parent_key)
-            spool.append("params", values={key: model[key] for key in ("depth", "parameters")})
+            sizes = {key: model[key] for key in ("depth", "parameters")}
+            spool.append("params", values={"experiment": self._name} | sizes)
             numbers = metrics_of(model)
             spool.append("metrics", values=numbers, step=0)
             self._log_sample_sheet(spool, model["name"])
@@ -100,7 +102,7 @@ class MlflowRuns:
         if server is None or run_id is None:
             return None
         _, experiment = connect()
-        return f"{server}/#/experiments/{experiment}/runs/{run_id}/artifacts/{artifact}"
+        return server + run_path(experiment, run_id, f"/artifacts/{artifact}")
 
     def close(self, status: str) -> None:
         """End the parent run, and the runs of stages that were begun and not finished, with this MLflow status."""

@@ -39,11 +39,11 @@ class Row:
     depth: int | None = None
     parameters: int | None = None
     heldout_loss: float | None = None
-    scorer: str = ""
     score: float | None = None
     low: float | None = None
     high: float | None = None
     seconds: float | None = None
+    scorer: str = ""
 
 
 @dataclass(frozen=True)

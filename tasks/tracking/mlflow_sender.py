@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tasks.system.paths import main_project
 from tasks.tracking import model_registry
 from tasks.tracking.mlflow_store import connect, tracking_uri
+from tasks.tracking.mlflow_views import run_path
 from tasks.tracking.report_spool import POINT_TAG, SPOOLS, Row, Spool, claim_spools, find_spool
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def _cached_stages_note(experiment: str, makers: Mapping[str, str | None]) -> st
     if not makers:
         return ""
     links = [
-        stage if run_id is None else f"[{stage}](#/experiments/{experiment}/runs/{run_id})"
+        stage if run_id is None else f"[{stage}]({run_path(experiment, run_id).lstrip('/')})"
         for stage, run_id in makers.items()
     ]
     return f"\n\nUp to date, so not run again ({len(links)}): {', '.join(links)}."

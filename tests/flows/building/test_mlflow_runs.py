@@ -171,8 +171,8 @@ def test_the_report_is_an_artifact_of_the_parent_run_with_an_address_in_mlflows_
     client, experiment = connect()
     (run,) = client.search_runs([experiment])
     assert [one.path for one in client.list_artifacts(run.info.run_id)] == ["report.html"]
-    page = f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{run.info.run_id}/artifacts/report.html"
-    assert address == page
+    page = f"/#/experiments/{experiment}/runs/{run.info.run_id}/artifacts/report.html?workflowType=machine_learning"
+    assert address == f"http://127.0.0.1:5000{page}"
 
 
 def test_the_runs_of_a_point_are_nested_in_the_run_that_its_sweep_has_opened(workspace: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_run_names_and_links_the_runs_that_made_what_was_up_to_date(store: Pat
     send(spool)
     (run,) = runs("default")
     _, experiment = connect()
-    link = f"[pretrain](#/experiments/{experiment}/runs/{maker.info.run_id})"
+    link = f"[pretrain](#/experiments/{experiment}/runs/{maker.info.run_id}?workflowType=machine_learning)"
     assert run.data.tags[NOTE_TAG] == f"The text.\n\nUp to date, so not run again (2): {link}, train."
     assert json.loads(run.data.tags[CACHED_TAG]) == {"pretrain": maker.info.run_id, "train": None}
     assert len(runs("pretrain")) == 1 and not runs("train")
