@@ -12,6 +12,7 @@ flow sends. So the processes of the stages need no MLflow, and if its server is 
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ PREFECT_TAG = "prefect.flow_run_id"
 ENTRY_TAG = "dvc.lock_entry"
 LOCK_TAG = "dvc.lock_sha256"
 MODEL_TAG = "sana15.model"
+ADDRESS_SECONDS = 15.0
+"""How long a flow waits for MLflow's id of its run. A run in which all is up to date may be faster than MLflow."""
 PICTURES = "pictures.npy"
 """The file of `tasks.evaluation.picture_pool` with a model's pictures. To import its name from there imports torch."""
 MAX_TAG = 8000
@@ -93,14 +96,18 @@ class MlflowRuns:
                 self.parent.append_artifact(path)
 
     def address(self, artifact: str) -> str | None:
-        """The address of an artifact of the parent run in MLflow's UI.
+        """The address of an artifact of the parent run in MLflow's UI. It waits a while for the run to be sent.
 
-        None if no server of MLflow is known, or while the parent run has not been sent.
+        None if no server of MLflow is known, if it does not take the run in time, or if the run is a sweep's.
         """
         server = mlflow_server()
-        run_id = self.parent.sent()[1] if self.parent is not None else None
-        if server is None or run_id is None:
+        if server is None or self.parent is None:
             return None
+        deadline = time.monotonic() + ADDRESS_SECONDS
+        while (run_id := self.parent.sent()[1]) is None:
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.2)
         _, experiment = connect()
         return server + run_path(experiment, run_id, f"/artifacts/{artifact}")
 

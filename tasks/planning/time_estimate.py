@@ -36,13 +36,13 @@ SIDE = 512
 """Of the matrices that are multiplied. Both fit the cache, as a batch's do."""
 FLOAT32_STEMS = ("autoencoder", "text_encoder")
 """Stages that train in float32, whatever `compute.dtype` says."""
-SHARES = {"bfloat16": 0.24, "float32": 0.36}
+SHARES = {"bfloat16": 0.25, "float32": 0.37}
 """The share of the matrix products' rate that the network reaches in each format. Much of a step is no product."""
-ENCODERS_SHARE = 0.13
+ENCODERS_SHARE = 0.135
 """The same share for training autoencoder and text encoder, whose layers are small."""
-START_SECONDS = 10.0
+START_SECONDS = 15.0
 """What a flow does before and after its stages: imports, Prefect's temporary server, DVC's look at all outputs."""
-STAGE_SECONDS = 1.5
+STAGE_SECONDS = 2.0
 """What a stage costs beside its FLOPs: its process, its files, and DVC's copy of its output."""
 
 
