@@ -13,13 +13,19 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from prefect import Flow, flow, get_client, get_run_logger
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import flow_run
 from prefect.states import State as RunState
 
@@ -37,10 +43,12 @@ from flows.sweeps.sweep_file import Sweep, read_sweep, sweep_run_tag
 from flows.sweeps.sweep_mlflow_runs import open_sweep_run
 from flows.sweeps.sweep_plot import draw
 from flows.sweeps.sweep_table import Row, ScoredSetting, rows_of, settings_of, write_table
+from tasks.evaluation.scorer_labels import SCORER_LABELS
 from tasks.system.errors import UserError
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import write_bytes
 from tasks.system.paths import RESULTS, STATE
+from tasks.system.readable_digits import COUNTS, scaled
 
 Where = Literal["local", "slurm", "work-pool"]
 Log = Callable[[str], None]
@@ -212,10 +220,38 @@ def write_results(project: Path, plan: Sweep, rows: Sequence[Row], settings: Seq
 
 def publish(plan: Sweep, rows: Sequence[Row], settings: Sequence[ScoredSetting]) -> None:
     """Publish the settings as a table on Prefect's page, with the failed points below them."""
-    scored = [asdict(one) for one in settings]
-    failed = [{"label": row.point, "reason": row.reason} for row in rows if row.state != "done"]
+    scored = [readable(one) for one in settings]
+    failed = [{"setting": row.point, "reason": row.reason} for row in rows if row.state != "done"]
     key = re.sub("[^a-z0-9]+", "-", f"sweep {plan.title}".lower())
     create_table_artifact([*scored, *failed], key=key, description=f"Sweep {plan.title}")
+    create_markdown_artifact(points_text(plan), key=f"{key}-points", description="The flow runs of its points")
+
+
+def readable(one: ScoredSetting) -> dict[str, str]:
+    """A row of the table for people, in few digits."""
+    return {
+        "setting": one.label,
+        "model": one.model,
+        "best of": str(one.pictures),
+        "seeds": str(one.seeds),
+        "parameters": scaled(one.parameters, COUNTS),
+        "held-out loss": f"{one.heldout_loss:.3f}",
+        f"{SCORER_LABELS[one.scorer]} [95 %]": f"{one.score:.3f} [{one.low:.3f}, {one.high:.3f}]",
+        "seconds": "" if one.seconds is None else f"{one.seconds:.3g}",
+        "": ", ".join(mark for mark, holds in (("best", one.best), ("Pareto set", one.pareto)) if holds),
+    }
+
+
+def points_text(plan: Sweep) -> str:
+    """A list, in markdown, of the pipeline's flow runs that carry this sweep's tag, each with a link and its state.
+
+    A point that was run by an earlier start of the sweep is among them.
+    """
+    tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=[sweep_run_tag(plan.title)]))
+    found = get_client(sync_client=True).read_flow_runs(flow_run_filter=tagged, sort=FlowRunSort.START_TIME_DESC)
+    # brackets in a name would end the link's text
+    names = [(run, re.sub(r"([\[\]])", r"\\\1", run.name)) for run in found if run.parameters.get("point")]
+    return "\n".join(f"* [{name}](/runs/flow-run/{run.id}): {run.state_name}" for run, name in names)
 
 
 def raise_failures(points: Sequence[Point], states: Mapping[str, PointState]) -> None:
