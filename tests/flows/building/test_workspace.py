@@ -153,7 +153,7 @@ def test_one_flow_at_a_time_works_in_a_workspace(tmp_path: Path) -> None:
 
 
 def test_a_run_is_called_as_its_folder_is_and_a_point_by_its_values(project: Path) -> None:
-    for profile, overrides in (("smoke", {}), (None, {"finetune.steps": 3}), ("smoke", {"finetune.steps": 3})):
+    for profile, overrides in (("smoke", {}), (None, {"finetune.steps": 90}), ("smoke", {"finetune.steps": 3})):
         folder = open_workspace(project, profile, overrides)
         assert run_name({"profile": profile, "overrides": overrides}) == folder.name
     assert run_name({"profile": None, "overrides": None}) == "default"
