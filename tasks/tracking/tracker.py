@@ -20,6 +20,7 @@ from tasks.tracking.mlflow_sender import Sender
 from tasks.tracking.report_spool import SPOOLS, Spool, join_spool, open_spool, status_after
 
 SPOOL_VARIABLE = "SANA15_SPOOL"
+COMMIT_TAG = "mlflow.source.git.commit"
 
 
 class Tracker:
@@ -101,7 +102,7 @@ def run_tags(stage: str, workspace: Path) -> dict[str, str]:
     if shutil.which("git") is None:
         return tags
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=workspace, capture_output=True, text=True, check=False)
-    return tags | ({"mlflow.source.git.commit": git.stdout.strip()} if git.returncode == 0 else {})
+    return tags | ({COMMIT_TAG: git.stdout.strip()} if git.returncode == 0 else {})
 
 
 def _identity(folder: Path) -> dict[str, str]:
