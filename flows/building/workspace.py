@@ -22,7 +22,7 @@ from tasks.params.params_files import PARAMS_FILE, PROFILES, apply_overrides, ap
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import private_folder, read_json, write_bytes, write_json
 from tasks.system.manifest import sha256_json
-from tasks.system.paths import STATE
+from tasks.system.paths import PARAMS_ORIGIN, STATE
 
 COPIES = Path("runs")
 COPIED_FILES = STATE / "copied.json"
@@ -39,13 +39,17 @@ def open_workspace(project: Path, profile: str | None, overrides: Mapping[str, A
     if profile is None and not overrides:
         return project
     copy = project / COPIES / copy_name(profile, overrides)
-    write_copy(project, copy, values)
+    write_copy(project, copy, values, origin_in_words(profile, overrides))
     return copy
 
 
-def write_copy(project: Path, copy: Path, values: Mapping[str, Any]) -> None:
-    """Make `copy` a workspace with the project's code and these params, or bring its code and params up to date."""
+def write_copy(project: Path, copy: Path, values: Mapping[str, Any], origin: str) -> None:
+    """Make `copy` a workspace with the project's code and these params, or bring its code and params up to date.
+
+    `origin` says in words where the params come from. The report shows it.
+    """
     private_folder(copy / STATE)
+    write_json(copy / PARAMS_ORIGIN, {"origin": origin})
     refresh_code(project, copy)
     write_bytes(copy / PARAMS_FILE, yaml.safe_dump(dict(values), sort_keys=False).encode())
     share_cache(project, copy)
@@ -78,6 +82,12 @@ def copy_name(profile: str | None, overrides: Mapping[str, Any]) -> str:
     """The name of the copy's folder: the profile, and a digest of the overrides if there are any."""
     name = re.sub(r"[^\w.-]", "_", profile or "default")
     return f"{name}-{sha256_json(dict(overrides))[:8]}" if overrides else name
+
+
+def origin_in_words(profile: str | None, overrides: Mapping[str, Any]) -> str:
+    """The profile and the overrides as a reader of the report sees them: `smoke, with finetune.steps=200`."""
+    changes = ", ".join(f"{key}={value}" for key, value in overrides.items())
+    return f"{profile or 'default'}{f', with {changes}' if changes else ''}"
 
 
 def refresh_code(project: Path, copy: Path) -> None:

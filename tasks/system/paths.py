@@ -20,6 +20,8 @@ RANDOM_CUTS = CONTROLS / "random_cuts.safetensors"
 RESULTS = Path("results")
 STAGE_RECORDS = RESULTS / "stages"
 STATE = Path(".sana15")
+PARAMS_ORIGIN = STATE / "params_origin.json"
+"""In a copy of the project: which profile and overrides its params were made from, in words."""
 JUDGE_ANSWERS = STATE / "judge_answers.sqlite"
 
 
