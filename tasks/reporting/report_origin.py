@@ -6,40 +6,29 @@ A report may be forwarded without a word. Its head therefore says what the score
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks.evaluation.scorer_labels import SCORER_LABELS, SCORER_MEANINGS
+from tasks.evaluation.scorer_labels import SCORER_MEANINGS
 from tasks.params.experiment_params import Params
 from tasks.params.picture_params import Shard
 from tasks.reporting.report_numbers import Record
+from tasks.reporting.score_names import full_name, score_name
 from tasks.system import paths
 from tasks.system.files import read_json
 from tasks.system.git_commit import git_commit, has_uncommitted_edits
 
-SCENES_SCORE = "GenEval's rules"
-"""The name of the score of rendered scenes: the rules are GenEval's, but its detector and its photographs are not."""
-
 
 def report_origin(params: Params) -> Record:
     """The words of the report's head, for the workspace that is the working directory."""
+    scored_by = params.scorer, params.geneval.detector
     return {
         "pictures": pictures_in_words(params.shard),
         "subject": subject(params.shard),
-        "score_name": score_name(params),
-        "scorer": score_name(params) + (" on rendered scenes" if scores_scenes(params) else ""),
+        "score_name": score_name(*scored_by),
+        "scorer": full_name(*scored_by),
         "meaning": SCORER_MEANINGS[params.scorer],
         "settings": settings(),
         "commit": commit_in_words(Path.cwd()),
         "date": today(),
     }
-
-
-def scores_scenes(params: Params) -> bool:
-    """Whether GenEval's rules score rendered scenes, with the scenes' own detector in place of GenEval's."""
-    return params.scorer == "geneval" and params.geneval.detector == "scenes"
-
-
-def score_name(params: Params) -> str:
-    """The short name of the score, for axes and the heads of tables."""
-    return SCENES_SCORE if scores_scenes(params) else SCORER_LABELS[params.scorer]
 
 
 def subject(shard: Shard) -> str:

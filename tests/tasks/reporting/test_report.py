@@ -63,7 +63,7 @@ from tasks.reporting.headline_measure import Measure, has_learned, headline_meas
 from tasks.reporting.loss_curves import Curve, read_curve
 from tasks.reporting.report_figures import loss_curves
 from tasks.reporting.report_numbers import collect, measured_costs, speed
-from tasks.reporting.report_origin import commit_in_words, pictures_in_words, report_origin, score_name
+from tasks.reporting.report_origin import commit_in_words, pictures_in_words, report_origin
 from tasks.reporting.report_page import FigureOnPage, Page, interval, number, render_page
 from tasks.reporting.sample_strips import BAR, FRAME, GAP, choose_prompts, strip, thumbnail
 from tasks.runtime.stage_run import run_stage
@@ -459,7 +459,7 @@ def test_the_page_does_not_call_a_score_by_matching_geneval(inside: Params, summ
     assert "/pictures/of cats (folder): 184 pictures, of which 160 are held out" in words
     for absent in ("rendered scenes", "Each task", "unseen compare"):
         assert absent not in words
-    for figure in draw_figures(matched, trained_curves(params), score_name(params), WIDE).values():
+    for figure in draw_figures(matched, trained_curves(params), report_origin(params)["score_name"], WIDE).values():
         assert not any("GenEval" in text.get_text() for text in figure.findobj(Text))
 
 
