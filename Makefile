@@ -14,7 +14,7 @@ TORCH ?= cuda
 WHEELS ?= all
 WHEELS_DIR ?= wheels
 
-.PHONY: help setup run plan dvc.yaml params.yaml test test-all test-slurm lint wheels up status down
+.PHONY: help setup run plan dvc.yaml params.yaml test test-all test-slurm lint wheels up status down clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -91,3 +91,6 @@ status: setup ## show which of them are up
 
 down: setup ## stop them
 	$(BIN)/python -m flows.servers down
+
+clean: setup ## delete what runs have made, after a question; code, params, your pictures and .venv stay
+	$(BIN)/python -m flows.clean
