@@ -18,7 +18,7 @@ TORCH ?= cuda
 WHEELS ?= all
 WHEELS_DIR ?= wheels
 
-.PHONY: help setup run plan dvc.yaml params.yaml test test-all test-slurm lint wheels up status down demo
+.PHONY: help setup run plan dvc.yaml params.yaml test test-all test-slurm lint wheels up status down demo clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -103,3 +103,6 @@ down: setup ## stop them
 
 demo: $(DEMO_READY) ## show a page that draws a prompt with several models (OUTPUTS=runs/smoke, DEMO_PORT=)
 	$(BIN)/python -m flows.demo $(if $(OUTPUTS),--outputs $(OUTPUTS))
+
+clean: setup ## delete what runs have made, after a question; code, params, your pictures and .venv stay
+	$(BIN)/python -m flows.clean

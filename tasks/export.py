@@ -7,7 +7,6 @@ encoder and params are taken from its experiment. diffusers' solver and ours mak
 picture from the same noise, if `network.numerics` is diffusers.
 """
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,10 @@ from typing import Any
 from model.network import parameter_count
 from model.weights.diffusers_pipeline import export_pipeline
 from tasks.evaluation.picture_drawing import Painter
+from tasks.evaluation.scorer_labels import SCORER_MEANINGS
 from tasks.generate import open_painter
 from tasks.params.experiment_params import Params
+from tasks.reporting.score_names import full_name
 from tasks.runtime.command_line import bad_input_exits, command_parser
 from tasks.system import paths
 from tasks.system.errors import UserError
@@ -91,8 +92,9 @@ def card(model: Path, painter: Painter, params: Params) -> str:
         "",
         *lineage(model),
         "",
-        "## GenEval",
+        "## Scores",
         "",
+        *heldout_loss(model),
         *scores(model),
         "",
         "## Terms",
@@ -136,15 +138,44 @@ def _tuned(kind: str) -> str:
 
 
 def scores(model: Path) -> list[str]:
-    """The model's GenEval scores with 95 % intervals as a table, or a line saying that it was not evaluated."""
+    """The scores with 95 % intervals as a table, headed by the scorer's name and meaning, or a line that there is none.
+
+    Whoever meets the card alone must not take the score of another scorer for GenEval's.
+    """
     path = model.parent / paths.EVALUATION.name / model.name / "summary.json"
     if not path.exists():
         return ["Not evaluated."]
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = read_json(path)
+    about = model.parent / paths.SCORER.name / "summary.json"
+    scorer = read_json(about) if about.exists() else {}
+    name, meaning = full_name(summary["scorer"], scorer.get("detector")), SCORER_MEANINGS[summary["scorer"]]
     rows = [("overall", summary["score"]), *summary["score"]["tasks"].items()]
     table = [f"| {name.replace('_', ' ')} | {_interval(score)} |" for name, score in rows]
     head = f"{summary['prompts']} prompts, {summary['pictures_per_prompt']} pictures each, 95 % intervals over prompts."
-    return [head, "", "| task | score |", "|---|---|", *table]
+    notes = [note, ""] if (note := scorer.get("note")) else []
+    return [
+        f"### {name}",
+        "",
+        f"The score is the {meaning}.",
+        "",
+        *notes,
+        head,
+        "",
+        "| task | score |",
+        "|---|---|",
+        *table,
+    ]
+
+
+def heldout_loss(model: Path) -> list[str]:
+    """A line with the model's held-out loss and its 95 % interval, where they were measured."""
+    path = model / "metrics.json"
+    metrics = read_json(path) if path.exists() else {}
+    if "heldout_loss" not in metrics:
+        return []
+    ends = [metrics.get(f"heldout_loss_{end}") for end in ("low", "high")]
+    interval = "" if None in ends else f" [{ends[0]:.4f}, {ends[1]:.4f}], a 95 % interval over samples"
+    return [f"Flow-matching loss on held-out pictures: {metrics['heldout_loss']:.4f}{interval}.", ""]
 
 
 def _interval(score: dict[str, Any]) -> str:

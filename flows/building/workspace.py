@@ -22,7 +22,7 @@ from tasks.params.params_files import PARAMS_FILE, PROFILES, apply_overrides, ap
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import private_folder, read_json, write_bytes, write_json
 from tasks.system.manifest import sha256_json
-from tasks.system.paths import COPIES, STATE
+from tasks.system.paths import COPIES, PARAMS_ORIGIN, STATE
 
 COPIED_FILES = STATE / "copied.json"
 CODE_FOLDERS = ("flows", "tasks", "model", "kernels", "profiles")
@@ -37,7 +37,7 @@ def open_workspace(project: Path, profile: str | None, overrides: Mapping[str, A
     values = merged_params(project, profile, overrides)
     folder = workspace_folder(project, profile, overrides)
     if folder != project:
-        write_copy(project, folder, values)
+        write_copy(project, folder, values, origin_in_words(profile, overrides))
     return folder
 
 
@@ -46,9 +46,13 @@ def workspace_folder(project: Path, profile: str | None, overrides: Mapping[str,
     return project if profile is None and not overrides else project / COPIES / copy_name(profile, overrides)
 
 
-def write_copy(project: Path, copy: Path, values: Mapping[str, Any]) -> None:
-    """Make `copy` a workspace with the project's code and these params, or bring its code and params up to date."""
+def write_copy(project: Path, copy: Path, values: Mapping[str, Any], origin: str) -> None:
+    """Make `copy` a workspace with the project's code and these params, or bring its code and params up to date.
+
+    `origin` says in words where the params come from. The report shows it.
+    """
     private_folder(copy / STATE)
+    write_json(copy / PARAMS_ORIGIN, {"origin": origin})
     refresh_code(project, copy)
     write_bytes(copy / PARAMS_FILE, yaml.safe_dump(dict(values), sort_keys=False).encode())
     share_cache(project, copy)
@@ -91,6 +95,12 @@ def run_name(flow_parameters: Mapping[str, Any]) -> str:
     if point := flow_parameters.get("point"):
         return point["name"]
     return copy_name(flow_parameters.get("profile"), flow_parameters.get("overrides") or {})
+
+
+def origin_in_words(profile: str | None, overrides: Mapping[str, Any]) -> str:
+    """The profile and the overrides as a reader of the report sees them: `smoke, with finetune.steps=200`."""
+    changes = ", ".join(f"{key}={value}" for key, value in overrides.items())
+    return f"{profile or 'default'}{f', with {changes}' if changes else ''}"
 
 
 def refresh_code(project: Path, copy: Path) -> None:

@@ -52,7 +52,7 @@ def prepare(project: Path, point: Point, remote: bool = False) -> None:
 
     With `remote` the point takes data from DVC's remote, and pushes there what it builds.
     """
-    write_copy(project, point.folder, point.values)
+    write_copy(project, point.folder, point.values, f"point of a sweep, with {point.label}")
     remove_outcome(point)
     order = {"key": point.key, "label": point.label, "only": point.only, "remote": remote, "point": record_of(point)}
     write_json(point.folder / ORDER_FILE, order)

@@ -2,51 +2,99 @@
 
 import base64
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks.evaluation.prompts.evaluation_prompts import ALL_TASKS
+from tasks.reporting.figure_style import variable
+from tasks.reporting.headline_measure import has_learned
 from tasks.reporting.report_numbers import Record
 
 TEMPLATE = "report_page.html.j2"
 MISSING = "–"
-PNG, SVG = "image/png", "image/svg+xml"
+PNG = "image/png"
 
 
-def render_page(summary: Record, figures: Mapping[str, bytes], samples: list[Record], reconstructions: bytes) -> str:
-    """The page of a summary.
+@dataclass(frozen=True)
+class FigureOnPage:
+    """A figure as two SVG elements: one for a screen, and one whose text is readable on a phone."""
 
-    Args:
-        figures: SVGs by name.
-        samples: for each prompt its `text`, `task`, whether it was `seen`, and `rows` of (model, PNG strip).
-        reconstructions: PNG of held-out pictures, with the autoencoder's reconstructions below them.
+    wide: str
+    narrow: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows beside numbers.
+
+    `figures` has the figures by name, and `dark_colours` the colour on a dark page for each of their colours. `family`
+    has the `names` of models and `rows` of a prompt's `text` and its `pictures` (PNG, and whether the scorer accepts
+    it). `samples` has for each prompt its `text`, `task`, whether it was `seen`, and `rows` of (model, PNG strip).
+    `reconstructions` is a PNG of held-out pictures, with the autoencoder's reconstructions below them.
     """
+
+    figures: Mapping[str, FigureOnPage]
+    dark_colours: Mapping[str, str]
+    family: Record
+    samples: list[Record]
+    reconstructions: bytes
+
+
+def render_page(summary: Record, origin: Record, page: Page) -> str:
+    """The page of a summary; `origin` has the words of its head (`tasks.reporting.report_origin`)."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"number": number, "interval": interval, "percent": percent, "millions": millions}
-    environment.filters |= {"png": lambda data: data_uri(data, PNG), "svg": lambda data: data_uri(data, SVG)}
-    return environment.get_template(TEMPLATE).render(
-        **summary, figures=figures, samples=samples, reconstructions=reconstructions, **key_figures(summary)
-    )
+    environment.filters |= {"png": lambda data: data_uri(data, PNG), "variable": variable, "task": task_in_words}
+    environment.filters |= {"heldout": heldout, "seconds": seconds_per_picture}
+    return environment.get_template(TEMPLATE).render(**summary_with_defaults(summary), origin=origin, page=page)
 
 
-def key_figures(summary: Record) -> dict[str, Any]:
-    """The values that the page's opening and several sections use."""
+def summary_with_defaults(summary: Record) -> dict[str, Any]:
+    """The summary, and the values that the page's opening and several sections use.
+
+    Of what `scorer` says, the ceiling, the floor, the note and the features are None where the run has none.
+    """
     models = {model["name"]: model for model in summary["models"]}
     numbers = sorted(models["grown"]["best_of"], key=int)
-    deepest = min(summary["cuts"], key=lambda cut: cut["depth"])
-    return {
+    scorer = dict.fromkeys(("note", "ceiling", "shuffled", "features")) | (summary.get("scorer") or {})
+    return summary | {
+        "scorer": scorer,
+        "learned": has_learned(summary),
         "small": models.get("small"),
         "grown": models["grown"],
-        "tasks": [task for task in ALL_TASKS if task in models["grown"]["score"]["tasks"]],
+        "tasks": list(models["grown"]["score"]["tasks"]),
+        "kinds": [kind for kind in ("seen", "unseen") if any(kind in model["by_seen"] for model in models.values())],
+        "has": {key for model in models.values() for key in model if model[key] is not None},
         "numbers": numbers,
         "best": models["grown"]["best_of"][numbers[-1]],
-        "deepest": deepest,
+        "deepest": min(summary["cuts"], key=lambda cut: cut["depth"]),
         "seconds": sum(stage["seconds"] for stage in summary["stages"]),
     }
+
+
+def task_in_words(tag: str) -> str:
+    """The name of a task for people: `color attr` for `color_attr`."""
+    return tag.replace("_", " ")
+
+
+def heldout(model: Record) -> str:
+    """A model's held-out loss, with its interval where it was measured."""
+    if model.get("heldout_loss_low") is None:
+        return number(model["heldout_loss"], 4)
+    ends = {"low": model["heldout_loss_low"], "high": model["heldout_loss_high"]}
+    return interval({"value": model["heldout_loss"]} | ends, 4)
+
+
+def seconds_per_picture(model: Record) -> str:
+    """The seconds that a model takes for a picture, with their interval where it was measured."""
+    if model.get("seconds_low") is None:
+        return number(model.get("seconds_per_picture"), 4)
+    ends = {"low": model["seconds_low"], "high": model["seconds_high"]}
+    return interval({"value": model["seconds_per_picture"]} | ends, 4)
 
 
 def number(value: float | None, digits: int = 2) -> str:

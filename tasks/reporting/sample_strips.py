@@ -1,21 +1,23 @@
 """Small pictures of samples: thumbnails, and strips in which the judge's choice and the right pictures are marked.
 
-Shapes: N pictures of one prompt, (N, H, W, 3) uint8.
+Shapes: N pictures of one prompt, (N, H, W, 3) uint8. A strip has a fourth channel, and is transparent between the
+pictures, so that it fits a light and a dark page.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_rgba
 from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.computing.seeds import numpy_generator
-from tasks.data.picture_files import decode_png, encode_png
+from tasks.data.picture_files import decode_png
 from tasks.evaluation.best_of_n import select
 from tasks.evaluation.picture_pool import Pool
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, take_turns
-from tasks.reporting.figure_style import CHOSEN, QUIET, RIGHT
+from tasks.reporting.figure_style import CHOSEN, RIGHT, SMALL
 
 Pixels = NDArray[np.uint8]
 SIDE = 64
@@ -49,7 +51,14 @@ def shrink_png(path: Path, width: int) -> bytes:
     picture_HW3 = decode_png(path.read_bytes())
     image = Image.fromarray(picture_HW3)
     image.thumbnail((width, image.height), Image.Resampling.LANCZOS)
-    return encode_png(np.asarray(image))
+    return compact_png(np.asarray(image))
+
+
+def compact_png(pixels: Pixels) -> bytes:
+    """PNG bytes of a picture (H, W, 3) or of a strip (H, W, 4), smaller than in a shard: people send the page."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def strip(pool: Pool, prompt: int, count: int) -> Pixels:
@@ -63,22 +72,25 @@ def strip(pool: Pool, prompt: int, count: int) -> Pixels:
         framed(thumbnail(picture), number == chosen, bool(pool.correct_PN[prompt, number]))
         for number, picture in enumerate(pictures_NHW3)
     ]
-    missing = np.full_like(tiles[0], 255)
+    missing = np.zeros_like(tiles[0])
     return np.concatenate(tiles + [missing] * (count - len(tiles)), axis=1)
 
 
 def framed(picture_HW3: Pixels, chosen: bool, right: bool) -> Pixels:
-    """One picture with its marks, and space to the right and below."""
-    frame = np.pad(picture_HW3 * 0, ((FRAME, FRAME), (FRAME, FRAME), (0, 0)))
-    frame[:] = _rgb(CHOSEN if chosen else "white")
-    frame[FRAME:-FRAME, FRAME:-FRAME] = picture_HW3
-    bar = np.empty((BAR, frame.shape[1], 3), np.uint8)
-    bar[:] = _rgb(RIGHT if right else "white")
-    if not right:
-        bar[BAR // 2, FRAME:-FRAME] = _rgb(QUIET)
-    tile = np.concatenate([frame, np.full((1, frame.shape[1], 3), 255, np.uint8), bar])
-    return np.pad(tile, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
+    """One picture with its marks as (H, W, 4), and space to the right and below. What has no mark is transparent."""
+    height, width, _ = picture_HW3.shape
+    tile = np.zeros((height + 2 * FRAME + 1 + BAR + GAP, width + 2 * FRAME + GAP, 4), np.uint8)
+    frame, bar = tile[: height + 2 * FRAME, :-GAP], tile[-BAR - GAP : -GAP, :-GAP]
+    if chosen:
+        frame[:] = _opaque(CHOSEN)
+    frame[FRAME:-FRAME, FRAME:-FRAME, :3] = picture_HW3
+    frame[FRAME:-FRAME, FRAME:-FRAME, 3] = 255
+    if right:
+        bar[:] = _opaque(RIGHT)
+    else:
+        bar[BAR // 2, FRAME:-FRAME] = _opaque(SMALL)
+    return tile
 
 
-def _rgb(colour: str) -> Pixels:
-    return (np.array(to_rgb(colour)) * 255).round().astype(np.uint8)
+def _opaque(colour: str) -> Pixels:
+    return (np.array(to_rgba(colour)) * 255).round().astype(np.uint8)

@@ -7,13 +7,13 @@ MLflow server that is down or slow never stops or slows a stage, and the next ru
 
 import os
 import shutil
-import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tasks.system.git_commit import git_commit
 from tasks.system.manifest import MANIFEST, sha256_file
 from tasks.tracking import model_registry
 from tasks.tracking.mlflow_sender import Sender
@@ -98,11 +98,9 @@ def open_tracker(stage: str) -> Iterator[Tracker]:
 
 def run_tags(stage: str, workspace: Path) -> dict[str, str]:
     """Tags that name the stage, the workspace and the git commit of a run."""
+    commit = git_commit(workspace)
     tags = {"sana15.stage": stage, "sana15.workspace": str(workspace)}
-    if shutil.which("git") is None:
-        return tags
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=workspace, capture_output=True, text=True, check=False)
-    return tags | ({COMMIT_TAG: git.stdout.strip()} if git.returncode == 0 else {})
+    return tags if commit is None else tags | {COMMIT_TAG: commit}
 
 
 def _identity(folder: Path) -> dict[str, str]:

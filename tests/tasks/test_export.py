@@ -12,7 +12,10 @@ import yaml
 from diffusers import SanaPipeline
 
 from tasks.computing.seeds import generator
-from tasks.export import main
+from tasks.evaluation.detectors.detector import NOTES
+from tasks.evaluation.scorer_labels import SCORER_MEANINGS
+from tasks.evaluation.scorers.matching_scorer import NOTE
+from tasks.export import heldout_loss, main, scores
 from tasks.generate import open_painter
 from tasks.params.experiment_params import Params
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, load_params, read_yaml
@@ -76,7 +79,33 @@ def test_the_card_tells_lineage_scores_and_terms(params: Params) -> None:
     assert "grown by partial preservation, 1 last blocks dropped" in card
     assert f"| overall | {score['overall']:.3f} [{score['low']:.3f}, {score['high']:.3f}] |" in card
     assert card.count("\n| ") == 1 + 1 + len(score["tasks"])
+    assert f"### GenEval's rules on rendered scenes\n\nThe score is the {SCORER_MEANINGS['geneval']}.\n" in card
     assert "NSCL v2-custom" in card and "Gemma terms of use" in card
+
+
+def test_scores_are_headed_by_their_scorer_and_its_meaning() -> None:
+    score = {"overall": 0.5, "low": 0.4, "high": 0.6}
+    tasks = {"matching": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    summary = {"scorer": "matching", "prompts": 8, "pictures_per_prompt": 2, "score": score | {"tasks": tasks}}
+    write_json(paths.EVALUATION / "grown/summary.json", summary)
+    write_json(paths.SCORER / "summary.json", {"scorer": "matching", "note": NOTE})
+    text = "\n".join(scores(paths.GROWN))
+    assert text.startswith(f"### Matching\n\nThe score is the {SCORER_MEANINGS['matching']}.\n")
+    assert "GenEval" not in text.replace(SCORER_MEANINGS["matching"], "").replace(NOTE, "")
+    write_json(paths.EVALUATION / "grown/summary.json", summary | {"scorer": "geneval"})
+    about = {"scorer": "geneval", "detector": "mask2former", "note": NOTES["mask2former"]}
+    write_json(paths.SCORER / "summary.json", about)
+    text = "\n".join(scores(paths.GROWN))
+    assert text.startswith("### GenEval\n") and str(NOTES["mask2former"]) in text
+
+
+def test_the_card_tells_the_held_out_loss_with_its_interval() -> None:
+    assert heldout_loss(paths.GROWN) == []
+    write_json(paths.GROWN / "metrics.json", {"heldout_loss": 0.41234})
+    assert heldout_loss(paths.GROWN)[0] == "Flow-matching loss on held-out pictures: 0.4123."
+    ends = {"heldout_loss_low": 0.4, "heldout_loss_high": 0.42}
+    write_json(paths.GROWN / "metrics.json", {"heldout_loss": 0.41234} | ends)
+    assert "0.4123 [0.4000, 0.4200], a 95 % interval over samples." in heldout_loss(paths.GROWN)[0]
 
 
 def test_a_model_without_a_judge_is_exported() -> None:

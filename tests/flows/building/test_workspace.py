@@ -11,6 +11,8 @@ from dvc.config import Config
 from flows.building.workspace import hold_workspace, open_workspace, run_name
 from tasks.params.params_files import load_params, read_yaml
 from tasks.system.errors import UserError
+from tasks.system.files import read_json
+from tasks.system.paths import PARAMS_ORIGIN
 
 PROJECT = Path(__file__).parents[3]
 
@@ -158,3 +160,17 @@ def test_a_run_is_called_as_its_folder_is_and_a_point_by_its_values(project: Pat
         assert run_name({"profile": profile, "overrides": overrides}) == folder.name
     assert run_name({"profile": None, "overrides": None}) == "default"
     assert run_name({"point": {"key": "0a1b", "name": "prune-depth [3]"}}) == "prune-depth [3]"
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "origin"),
+    [
+        ("smoke", {}, "smoke"),
+        (None, {"finetune.steps": 57}, "default, with finetune.steps=57"),
+        ("smoke", {"finetune.steps": 57, "grow.depth": 5}, "smoke, with finetune.steps=57, grow.depth=5"),
+    ],
+)
+def test_a_copy_says_which_profile_and_overrides_its_params_were_made_from(
+    project: Path, profile: str | None, overrides: dict[str, Any], origin: str
+) -> None:
+    assert read_json(open_workspace(project, profile, overrides) / PARAMS_ORIGIN) == {"origin": origin}

@@ -4,6 +4,9 @@ import base64
 import io
 import itertools
 import json
+import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import chdir
@@ -12,8 +15,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -27,15 +35,36 @@ from tasks.evaluation.detectors.detector import NOTES
 from tasks.evaluation.evaluation_summary import summarize
 from tasks.evaluation.picture_pool import Pool, load_pool
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
+from tasks.evaluation.scorer_labels import SCORER_MEANINGS
 from tasks.params.experiment_params import Params
 from tasks.params.params_files import load_params
-from tasks.report import draw_figures
+from tasks.report import draw_figures, trained_curves
 from tasks.reporting import report_figures
+from tasks.reporting import report_origin as report_origin_module
+from tasks.reporting.figure_style import (
+    DARK,
+    FINETUNED,
+    GRID,
+    GROUND,
+    GROWN,
+    NARROW,
+    PRUNED,
+    SMALL,
+    STYLE,
+    TEXT,
+    TICKS,
+    WIDE,
+    dark_colours,
+    settle,
+    variable,
+)
 from tasks.reporting.finetune_recovery import beyond_half, recovered_share
+from tasks.reporting.headline_measure import Measure, has_learned, headline_measure
 from tasks.reporting.loss_curves import Curve, read_curve
 from tasks.reporting.report_figures import loss_curves
 from tasks.reporting.report_numbers import collect, measured_costs, seconds_per_picture
-from tasks.reporting.report_page import interval, number, render_page
+from tasks.reporting.report_origin import commit_in_words, pictures_in_words, report_origin
+from tasks.reporting.report_page import FigureOnPage, Page, interval, number, render_page
 from tasks.reporting.sample_strips import BAR, FRAME, GAP, choose_prompts, strip, thumbnail
 from tasks.runtime.stage_run import run_stage
 from tasks.stages import stage_of, stages_of
@@ -45,9 +74,12 @@ from tasks.system.files import read_json, write_json
 from tasks.system.manifest import write_manifest
 from tasks.tracking.report_spool import SPOOLS, open_spool
 from tasks.tracking.tracker import SPOOL_VARIABLE
+from tests.helpers.patience import PATIENCE_SECONDS
 from tests.helpers.small_workspace import write_params
 
 DEPTHS = (2, 1)
+DATE = "2020-02-20"
+FIGURES = ("family", "best_of_n", "choosers", "loss", "importance", "cost")
 MODELS = ["small", "grown", "pruned-2", "finetuned-2", "pruned-1", "finetuned-1"]
 TINY = {
     "compute": {"device": "cpu", "dtype": "float32", "threads": 1},
@@ -112,6 +144,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in MODELS:
             run_stage(stage_of("evaluate", params, name), params)
             vary_verdicts(name, params)
+        patch.setattr(report_origin_module, "today", lambda: DATE)
         patch.setattr(controls, "correctness", random_verdicts)  # the scorer finds all pictures of these models wrong
         run_stage(stage_of("controls", params), params)
         run_stage(stage_of("report", params), params)
@@ -148,7 +181,7 @@ def summary(workspace: Path) -> dict[str, Any]:
     return json.loads((workspace / "results" / "summary.json").read_text(encoding="utf-8"))
 
 
-class Page(HTMLParser):
+class PageText(HTMLParser):
     """The tags, links, text and ids of a page."""
 
     def __init__(self, text: str) -> None:
@@ -167,9 +200,23 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def page(workspace: Path) -> Page:
+def origin(inside: Params) -> dict[str, Any]:
+    """The words of the page's head in the workspace."""
+    return report_origin(inside)
+
+
+def words_of(summary: dict[str, Any], origin: dict[str, Any], *samples: dict[str, Any]) -> str:
+    """The text of the page of a summary, without its figures and pictures."""
+    figures = dict.fromkeys(FIGURES, FigureOnPage("", ""))
+    return PageText(
+        render_page(summary, origin, Page(figures, {}, {"names": [], "rows": []}, list(samples), b""))
+    ).words
+
+
+@pytest.fixture
+def page(workspace: Path) -> PageText:
     """The parsed page."""
-    return Page((workspace / "results" / "report.html").read_text(encoding="utf-8"))
+    return PageText((workspace / "results" / "report.html").read_text(encoding="utf-8"))
 
 
 def test_models_are_in_order_with_the_facts_of_their_checkpoints(workspace: Path, summary: dict[str, Any]) -> None:
@@ -265,32 +312,67 @@ def test_no_share_is_given_of_a_loss_that_may_be_none() -> None:
     assert recovered_share(same, same, rng.random((8, 4)) + 0.02, ["a"] * 8, 100, rng) is None
 
 
-def test_page_needs_nothing_but_itself(page: Page) -> None:
+def test_page_needs_nothing_but_itself(page: PageText) -> None:
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
-    links = [value or "" for _, attributes in page.tags for key, value in attributes.items() if key in ("href", "src")]
+    keys = ("href", "src", "xlink:href")
+    links = [value or "" for _, attributes in page.tags for key, value in attributes.items() if key in keys]
     assert len(links) > 20
     for link in links:
-        assert link.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) or link[1:] in ids
+        assert link.startswith("data:image/png;base64,") or (link[0] == "#" and link[1:] in ids)
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
 
 
-def test_every_picture_of_the_page_can_be_decoded(page: Page) -> None:
-    kinds = {"png": 0, "svg+xml": 0}
-    for tag, attributes in page.tags:
-        if tag != "img":
-            continue
-        head, _, data = str(attributes["src"]).partition(";base64,")
-        kind = head.removeprefix("data:image/")
-        kinds[kind] += 1
-        if kind == "png":
-            Image.open(io.BytesIO(base64.b64decode(data))).load()
-        else:
-            assert ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg")
-    assert kinds == {"png": 3 * len(MODELS) + 1, "svg+xml": 6}
+def test_every_picture_of_the_page_can_be_decoded(page: PageText) -> None:
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    for attributes in pictures:
+        data = str(attributes["src"]).removeprefix("data:image/png;base64,")
+        Image.open(io.BytesIO(base64.b64decode(data))).load()
+    shown_by_family = 6 * (len(MODELS) + 1)
+    assert len(pictures) == shown_by_family + 3 * len(MODELS) + 1
 
 
-def test_page_tells_the_summarys_numbers(page: Page, summary: dict[str, Any]) -> None:
+def test_every_figure_is_on_the_page_for_a_screen_and_for_a_phone(workspace: Path, page: PageText) -> None:
+    text = (workspace / "results" / "report.html").read_text(encoding="utf-8")
+    figures = [ElementTree.fromstring(element) for element in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    assert len(figures) == 2 * len(FIGURES)
+    assert all("width" not in figure.attrib and float(figure.attrib["viewBox"].split()[2]) > 0 for figure in figures)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    classes = [attributes.get("class") for _, attributes in page.tags if attributes.get("role") == "img"]
+    assert classes == ["wide", "narrow"] * len(FIGURES)
+
+
+def test_every_colour_of_a_figure_that_has_a_meaning_has_a_second_one_for_a_dark_page(workspace: Path) -> None:
+    text = (workspace / "results" / "report.html").read_text(encoding="utf-8")
+    used = set(re.findall(r"(?:fill|stroke): var\((--c[0-9a-f]{6})\)", text))
+    light, dark = text.split("@media (prefers-color-scheme: dark)")[:2]
+    for name in used:
+        first, second = (re.search(rf"{name}: (#[0-9a-f]{{6}});", part) for part in (light, dark))
+        assert first and second and first[1] == f"#{name.removeprefix('--c')}"
+    shades = dark_colours(MODELS)
+    assert (
+        {variable(colour) for colour in (GROWN, SMALL, PRUNED, TEXT, TICKS, GRID)} <= used <= set(map(variable, shades))
+    )
+    left = re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL)))
+    assert not set(left) & set(shades) and "#000000" not in left
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of a colour by WCAG 2.2, from 0 to 1."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+
+@pytest.mark.parametrize(("number_of", "least"), [((TEXT, TICKS, GROWN), 4.5), ((SMALL, PRUNED, FINETUNED), 2.5)])
+def test_text_and_lines_stand_out_from_a_light_and_a_dark_ground(number_of: tuple[str, ...], least: float) -> None:
+    for colour in number_of:
+        for shade, ground in ((colour, GROUND), (DARK[colour], DARK[GROUND])):
+            lighter, darker = sorted((luminance(shade), luminance(ground)), reverse=True)
+            assert (lighter + 0.05) / (darker + 0.05) >= least
+
+
+def test_page_tells_the_summarys_numbers(page: PageText, summary: dict[str, Any]) -> None:
     for model in summary["models"]:
         assert interval(model["score"]) in page.words
         assert number(model["heldout_loss"], 4) in page.words
@@ -302,15 +384,14 @@ def test_page_tells_the_summarys_numbers(page: Page, summary: dict[str, Any]) ->
     )
 
 
-def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, Any]) -> None:
+def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, Any], origin: dict[str, Any]) -> None:
     numbers = itertools.count()
     scores = list(summary["controls"].values())
     for cut in summary["cuts"]:
         scores += [score for score in cut.values() if isinstance(score, dict) and "low" in score]
     for score in scores:
         score.update({key: next(numbers) / 100 for key in score})
-    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
-    words = Page(render_page(summary, drawn, [], b"")).words
+    words = words_of(summary, origin)
     assert len(scores) == 2 + 6 * len(DEPTHS)
     assert all(interval(score) in words for score in scores)
 
@@ -320,9 +401,9 @@ def test_a_report_without_the_small_model_is_of_the_grown_one_and_its_cuts(insid
     summary = collect(params)
     assert [model["name"] for model in summary["models"]] == MODELS[1:]
     assert {row["model"] for row in summary["adaptive"]} == {"grown"} and summary["grown_gain"] is None
-    drawn = {name: b"" for name in draw_figures(summary, params)}
-    words = Page(render_page(summary, drawn, [], b"")).words
-    assert "GenEval of all 3 blocks" in words and "From the small model" not in words
+    assert set(draw_figures(summary, trained_curves(params), "GenEval", WIDE)) == set(FIGURES)
+    words = words_of(summary, report_origin(params))
+    assert "GenEval's rules of all 3 blocks" in words and "From the small model" not in words
 
 
 def test_a_model_taken_over_as_it_is_has_held_out_points_alone() -> None:
@@ -332,30 +413,243 @@ def test_a_model_taken_over_as_it_is_has_held_out_points_alone() -> None:
     assert drawn == ["small, held-out", "grown, training", "grown, held-out"]
 
 
-def test_the_page_says_when_the_detector_s_weights_are_not_geneval_s_own(inside: Params, page: Page) -> None:
+def test_the_page_says_when_the_detector_s_weights_are_not_geneval_s_own(inside: Params, page: PageText) -> None:
+    own = replace(inside.geneval, detector="mask2former", mask2former_path="a", clip_path="b", prompts="c")
     summary = collect(inside)
     summary["scorer"]["note"] = NOTES["mask2former"]
-    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
-    assert NOTES["mask2former"] in Page(render_page(summary, drawn, [], b"")).words
+    words = words_of(summary, report_origin(replace(inside, geneval=own)))
+    assert NOTES["mask2former"] in words and "Scorer" in words and "rendered scenes: share" not in words
     assert NOTES["mask2former"] not in page.words
 
 
-def test_prompts_are_called_seen_or_unseen_only_where_that_is_known(summary: dict[str, Any]) -> None:
-    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
+def test_the_head_names_pictures_scorer_profile_and_date(page: PageText) -> None:
+    head = page.words.partition("The family")[0]
+    for words in (
+        "A family of models for rendered scenes",
+        "rendered scenes of coloured shapes: 184 pictures, of which 160 are held out",
+        f"GenEval's rules on rendered scenes: {SCORER_MEANINGS['geneval']}",
+        "default (params.yaml of the project)",
+        DATE,
+    ):
+        assert words in head
+
+
+def test_the_head_names_the_profile_of_a_copy(inside: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json(paths.PARAMS_ORIGIN, {"origin": "smoke, with grow.depth=5"})
+    assert report_origin(inside)["settings"] == "smoke, with grow.depth=5"
+
+
+def own_pictures(params: Params, summary: dict[str, Any]) -> tuple[Params, dict[str, Any]]:
+    """Params of own pictures that the scorer matching scores, and the summary as it then is: one task, nothing seen."""
+    shard = replace(params.shard, source="folder", path="/pictures/of cats")
+    models = [
+        model
+        | {"scorer": "matching", "by_seen": {}}
+        | {"score": model["score"] | {"tasks": {"matching": next(iter(model["score"]["tasks"].values()))}}}
+        for model in summary["models"]
+    ]
+    return replace(params, shard=shard), summary | {"models": models}
+
+
+def test_the_page_does_not_call_a_score_by_matching_geneval(inside: Params, summary: dict[str, Any]) -> None:
+    params, matched = own_pictures(inside, summary)
+    sample = {"text": "two cats", "task": "matching", "seen": None, "rows": []}
+    words = words_of(matched, report_origin(params), sample)
+    assert SCORER_MEANINGS["matching"] in words and "Matching, best of 4" in words and "two cats\n" in words
+    assert "GenEval" not in words.replace(SCORER_MEANINGS["matching"], "")
+    assert "A family of models for the pictures in /pictures/of cats" in words
+    assert "/pictures/of cats (folder): 184 pictures, of which 160 are held out" in words
+    for absent in ("rendered scenes", "Each task", "unseen compare"):
+        assert absent not in words
+    for figure in draw_figures(matched, trained_curves(params), report_origin(params)["score_name"], WIDE).values():
+        assert not any("GenEval" in text.get_text() for text in figure.findobj(Text))
+
+
+def test_a_report_of_own_pictures_that_are_not_here_leaves_their_number_out(
+    inside: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shard = replace(inside.shard, source="webdataset", path="shards")
+    assert pictures_in_words(shard) == "shards (webdataset)"
+
+
+def test_the_page_tells_the_commit_and_whether_files_differ_from_it(inside: Params, tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert commit_in_words(tmp_path) is None
+    (tmp_path / "a").write_text("1")
+    for command in (("init", "-q"), ("add", "a"), ("commit", "-q", "-m", "a")):
+        git(*command)
+    commit = git("rev-parse", "HEAD")
+    assert commit_in_words(tmp_path) == commit[:12]
+    (tmp_path / "a").write_text("2")
+    assert commit_in_words(tmp_path) == f"{commit[:12]}, with uncommitted edits"
+
+
+def test_the_page_shows_what_the_scorer_gives_real_pictures_and_wrong_captions(
+    summary: dict[str, Any], origin: dict[str, Any]
+) -> None:
+    ceiling, floor = ({"overall": end, "low": end - 0.01, "high": end + 0.01} for end in (0.9321, 0.0642))
+    scorer = {
+        "name": "matching",
+        "note": "The scorer saw half.",
+        "ceiling": ceiling,
+        "shuffled": floor,
+        "features": "f",
+    }
+    summary["models"][0] |= {
+        "heldout_loss_low": 0.7511,
+        "heldout_loss_high": 0.7522,
+        "distance": {"value": 0.0312, "low": 0.03, "high": 0.04},
+        "clip_score": {"value": 0.21, "low": 0.2, "high": 0.22},
+        "seconds_low": 0.5011,
+        "seconds_high": 0.5022,
+    }
+    without = words_of(summary | {"scorer": scorer | {"ceiling": None, "shuffled": None}}, origin)
+    words = words_of(summary | {"scorer": scorer}, origin)
+    for text in (interval(ceiling), interval(floor), "ceiling: real held-out pictures"):
+        assert text in words and text not in without
+    for text in ("0.7511 to 0.7522", "0.0312 (0.0300 to 0.0400)", "0.21 (0.20 to 0.22)", "0.5011 to 0.5022"):
+        assert text in words
+    assert "The scorer saw half." in words and "in f; smaller is better" in words
+    levels = report_figures.levels(summary | {"scorer": scorer})
+    (axes,) = report_figures.family(summary["models"], Measure("score", "GenEval"), levels).axes
+    assert {0.9321, 0.0642} <= {line.get_ydata()[0] for line in axes.lines}
+
+
+def test_a_run_too_short_to_learn_says_so_and_its_headline_is_the_held_out_loss(
+    summary: dict[str, Any], origin: dict[str, Any]
+) -> None:
+    assert has_learned(summary) and "too short to learn" not in words_of(summary, origin)
+    grown = summary["models"][1]
+    summary["controls"]["noise"] = {"overall": 0.5, "low": 0.4, "high": grown["score"]["low"]}
+    words = words_of(summary, origin)
+    assert not has_learned(summary) and "This run was too short to learn." in words
+    loss = f"{number(summary['models'][0]['heldout_loss'], 3)} → {number(grown['heldout_loss'], 3)}"
+    assert loss in words and f"{number(summary['models'][0]['score']['overall'])} →" not in words
+    measure = headline_measure(summary, "GenEval")
+    (axes,) = report_figures.family(summary["models"], measure, report_figures.levels(summary)).axes
+    drawn = {round(y, 9) for line in axes.lines for y in line.get_ydata()}
+    assert {round(model["heldout_loss"], 9) for model in summary["models"]} <= drawn and axes.get_ylim()[0] > 0
+
+
+def drawn_texts(figure: Figure) -> list[Text]:
+    """The texts that a figure shows. matplotlib also keeps labels of ticks beyond the ends of an axis, unseen."""
+    figure.draw_without_rendering()
+    beyond = set()
+    for axes in [*figure.axes, *(child for one in figure.axes for child in one.child_axes)]:
+        for axis in (axes.xaxis, axes.yaxis):
+            shown = set(axis._update_ticks())
+            every = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            beyond |= {label for tick in every if tick not in shown for label in (tick.label1, tick.label2)}
+    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text() and text not in beyond]
+
+
+def overlapping(figure: Figure) -> list[tuple[str, str]]:
+    """The pairs of texts of a figure whose boxes overlap, by more than half a pixel on each side."""
+    boxes = [(text.get_text(), text.get_window_extent().padded(-0.5)) for text in drawn_texts(figure)]
+    return [(one, other) for (one, box), (other, around) in itertools.combinations(boxes, 2) if box.overlaps(around)]
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("short", [False, True])
+def test_labels_do_not_overlap_and_none_is_cut_off(
+    inside: Params, summary: dict[str, Any], width: float, short: bool
+) -> None:
+    if short:
+        summary["controls"]["noise"] = {"overall": 1, "low": 1, "high": 1}
+    score = {"overall": 0.8, "low": 0.7, "high": 0.9}
+    summary["scorer"] = {"name": "geneval", "ceiling": score, "shuffled": score}
+    with matplotlib.rc_context(STYLE):
+        for name, figure in draw_figures(summary, trained_curves(inside), "GenEval's rules", width).items():
+            settle(figure)
+            assert overlapping(figure) == [], name
+            whole = figure.bbox.padded(0.5)
+            outside = [text.get_text() for text in drawn_texts(figure) if not _inside(text, whole)]
+            assert outside == [], name
+
+
+def _inside(text: Text, whole: Bbox) -> bool:
+    box = text.get_window_extent()
+    return bool(whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1)
+
+
+def test_labels_that_overlap_are_found() -> None:
+    figure = Figure(figsize=(3, 3))
+    figure.text(0.5, 0.5, "one")
+    figure.text(0.52, 0.51, "other")
+    figure.text(0.1, 0.1, "far")
+    assert overlapping(figure) == [("one", "other")]
+
+
+@pytest.mark.parametrize("depths", [(60, 40, 30, 20), (8, 7, 6, 5, 4, 3, 2, 1), (60, 59, 58, 57)])
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_sizes_on_the_upper_axis_keep_apart(depths: tuple[int, ...], width: float) -> None:
+    score = {"overall": 0.5, "low": 0.4, "high": 0.6}
+    kinds = ["grown", *(f"finetuned-{depth}" for depth in depths[1:])]
+    models = [
+        {"name": name, "depth": depth, "parameters": 5_000_000 + 800_000 * depth, "score": score}
+        for name, depth in zip(kinds, depths, strict=True)
+    ]
+    with matplotlib.rc_context(STYLE):
+        figure = settle(report_figures.family(models, Measure("score", "GenEval's rules, one picture"), (), width))
+    assert overlapping(figure) == []
+    (upper,) = figure.axes[0].child_axes
+    assert str(depths[0]) in [label.get_text() for label in upper.get_xticklabels()]
+
+
+def test_sixty_blocks_have_room_for_their_numbers() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.random((9, 60)) + 0.01
+    times = [round(0.1 * step, 1) for step in range(1, 10)]
+    importance = {"mean": scores.mean(0), "std": scores.std(0), "times": times, "scores": scores}
+    cuts = [{"depth": depth, "removed": list(range(depth, 60))} for depth in (40, 30, 20)]
+    with matplotlib.rc_context(STYLE):
+        for width in (WIDE, NARROW):
+            assert overlapping(settle(report_figures.block_importance(importance, cuts, width))) == []
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("width", [390, 1300])
+def test_the_page_is_no_wider_than_a_phone_or_a_screen(workspace: Path, tmp_path: Path, width: int) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    page = (workspace / "results" / "report.html").as_uri()
+    frame = tmp_path / "frame.html"  # a frame, since a window of Chromium has at least 500 pixels
+    frame.write_text(
+        f"""<iframe src="{page}" style="width: {width}px; height: 900px; border: 0" onload="
+        const root = this.contentDocument.documentElement;
+        document.body.dataset.found = root.scrollWidth + ' of ' + root.clientWidth"></iframe>""",
+        encoding="utf-8",
+    )
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--hide-scrollbars")
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [browser, *flags, profile, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
+    assert f'data-found="{width} of {width}"' in done.stdout
+
+
+def test_prompts_are_called_seen_or_unseen_only_where_that_is_known(
+    summary: dict[str, Any], origin: dict[str, Any]
+) -> None:
     for seen, said in ((True, "colors, seen"), (False, "colors, unseen"), (None, "colors")):
         sample = {"text": "a photo of a bus", "task": "colors", "seen": seen, "rows": []}
-        words = Page(render_page(summary, drawn, [sample], b"")).words
+        words = words_of(summary, origin, sample)
         assert words.partition("a photo of a bus · ")[2].splitlines()[0] == said
 
 
-def test_the_page_says_what_was_kept_and_by_which_judge(summary: dict[str, Any]) -> None:
-    drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
-    words = Page(render_page(summary, drawn, [], b"")).words
+def test_the_page_says_what_was_kept_and_by_which_judge(summary: dict[str, Any], origin: dict[str, Any]) -> None:
+    words = words_of(summary, origin)
     for part in ("the one that the judge scores highest is kept", "judge is trained on labels", "Adaptive best of N"):
         assert part in words
     untrained = {key: value for key, value in summary["judge"].items() if key != "yes_share"}
     other = summary | {"keep": 4, "adaptive": [], "judge": untrained}
-    words = Page(render_page(other, drawn, [], b"")).words
+    words = words_of(other, origin)
     assert "the four that the judge scores highest are kept" in words
     for part in ("judge is trained on labels", "Adaptive best of N", "is the one picture"):
         assert part not in words
@@ -365,6 +659,7 @@ def test_the_same_outputs_give_the_same_report(inside: Params, workspace: Path, 
     results = workspace / "results"
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_origin_module, "today", lambda: DATE)
         patch.setenv(SPOOL_VARIABLE, str(tmp_path / "spool.jsonl"))
         run_stage(stage_of("report", inside), inside)
     after = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
@@ -447,7 +742,7 @@ def test_removed_blocks_are_marked_in_the_row_of_their_cut(inside: Params, summa
 
 
 def test_curves_against_n_have_every_number_and_no_unfinished_cut(summary: dict[str, Any]) -> None:
-    (axes,) = report_figures.best_of_n(summary["models"]).axes
+    (axes,) = report_figures.best_of_n(summary["models"], "GenEval").axes
     drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
     assert list(drawn) == [name for name in MODELS if not name.startswith("pruned")]
     for model in summary["models"]:
@@ -458,7 +753,7 @@ def test_curves_against_n_have_every_number_and_no_unfinished_cut(summary: dict[
 
 
 def test_error_bars_are_the_intervals(summary: dict[str, Any]) -> None:
-    (axes,) = report_figures.family(summary["models"]).axes
+    (axes,) = report_figures.family(summary["models"], Measure("score", "GenEval")).axes
     ends = {tuple(np.round(segment[:, 1], 9)) for bars in axes.collections for segment in bars.get_segments()}
     assert ends == {tuple(np.round([m["score"]["low"], m["score"]["high"]], 9)) for m in summary["models"]}
 
@@ -480,15 +775,16 @@ def test_strip_marks_the_judges_choice_and_the_right_pictures() -> None:
     pool = Pool([prompt], pictures, np.array([[True, False, False]]), judged, judged)
     tile = 64 + 2 * FRAME + GAP
     drawn = strip(pool, 0, 4)
-    assert drawn.shape == (64 + 2 * FRAME + 1 + BAR + GAP, 4 * tile, 3)
-    blue, green, white = (0x2F, 0x6F, 0xDB), (0x2F, 0x9E, 0x58), (255, 255, 255)
-    assert [tuple(drawn[0, i * tile]) for i in range(4)] == [white, white, blue, white]
-    assert [tuple(drawn[64 + 2 * FRAME + 1, i * tile + FRAME]) for i in range(4)] == [green, white, white, white]
-    np.testing.assert_array_equal(drawn[FRAME : FRAME + 64 : 2, FRAME : FRAME + 64 : 2], pictures[0, 0])
-    assert (drawn[:, 3 * tile :] == 255).all()
+    assert drawn.shape == (64 + 2 * FRAME + 1 + BAR + GAP, 4 * tile, 4)
+    blue, green, nothing = (0x2F, 0x6F, 0xDB, 255), (0x2F, 0x9E, 0x58, 255), (0, 0, 0, 0)
+    assert [tuple(drawn[0, i * tile]) for i in range(4)] == [nothing, nothing, blue, nothing]
+    assert [tuple(drawn[64 + 2 * FRAME + 1, i * tile + FRAME]) for i in range(4)] == [green, nothing, nothing, nothing]
+    shown = drawn[FRAME : FRAME + 64 : 2, FRAME : FRAME + 64 : 2]
+    np.testing.assert_array_equal(shown[..., :3], pictures[0, 0])
+    assert (shown[..., 3] == 255).all() and not drawn[:, 3 * tile :].any()
     first_two = strip(pool, 0, 2)
     assert tuple(first_two[0, 0]) == blue and first_two.shape[1] == 2 * tile
-    np.testing.assert_array_equal(first_two[FRAME : FRAME + 64 : 2, FRAME : FRAME + 64 : 2], pictures[0, 0])
+    np.testing.assert_array_equal(first_two[FRAME : FRAME + 64 : 2, FRAME : FRAME + 64 : 2, :3], pictures[0, 0])
 
 
 @pytest.mark.parametrize(("side", "shown"), [(16, 64), (32, 64), (48, 48), (64, 64), (512, 64)])
