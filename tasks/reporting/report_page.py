@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks.data.scene_vocabulary import TASKS
+from tasks.evaluation.prompts.evaluation_prompts import ALL_TASKS
 from tasks.reporting.report_numbers import Record
 
 TEMPLATE = "report_page.html.j2"
@@ -41,7 +41,7 @@ def key_figures(summary: Record) -> dict[str, Any]:
     return {
         "small": models.get("small"),
         "grown": models["grown"],
-        "tasks": [task for task in TASKS if task in models["grown"]["score"]["tasks"]],
+        "tasks": [task for task in ALL_TASKS if task in models["grown"]["score"]["tasks"]],
         "numbers": numbers,
         "best": models["grown"]["best_of"][numbers[-1]],
         "deepest": deepest,

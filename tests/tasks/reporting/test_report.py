@@ -34,7 +34,7 @@ from tasks.reporting import report_figures
 from tasks.reporting.finetune_recovery import beyond_half, recovered_share
 from tasks.reporting.loss_curves import Curve, read_curve
 from tasks.reporting.report_figures import loss_curves
-from tasks.reporting.report_numbers import collect, measured_costs, speed
+from tasks.reporting.report_numbers import collect, measured_costs, seconds_per_picture
 from tasks.reporting.report_page import interval, number, render_page
 from tasks.reporting.sample_strips import BAR, FRAME, GAP, choose_prompts, strip, thumbnail
 from tasks.runtime.stage_run import run_stage
@@ -42,7 +42,7 @@ from tasks.stages import stage_of, stages_of
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.system.files import read_json, write_json
-from tasks.system.manifest import sha256_file, write_manifest
+from tasks.system.manifest import write_manifest
 from tasks.tracking.report_spool import SPOOLS, open_spool
 from tasks.tracking.tracker import SPOOL_VARIABLE
 from tests.helpers.small_workspace import write_params
@@ -101,6 +101,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "grow",
             "train",
             "importance",
+            "scorer",
+            "latency",
             "judge",
         ):
             run_stage(stage_of(stem, params), params)
@@ -185,7 +187,7 @@ def test_models_are_in_order_with_the_facts_of_their_checkpoints(workspace: Path
             assert all(set(score) == {"overall", "low", "high"} for score in model[chooser].values())
         curve = workspace / "outputs" / model["name"] / "heldout.csv"
         if curve.exists():
-            assert model["heldout_loss"] == float(curve.read_text().splitlines()[-1].split(",")[-1])
+            assert model["heldout_loss"] == float(curve.read_text().splitlines()[-1].split(",")[2])
 
 
 def test_what_a_cut_lost_and_won_back_follows_from_the_pools(workspace: Path, summary: dict[str, Any]) -> None:
@@ -331,8 +333,8 @@ def test_a_model_taken_over_as_it_is_has_held_out_points_alone() -> None:
 
 
 def test_the_page_says_when_the_detector_s_weights_are_not_geneval_s_own(inside: Params, page: Page) -> None:
-    own = replace(inside.geneval, detector="mask2former", mask2former_path="a", clip_path="b", prompts="c")
-    summary = collect(replace(inside, geneval=own))
+    summary = collect(inside)
+    summary["scorer"]["note"] = NOTES["mask2former"]
     drawn = dict.fromkeys(("family", "best_of_n", "choosers", "loss", "importance", "cost"), b"")
     assert NOTES["mask2former"] in Page(render_page(summary, drawn, [], b"")).words
     assert NOTES["mask2former"] not in page.words
@@ -389,17 +391,15 @@ def test_costs_are_those_of_the_outputs_in_place(inside: Params, summary: dict[s
         record.write_bytes(kept)
 
 
-def test_a_model_has_the_time_of_the_pictures_in_place_or_none(inside: Params, summary: dict[str, Any]) -> None:
-    path = paths.RESULTS / "speed" / "small.json"
+def test_a_model_has_the_seconds_of_its_depth_or_none(inside: Params, summary: dict[str, Any]) -> None:
+    path = paths.LATENCY / "latency.json"
     kept = path.read_bytes()
-    noted = json.loads(kept)
-    assert noted["pool"] == sha256_file(paths.EVALUATION / "small" / "pictures.npy")
-    assert summary["models"][0]["seconds_per_picture"] == noted["seconds_per_picture"]
+    measured = json.loads(kept)["seconds_per_picture"]
+    for model in summary["models"]:
+        assert model["seconds_per_picture"] == measured[str(model["depth"])]["value"] > 0
     try:
-        write_json(path, noted | {"pool": "of other pictures"})
-        assert speed("small") == {}
         path.unlink()
-        assert speed("small") == {}
+        assert seconds_per_picture(summary["models"][0]["depth"]) == {}
     finally:
         path.write_bytes(kept)
 
