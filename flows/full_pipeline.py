@@ -184,9 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         overrides = dict(parse_override(text) for text in arguments.param)
         # Bad params and wrong paths are found here already, before Prefect starts a server for the flow.
-        checked_stages(arguments.profile, overrides, None, arguments.until)
+        stages = checked_stages(arguments.profile, overrides, None, arguments.until)
         params = merged_params(Path.cwd(), arguments.profile, overrides)
-        with announced_time(params, workspace_folder(Path.cwd(), arguments.profile, overrides)):
+        with announced_time(params, workspace_folder(Path.cwd(), arguments.profile, overrides), stages):
             done = full_pipeline(
                 profile=arguments.profile, overrides=overrides, remote=arguments.remote, until=arguments.until
             )

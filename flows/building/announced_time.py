@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ GRACE_SECONDS = 5.0
 
 
 @contextmanager
-def announced_time(params: Mapping[str, Any], workspace: Path) -> Iterator[None]:
-    """Print the estimate of `tasks.planning.time_estimate` while the block runs, which does not wait for it.
+def announced_time(params: Mapping[str, Any], workspace: Path, stages: Sequence[str]) -> Iterator[None]:
+    """Print the estimate of `tasks.planning.time_estimate` for `stages` while the block runs. It does not wait for it.
 
     To count the FLOPs takes seconds, mostly of imports. They pass beside the imports and the start of the flow. If the
     block ends first, as it does when all is up to date, nothing is printed.
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", MODULE, str(workspace)],
+        [sys.executable, "-m", MODULE, str(workspace), *stages],
         env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ class MlflowRuns:
             numbers = metrics_of(model)
             spool.append("metrics", values=numbers, step=0)
             self._log_sample_sheet(spool, model["name"])
-            self._tag_version(spool, model["name"], numbers)
+            tasks = {f"{model['scorer']}/{task}" for task in model["score"].get("tasks", {})}
+            self._tag_version(spool, model["name"], numbers, tasks)
             self._end(spool, {MODEL_TAG: model["name"]})
 
     def record_report(self, *files: Path) -> None:
@@ -133,10 +134,12 @@ class MlflowRuns:
                 write_sample_sheet(pictures, sheet := Path(folder) / "samples.png")
                 Tracker(spool).log_image("samples", sheet)
 
-    def _tag_version(self, spool: Spool, model: str, numbers: Mapping[str, float]) -> None:
+    def _tag_version(self, spool: Spool, model: str, numbers: Mapping[str, float], tasks: Collection[str]) -> None:
+        """Tag the model's version with its numbers, but not with those of the `tasks`, which would hide the others."""
         folder = (self._root / paths.model_folder(model)).resolve()
         if (folder / MANIFEST).exists() and (facts := model_registry.describe(folder)) is not None:
-            scores = {name: f"{value:.4g}" for name, value in numbers.items()}
+            shown = {name: value for name, value in numbers.items() if name not in tasks}
+            scores = {name: f"{value:.4g}" for name, value in shown.items()}
             digest = sha256_file(folder / MANIFEST)
             spool.append("version", folder=str(folder), digest=digest, facts=facts, scores=scores)
 

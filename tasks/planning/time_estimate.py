@@ -1,8 +1,8 @@
-"""How long the stages of an experiment will take on the CPU here: `python -m tasks.planning.time_estimate FOLDER`.
+"""How long stages will take on the CPU here: `python -m tasks.planning.time_estimate FOLDER STAGE...`.
 
-It reads params from its standard input and prints one line for the stages that have no output in FOLDER yet. It prints
-nothing on a GPU, if nothing is missing, or if the number of pictures is not known. A flow runs it as a process of its
-own, so it changes no number of any stage.
+It reads params from its standard input and prints one line for those stages that have no output in FOLDER yet. It
+prints nothing on a GPU, if nothing is missing, or if the number of pictures is not known. A flow runs it as a process
+of its own, so it changes no number of any stage.
 
 The estimate is a stage's counted FLOPs over the rate of matrix products, which is measured for a moment, times the
 share of that rate that training reaches. The shares and the constant costs of a stage were fitted to the default and
@@ -12,7 +12,7 @@ the smoke profile on two CPU cores, so on another kind of processor the estimate
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -46,16 +46,20 @@ STAGE_SECONDS = 2.0
 """What a stage costs beside its FLOPs: its process, its files, and DVC's copy of its output."""
 
 
-def estimate_line(params: Params, workspace: Path) -> str:
-    """The line to print, or an empty text if there is nothing to say. Raises UserError if the params do not fit."""
-    stages = {name: stage for name, stage in stages_of(params).items() if not has_output(stage, workspace)}
+def estimate_line(params: Params, workspace: Path, names: Collection[str]) -> str:
+    """The line to print on the stages `names`, or an empty text if there is nothing to say.
+
+    Raises UserError if the params do not fit.
+    """
+    wanted = {name: stage for name, stage in stages_of(params).items() if name in names}
+    stages = {name: stage for name, stage in wanted.items() if not has_output(stage, workspace)}
     samples = own_pictures(params)
     if not stages or (params.shard.source != "scenes" and samples is None):
         return ""
     if choose_device(params.compute.device, "compute.device") != "cpu":
         return ""
     duration = duration_text(START_SECONDS + makespan(params, stages, stage_seconds(params, samples)))
-    missing = f"{len(stages)} of {len(stages_of(params))} stages have no output yet"
+    missing = f"{len(stages)} of {len(wanted)} stages have no output yet"
     return f"{missing}: {duration} (estimated from counted FLOPs and a short measurement)"
 
 
@@ -132,7 +136,8 @@ def main() -> None:
     """Print the line, if there is one. Params that do not fit are left to the flow, which names the fault."""
     die_with_parent()
     try:
-        if line := estimate_line(build_params(yaml.safe_load(sys.stdin), "params"), Path(sys.argv[1])):
+        folder, *names = sys.argv[1:]
+        if line := estimate_line(build_params(yaml.safe_load(sys.stdin), "params"), Path(folder), names):
             print(line)
     except UserError:
         return

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from flows.building.mlflow_runs import open_mlflow_runs
 from flows.building.workspace import copy_name
@@ -22,6 +23,7 @@ from tasks.evaluation.picture_pool import Pool
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
 from tasks.reporting.report_numbers import plain
 from tasks.system.files import write_json
+from tasks.system.manifest import write_manifest
 from tasks.tracking.mlflow_store import connect
 from tests.helpers.mlflow_store import runs
 from tests.helpers.patience import wait_for
@@ -213,3 +215,18 @@ def test_a_points_scores_have_their_models_name_in_the_second_place(
     with open_sweep_run(Sweep("mine", None, "train", ({"train.steps": 4},), score=score), "a flow run") as sweep_runs:
         sweep_runs.finish([point], {"key": PointState("done")}, workspace / "plot.png")
     assert metrics_of("mine 4") == names | {"parameters/grown": 10, "heldout_loss/grown": 0.3}
+
+
+def test_a_registered_version_has_the_models_scores_but_not_those_of_each_task(workspace: Path) -> None:
+    folder = workspace / "outputs" / "grown"
+    folder.mkdir(parents=True)
+    save_file({"weight": np.zeros((2, 5), np.float32)}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"depth": 4}')
+    write_manifest(folder)
+    with open_mlflow_runs(workspace, "a flow run", {}) as mlflow_runs:
+        mlflow_runs.record_models([record_of_a_model("grown")])
+    client, _ = connect()
+    version = client.get_model_version_by_alias("sana15-default", "grown")
+    assert version.tags["geneval/overall"] == f"{summary_of_a_pool()['score']['overall']:.4g}"
+    assert {"geneval/low", "geneval/high", "best_of/4", "heldout_loss"} < version.tags.keys()
+    assert "geneval/counting" not in version.tags
