@@ -3,18 +3,22 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+DEMO_READY := .venv/.demo_ready
 PROFILE ?=
+UNTIL ?=
 GPUS ?=
+OUTPUTS ?=
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
-export PREFECT_PORT MLFLOW_PORT
+DEMO_PORT ?= 7860
+export PREFECT_PORT MLFLOW_PORT DEMO_PORT
 # of `make wheels`; containers of Python set the first one in the environment, to their own patch release
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 TORCH ?= cuda
 WHEELS ?= all
 WHEELS_DIR ?= wheels
 
-.PHONY: help setup run plan dvc.yaml params.yaml test test-all test-slurm lint wheels up status down clean
+.PHONY: help setup run plan dvc.yaml params.yaml test test-all test-slurm lint wheels up status down demo clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -27,8 +31,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	@touch $@
 
-run: setup ## run what is not up to date (PROFILE=smoke for another scale)
-	$(BIN)/python -m flows.full_pipeline $(if $(PROFILE),--profile $(PROFILE))
+# only who asks for the page gets its packages
+$(DEMO_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo]" -c constraints.txt
+	@touch $@
+
+run: setup ## run what is not up to date (PROFILE=smoke for another scale, UNTIL=finetune to stop at a stage)
+	$(BIN)/python -m flows.full_pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(UNTIL),--until $(UNTIL))
 
 plan: setup ## show memory, FLOPs, GPU-hours and disk of every stage before it is run (PROFILE=paper, GPUS=8)
 	$(BIN)/python -m tasks.plan $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPUS),--gpus $(GPUS))
@@ -42,7 +51,7 @@ params.yaml: setup ## write the comments of params.yaml from the sections' docst
 test: setup ## pass the tests that need no server and no whole pipeline, in a few minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration"
 
-test-all: test ## pass them, then those that start servers, ranks or whole pipelines
+test-all: test $(DEMO_READY) ## pass them, then those that start servers, ranks or whole pipelines
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m integration
 
 test-slurm: setup ## pass the tests that need Slurm, on one of their own (says what to install where there is none)
@@ -91,6 +100,9 @@ status: setup ## show which of them are up
 
 down: setup ## stop them
 	$(BIN)/python -m flows.servers down
+
+demo: $(DEMO_READY) ## show a page that draws a prompt with several models (OUTPUTS=runs/smoke, DEMO_PORT=)
+	$(BIN)/python -m flows.demo $(if $(OUTPUTS),--outputs $(OUTPUTS))
 
 clean: setup ## delete what runs have made, after a question; code, params, your pictures and .venv stay
 	$(BIN)/python -m flows.clean

@@ -2,14 +2,14 @@
 
 Stages that DVC finds up to date are skipped and shown as Cached. Stages that are built are recorded in `dvc.lock`. If a
 stage fails, branches that do not depend on it go on, and at the end the flow fails with every reason. With a profile or
-overrides, the flow works in a copy of the project under `runs/`.
+overrides, the flow works in a copy of the project under `runs/`. With `until` it stops at a stage.
 """
 
 import flows.entry.prefect_environment  # noqa: F401
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,16 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.building.child_processes import ChildFailed
 from flows.building.dvc_yaml_text import refuse_stale_file
+from flows.building.next_steps import next_steps
 from flows.building.prefect_artifacts import StageProgress, best_effort, publish_models, publish_report, publish_stages
 from flows.building.stage_builder import BuiltStage, StageBuilder, open_builder
-from flows.building.stage_graph import submit_stages
+from flows.building.stage_graph import stages_until, submit_stages
 from flows.building.stage_retry import stage_task
+from flows.building.user_file_checks import refuse_wrong_paths
 from flows.building.workspace import merged_params, open_workspace
 from flows.entry.terminal import LOGGER, FlowFailed, run_in_terminal
+from tasks.params.params_files import PARAMS_FILE, build_params
+from tasks.stages import stages_of
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
 from tasks.system.paths import RESULTS
@@ -40,6 +44,7 @@ def full_pipeline(
     overrides: dict[str, Any] | None = None,
     only: list[str] | None = None,
     remote: bool = False,
+    until: str | None = None,
 ) -> dict[str, Any]:
     """Build everything from pictures to a family of scored models; see the module's docstring.
 
@@ -49,21 +54,24 @@ def full_pipeline(
         only: the stages to run, such as `["shard"]`, in place of all. Stages that they read from must be among them or
             built before.
         remote: take outputs that `dvc.lock` names from DVC's default remote, and push all outputs there at the end.
+        until: the stage to stop at, such as `finetune@6`, or `finetune` for all of its items. It is run with all stages
+            that it reads from.
 
     Returns the workspace and, for each stage, its outputs with their digests, whether it was cached, and its seconds.
     """
     flow_parameters = {"profile": profile, "overrides": overrides or {}}
     refuse_stale_file()
+    stages_to_run = checked_stages(profile, flow_parameters["overrides"], only, until)
     root = open_workspace(Path.cwd(), profile, flow_parameters["overrides"])
     log = get_run_logger().getChild(LOGGER).info
     log(f"working in {root}")
     with open_builder(root, str(flow_run.id), flow_parameters, remote) as builder:
-        progress = StageProgress(len(builder.dvc_lock.stages if only is None else only))
+        progress = StageProgress(len(stages_to_run))
 
         def submit(name: str, upstream: Sequence[PrefectFuture]) -> PrefectFuture:
-            return stage_task(builder, name, progress).submit(wait_for=upstream)
+            return stage_task(builder, name, progress, stages_to_run).submit(wait_for=upstream)
 
-        futures = submit_stages(submit, builder.params, only)
+        futures = submit_stages(submit, builder.params, stages_to_run)
         wait(list(futures.values()))
         stages = [BuiltStage(**f.result()) for f in futures.values() if f.state.is_completed()]
         with best_effort(log):
@@ -79,7 +87,29 @@ def full_pipeline(
                 publish_models(models)
                 publish_report(root.resolve() / RESULTS / "report.html")
             builder.mlflow_runs.record_models(models)
+    if until is not None and "report" not in futures:
+        for line in next_steps(root, stages_to_run, builder.params, profile, flow_parameters["overrides"]):
+            log(line)
     return {"workspace": str(root), "stages": [asdict(stage) for stage in stages]}
+
+
+def checked_stages(
+    profile: str | None, overrides: Mapping[str, Any], only: Collection[str] | None, until: str | None
+) -> tuple[str, ...]:
+    """The stages that a run has to bring up to date: `only` these, or those up to `until`, or all of them.
+
+    Raises UserError if `until` names no stage, if it comes beside `only`, or if a path that these stages read does not
+    lead to what it should.
+    """
+    params = build_params(merged_params(Path.cwd(), profile, overrides), str(PARAMS_FILE))
+    if only is not None and until is not None:
+        raise UserError(f"only is {list(only)} and until is {until}: set one of them")
+    every = stages_of(params)
+    names = tuple(every if only is None else only)
+    if until is not None:
+        names = stages_until([until], params, "until")
+    refuse_wrong_paths([([every[name] for name in names if name in every], params)])
+    return names
 
 
 def push(builder: StageBuilder, stages: Sequence[BuiltStage]) -> str:
@@ -115,14 +145,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-p", "--param", action="append", default=[], metavar="KEY=VALUE", help="override, such as finetune.steps=50"
     )
+    parser.add_argument(
+        "--until",
+        metavar="STAGE",
+        help="stop at this stage, such as finetune@6, or finetune for all of its items; no report is made",
+    )
     parser.add_argument("--remote", action="store_true", help="pull from DVC's remote what it has, push all at the end")
     arguments = parser.parse_args(argv)
 
     def run() -> None:
         overrides = dict(parse_override(text) for text in arguments.param)
-        # Bad params are found here already, before Prefect starts a server for the flow.
-        merged_params(Path.cwd(), arguments.profile, overrides)
-        full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote)
+        # Bad params and wrong paths are found here already, before Prefect starts a server for the flow.
+        checked_stages(arguments.profile, overrides, None, arguments.until)
+        full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote, until=arguments.until)
 
     return run_in_terminal(run)
 

@@ -24,6 +24,7 @@ from prefect.runtime import flow_run
 from prefect.states import State as RunState
 
 from flows.building.prefect_artifacts import best_effort
+from flows.building.user_file_checks import refuse_wrong_paths
 from flows.entry.terminal import LOGGER, FlowFailed, run_in_terminal
 from flows.places.gpu_leases import visible_gpus
 from flows.places.local_processes import LocalProcesses
@@ -37,6 +38,8 @@ from flows.sweeps.sweep_file import Sweep, read_sweep
 from flows.sweeps.sweep_mlflow_runs import open_sweep_run
 from flows.sweeps.sweep_plot import draw
 from flows.sweeps.sweep_table import Row, ScoredSetting, rows_of, settings_of, write_table
+from tasks.params.params_files import build_params
+from tasks.stages import stages_of
 from tasks.system.errors import UserError
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import write_bytes
@@ -83,6 +86,7 @@ def sweep(
     project = Path.cwd()
     plan = read_sweep(project, name, profile)
     points = expand(project, plan)
+    refuse_wrong_paths_of(points, plan, where)
     place = open_place(project, plan, where, parallel, gpus, pool)
     log = get_run_logger().getChild(LOGGER).info
     with (
@@ -99,6 +103,21 @@ def sweep(
         log(f"table and plot are in {folder}")
         raise_failures(points, states)
     return {"results": str(folder), "points": dict(Counter(state.phase for state in states.values()))}
+
+
+def refuse_wrong_paths_of(points: Sequence[Point], plan: Sweep, where: Where) -> None:
+    """Raise UserError if a path that a point's stages read does not lead to what it should.
+
+    Hosts that share no folder with this one have other files. There each point checks its paths itself.
+    """
+    if where == "work-pool" and plan.cluster.clone:
+        return
+    runs = []
+    for point in points:
+        params = build_params(dict(point.values), "params")
+        every = stages_of(params)
+        runs.append(([every[name] for name in (every if point.only is None else point.only)], params))
+    refuse_wrong_paths(runs)
 
 
 def open_place(
@@ -221,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         # Bad input is found here already, before Prefect starts a server for the flow.
         plan = read_sweep(Path.cwd(), arguments.name, arguments.profile)
-        expand(Path.cwd(), plan)
+        refuse_wrong_paths_of(expand(Path.cwd(), plan), plan, arguments.where)
         open_place(Path.cwd(), plan, arguments.where, arguments.parallel, arguments.gpus, arguments.pool)
         sweep(**vars(arguments))
 

@@ -24,6 +24,15 @@ def with_blocks(network: Sana, blocks: Sequence[SanaBlock]) -> Sana:
     return changed
 
 
+def first_blocks(network: Sana, depth: int) -> Sana:
+    """`network` cut to its first `depth` blocks. All weights are shared with `network`, not copied."""
+    weights = network.state_dict()
+    with torch.device("meta"):  # no memory for weights that are replaced at once
+        cut = Sana(replace(network.config, depth=depth))
+    cut.load_state_dict({name: weights[name] for name in cut.state_dict()}, assign=True)
+    return cut.train(network.training)
+
+
 def with_qk_norm(network: Sana) -> Sana:
     """`network` with a norm of queries and keys in both attentions of every block (SANA-1.5, appendix C).
 

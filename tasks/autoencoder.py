@@ -18,9 +18,11 @@ from torch import Tensor
 
 from model.autoencoder import Autoencoder, build_autoencoder, load_autoencoder
 from tasks.computing.seeds import derive
+from tasks.data.aspect_buckets import STEPS
 from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.picture_files import encode_png
 from tasks.data.published_files import copy_files, published_path
+from tasks.data.shards import SPLITS
 from tasks.params.experiment_params import Params
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
@@ -43,7 +45,7 @@ def run(context: Context) -> Metrics:
         folder = published_path(chosen.path)
         autoencoder, metrics = load(folder, context.device), {}
         copy_files(folder, context.out, FILES)
-    check_size(autoencoder, heldout)
+    check_sizes(autoencoder)
     context.tracker.log_image("reconstructions", draw_reconstructions(autoencoder, heldout, context.out))
     return {**metrics, "heldout_psnr": psnr(autoencoder, heldout), "downsampling": autoencoder.downsampling}
 
@@ -63,7 +65,7 @@ def train(context: Context, heldout: PictureDataset) -> tuple[Autoencoder, Metri
     pictures = PictureDataset(paths.SHARDS, "train")
     torch.manual_seed(derive(seed, "autoencoder", "weights"))
     autoencoder = build(params, context.device)
-    check_size(autoencoder, heldout)
+    check_sizes(autoencoder)
     untrained = psnr(autoencoder, heldout)
     loss = reconstruction_loss(autoencoder, pictures, context)
     fit(context, autoencoder.network.parameters(), loss, chosen.steps, chosen.learning_rate)
@@ -111,13 +113,18 @@ def draw_reconstructions(autoencoder: Autoencoder, pictures: PictureDataset, out
     return path
 
 
-def check_size(autoencoder: Autoencoder, pictures: PictureDataset) -> None:
-    """Raises UserError if the autoencoder cannot encode pictures of the shards' sizes."""
-    try:
-        for height, width in pictures.sizes():
-            autoencoder.check_size(height, width)
-    except ValueError as error:
-        raise UserError(f"{paths.SHARDS}: {error}; change shard.image_size in params.yaml") from None
+def check_sizes(autoencoder: Autoencoder) -> None:
+    """Raises UserError if the autoencoder cannot encode pictures of the shards' sizes, of either split."""
+    for pictures in (PictureDataset(paths.SHARDS, split) for split in SPLITS):
+        step, instead = autoencoder.downsampling, ""
+        if pictures.sized:  # the sides of aspect buckets are multiples of a sixteenth of image_size
+            step, instead = STEPS * step, ", or shard.aspect_buckets to false"
+        try:
+            for height, width in pictures.sizes():
+                autoencoder.check_size(height, width)
+        except ValueError as error:
+            advice = f"set shard.image_size in params.yaml to a multiple of {step}{instead}"
+            raise UserError(f"{paths.SHARDS}: {error}; {advice}") from None
 
 
 def batches(pictures: PictureDataset, indices: np.ndarray) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Stage `controls`: GenEval scores of controls, which ought to be low. They give the models' scores a meaning.
+"""Stage `controls`: the scores of controls, which ought to be low. They give the models' scores a meaning.
 
 * decoded noise: the score that decoder and scorer give without any network
 * the grown model's network with its initial weights
@@ -23,12 +23,12 @@ from model.pruning import prune_network
 from tasks.computing.random_block_choices import random_choices
 from tasks.computing.seeds import derive, generator, numpy_generator
 from tasks.evaluation.detectors.detector import Pictures
-from tasks.evaluation.detectors.detector_choice import build_detector, check_classes
 from tasks.evaluation.evaluation_steps import correctness, score_prompts
 from tasks.evaluation.evaluation_summary import as_record
 from tasks.evaluation.picture_drawing import decode, load_painter
-from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
+from tasks.evaluation.prompts.evaluation_prompts import Prompt, read_prompts
 from tasks.evaluation.score_statistics import score
+from tasks.evaluation.scorers.scorer_choice import PROMPTS, open_scorer
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
@@ -38,16 +38,15 @@ Verdicts = NDArray[np.bool_]
 
 
 class Controls:
-    """The evaluation that all controls share: prompts, detector, noise, number of pictures and bootstrap."""
+    """The evaluation that all controls share: prompts, scorer, noise, number of pictures and bootstrap."""
 
     def __init__(self, context: Context) -> None:
         self.params, self.seed = context.params, context.params.compute.seed
-        self.prompts: list[Prompt] = chosen_prompts(self.params)
-        self.detector = build_detector(self.params.geneval, context.device)
-        check_classes((prompt.line for prompt in self.prompts), self.detector)
+        self.prompts: list[Prompt] = read_prompts(paths.SCORER / PROMPTS)
         self.tasks = [prompt.tag for prompt in self.prompts]
         self.images = self.params.evaluation.images_per_pruned_prompt
         self.painter = load_painter(paths.GROWN, self.params, context.device)
+        self.scorer = open_scorer(self.params, self.painter.text_encoder, context.device)
 
     def draw(self, network: Sana, name: str, images: int | None = None) -> Verdicts:
         """The scorer's verdicts (P, N) on a network's pictures: `images` of each prompt, or as many as usual here."""
@@ -64,10 +63,10 @@ class Controls:
 
     def verdicts(self, pictures_PNHW3: Pictures) -> Verdicts:
         """The scorer's verdicts (P, N) on pictures."""
-        return correctness(score_prompts(self.prompts, pictures_PNHW3, self.detector))
+        return correctness(score_prompts(self.prompts, pictures_PNHW3, self.scorer))
 
     def record(self, correct_PN: Verdicts) -> dict[str, Any]:
-        """The GenEval score with its intervals, as plain values."""
+        """The score with its intervals, as plain values."""
         rng = numpy_generator(self.seed, "geneval bootstrap")
         return as_record(score(correct_PN, self.tasks, self.params.evaluation.bootstrap_samples, rng))
 

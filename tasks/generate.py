@@ -69,19 +69,32 @@ def generate(options: Namespace) -> None:
     if judged:
         require_beside(model, paths.JUDGE.name, "run python -m tasks.judge there, or draw with --no-judge")
     painter = open_painter(model, params)
-    pictures_PNHW3 = painter.draw(prompts, options.n, derive(options.seed, "generate"), "generate")
+    pictures_PNHW3 = draw_from_seed(painter, prompts, options.n, options.seed, "generate")
     scores_PN = judge_scores(model, painter, pictures_PNHW3, prompts) if judged else None
     options.out.mkdir(parents=True)
     rows, best_first = [], []
     for number, prompt in enumerate(prompts):
         names = write_pictures(options.out, number, pictures_PNHW3[number])
         scores_N = None if scores_PN is None else scores_PN[number]
-        order_N = np.arange(options.n) if scores_N is None else ranking(scores_N[None])[0]
+        order_N = best_first_order(scores_N, options.n)
         best_first.append(pictures_PNHW3[number][order_N])
         rows.append({"prompt": prompt, "pictures": [picture_record(names, scores_N, i) for i in order_N]})
         print(f"{prompt}: {summary_line(options.out, rows[-1]['pictures'])}", flush=True)
     contact_sheet(np.stack(best_first)).save(options.out / "sheet.png")
     write_json(options.out / "scores.json", {"model": options.model, "seed": options.seed, "prompts": rows})
+
+
+def draw_from_seed(painter: Painter, prompts: Sequence[str], pictures: int, seed: int, label: str) -> Pictures:
+    """Pictures (P, N, height, width, 3) whose noise follows from `seed` alone, so all models start from the same noise.
+
+    `label` names the progress bar.
+    """
+    return painter.draw(prompts, pictures, derive(seed, "generate"), label)
+
+
+def best_first_order(scores_N: NDArray[np.float64] | None, pictures: int) -> NDArray[np.int64]:
+    """Indices (N,) of a prompt's pictures: best first if they were judged, and else as they were drawn."""
+    return np.arange(pictures) if scores_N is None else ranking(scores_N[None])[0]
 
 
 def judge_scores(model: Path, painter: Painter, pictures_PNHW3: Pictures, prompts: list[str]) -> NDArray[np.float64]:
@@ -92,8 +105,9 @@ def judge_scores(model: Path, painter: Painter, pictures_PNHW3: Pictures, prompt
 
 
 def picture_record(names: Sequence[str], scores_N: NDArray[np.float64] | None, index: int) -> dict[str, str | float]:
-    """A picture's entry in `scores.json`: its file, and its score if it was judged."""
-    return {"file": names[index]} | ({} if scores_N is None else {"log_yes": float(scores_N[index])})
+    """A picture's entry in `scores.json`: its file, and its score if the judge gave one (NaN is an abstention)."""
+    judged = scores_N is not None and not np.isnan(scores_N[index])
+    return {"file": names[index]} | ({"log_yes": float(scores_N[index])} if judged else {})
 
 
 def summary_line(out: Path, pictures: Sequence[dict[str, str | float]]) -> str:

@@ -41,7 +41,8 @@ def run(context: Context) -> Metrics:
         return grow(small, params.grow.depth, strategy, drop, params.grow.init_std, random)
 
     def loss(network: Sana) -> float:
-        return heldout_loss(network, heldout, params.diffusion, compute.seed, context.device, compute.dtype)
+        measured = heldout_loss(network, heldout, params.diffusion, compute.seed, context.device, compute.dtype)
+        return measured.value
 
     def start(strategy: Strategy, drop: int) -> Start:
         network = grown(strategy, drop)

@@ -1,4 +1,8 @@
-"""Stage `importance`: measures the importance of each block of the grown model, once for all cuts."""
+"""Stage `importance`: measures the importance of each block of the grown model, once for all cuts.
+
+It is measured on `importance.prompts` held-out samples whose captions all differ, or on fewer if the held-out split has
+fewer such captions. The stage then says so, and the number is among its metrics.
+"""
 
 from collections.abc import Sequence
 
@@ -17,7 +21,6 @@ from tasks.params.network_params import Importance
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
-from tasks.system.errors import UserError
 from tasks.system.files import write_csv, write_json
 from tasks.system.progress import progress
 
@@ -27,6 +30,12 @@ def run(context: Context) -> Metrics:
     chosen = context.params.importance
     heldout = EncodedDataset(paths.ENCODED, "heldout")
     indices = calibration_indices(heldout.captions, chosen.prompts)
+    if len(indices) < chosen.prompts:
+        print(
+            f"importance: different captions held out: {len(indices)}, fewer than importance.prompts {chosen.prompts}; "
+            "measured on one sample of each",
+            flush=True,
+        )
     scores = measure(load_network(paths.GROWN, context.device), heldout, indices, chosen, context)
     mean, std = scores.mean(dim=0), scores.std(dim=0, correction=0)
     captions = [heldout.captions[i] for i in indices]
@@ -52,16 +61,12 @@ def run(context: Context) -> Metrics:
 def calibration_indices(captions: Sequence[str], prompts: int) -> np.ndarray:
     """The indices, ascending, of `prompts` held-out samples whose captions all differ, spread evenly over the split.
 
-    Raises UserError if the split has fewer distinct captions.
+    If the split has fewer different captions, one sample of each is taken.
     """
     first = {caption: index for index, caption in reversed([*enumerate(captions)])}  # the lowest index stays
     distinct = np.sort(np.array([*first.values()]))
-    if prompts > len(distinct):
-        raise UserError(
-            f"importance.prompts is {prompts} but the held-out split has {len(distinct)} different captions: "
-            "lower it or raise shard.heldout_samples"
-        )
-    return distinct[np.arange(prompts) * len(distinct) // prompts]
+    count = min(prompts, len(distinct))
+    return distinct[np.arange(count) * len(distinct) // count]
 
 
 def measure(

@@ -4,7 +4,8 @@
     python -m tasks.plan --profile paper --gpus 64
     python -m tasks.plan --profile paper --utilisation 0.5 --gpu-tflops 989 --json plan.json
 
-It needs no weights, no pictures and no GPU, and changes nothing. The notes below the table say what it assumes.
+It needs no weights, no pictures and no GPU, and changes nothing. Pictures of your own are counted if their folder is
+there. The notes below the table say what it assumes.
 """
 
 import sys
@@ -42,7 +43,10 @@ def arguments() -> ArgumentParser:
         help="peak rate of a GPU (default: 312, an A100 in bfloat16)",
     )
     options.add_argument(
-        "--samples", type=int, help="how many pictures of your own there are (default: the paper's 50 million)"
+        "--samples",
+        type=int,
+        help="how many pictures of your own there are (default: as many as the folder or SANA's list of shards has, "
+        "else the paper's 50 million)",
     )
     options.add_argument(
         "--caption-tokens", type=int, help="mean tokens of your own captions (default: half of text_encoder.max_tokens)"

@@ -11,7 +11,7 @@ from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
 from tasks.system.files import read_json, write_json
-from tasks.training.heldout_loss import heldout_loss
+from tasks.training.heldout_loss import HeldoutLoss, heldout_loss
 
 
 def run(context: Context, depth: int) -> Metrics:
@@ -22,17 +22,18 @@ def run(context: Context, depth: int) -> Metrics:
     blocks = network.config.depth
     keep = blocks_to_keep(read_json(paths.IMPORTANCE / "importance.json")["mean"], depth)
 
-    def loss(kept: Sequence[int]) -> float:
+    def loss(kept: Sequence[int]) -> HeldoutLoss:
         cut = prune_network(network, kept)
         return heldout_loss(cut, heldout, params.diffusion, compute.seed, context.device, compute.dtype)
 
     choices = random_choices(blocks, depth, params.prune.random_choices, compute.seed)
+    chosen = loss(keep)
     losses = {
-        "grown": loss(range(blocks)),
-        "importance": loss(keep),
-        "first_removed": loss(range(blocks - depth, blocks)),
-        "last_removed": loss(range(depth)),
-        "random": [loss(choice) for choice in choices],
+        "grown": loss(range(blocks)).value,
+        "importance": chosen.value,
+        "first_removed": loss(range(blocks - depth, blocks)).value,
+        "last_removed": loss(range(depth)).value,
+        "random": [loss(choice).value for choice in choices],
     }
     removed = sorted(set(range(blocks)) - set(keep))
     report = {"kept": keep, "removed": removed, "random_kept": choices, "heldout_loss": losses}
@@ -40,7 +41,9 @@ def run(context: Context, depth: int) -> Metrics:
     pruned = prune_network(network, keep)
     save_network(pruned, context.out)
     return {
-        "heldout_loss": losses["importance"],
+        "heldout_loss": chosen.value,
+        "heldout_loss_low": chosen.low,
+        "heldout_loss_high": chosen.high,
         "heldout_loss_before": losses["grown"],
         "heldout_loss_first_removed": losses["first_removed"],
         "heldout_loss_last_removed": losses["last_removed"],

@@ -7,9 +7,9 @@ params.yaml, section shard:
   source: sana         SANA's own layout at `path`: shards that wids-meta.json lists, with further captions beside them
 
 Your own pictures are resized to cover a square of image_size pixels, and their centre is cropped. With aspect_buckets
-they are fitted to the nearest of 40 sizes of about that area instead (tasks/data/aspect_buckets.py). Up to a tenth of
-them is held out. Pictures that cannot be used are named in results/rejects/shard.jsonl. If their share is above
-max_reject_share, the stage stops.
+they are fitted to the nearest of 40 sizes of about that area instead (tasks/data/aspect_buckets.py). A tenth of them is
+held out, or 100 if that is more, but never more than half of them and never more than heldout_samples. Pictures that
+cannot be used are named in results/rejects/shard.jsonl. If their share is above max_reject_share, the stage stops.
 """
 
 from collections.abc import Iterable, Iterator
@@ -91,6 +91,11 @@ def write_own_pictures(out: Path, params: ShardParams, candidates: list[Candidat
     counts = {split: sum(entry.samples for entry in splits[split]) for split in SPLITS}
     if not all(counts.values()):
         usable_count = sum(counts.values())
+        if usable_count > 1:  # many more were rejected than held out, which max_reject_share allows
+            raise UserError(
+                f"{params.path}: all {usable_count} usable pictures are held out: set shard.heldout_samples to "
+                f"{usable_count // 2} or less"
+            )
         raise UserError(f"{params.path} has {usable_count} usable pictures: at least 2 are needed, one to hold out")
     return {**{f"{split}_samples": count for split, count in counts.items()}, "rejected": len(rejects.found)}
 

@@ -24,7 +24,7 @@ RANK_SECTIONS = ("compute.nodes", "compute.processes_per_node", "compute.paralle
 TRAINING_SECTIONS = (*COMPUTE_SECTIONS, "diffusion")
 DRAWING_SECTIONS = (*COMPUTE_SECTIONS, "shard.image_size", "diffusion.flow_shift", "sampling")
 BRANCH_THREADS = "compute.branch_threads"
-DETECTOR_FILES = ("geneval.mask2former_path", "geneval.clip_path", "geneval.prompts")
+DETECTOR_MODELS = ("geneval.mask2former_path", "geneval.clip_path")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class Stage:
     `unread`. `output` is the folder that it writes. A stage with `files` or `uncached_files` adds these files to
     `output`, where other files lie too; DVC keeps no copy of `uncached_files`. `sections` names the sections
     (`pretrain`) or keys (`compute.seed`) of params.yaml that the result depends on. `user_files` names the keys whose
-    values are paths to the user's own files. A stage `on_ranks` computes on all processes that params ask for.
+    values are paths to the user's own files. A stage `on_ranks` computes on all processes that params ask for. A stage
+    `alone` measures time, so no other runs beside it.
     """
 
     stem: str
@@ -88,6 +89,7 @@ class Stage:
     item: Argument | None = None
     user_files: tuple[str, ...] = ()
     on_ranks: bool = False
+    alone: bool = False
     files: tuple[str, ...] = ()
     uncached_files: tuple[str, ...] = ()
     unread: tuple[Path, ...] = ()
@@ -148,11 +150,19 @@ class Stage:
 EVALUATE = Stage(
     "evaluate",
     output=paths.EVALUATION / "{item}",
-    inputs=(paths.OUTPUTS / "{item}", paths.AUTOENCODER, paths.TEXT_ENCODER, paths.JUDGE),
-    sections=(*DRAWING_SECTIONS, BRANCH_THREADS, "evaluation", "geneval"),
+    inputs=(paths.OUTPUTS / "{item}", paths.AUTOENCODER, paths.TEXT_ENCODER, paths.SCORER, paths.JUDGE),
+    sections=(*DRAWING_SECTIONS, BRANCH_THREADS, "shard.source", "evaluation", "geneval.detector", *DETECTOR_MODELS),
     family=BASELINES,
-    user_files=DETECTOR_FILES,
+    user_files=("evaluation.features_path", *DETECTOR_MODELS),
     on_ranks=True,
+)
+
+LATENCY = Stage(
+    "latency",
+    output=paths.LATENCY,
+    inputs=(paths.SMALL, paths.AUTOENCODER, paths.TEXT_ENCODER),
+    sections=(*DRAWING_SECTIONS, "compute.threads", "pretrain.depth", "grow.depth", "prune.depths"),
+    alone=True,
 )
 
 TABLE = (
@@ -186,19 +196,39 @@ TABLE = (
         on_ranks=True,
     ),
     Stage(
+        "scorer",
+        output=paths.SCORER,
+        inputs=(paths.SHARDS, paths.AUTOENCODER, paths.TEXT_ENCODER),
+        sections=(
+            *COMPUTE_SECTIONS,
+            "compute.threads",
+            "shard.source",
+            "shard.image_size",
+            "evaluation.scorer",
+            "evaluation.features_path",
+            "evaluation.bootstrap_samples",
+            "geneval",
+            "matching",
+        ),
+        user_files=("evaluation.features_path", "geneval.prompts", *DETECTOR_MODELS),
+    ),
+    LATENCY,
+    Stage(
         "judge",
         output=paths.JUDGE,
-        inputs=(paths.SHARDS, paths.SMALL, paths.AUTOENCODER, paths.TEXT_ENCODER),
+        inputs=(paths.SHARDS, paths.SMALL, paths.AUTOENCODER, paths.TEXT_ENCODER, paths.SCORER),
         sections=(
             *DRAWING_SECTIONS,
             BRANCH_THREADS,
+            "shard.source",
             "judge",
-            "geneval.detector",
-            *DETECTOR_FILES,
-            "geneval.prompts_per_task",
+            "evaluation.scorer",
             "evaluation.bootstrap_samples",
+            "geneval.detector",
+            *DETECTOR_MODELS,
+            "matching.choices",
         ),
-        user_files=("judge.path", *DETECTOR_FILES),
+        user_files=("judge.path", *DETECTOR_MODELS),
     ),
     Stage(
         "grow",
@@ -217,9 +247,17 @@ TABLE = (
     Stage(
         "controls",
         output=paths.CONTROLS,
-        inputs=(paths.GROWN, paths.AUTOENCODER, paths.TEXT_ENCODER),
-        sections=(*DRAWING_SECTIONS, BRANCH_THREADS, "prune", "evaluation", "geneval"),
-        user_files=DETECTOR_FILES,
+        inputs=(paths.GROWN, paths.AUTOENCODER, paths.TEXT_ENCODER, paths.SCORER),
+        sections=(
+            *DRAWING_SECTIONS,
+            BRANCH_THREADS,
+            "shard.source",
+            "prune",
+            "evaluation",
+            "geneval.detector",
+            *DETECTOR_MODELS,
+        ),
+        user_files=DETECTOR_MODELS,
     ),
     Stage(
         "importance",

@@ -76,7 +76,7 @@ class StageBuilder:
         ):
             log("came out of DVC's cache")
             return self._finish_cached(stage, started)
-        with self._cpu_slots.take(branch=stage.branch or self._branches_use_all_threads):
+        with self._cpu_slots.take(branch=not stage.alone and (stage.branch or self._branches_use_all_threads)):
             self.child_processes.refuse_if_stopping()
             started = time.monotonic()
             recorded = self.dvc_lock.record_inputs(name)

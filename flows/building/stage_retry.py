@@ -2,6 +2,7 @@
 
 import flows.entry.prefect_environment  # noqa: F401
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -13,15 +14,19 @@ from prefect.tasks import Task
 
 from flows.building.child_processes import ChildFailed
 from flows.building.prefect_artifacts import StageProgress, best_effort
+from flows.building.shard_checks import refuse_unfit_shards
 from flows.building.stage_builder import StageBuilder
 from flows.entry.terminal import LOGGER
 from tasks.system.errors import UserError
 from tasks.system.processes import BAD_INPUT
 
 
-def stage_task(builder: StageBuilder, name: str, progress: StageProgress) -> Task[[], dict[str, Any]]:
-    """The Prefect task that builds stage `name`.
+def stage_task(
+    builder: StageBuilder, name: str, progress: StageProgress, stages: Collection[str]
+) -> Task[[], dict[str, Any]]:
+    """The Prefect task that builds stage `name`, one of the `stages` of the flow run.
 
+    The stage `shard` also fails if a later one of the `stages` could not work with its pictures.
     Prefect runs a failed stage again, up to `workflow.retries` times. It does not if the stage's input was bad, which
     another attempt would not change, or if the flow was stopped.
     """
@@ -30,6 +35,8 @@ def stage_task(builder: StageBuilder, name: str, progress: StageProgress) -> Tas
         log = get_run_logger().getChild(LOGGER)
         try:
             built = builder.build(name, lambda line: log.info("%s | %s", name, line))
+            if name == "shard":
+                refuse_unfit_shards(stages, builder.params)
         except (ChildFailed, UserError) as error:
             log.error("%s failed: %s", name, error)
             raise

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flows.building.stage_graph import upstream_of
+from flows.building.stage_graph import stages_until, stem_of, upstream_of
 from flows.building.workspace import COPIES, merged_params, overridden, profile_params
 from flows.sweeps.sweep_file import SWEEPS, Sweep
 from tasks.params.params_files import build_params
@@ -107,19 +107,11 @@ def needed_stages(sweep: Sweep, values: Mapping[str, Any]) -> tuple[str, ...] | 
     """
     if not sweep.until:
         return None
-    where, upstream = SWEEPS / f"{sweep.name}.yaml", upstream_of(build_params(dict(values), "params"))
-    for name in sweep.until:
-        if name not in upstream:
-            raise UserError(f"{where}: until names {name!r}: it must be one of {', '.join(upstream)}")
-    needed = tuple(name for name in upstream if any(name == one or name in upstream[one] for one in sweep.until))
+    where = SWEEPS / f"{sweep.name}.yaml"
+    needed = stages_until(sweep.until, build_params(dict(values), "params"), f"{where}: until")
     if sweep.first not in map(stem_of, needed):
         raise UserError(f"{where}: until {list(sweep.until)} does not need {sweep.first}, so that no point differs")
     return needed
-
-
-def stem_of(stage: str) -> str:
-    """The stem of a stage's name: `prune` for `prune@6`."""
-    return stage.partition("@")[0]
 
 
 def code_of_stages() -> str:

@@ -50,7 +50,10 @@ class SweepKeys:
     from_: str | None = None
     """First stage that differs between points; the key is `from`."""
     until: tuple[str, ...] | None = None
-    """Stages that a point ends with. It runs these and what they read; without this key it runs all stages."""
+    """Stages that a point ends with, such as prune@6, or prune for all of its items.
+
+    A point runs these and what they read. Without this key it runs all stages.
+    """
     grid: dict[str, tuple[Any, ...]] | None = None
     """Values by dotted key; every combination is a setting."""
     points: tuple[dict[str, Any], ...] | None = None

@@ -1,7 +1,7 @@
 """Which of the user's own pictures are used, in which order, and how many of them are held out.
 
 Pictures are taken in the order of the hashes of their keys, and the first ones are held out. So the split depends on
-the keys alone. When pictures are added, the others stay on their side of the split, but for the few that move because
+the keys alone. When pictures are added, the others stay on their side of the split, but for those that move because
 the held-out set grows.
 """
 
@@ -26,9 +26,16 @@ def _hash(candidate: Candidate) -> bytes:
     return hashlib.sha256(candidate.key.encode(errors="surrogateescape")).digest()
 
 
+LEAST_HELDOUT = 100
+"""Block importance is measured on so many held-out samples (SANA-1.5 section 2.4), so a small set holds out as many."""
+
+
 def heldout_count(pictures: int, limit: int) -> int:
-    """How many of `pictures` to hold out: a tenth, at least one (a run needs a held-out loss) and at most `limit`."""
-    return min(limit, max(pictures // 10, 1))
+    """How many of `pictures` to hold out: a tenth or LEAST_HELDOUT, whichever is more.
+
+    It is at most half of them and at most `limit`, and at least one, since a run needs a held-out loss.
+    """
+    return min(limit, max(pictures // 10, LEAST_HELDOUT), max(pictures // 2, 1))
 
 
 def usable(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from tasks.data.picture_files import decode_png
@@ -61,6 +62,13 @@ class PictureDataset:
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The pictures at `indices`, uint8 (B, H, W, 3). They must have one size."""
         return np.stack([decode_png(self._reader.read(int(index), "png")) for index in indices])
+
+    def squares(self, indices: Sequence[int] | np.ndarray, side: int) -> np.ndarray:
+        """The pictures at `indices`, uint8 (B, side, side, 3). Those of other sizes are resized and cropped to fit."""
+        if not self.sized:
+            return self.pictures(indices)
+        shown = (Image.fromarray(decode_png(self._reader.read(int(index), "png"))) for index in indices)
+        return np.stack([np.asarray(ImageOps.fit(each, (side, side), Image.Resampling.LANCZOS)) for each in shown])
 
 
 def to_unit_range(pictures_BHW3: np.ndarray) -> Tensor:

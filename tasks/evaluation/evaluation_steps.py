@@ -9,25 +9,25 @@ from numpy.typing import NDArray
 from tasks.computing import ranks
 from tasks.computing.seeds import numpy_generator
 from tasks.evaluation.best_of_n import other_prompts
-from tasks.evaluation.detectors.detector import Detector, Pictures
+from tasks.evaluation.detectors.detector import Pictures
 from tasks.evaluation.geneval_folder import picture_name, result, write_prompt, write_results
 from tasks.evaluation.geneval_rules import Verdict
 from tasks.evaluation.judges.judge_choice import Judge
 from tasks.evaluation.picture_pool import Pool
-from tasks.evaluation.picture_scoring import score_pictures
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
+from tasks.evaluation.scorers.scorer_interface import Scorer
 from tasks.system.progress import progress
 
 SAMPLES = 4
 """Pictures of each prompt that are written in GenEval's layout: as many as GenEval draws. The pool may hold more."""
 
 
-def score_prompts(prompts: Sequence[Prompt], pictures_PNHW3: Pictures, detector: Detector) -> list[list[Verdict]]:
+def score_prompts(prompts: Sequence[Prompt], pictures_PNHW3: Pictures, scorer: Scorer) -> list[list[Verdict]]:
     """The scorer's verdicts on the pictures of each prompt that is dealt to this rank."""
     verdicts, own = [], ranks.dealt(len(prompts))
     with progress("scoring", len(own)) as meter:
         for place in own:
-            verdicts.append(score_pictures(prompts[place].line, pictures_PNHW3[place], detector))
+            verdicts.append(scorer.score(prompts[place].line, pictures_PNHW3[place]))
             meter.advance()
     return verdicts
 

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tasks.evaluation.prompts.evaluation_prompts import Prompt
+from tasks.evaluation.prompts.evaluation_prompts import Prompt, read_prompts, write_prompts
 from tasks.params.experiment_params import Params
 from tasks.system.errors import UserError
-from tasks.system.files import read_json, write_json
 
 PICTURES = "pictures.npy"
 ARRAYS = "pool.safetensors"
@@ -61,12 +60,12 @@ class Pool:
         elsewhere = ("prompts", "pictures_PNHW3")
         arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items() if name not in elsewhere}
         save_file(arrays, folder / ARRAYS)
-        write_json(folder / PROMPTS, [{"line": prompt.line, "seen": prompt.seen} for prompt in self.prompts])
+        write_prompts(folder / PROMPTS, self.prompts)
 
 
 def load_pool(folder: Path) -> Pool:
     """The pool of a stage's output. Raises UserError naming the file that is missing or broken."""
-    prompts = [Prompt(row["line"], row["seen"]) for row in read_json(folder / PROMPTS)]
+    prompts = read_prompts(folder / PROMPTS)
     try:
         return Pool(prompts, np.load(folder / PICTURES, mmap_mode="r"), **load_file(folder / ARRAYS))
     except (OSError, ValueError, SafetensorError, TypeError) as error:

@@ -81,7 +81,7 @@ class Evaluation:
     and where `geneval.detector` is mask2former, and matching for all other pictures.
     """
     features_path: str | None
-    """Folder with a CLIP or DINO that pictures are compared by; null: the autoencoder's latents.
+    """Folder with a CLIP or DINO to compare pictures by; null: the autoencoder's latents.
 
     transformers loads it. The distance of drawn pictures to real ones is measured in its features. With a CLIP the CLIP
     score is measured too.
@@ -168,15 +168,20 @@ class Matching:
     """Number of held-out captions that models are scored on, as far as there are so many."""
     choices: int
     """Number of captions among which a picture's own must be found."""
+    pairs: int
+    """Most training pictures that the network learns from, out of the half that is its own.
+
+    They are held in memory: 3 bytes for each pixel.
+    """
     steps: int
-    """Number of training steps of the network that scores."""
+    """Number of training steps of the network."""
     batch_size: int
     """Number of pairs in a training batch."""
     learning_rate: float
     """Peak learning rate."""
 
     def __post_init__(self) -> None:
-        positive(self, "captions", "steps", "batch_size", "learning_rate")
+        positive(self, "captions", "pairs", "steps", "batch_size", "learning_rate")
         check(self.choices >= 2, f"choices is {self.choices}: a caption is chosen among at least 2")
 
 

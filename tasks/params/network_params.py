@@ -87,7 +87,8 @@ class Importance:
     prompts: int
     """Number of held-out samples whose latents are noised; at least 100.
 
-    The paper calibrates on 100 prompts (SANA-1.5 section 2.4).
+    The paper calibrates on 100 prompts (SANA-1.5 section 2.4). Their captions all differ. If the held-out split has
+    fewer different captions, one sample of each is taken.
     """
     times: tuple[float, ...]
     """Noise levels, each in (0, 1). The paper does not give them."""

@@ -28,9 +28,11 @@ class Shard:
     train_samples: int
     """Number of training scenes; other sources use all that they hold."""
     heldout_samples: int
-    """Number of held-out samples, which no training sees.
+    """Number of held-out samples, which no training sees; for own pictures an upper limit.
 
-    Scenes are rendered with a seed of their own for them; other sources choose them by a hash of the key.
+    Scenes are rendered with a seed of their own for them; other sources choose them by a hash of the key. Of own
+    pictures a tenth is held out, or 100 if that is more, but never more than half of them and never more than this
+    number.
     """
     samples_per_shard: int
     """Number of samples in a shard of pictures."""

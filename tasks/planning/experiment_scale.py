@@ -1,6 +1,7 @@
 """The scale of an experiment: numbers of samples, captions, prompts and pictures, and which of them are assumed.
 
-Rendered scenes are looked at. The user's own pictures are not read for a plan, so their sizes are assumed.
+Rendered scenes are looked at. The user's own pictures are not opened for a plan, so their sizes are assumed. They are
+counted where that is quick: in a folder by the names of its files, and in SANA's layout by its list of shards.
 """
 
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from tasks.computing.seeds import numpy_generator
 from tasks.data.heldout_split import heldout_count
 from tasks.data.picture_files import encode_png
 from tasks.data.scenes import render, sample_scene
+from tasks.data.sources.picture_folder import count_pictures
+from tasks.data.sources.sana_shard_list import META, read_shard_list
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
-from tasks.evaluation.prompts.judge_prompts import choose_prompts_to_draw
+from tasks.evaluation.prompts.judge_prompts import UNSEEN_SHARE, prompts_of_objects
 from tasks.evaluation.prompts.object_prompts import object_prompts
 from tasks.params.experiment_params import Params
+from tasks.params.picture_params import Shard
 from tasks.params.user_files import own_path
 from tasks.system.errors import UserError
 
@@ -73,7 +77,8 @@ def measure_scale(params: Params, samples: int | None = None, caption_tokens: in
     """
     seed = params.compute.seed
     evaluated = prompts_to_plan(params)
-    judged, unseen = choose_prompts_to_draw(params, evaluated)
+    asked = prompts_of_objects(params, evaluated)
+    judged, unseen = asked.training, asked.unseen
     prompt_tokens = max(tokens_of(prompt.text) for prompt in [*evaluated, *judged, *unseen])
     prompts = len(evaluated), len(judged), len(unseen), prompt_tokens
     if params.shard.source != "scenes":
@@ -96,20 +101,48 @@ def _own_pictures(
     params: Params, samples: int | None, caption_tokens: int | None, prompts: tuple[int, int, int, int]
 ) -> Scale:
     limit = params.text_encoder.max_tokens
-    count = OWN_SAMPLES if samples is None else samples
+    count, how_known = _count_own_pictures(params.shard, samples)
     tokens = limit // 2 if caption_tokens is None else caption_tokens
     if count < 2:
-        raise UserError(f"--samples is {count}: at least 2 are needed, one to hold out")
+        where = f"{params.shard.path} holds {count} pictures" if samples is None else f"--samples is {count}"
+        raise UserError(f"{where}: at least 2 are needed, one to hold out")
     if not 1 <= tokens <= limit:
         raise UserError(f"--caption-tokens is {tokens}: it must be from 1 to text_encoder.max_tokens = {limit}")
     heldout = heldout_count(count, params.shard.heldout_samples)
+    if params.scorer == "matching":
+        prompts = _caption_prompts(params, count - heldout, heldout, tokens)
     captions = Captions(("x" * (CHARACTERS_PER_TOKEN * tokens),), (tokens,), limit)
     png = (PNG_BYTES_PER_PIXEL * params.shard.image_size**2,)
     assumed = (
-        f"Assumed: {count:,} pictures" + (" (SANA-1.5, section 3.1)" if samples is None else " (--samples)"),
-        f"captions of {tokens} tokens in the mean"
+        f"Pictures: {count:,} ({how_known}). Assumed: captions of {tokens} tokens in the mean"
         + (" (half of text_encoder.max_tokens)" if caption_tokens is None else " (--caption-tokens)")
         + f", the longest of every batch {limit}",
         f"PNGs of {PNG_BYTES_PER_PIXEL} bytes a pixel, as of photographs.",
     )
     return Scale(count - heldout, heldout, captions, png, *prompts, ("; ".join(assumed),))
+
+
+def _caption_prompts(params: Params, train: int, heldout: int, tokens: int) -> tuple[int, int, int, int]:
+    """The numbers of prompts if they are captions: the evaluation's, the judge's, those it is tested on, and tokens."""
+    judged = min(params.judge.prompts, max(train // 2, 1))
+    return min(params.matching.captions, heldout), judged, max(judged // UNSEEN_SHARE, 1), tokens
+
+
+def _count_own_pictures(chosen: Shard, samples: int | None) -> tuple[int, str]:
+    """The number of the user's own pictures, and how it is known. `samples` is the number that the user gave, if any.
+
+    Shards without a list are not counted, since all their headers would have to be read. Raises UserError if the list
+    of SANA's layout cannot be used.
+    """
+    if samples is not None:
+        return samples, "--samples"
+    assert chosen.path is not None  # params refuse these sources without a path
+    place = own_path(chosen.path)
+    if chosen.source == "folder" and place.is_dir():
+        return count_pictures(place), f"counted in {chosen.path}"
+    if chosen.source == "sana" and (place / META).is_file():
+        return sum(entry["nsamples"] for entry in read_shard_list(place / META)), f"listed in {chosen.path}/{META}"
+    why = (
+        f"{chosen.path} is not counted; say how many with --samples" if place.exists() else f"{chosen.path} is missing"
+    )
+    return OWN_SAMPLES, f"SANA-1.5, section 3.1: {why}"

@@ -72,8 +72,9 @@ def importance(experiment: Experiment) -> Cost:
     """Block importance of the grown model: a pass for each prompt and noise level. Its text is encoded once."""
     chosen, config = experiment.params.importance, experiment.config(experiment.params.grow.depth)
     passes = len(chosen.times) * network_flops.velocity_flops(config, experiment.tokens, experiment.text_tokens)
-    total = chosen.prompts * (network_flops.text_flops(config, experiment.text_tokens) + passes)
-    batch = min(chosen.batch_size, chosen.prompts)
+    prompts = min(chosen.prompts, experiment.scale.heldout_samples)
+    total = prompts * (network_flops.text_flops(config, experiment.text_tokens) + passes)
+    batch = min(chosen.batch_size, prompts)
     activations = experiment.network_runs.importance_peak(config.depth, batch, experiment.text_tokens)
     return Cost("importance", parameters(config), Memory(weight_bytes(config), activations=activations), total)
 

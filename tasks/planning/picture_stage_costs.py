@@ -52,11 +52,15 @@ def judge(experiment: Experiment) -> Cost:
 
 
 def evaluate(experiment: Experiment, model: str, depth: int) -> Cost:
-    """Drawing a model's pool, judging it for its own prompts and, if asked for, for other prompts, and keeping it."""
+    """Drawing a model's pool, judging it for its own prompts and, if asked for, for other prompts, and keeping it.
+
+    The first picture of each prompt is encoded, by which the distance to real pictures is measured.
+    """
     scale, runs, images = experiment.scale, experiment.encoder_runs, pool_size(experiment.params, model)
     prompts, size = scale.evaluation_prompts, experiment.params.shard.image_size
     judgements = 2 if experiment.params.evaluation.shuffled_control else 1
     flops = experiment.drawing_flops(depth, prompts, images) + judgements * experiment.judging_flops(prompts, images)
+    flops += prompts * runs.encoder_flops
     activations, weights = experiment.drawing_peak(depth, prompts, images), _painter(experiment, depth)
     if experiment.params.judge.kind == "trained":
         activations = max(activations, runs.judge_peak(images))

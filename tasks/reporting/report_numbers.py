@@ -7,9 +7,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from tasks.computing.seeds import numpy_generator
-from tasks.evaluation.detectors.detector import NOTES
 from tasks.evaluation.evaluation_summary import CHOOSERS
-from tasks.evaluation.picture_pool import PICTURES, load_pool
+from tasks.evaluation.picture_pool import load_pool
 from tasks.evaluation.score_statistics import Array, difference
 from tasks.params.experiment_params import Params
 from tasks.reporting.adaptive_records import adaptive_records
@@ -20,7 +19,6 @@ from tasks.system.files import read_json
 from tasks.system.manifest import MANIFEST, sha256_file
 
 Record = dict[str, Any]
-SPEEDS = paths.RESULTS / "speed"
 
 
 def collect(params: Params) -> Record:
@@ -38,33 +36,48 @@ def collect(params: Params) -> Record:
         | {"heldout_loss_small": read_json(paths.GROWN_INIT / "metrics.json")["heldout_loss_small"]},
         "autoencoder": read_json(paths.AUTOENCODER / "metrics.json"),
         "text_encoder": read_json(paths.TEXT_ENCODER / "metrics.json"),
-        "detector_note": NOTES[params.geneval.detector],
+        "scorer": scorer_record(),
         "seed": params.compute.seed,
         "stages": measured_costs(params),
     }
 
 
 def model_record(name: str) -> Record:
-    """One model: its size, held-out loss, GenEval score, and the score of each chooser among N pictures.
+    """One model: its size, held-out loss, score, the score of each chooser among N pictures, and seconds per picture.
 
-    `seconds_per_picture` is left out if the evaluation was not run here but came out of a cache.
+    A distance to real pictures and a CLIP score are there if they were measured, and seconds if the stage latency ran.
     """
     metrics = read_json(paths.model_folder(name) / "metrics.json")
     evaluation = read_json(paths.EVALUATION / name / "summary.json")
-    record = {"name": name} | {key: metrics[key] for key in ("depth", "parameters", "heldout_loss")}
+    sizes = ("depth", "parameters", "heldout_loss", "heldout_loss_low", "heldout_loss_high")
+    record = {"name": name} | {key: metrics[key] for key in sizes}
     record |= {key: evaluation[key] for key in ("prompts", "pictures_per_prompt", "scorer", "score")}
     record["by_seen"] = {kind: plain(scored) for kind, scored in evaluation["by_seen"].items()}
     for chooser in CHOOSERS:
         record[chooser] = {n: plain(scored) for n, scored in evaluation[chooser].items()}
-    return record | speed(name)
+    record |= {key: evaluation[key] for key in ("distance", "clip_score") if key in evaluation}
+    return record | seconds_per_picture(record["depth"])
 
 
-def speed(name: str) -> Record:
-    """The seconds per picture of a model's evaluation. Empty if the record belongs to other pictures."""
-    path = SPEEDS / f"{name}.json"
-    noted = read_json(path) if path.exists() else {}
-    pool = read_json(paths.EVALUATION / name / MANIFEST)["files"][PICTURES]["sha256"]
-    return {"seconds_per_picture": noted["seconds_per_picture"]} if noted.get("pool") == pool else {}
+def scorer_record() -> Record:
+    """The scorer: its name, its note, the features of distances, and where it has them a ceiling and a floor."""
+    found = read_json(paths.SCORER / "summary.json")
+    bounds = {name: plain(found[name]) for name in ("ceiling", "shuffled") if name in found}
+    return {"name": found["scorer"], "note": found["note"], "features": found["features"], **bounds}
+
+
+def seconds_per_picture(depth: int) -> Record:
+    """The seconds that a network of this depth takes for a picture, with their interval. Empty if not measured."""
+    path = paths.LATENCY / "latency.json"
+    measured = read_json(path)["seconds_per_picture"] if path.exists() else {}
+    if str(depth) not in measured:
+        return {}
+    of_depth = measured[str(depth)]
+    return {
+        "seconds_per_picture": of_depth["value"],
+        "seconds_per_picture_low": of_depth["low"],
+        "seconds_per_picture_high": of_depth["high"],
+    }
 
 
 def grown_gain(params: Params) -> Record:

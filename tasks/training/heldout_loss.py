@@ -1,5 +1,8 @@
 """Held-out loss at fixed noise: the same samples, noise and times for every model, so that models can be compared."""
 
+from dataclasses import dataclass
+from math import sqrt
+
 import numpy as np
 import torch
 from torch import nn
@@ -15,11 +18,27 @@ from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
 HELDOUT_BATCH = 128
 """Samples of a forward pass."""
 
+NORMAL_95 = 1.96
+"""Standard errors on each side of a mean that make its 95 % interval."""
+
+
+@dataclass(frozen=True)
+class HeldoutLoss:
+    """The mean loss over the held-out samples, with its 95 % interval over samples.
+
+    The interval says how far the mean depends on which samples were held out. Two models have the same samples and
+    noise, so their difference is known better than their intervals suggest.
+    """
+
+    value: float
+    low: float
+    high: float
+
 
 @torch.no_grad()
 def heldout_loss(
     network: nn.Module, dataset: EncodedDataset, diffusion: Diffusion, seed: int, device: str, dtype: str
-) -> float:
+) -> HeldoutLoss:
     """Mean flow-matching loss over the held-out split, with captions, at noise levels distributed as in training.
 
     Each sample is noised once. The noise levels of all samples are the evenly spaced quantiles of the training times,
@@ -33,7 +52,7 @@ def heldout_loss(
     sigmas = shift(
         torch.sigmoid(diffusion.logit_mean + diffusion.logit_std * torch.special.ndtri(quantiles)), diffusion.flow_shift
     )
-    total, batches = 0.0, list(dataset.batches(np.arange(count), HELDOUT_BATCH))
+    total, squares, batches = 0.0, 0.0, list(dataset.batches(np.arange(count), HELDOUT_BATCH))
     for start in range(0, len(batches), ranks.world_size()):
         turn = batches[start : start + ranks.world_size()]
         noises = [
@@ -44,7 +63,10 @@ def heldout_loss(
         batch = dataset.batch(turn[own])
         noised = NoisedBatch(batch.latents_BCHW, noises[own], sigmas[turn[own]], batch.text_BTE, batch.mask_BT)
         with autocast(device, dtype):
-            value = loss(noised.part(0, 1, device)).double().sum().item()
-        for summed in ranks.gather(value)[: len(turn)]:
-            total += summed
-    return total / count
+            losses_B = loss(noised.part(0, 1, device)).double()
+        for summed, squared in ranks.gather([losses_B.sum().item(), losses_B.square().sum().item()])[: len(turn)]:
+            total, squares = total + summed, squares + squared
+    mean = total / count
+    variance = max(squares / count - mean**2, 0.0) * count / max(count - 1, 1)
+    half_width = NORMAL_95 * sqrt(variance / count)
+    return HeldoutLoss(mean, mean - half_width, mean + half_width)

@@ -37,7 +37,7 @@ from tasks.training.training_state import load_state, save_state
 
 LOG_EVERY = 10
 HISTORY_COLUMNS = ("step", "samples", "loss", "learning_rate", "grad_norm")
-HELDOUT_COLUMNS = ("step", "samples", "heldout_loss")
+HELDOUT_COLUMNS = ("step", "samples", "heldout_loss", "low", "high")
 
 
 class Trainer:
@@ -146,8 +146,10 @@ class Trainer:
         )
         self.ema.swap()
         samples = self.step * self.training.batch_size
-        self.history.heldout.append({"step": self.step, "samples": samples, "heldout_loss": loss})
-        self.context.tracker.log_metrics({"heldout_loss": loss}, step=self.step)
+        self.history.heldout.append(
+            {"step": self.step, "samples": samples, "heldout_loss": loss.value, "low": loss.low, "high": loss.high}
+        )
+        self.context.tracker.log_metrics({"heldout_loss": loss.value}, step=self.step)
 
     def finish(self) -> Metrics:
         """Write the checkpoint of the averaged weights and the curves; returns the metrics."""
@@ -159,8 +161,11 @@ class Trainer:
             write_csv(self.context.out / "history.csv", HISTORY_COLUMNS, self.history.training)
             write_csv(self.context.out / "heldout.csv", HELDOUT_COLUMNS, self.history.heldout)
         self.ema.swap()
+        last = self.history.heldout[-1]
         return {
-            "heldout_loss": self.history.heldout[-1]["heldout_loss"],
+            "heldout_loss": last["heldout_loss"],
+            "heldout_loss_low": last["low"],
+            "heldout_loss_high": last["high"],
             "heldout_loss_before": self.history.heldout[0]["heldout_loss"],
             "depth": self.network.config.depth,
             "parameters": parameter_count(self.network),

@@ -19,7 +19,7 @@ from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_run import computation_of
 from tasks.shard import write_scenes
-from tasks.stages import Stage
+from tasks.stages import Stage, stage_of
 from tasks.system import paths
 from tasks.tracking.report_spool import SPOOLS, open_spool
 from tasks.tracking.tracker import Tracker
@@ -69,13 +69,14 @@ def write_workspace() -> Params:
         save_network(Sana(NetworkConfig(4, 16, depth, 8, 2, 2.0, 1, TEXT_CHANNELS, True, "diffusers")), folder)
     params = build_params(values, "test")
     write_shards(params)
+    run(stage_of("scorer", params), params)
     return params
 
 
-def write_shards(params: Params) -> None:
+def write_shards(params: Params, train: int = 8, heldout: int = 4) -> None:
     """Shards of a few scenes."""
     paths.SHARDS.mkdir()
-    write_scenes(paths.SHARDS, replace(params.shard, train_samples=8, heldout_samples=2), seed=0)
+    write_scenes(paths.SHARDS, replace(params.shard, train_samples=train, heldout_samples=heldout), seed=0)
 
 
 def run(

@@ -106,10 +106,35 @@ def test_one_fine_tune_parameter_runs_only_the_stages_behind_it_and_leaves_the_d
     assert outputs == sorted(path.stat().st_mtime_ns for path in (deployed.root / "outputs").rglob("*"))
 
 
+def logs_of(clone: Clone, done: subprocess.CompletedProcess[str]) -> str:
+    """What Prefect has logged of the flow run that `done` has watched, without the breaks of lines."""
+    (run,) = re.findall(r"UUID: (\S+)", done.stdout)
+    logs = clone.run("env", "COLUMNS=1000", str(BIN / "prefect"), "flow-run", "logs", run)
+    assert logs.returncode == 0, logs.stdout + logs.stderr
+    return " ".join(logs.stdout.split())
+
+
 def test_a_stage_that_fails_makes_the_deployment_run_exit_non_zero_with_the_reason(served: Clone) -> None:
+    done = served.deploy(overrides={"autoencoder.learning_rate": 1e20})
+    assert done.returncode != 0
+    assert "autoencoder failed: autoencoder: params.yaml: autoencoder: the loss is" in logs_of(served, done)
+
+
+def test_a_path_that_is_wrong_makes_the_deployment_run_exit_non_zero_before_any_stage(served: Clone) -> None:
     done = served.deploy(overrides=PUBLISHED_DETECTOR | {"shard.source": "folder", "shard.path": "no/such/folder"})
     assert done.returncode != 0
-    assert "no/such/folder" in " ".join(done.stdout.split())
+    assert "no/such/folder is no folder: name one that holds pictures and captions" in logs_of(served, done)
+
+
+def test_a_deployment_run_stops_at_the_stage_that_it_is_asked_to(served: Clone) -> None:
+    done = served.deploy(until="shard", overrides={"shard.train_samples": 200})
+    assert done.returncode == 0 and "Completed" in done.stdout, done.stdout + done.stderr
+    (copy,) = [
+        path for path in (served.root / "runs").iterdir() if "train_samples: 200" in (path / "params.yaml").read_text()
+    ]
+    assert [path.name for path in (copy / "outputs").iterdir()] == ["shards"] and not (
+        copy / "results/report.html"
+    ).exists()
 
 
 def test_the_flow_and_dvc_repro_leave_the_same_lock(deployed: Clone, reproduced: Clone) -> None:

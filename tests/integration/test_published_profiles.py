@@ -90,7 +90,7 @@ def check_report(models: list[str]) -> dict[str, Any]:
     summary = read_json(Path("results/summary.json"))
     assert [model["name"] for model in summary["models"]] == models
     assert all(model["prompts"] == len(LINES) for model in summary["models"])
-    assert summary["keep"] == 4 and "not GenEval's own" in summary["detector_note"]
+    assert summary["keep"] == 4 and "not GenEval's own" in summary["scorer"]["note"]
     assert read_json(paths.JUDGE / "vision_language.json")["path"] == "models/judge"
     return summary
 

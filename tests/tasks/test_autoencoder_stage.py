@@ -134,7 +134,7 @@ def test_published_folder_is_taken_over_unchanged_also_through_links(params: Par
         ({"block_channels": [24, 20]}, r"params\.yaml: autoencoder\.block_channels end in 20"),
         (
             {"block_channels": [12] * 5},
-            r"outputs/shards: .*16x16 pixels has no latent: .* 32; change shard\.image_size",
+            r"outputs/shards: .*16x16 pixels has no latent: .* 32; set shard\.image_size .* to a multiple of 32$",
         ),
         ({"learning_rate": 1e20}, r"params\.yaml: autoencoder: the loss is .* lower autoencoder\.learning_rate"),
     ],

@@ -87,12 +87,12 @@ def test_scores_are_headed_by_their_scorer_and_its_meaning() -> None:
     tasks = {"matching": {"value": 0.5, "low": 0.4, "high": 0.6}}
     summary = {"scorer": "matching", "prompts": 8, "pictures_per_prompt": 2, "score": score | {"tasks": tasks}}
     write_json(paths.EVALUATION / "grown/summary.json", summary)
-    text = "\n".join(scores(paths.GROWN))
+    text = "\n".join(scores(paths.GROWN, "scenes"))
     assert text.startswith(f"### Matching\n\nThe score is the {SCORER_MEANINGS['matching']}.\n")
     assert "GenEval" not in text.replace(SCORER_MEANINGS["matching"], "")
-    published = summary | {"scorer": "geneval", "detector": "mask2former", "detector_note": NOTES["mask2former"]}
-    write_json(paths.EVALUATION / "grown/summary.json", published)
-    text = "\n".join(scores(paths.GROWN))
+    write_json(paths.EVALUATION / "grown/summary.json", summary | {"scorer": "geneval"})
+    write_json(paths.SCORER / "summary.json", {"note": NOTES["mask2former"]})
+    text = "\n".join(scores(paths.GROWN, "mask2former"))
     assert text.startswith("### GenEval\n") and str(NOTES["mask2former"]) in text
 
 

@@ -25,7 +25,6 @@ from tasks.runtime.context import Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.stages import Stage, stage_of
 from tasks.system import paths
-from tasks.system.errors import UserError
 from tasks.training.heldout_loss import heldout_loss
 from tests.helpers import drawing_workspace
 from tests.helpers.small_networks import small_network
@@ -69,7 +68,9 @@ def run(stage: Stage, chosen: Params) -> tuple[Metrics, Path]:
 
 
 def loss_of(network: torch.nn.Module) -> float:
-    return heldout_loss(network, EncodedDataset(paths.ENCODED, "heldout"), params().diffusion, 0, "cpu", "float32")
+    return heldout_loss(
+        network, EncodedDataset(paths.ENCODED, "heldout"), params().diffusion, 0, "cpu", "float32"
+    ).value
 
 
 def read(path: Path) -> Any:
@@ -154,11 +155,24 @@ def test_importance_is_saved_with_its_spread_and_the_order_of_removal(workspace:
     assert [(row["block"], row["std"]) for row in rows] == list(enumerate(report["std"]))
 
 
-def test_more_prompts_than_held_out_captions_are_refused_in_one_line(workspace: Path) -> None:
+def test_with_fewer_held_out_captions_than_prompts_importance_takes_them_all_and_says_so(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chosen = params(importance__prompts=HELDOUT + 1)
-    words = r"^importance.prompts is 121 [^\n]*119 different captions: [^\n]*shard.heldout_samples$"
-    with pytest.raises(UserError, match=words):
-        run(stage_of("importance", chosen), chosen)
+    metrics, out = run(stage_of("importance", chosen), chosen)
+    assert metrics["prompts"] == read(out / "importance.json")["prompts"] == 119
+    said = [line for line in capsys.readouterr().out.splitlines() if "importance.prompts" in line]
+    assert said == [
+        "importance: different captions held out: 119, fewer than importance.prompts 121; "
+        "measured on one sample of each"
+    ]
+
+
+def test_with_enough_held_out_captions_importance_says_nothing_of_them(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(stage_of("importance", params()), params())
+    assert "importance.prompts" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("available", "prompts"), [(12, 12), (12, 5), (512, 128), (7, 1)])
@@ -173,8 +187,7 @@ def test_calibration_samples_are_distinct_and_spread_over_the_split(available: i
 def test_calibration_takes_each_caption_once_where_it_comes_first() -> None:
     captions = ["a", "b", "a", "a", "c", "b", "d"]
     assert importance.calibration_indices(captions, 4).tolist() == [0, 1, 4, 6]
-    with pytest.raises(UserError, match=r"importance\.prompts is 5 but the held-out split has 4 different captions"):
-        importance.calibration_indices(captions, 5)
+    assert importance.calibration_indices(captions, 5).tolist() == [0, 1, 4, 6]
 
 
 def test_pruning_keeps_the_blocks_that_the_saved_importance_ranks_highest(workspace: Path) -> None:

@@ -63,7 +63,7 @@ def test_published_weights_become_the_small_model(workspace: Path, kind: str) ->
     assert taken.config == network.config
     assert all(torch.equal(tensor, state[name]) for name, tensor in taken.state_dict().items())
     heldout = EncodedDataset(paths.ENCODED, "heldout")
-    assert metrics["heldout_loss"] == heldout_loss(network, heldout, chosen.diffusion, 0, "cpu", "float32")
+    assert metrics["heldout_loss"] == heldout_loss(network, heldout, chosen.diffusion, 0, "cpu", "float32").value
     assert (metrics["depth"], metrics["parameters"]) == (3, sum(tensor.numel() for tensor in state.values()))
 
 
@@ -82,7 +82,7 @@ def test_published_weights_are_trained_on(workspace: Path) -> None:
     chosen = params(pretrain__steps=2, pretrain__batch_size=4, pretrain__learning_rate=0.1)
     metrics, out = run(stage_of("pretrain", chosen), chosen)
     heldout = EncodedDataset(paths.ENCODED, "heldout")
-    assert metrics["heldout_loss_before"] == heldout_loss(network, heldout, chosen.diffusion, 0, "cpu", "float32")
+    assert metrics["heldout_loss_before"] == heldout_loss(network, heldout, chosen.diffusion, 0, "cpu", "float32").value
     before, after = network.state_dict(), load_network(out).state_dict()
     assert all(not torch.equal(tensor, before[name]) for name, tensor in after.items())
 

@@ -7,6 +7,7 @@ caption is the `.txt` beside the picture (`cat.txt`). A picture's key is its pat
 
 import json
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -42,6 +43,32 @@ def folder_candidates(folder: Path) -> list[Candidate]:
     orphans = [rejected(name, name, "caption without a picture") for name in unused]
     found = [Candidate(_key(name), name, partial(_read, folder, name, captions.get(name))) for name in pictures]
     return reject_duplicates(sorted([*found, *unusable, *orphans], key=lambda candidate: candidate.where))
+
+
+def files_below(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """The files in and below a folder that are not hidden, in any order, as they are found.
+
+    Links to folders are not followed, and folders that may not be read are passed over, as in `folder_candidates`.
+    """
+    waiting = [os.fspath(folder)]
+    while waiting:
+        try:
+            entries = os.scandir(waiting.pop())
+        except PermissionError:
+            continue
+        with entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif not entry.is_dir():
+                    yield entry
+
+
+def count_pictures(folder: Path) -> int:
+    """The number of files in and below a folder that are pictures by their suffix. None is opened."""
+    return sum(PurePosixPath(entry.name).suffix.lower() in READABLE for entry in files_below(folder))
 
 
 def _list_files(folder: Path) -> list[str]:

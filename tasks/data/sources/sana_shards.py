@@ -25,12 +25,10 @@ import numpy as np
 
 from tasks.computing.seeds import numpy_generator
 from tasks.data.sources.picture_candidate import Candidate, Reject, clean_caption, decode_text, reject_duplicates
+from tasks.data.sources.sana_shard_list import META, read_mapping, read_shard_list
 from tasks.data.tar_shard import TarShard
 from tasks.system.errors import UserError
 
-META = "wids-meta.json"
-KIND = "SANA-WebDataset"
-VERSION = 1
 SCORES = "_clip_score"
 PROMPT = "prompt"
 PICTURES = ("png", "jpg", "jpeg", "webp")
@@ -55,7 +53,7 @@ def sana_candidates(folder: Path, choice: CaptionChoice) -> list[Candidate]:
     damaged, or if no file with one of the suffixes lies beside a shard.
     """
     candidates = []
-    for entry in _read_shard_list(folder / META):
+    for entry in read_shard_list(folder / META):
         shard = _SanaShard(folder, entry, choice.suffixes)
         candidates += [
             Candidate(key, f"{shard.name}:{key}", partial(_read, shard, sample, choice))
@@ -114,32 +112,6 @@ class _SanaShard:
         return _merged([scores for _, scores in self._files])
 
 
-def _read_shard_list(path: Path) -> list[dict[str, Any]]:
-    """The metadata's entries, one for each shard. Raises UserError if it is not SANA's, or an entry lacks a field."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: shard.source sana needs it; take webdataset for shards without it")
-    meta = _read_mapping(path)
-    kind, version = meta.get("__kind__"), meta.get("wids_version")
-    if (kind, version) != (KIND, VERSION):
-        raise UserError(f"{path} is of kind {kind!r}, version {version!r}: it must be {KIND!r}, version {VERSION}")
-    entries = meta.get("shardlist")
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path} lists no shards: write it again for the tars beside it")
-    for number, entry in enumerate(entries):
-        _check_entry(entry, f"{path}: shardlist[{number}]")
-    if len({entry["url"] for entry in entries}) < len(entries):
-        raise UserError(f"{path} lists a shard twice: write it again for the tars beside it")
-    return entries
-
-
-def _check_entry(entry: Any, where: str) -> None:
-    needed = {"url": str, "nsamples": int, "filesize": int}
-    if not isinstance(entry, dict) or any(type(entry.get(name)) is not kind for name, kind in needed.items()):
-        raise UserError(f"{where} is {entry!r}: it needs a url, nsamples and filesize")
-    if "://" in entry["url"] or not entry["url"].endswith(".tar"):
-        raise UserError(f"{where} has the url {entry['url']!r}: it must name a .tar in the folder; fetch it first")
-
-
 def _side_files(shard: Path, suffix: str) -> tuple[Path | None, Path | None]:
     """A shard's files of captions and of scores with one suffix. One may be None; if both are, raises UserError."""
     captions = shard.with_name(f"{shard.stem}{suffix}.json")
@@ -156,21 +128,11 @@ def _merged(paths: list[Path | None]) -> dict[str, dict[str, Any]]:
     """The values of each key from all files. A later file overrides an earlier one."""
     merged: dict[str, dict[str, Any]] = {}
     for path in paths:
-        for key, values in _read_mapping(path).items() if path else ():
+        for key, values in read_mapping(path).items() if path else ():
             if not isinstance(values, dict):
                 raise UserError(f"{path}: {key!r} is {values!r}: it must be a mapping of caption types")
             merged.setdefault(key, {}).update(values)
     return merged
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON or of UTF-8
-        raise UserError(f"{path} is not valid JSON ({error}): fetch or write it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no mapping: fetch or write it again")
-    return value
 
 
 def _read(shard: _SanaShard, sample: int, choice: CaptionChoice) -> tuple[bytes, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tasks.data.scene_vocabulary import TASKS
+from tasks.evaluation.prompts.evaluation_prompts import ALL_TASKS
 from tasks.system.errors import UserError
 
 FILE = "calibration.safetensors"
@@ -28,7 +28,7 @@ class Calibration:
 
     def save(self, folder: Path) -> None:
         """Write `calibration.safetensors` into an existing folder; the same scores give the same bytes."""
-        task_P = np.array([TASKS.index(task) for task in self.tasks], dtype=np.int64)
+        task_P = np.array([ALL_TASKS.index(task) for task in self.tasks], dtype=np.int64)
         save_file({"scores": np.ascontiguousarray(self.scores_PN), "task": task_P}, folder / FILE)
 
 
@@ -36,6 +36,6 @@ def load_calibration(folder: Path) -> Calibration:
     """The calibration that the stage `judge` wrote. Raises UserError naming the file if it is missing or broken."""
     try:
         arrays = load_file(folder / FILE)
-        return Calibration(arrays["scores"], [TASKS[index] for index in arrays["task"]])
+        return Calibration(arrays["scores"], [ALL_TASKS[index] for index in arrays["task"]])
     except (OSError, SafetensorError, KeyError, IndexError) as error:
         raise UserError(f"{folder / FILE} cannot be read ({error}): run python -m tasks.judge") from None

@@ -24,9 +24,6 @@ from tasks.computing.precision import autocast
 from tasks.computing.seeds import derive, numpy_generator
 from tasks.data.picture_dataset import to_unit_range
 from tasks.data.sample_order import batch_indices
-from tasks.data.scene_vocabulary import Line
-from tasks.evaluation.detectors.detector import Detection, Detector
-from tasks.evaluation.geneval_rules import judge_picture
 from tasks.evaluation.judges.judge_network import JudgeNetwork
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
 from tasks.params.evaluation_params import Judge
@@ -59,32 +56,6 @@ class LabelledPictures:
         return np.take_along_axis(self.yes_QL, self.own_Q[:, None], axis=1)[:, 0]
 
 
-def label(pictures_QHW3: NDArray[np.uint8], lines: Sequence[Line], detector: Detector) -> NDArray[np.bool_]:
-    """The scorer's verdict (Q, L) on every picture for every prompt. The detector sees each picture once."""
-    yes_QL = np.zeros((len(pictures_QHW3), len(lines)), dtype=bool)
-    for row, picture, found in zip(yes_QL, pictures_QHW3, detector.detect(pictures_QHW3), strict=True):
-        colours = _colours(detector, picture, found)
-
-        # The default argument binds this picture's colours.
-        def colours_of(some: Sequence[Detection], colours: dict[int, str] = colours) -> list[str]:
-            return [colours[id(detection)] for detection in some]
-
-        row[:] = [judge_picture(line, found, colours_of, detector.thresholds).correct for line in lines]
-    return yes_QL
-
-
-def _colours(detector: Detector, picture: NDArray[np.uint8], found: Sequence[Detection]) -> dict[int, str]:
-    """The colour of every detection, by its `id`.
-
-    The detector is asked about one class at a time, because it takes detections of one class only.
-    """
-    colours = {}
-    for name in {detection.class_name for detection in found}:
-        same = [detection for detection in found if detection.class_name == name]
-        colours.update(zip(map(id, same), detector.colours(picture, same), strict=True))
-    return colours
-
-
 def train_judge(
     judge: JudgeNetwork,
     data: LabelledPictures,
@@ -101,7 +72,7 @@ def train_judge(
     device = next(judge.parameters()).device
     text_LTE, mask_LT = (tensor.to(device) for tensor in pad(texts))
     share_L = torch.from_numpy(data.yes_QL.mean(axis=0)).float().clamp(LEAST_SHARE, 1 - LEAST_SHARE)
-    optimizer, schedule = _optimizer(judge, training)
+    optimizer, schedule = build_optimizer(judge, training.steps, training.learning_rate)
     history = []
     judge.train()
     with progress("judge", training.steps) as meter:
@@ -150,15 +121,15 @@ def judge_loss(logits: Tensor, yes: Tensor, share_K: Tensor) -> Tensor:
     return losses.diagonal().mean() + (losses[:, others] * weights_BK).mean()
 
 
-def _optimizer(
-    judge: JudgeNetwork, training: Judge
+def build_optimizer(
+    judge: JudgeNetwork, steps: int, learning_rate: float
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with a rate for each half of the judge, and one cycle of both rates."""
-    rates = [training.learning_rate, PROMPT_RATE * training.learning_rate]
+    rates = [learning_rate, PROMPT_RATE * learning_rate]
     groups = [{"params": [*half.parameters()]} for half in (judge.picture, judge.prompt)]
     optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, training.steps, pct_start=WARMUP_SHARE, cycle_momentum=False
+        optimizer, rates, steps, pct_start=WARMUP_SHARE, cycle_momentum=False
     )
     return optimizer, schedule
 

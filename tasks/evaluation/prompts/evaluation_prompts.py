@@ -6,6 +6,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import TypeVar
 
 from tasks.computing.seeds import numpy_generator
@@ -13,8 +14,13 @@ from tasks.data.scene_vocabulary import TASKS, Line, combination, is_held_out, l
 from tasks.evaluation.prompts.prompt_lines import read_lines
 from tasks.params.experiment_params import Params
 from tasks.params.user_files import own_path
+from tasks.system.files import read_json, write_json
 
 T = TypeVar("T")
+MATCHING = "matching"
+"""The one task of the scorer matching."""
+ALL_TASKS = (*TASKS, MATCHING)
+"""GenEval's tasks, and that of the scorer matching."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,18 @@ class Prompt:
         return self.line["tag"]
 
 
+def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
+    """Write prompts as a file of JSON."""
+    write_json(path, [{"line": prompt.line, "seen": prompt.seen} for prompt in prompts])
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file that `write_prompts` wrote. Raises UserError naming the file if it is missing or broken."""
+    return [Prompt(row["line"], row["seen"]) for row in read_json(path)]
+
+
 def chosen_prompts(params: Params) -> list[Prompt]:
-    """The prompts that models are scored on: prompts of scenes, or the prompts in the file `geneval.prompts`.
+    """The prompts that the scorer geneval asks for: prompts of scenes, or the prompts in the file `geneval.prompts`.
 
     For prompts of a file it is not known whether they were seen in training. Raises UserError if the file, or a line of
     it, cannot be read.

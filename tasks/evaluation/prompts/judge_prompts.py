@@ -1,6 +1,7 @@
 """The prompts whose pictures the judge learns from and is measured on."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from tasks.computing.seeds import numpy_generator
 from tasks.data.scene_vocabulary import TASKS, combination, is_held_out, lines
@@ -12,8 +13,17 @@ UNSEEN_SHARE = 4
 """There is one prompt of an unseen combination for every so many training prompts."""
 
 
-def choose_prompts_to_draw(params: Params, evaluation: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to train the judge on, and others to measure it on. The detector can find what they ask for.
+@dataclass(frozen=True)
+class JudgePrompts:
+    """The prompts to train a judge on, to measure it on, and to set the threshold of adaptive best of N on."""
+
+    training: list[Prompt]
+    unseen: list[Prompt]
+    calibration: list[Prompt]
+
+
+def prompts_of_objects(params: Params, evaluation: Sequence[Prompt]) -> JudgePrompts:
+    """The judge's prompts with the scorer geneval. The detector can find what they ask for.
 
     The evaluation's prompts are left out, as far as tasks have others. For scenes, the judge is measured on
     combinations that the small model was not trained on. For COCO's classes it is not known which combinations a model
@@ -22,10 +32,12 @@ def choose_prompts_to_draw(params: Params, evaluation: Sequence[Prompt]) -> tupl
     seed, count = params.compute.seed, params.judge.prompts
     if params.geneval.detector == "scenes":
         prompts = judge_prompts(seed, count, evaluation)
-        return prompts, unseen_prompts(seed, max(len(prompts) // UNSEEN_SHARE, 1), evaluation)
-    prompts = object_prompts(seed, "judge prompts", count, evaluation)
-    others = max(len(prompts) // UNSEEN_SHARE, 1)
-    return prompts, object_prompts(seed, "unseen prompts", others, [*evaluation, *prompts])
+        unseen = unseen_prompts(seed, max(len(prompts) // UNSEEN_SHARE, 1), evaluation)
+    else:
+        prompts = object_prompts(seed, "judge prompts", count, evaluation)
+        others = max(len(prompts) // UNSEEN_SHARE, 1)
+        unseen = object_prompts(seed, "unseen prompts", others, [*evaluation, *prompts])
+    return JudgePrompts(prompts, unseen, prompts[: params.judge.calibration_prompts])
 
 
 def unseen_prompts(seed: int, count: int, evaluation: Iterable[Prompt]) -> list[Prompt]:

@@ -23,6 +23,6 @@ def test_a_server_that_takes_no_artifact_fails_no_stage_that_is_built(
     built = BuiltStage("grow", {"outputs/grown_init": "digest"}, False, 1.0)
     params = SimpleNamespace(workflow=SimpleNamespace(retries=0))
     build: Any = SimpleNamespace(build=lambda _name, _log: built, params=params)
-    done = stage_retry.stage_task(build, "grow", StageProgress(1)).fn()
+    done = stage_retry.stage_task(build, "grow", StageProgress(1), ["grow"]).fn()
     assert done["outputs"] == built.outputs
     assert "no answer" in caplog.text

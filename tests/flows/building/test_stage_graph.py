@@ -16,7 +16,7 @@ import yaml
 from dvc.repo import Repo
 
 from flows.building import dvc_yaml_text as dvc_yaml
-from flows.building.stage_graph import submit_stages, upstream_of
+from flows.building.stage_graph import stages_until, submit_stages, upstream_of
 from tasks import stages as table
 from tasks.params.experiment_params import Params
 from tasks.params.params_files import load_params
@@ -105,6 +105,25 @@ def test_a_fine_tune_parameter_reaches_fine_tunes_their_scores_and_the_report_al
     reached = reads | {name for name, above in upstream_of(params).items() if above & reads}
     branches = {f"{stage}{depth}" for stage in ("finetune@", "evaluate@finetuned-") for depth in params.prune.depths}
     assert reached == {*branches, "report"}
+
+
+def test_a_run_until_a_stage_has_that_stage_and_what_it_reads_in_order(params: Params) -> None:
+    before = ["shard", "autoencoder", "text_encoder", "encode", "pretrain", "grow", "train", "importance"]
+    assert list(stages_until(["finetune@6"], params, "until")) == [*before, "prune@6", "finetune@6"]
+    assert list(stages_until(["shard"], params, "until")) == ["shard"]
+    assert set(stages_until(["report"], params, "until")) == set(stages_of(params))
+
+
+def test_a_run_until_a_stem_has_all_items_of_that_stage(params: Params) -> None:
+    items = [f"finetune@{depth}" for depth in params.prune.depths]
+    assert stages_until(["finetune"], params, "until") == stages_until(items, params, "until")
+    assert {stage for stage in stages_until(["finetune"], params, "until") if stage.startswith("finetune")} == {*items}
+
+
+@pytest.mark.parametrize("name", ["fine", "finetune@", "finetune@9", ""])
+def test_a_run_until_no_stage_is_refused_with_the_stages_that_there_are(params: Params, name: str) -> None:
+    with pytest.raises(UserError, match=rf"^--until names '{name}': it must be one of shard, [^\n]*, finetune@6"):
+        stages_until([name], params, "--until")
 
 
 def test_every_stage_has_a_module_that_computes_it() -> None:

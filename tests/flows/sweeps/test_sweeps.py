@@ -163,11 +163,29 @@ def test_shared_stages_are_those_that_no_point_changes_directly_or_through_other
 def test_a_sweep_runs_no_stage_beyond_those_it_goes_until(project: Path) -> None:
     sweep = {"from": "train", "until": ["evaluate@grown"], "grid": {"train.steps": [4, 8]}, "profile": "smoke"}
     one, two = expand(project, written(project, sweep))
-    only = {"shard", "autoencoder", "text_encoder", "encode", "pretrain", "grow", "train", "judge", "evaluate@grown"}
+    only = {
+        "shard",
+        "autoencoder",
+        "text_encoder",
+        "encode",
+        "pretrain",
+        "grow",
+        "train",
+        "scorer",
+        "judge",
+        "evaluate@grown",
+    }
+    only |= {"latency"}  # which the table shows
     assert set(one.only) == set(two.only) == only
     assert set(one.shared.only) == only - {"train", "evaluate@grown"}
     whole = expand(project, written(project, {name: value for name, value in sweep.items() if name != "until"}))
     assert whole[0].only is None and whole[0].key != one.key
+
+
+def test_a_sweep_goes_until_all_items_of_a_stage_that_it_names_by_its_stem(project: Path) -> None:
+    points = expand(project, written(project, DEPTHS | {"until": ["prune"]}))
+    last = [[stage for stage in point.only if stage.startswith(("prune", "finetune"))] for point in points]
+    assert last == [["prune@3"], ["prune@2"]]
 
 
 # --- a point's key

@@ -1,7 +1,9 @@
 """Claims about aspect-ratio buckets: the published sizes, pictures cropped to them, and batches of one shape."""
 
+import hashlib
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_512_BIN, ASPECT_RATIO_1024_BIN
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from model.autoencoder import build_autoencoder, load_autoencoder
 from model.flow_matching import TIMESTEPS, add_noise, shift, velocity
 from model.text_encoder import Reading, build_text_encoder, train_tokenizer
 from tasks.autoencoder import batches as autoencoder_batches
-from tasks.autoencoder import scaling_factor
+from tasks.autoencoder import check_sizes, scaling_factor
 from tasks.computing.seeds import generator
 from tasks.data.aspect_buckets import aspect_buckets, nearest_bucket
 from tasks.data.encoded_samples import NULL_TEXT, NULL_TEXT_NAME, EncodedDataset
@@ -27,7 +29,7 @@ from tasks.data.sample_order import grouped_batch_indices, rank_rows
 from tasks.data.shards import Sample, ShardReader, describe, write_index, write_split
 from tasks.data.sources.picture_folder import folder_candidates
 from tasks.encode import encode_shards
-from tasks.judge import shard_pictures
+from tasks.evaluation.judges.labelled_examples import shard_pictures
 from tasks.params.experiment_params import Params
 from tasks.params.network_params import Diffusion
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
@@ -247,6 +249,24 @@ def test_buckets_that_have_no_latents_stop_encoding_before_it_begins(pictures: P
         encode_shards(Path("out"), pictures, "cpu")
 
 
+def test_buckets_that_have_no_latents_stop_the_autoencoder_also_where_training_pictures_alone_are_of_such_a_size(
+    pictures: Params,
+) -> None:
+    shutil.rmtree("pictures")
+    Path("pictures").mkdir()
+    last = max(range(9), key=lambda i: hashlib.sha256(str(i).encode()).digest())  # it is not held out
+    for i in range(9):
+        height, width = (44, 92) if i == last else (64, 64)
+        Path(f"pictures/{i}.png").write_bytes(png(np.zeros((height, width, 3), np.uint8)))
+        Path(f"pictures/{i}.txt").write_text(f"picture {i}")
+    write_own_pictures(paths.SHARDS, pictures.shard, folder_candidates(Path("pictures")))
+    assert PictureDataset(paths.SHARDS, "heldout").sizes() == [(64, 64)]
+    advice = r"set shard\.image_size in params\.yaml to a multiple of 128, or shard\.aspect_buckets to false$"
+    with pytest.raises(UserError, match=f"44x92 pixels has no latent: sides must be multiples of 8; {advice}"):
+        check_sizes(build_autoencoder(4, (8, 8, 8), 1))
+    check_sizes(build_autoencoder(4, (8, 8), 1))
+
+
 def test_autoencoder_sees_every_picture_once_in_batches_of_one_size(pictures: Params) -> None:
     dataset = PictureDataset(paths.SHARDS, "train")
     shown = [batch.shape for batch in autoencoder_batches(dataset, np.arange(len(dataset)))]
@@ -256,14 +276,15 @@ def test_autoencoder_sees_every_picture_once_in_batches_of_one_size(pictures: Pa
     assert scaling_factor(autoencoder, dataset) == pytest.approx(1 / torch.cat(values).std().item(), rel=1e-3)
 
 
-def test_judge_is_shown_the_square_pictures_only(pictures: Params) -> None:
+def test_judge_is_shown_pictures_of_every_bucket_cropped_to_the_square(pictures: Params) -> None:
     dataset = PictureDataset(paths.SHARDS, "train")
-    square = [tuple(size) for size in ShardReader(paths.SHARDS, "train").sizes.tolist()].count((64, 64))
-    assert len(dataset) > square > 2
-    assert shard_pictures(1000, 64, seed=0).shape == (square, 64, 64, 3)
-    assert shard_pictures(2, 64, seed=0).shape == (2, 64, 64, 3)
-    with pytest.raises(UserError, match=r"no pictures of 16x16: set judge\.shard_pictures to 0"):
-        shard_pictures(2, 16, seed=0)
+    sizes = [tuple(size) for size in ShardReader(paths.SHARDS, "train").sizes.tolist()]
+    assert shard_pictures(1000, 64, seed=0).shape == (len(dataset), 64, 64, 3)
+    assert shard_pictures(2, 16, seed=0).shape == (2, 16, 16, 3)
+    square, wide = sizes.index((64, 64)), next(i for i, (height, width) in enumerate(sizes) if width > height)
+    assert np.array_equal(dataset.squares([square], 64), dataset.pictures([square]))
+    shown = ImageOps.fit(Image.fromarray(dataset.pictures([wide])[0]), (64, 64), Image.Resampling.LANCZOS)
+    assert np.array_equal(dataset.squares([wide], 64)[0], np.asarray(shown))
 
 
 def test_sizes_that_are_missing_or_of_another_shard_are_named(tmp_path: Path) -> None:
@@ -310,7 +331,7 @@ def test_heldout_loss_of_several_shapes_is_the_mean_over_single_samples(tmp_path
             with torch.no_grad():
                 error = network(noised, sigmas[[index]] * TIMESTEPS, text) - velocity(batch.latents_BCHW, own[None])
             losses.append(error.square().mean().item())
-    measured = heldout_loss(network, dataset, DIFFUSION, 4, "cpu", "float32")
+    measured = heldout_loss(network, dataset, DIFFUSION, 4, "cpu", "float32").value
     assert measured == pytest.approx(np.mean(losses), rel=1e-5)
 
 

@@ -299,7 +299,7 @@ def test_stage_shard_writes_sanas_shards_in_buckets(tmp_path: Path, monkeypatch:
     params = build_params(apply_overrides(defaults, values, "test"), "test").shard
     Path("out").mkdir()
     metrics = write_own_pictures(Path("out"), params, own_candidates(params, Path("sana"), seed=0))
-    assert metrics == {"train_samples": 17, "heldout_samples": 1, "rejected": 0}
+    assert metrics == {"train_samples": 14, "heldout_samples": 4, "rejected": 0}
     seen = {}
     for split in ("train", "heldout"):
         dataset = PictureDataset(Path("out"), split)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.data.heldout_split import usable
+from tasks.data.heldout_split import heldout_count, usable
 from tasks.data.picture_dataset import PictureDataset
 from tasks.data.picture_files import load_picture
 from tasks.data.rejected_pictures import Rejects
@@ -283,7 +283,7 @@ def test_folder_of_a_dozen_pictures_becomes_both_splits(tmp_path: Path, monkeypa
     candidates = folder_candidates(folder_of(tmp_path / "in", pictures_with_captions(12)))
     (tmp_path / "out").mkdir()
     metrics = write_own_pictures(tmp_path / "out", shard_params(), candidates)
-    assert metrics == {"train_samples": 11, "heldout_samples": 1, "rejected": 0}
+    assert metrics == {"train_samples": 9, "heldout_samples": 3, "rejected": 0}
     seen = {}
     for split in ("train", "heldout"):
         dataset = PictureDataset(tmp_path / "out", split)
@@ -305,7 +305,7 @@ def test_too_many_rejects_stop_the_stage_and_stay_named(tmp_path: Path, monkeypa
     lines = (tmp_path / "results/rejects/shard.jsonl").read_text().splitlines()
     assert [json.loads(line)["file"] for line in lines] == ["bad.png", "worse.png"]
     metrics = write_own_pictures(tmp_path / "lenient", shard_params(max_reject_share=2 / 22), candidates)
-    assert metrics == {"train_samples": 18, "heldout_samples": 2, "rejected": 2}
+    assert metrics == {"train_samples": 17, "heldout_samples": 3, "rejected": 2}
     assert (tmp_path / "lenient/rejects.jsonl").read_text().splitlines() == lines
 
 
@@ -322,8 +322,45 @@ def test_held_out_pictures_are_those_of_the_lowest_hashes_of_their_keys(
         held.append(set(PictureDataset(out, "heldout").captions))
         assert held[-1].isdisjoint(PictureDataset(out, "train").captions)
     hashes = {i: hashlib.sha256(f"{i:03d}".encode()).hexdigest() for i in range(80)}
-    assert held[0] == {f"grey {i}" for i in sorted(range(40), key=hashes.get)[:4]}
-    assert held[1] == {f"grey {i}" for i in sorted(range(80), key=hashes.get)[:8]}
+    assert held[0] == {f"grey {i}" for i in sorted(range(40), key=hashes.get)[:20]}
+    assert held[1] == {f"grey {i}" for i in sorted(range(80), key=hashes.get)[:40]}
+
+
+@pytest.mark.parametrize(
+    ("pictures", "limit", "heldout"),
+    [
+        (1, 512, 1),
+        (2, 512, 1),
+        (10, 512, 5),
+        (60, 512, 30),
+        (60, 8, 8),
+        (200, 512, 100),
+        (999, 512, 100),
+        (1_200, 512, 120),
+        (1_200, 100, 100),
+        (50_000, 512, 512),
+    ],
+)
+def test_a_tenth_of_own_pictures_is_held_out_or_a_hundred_but_at_most_half_and_the_limit(
+    pictures: int, limit: int, heldout: int
+) -> None:
+    assert heldout_count(pictures, limit) == heldout
+
+
+def test_pictures_that_are_all_held_out_since_most_are_rejected_are_refused_with_the_number_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = pictures_with_captions(3) | {f"bad{i}.png": "no picture" for i in range(5)}
+    candidates = folder_candidates(folder_of(tmp_path / "in", files))
+    for name in ("refused", "taken"):
+        (tmp_path / name).mkdir()
+    words = r"^pictures: all 3 usable pictures are held out: set shard\.heldout_samples to 1 or less$"
+    with pytest.raises(UserError, match=words):
+        write_own_pictures(tmp_path / "refused", shard_params(max_reject_share=0.9), candidates)
+    params = shard_params(max_reject_share=0.9, heldout_samples=1)
+    metrics = write_own_pictures(tmp_path / "taken", params, candidates)
+    assert metrics == {"train_samples": 2, "heldout_samples": 1, "rejected": 5}
 
 
 def test_one_usable_picture_is_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

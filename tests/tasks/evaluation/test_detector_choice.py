@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tasks.evaluation.geneval_folder import read_prompts, read_results
 from tasks.evaluation.picture_pool import load_pool
 from tasks.evaluation.picture_scoring import score_pictures
 from tasks.evaluation.prompts.evaluation_prompts import chosen_prompts
-from tasks.evaluation.prompts.judge_prompts import choose_prompts_to_draw
+from tasks.evaluation.prompts.judge_prompts import prompts_of_objects
 from tasks.evaluation.prompts.object_class_names import class_names
 from tasks.evaluation.prompts.prompt_lines import named_classes
 from tasks.evaluation.score_statistics import score_by_seen
@@ -23,6 +24,7 @@ from tasks.params.experiment_params import Params
 from tasks.params.params_files import apply_overrides, build_params, read_yaml
 from tasks.params.user_files import digests_of, paths_of
 from tasks.stages import stage_of, stages_of
+from tasks.system import paths
 from tasks.system.errors import UserError
 from tests.helpers.drawing_workspace import run, write_workspace
 from tests.helpers.small_detector import write_clip, write_mask2former
@@ -53,7 +55,10 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
     write_mask2former(Path("models/mask2former"))
     write_clip(Path("models/clip"))
     Path("prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    yield build_params(apply_overrides(read_yaml(Path("params.yaml")), PUBLISHED_KIND, "test"), "test")
+    params = build_params(apply_overrides(read_yaml(Path("params.yaml")), PUBLISHED_KIND, "test"), "test")
+    rmtree(paths.SCORER)  # it is made ready for the scenes
+    run(stage_of("scorer", params), params)
+    yield params
 
 
 def test_the_default_scores_scenes_by_the_scenes_own_detector(params: Params) -> None:
@@ -80,7 +85,7 @@ def test_a_model_is_evaluated_with_mask2former_on_the_prompts_of_a_file(params: 
         verdicts = score_pictures(line, pictures, detector)
         assert [one.correct for one in verdicts] == correct.tolist()
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["detector"] == "mask2former" and "not GenEval's own" in summary["detector_note"]
+    assert summary["scorer"] == "geneval"
     assert summary["by_seen"] == {} and "geneval/seen" not in metrics
     assert [prompt.line for prompt in read_prompts(out)] == LINES and len(read_results(out / "results.jsonl")) == 12
 
@@ -94,11 +99,12 @@ def test_controls_are_scored_as_models_are(params: Params) -> None:
 def test_stages_that_score_depend_on_the_files_that_params_name(params: Params) -> None:
     stages = stages_of(params)
     for name in ("evaluate@small", "controls", "judge"):
-        before = digests_of(stages[name].user_files, params)
-        assert list(before) == ["models/mask2former", "models/clip", "prompts.jsonl"]
+        assert list(digests_of(stages[name].user_files, params)) == ["models/mask2former", "models/clip"]
+    before = digests_of(stages["scorer"].user_files, params)
+    assert list(before) == ["prompts.jsonl", "models/mask2former", "models/clip"]
     Path("prompts.jsonl").write_text(json.dumps(LINES[0]) + "\n")
     changed = {
-        path for path, digest in digests_of(stages["judge"].user_files, params).items() if digest != before[path]
+        path for path, digest in digests_of(stages["scorer"].user_files, params).items() if digest != before[path]
     }
     assert changed == {"prompts.jsonl"}
     assert stages["train"].user_files == stages["finetune@2"].user_files == ()
@@ -107,13 +113,14 @@ def test_stages_that_score_depend_on_the_files_that_params_name(params: Params) 
 def test_prompts_that_the_detector_cannot_judge_stop_a_stage_before_it_draws(params: Params) -> None:
     scenes = replace(params, geneval=replace(params.geneval, detector="scenes", mask2former_path=None, clip_path=None))
     with pytest.raises(UserError, match="scenes finds no 'bicycle', which the prompt 'a photo of a bicycle' asks for"):
-        run(stage_of("evaluate", scenes, "small"), scenes)
+        run(stage_of("scorer", scenes), scenes, Path("again"))
 
 
 def test_a_judge_is_trained_on_prompts_that_mask2former_can_judge(params: Params) -> None:
     metrics, out = run(stage_of("judge", params), params, Path("trained"))
     assert (out / "model.safetensors").is_file() and 0 <= metrics["yes_share"] <= 1
-    prompts, unseen = choose_prompts_to_draw(params, chosen_prompts(params))
+    asked = prompts_of_objects(params, chosen_prompts(params))
+    prompts, unseen = asked.training, asked.unseen
     assert len(prompts) == 12 and {name for prompt in prompts for name in named_classes(prompt.line)} < set(
         class_names()
     )

@@ -14,11 +14,13 @@ from tasks.data.scene_vocabulary import TASKS, combination, is_held_out, lines
 from tasks.data.scenes import render, sample_scene
 from tasks.evaluation.detectors.scene_detector import SceneDetector
 from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork, load_judge, log_yes, save_judge
-from tasks.evaluation.judges.judge_training import LabelledPictures, area_under_curve, judge_loss, label, train_judge
+from tasks.evaluation.judges.judge_quality import measure
+from tasks.evaluation.judges.judge_training import LabelledPictures, area_under_curve, judge_loss, train_judge
+from tasks.evaluation.judges.labelled_examples import choose_prompts
 from tasks.evaluation.picture_scoring import score_pictures
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, evaluation_prompts
 from tasks.evaluation.prompts.judge_prompts import unseen_prompts
-from tasks.judge import choose_prompts, measure
+from tasks.evaluation.scorers.geneval_scorer import GenEvalScorer
 from tasks.params.params_files import PARAMS_FILE, load_params
 from tasks.system.errors import UserError
 
@@ -109,7 +111,7 @@ def test_judge_reads_pictures_of_other_sizes(size: int, text_encoder: TextEncode
 def test_every_picture_is_labelled_for_every_prompt_as_the_scorer_does() -> None:
     chosen = [line for task in TASKS for line in lines(task)[::101]]
     pictures, detector = scenes(12), SceneDetector()
-    yes = label(pictures, chosen, detector)
+    yes = GenEvalScorer(detector).label(pictures, chosen)
     assert yes.any() and not yes.all()
     for column, line in zip(yes.T, chosen, strict=True):
         assert column.tolist() == [verdict.correct for verdict in score_pictures(line, pictures, detector)]
@@ -150,12 +152,9 @@ def test_area_under_curve_counts_pairs_and_halves_ties() -> None:
 
 
 def test_quality_that_is_undefined_is_left_out() -> None:
-    pictures = np.zeros((4, 8, 8, 3), np.uint8)
     rng = np.random.default_rng(0)
-    wrong = LabelledPictures(pictures, np.array([0, 0, 1, 1]), np.zeros((4, 2), bool))
-    assert measure(rng.normal(size=(2, 2)), wrong, 20, rng) == {}
-    mixed = replace(wrong, yes_QL=np.array([[1, 0], [0, 0], [0, 1], [0, 0]], bool))
-    perfect = measure(np.array([[2.0, 1.0], [5.0, 3.0]]), mixed, 20, rng)
+    assert measure(rng.normal(size=(2, 2)), np.zeros((2, 2), bool), 20, rng) == {}
+    perfect = measure(np.array([[2.0, 1.0], [5.0, 3.0]]), np.array([[True, False]] * 2), 20, rng)
     assert perfect["auc"] == 0.75 and perfect["auc_within_prompts"] == 1.0
     assert 0 <= perfect["auc_low"] <= 0.75 <= perfect["auc_high"] <= 1
 

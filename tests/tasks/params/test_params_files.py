@@ -49,7 +49,7 @@ def test_the_default_loads() -> None:
 
 
 def test_the_profiles_are_these() -> None:
-    assert ALL_PROFILES == ["gpu", "grow-published", "paper", "prune-published", "smoke"]
+    assert ALL_PROFILES == ["drawings", "gpu", "grow-published", "paper", "prune-published", "smoke"]
 
 
 @pytest.mark.parametrize("name", ALL_PROFILES)

@@ -236,7 +236,7 @@ def drawing_experiment(monkeypatch: pytest.MonkeyPatch, instruction_tokens: int 
     found = measure_scale(params)
     counts = {name: getattr(found, name) for name in ("evaluation_prompts", "judge_prompts", "unseen_prompts")}
     captions = tuple(PictureDataset(paths.SHARDS, "train").captions)
-    return Experiment(params, scale_of(8, 2, **counts), build_encoders(params, captions), gpus=1)
+    return Experiment(params, scale_of(8, 4, **counts), build_encoders(params, captions), gpus=1)
 
 
 @pytest.mark.parametrize(("model", "depth"), [("small", 1), ("pruned-2", 2)])
