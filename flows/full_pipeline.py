@@ -9,7 +9,7 @@ import flows.entry.prefect_environment  # noqa: F401
 
 import argparse
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ from prefect.runtime import flow_run
 from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.building.announced_time import announced_time
 from flows.building.child_processes import ChildFailed
 from flows.building.dvc_yaml_text import refuse_stale_file
+from flows.building.model_table import print_models
 from flows.building.next_steps import next_steps
 from flows.building.prefect_artifacts import StageProgress, best_effort, publish_models, publish_report, publish_stages
 from flows.building.stage_builder import BuiltStage, StageBuilder, open_builder
 from flows.building.stage_graph import stages_until, submit_stages
 from flows.building.stage_retry import stage_task
 from flows.building.user_file_checks import refuse_wrong_paths
-from flows.building.workspace import merged_params, open_workspace
+from flows.building.workspace import merged_params, open_workspace, run_name, workspace_folder
 from flows.entry.terminal import LOGGER, FlowFailed, run_in_terminal
 from tasks.params.params_files import PARAMS_FILE, build_params
 from tasks.stages import stages_of
@@ -38,13 +40,25 @@ from tasks.system.files import read_json
 from tasks.system.paths import RESULTS
 
 
-@flow(name="sana15", task_runner=ThreadPoolTaskRunner(), persist_result=True, result_serializer="json")
+def name_of_run() -> str:
+    """The name of the flow run in Prefect's UI; MLflow's parent run has the same."""
+    return run_name(flow_run.parameters)
+
+
+@flow(
+    name="sana15",
+    flow_run_name=name_of_run,
+    task_runner=ThreadPoolTaskRunner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def full_pipeline(
     profile: str | None = None,
     overrides: dict[str, Any] | None = None,
     only: list[str] | None = None,
     remote: bool = False,
     until: str | None = None,
+    point: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build everything from pictures to a family of scored models; see the module's docstring.
 
@@ -53,13 +67,14 @@ def full_pipeline(
         overrides: values by dotted key, such as `{"finetune.steps": 50}`, merged over the result.
         only: the stages to run, such as `["shard"]`, in place of all. Stages that they read from must be among them or
             built before.
+        point: what point of a sweep this run is; `flows.sweeps.point_program` sets it.
         remote: take outputs that `dvc.lock` names from DVC's default remote, and push all outputs there at the end.
         until: the stage to stop at, such as `finetune@6`, or `finetune` for all of its items. It is run with all stages
             that it reads from.
 
     Returns the workspace and, for each stage, its outputs with their digests, whether it was cached, and its seconds.
     """
-    flow_parameters = {"profile": profile, "overrides": overrides or {}}
+    flow_parameters = {"profile": profile, "overrides": overrides or {}, "point": point}
     refuse_stale_file()
     stages_to_run = checked_stages(profile, flow_parameters["overrides"], only, until)
     root = open_workspace(Path.cwd(), profile, flow_parameters["overrides"])
@@ -82,11 +97,7 @@ def full_pipeline(
         if unpushed:
             raise FlowFailed(unpushed)
         if "report" in futures:
-            models = read_json(root / RESULTS / "summary.json")["models"]
-            with best_effort(log):
-                publish_models(models)
-                publish_report(root.resolve() / RESULTS / "report.html")
-            builder.mlflow_runs.record_models(models)
+            record_results(builder, root.resolve() / RESULTS, log)
     if until is not None and "report" not in futures:
         for line in next_steps(root, stages_to_run, builder.params, profile, flow_parameters["overrides"]):
             log(line)
@@ -110,6 +121,23 @@ def checked_stages(
         names = stages_until([until], params, "until")
     refuse_wrong_paths([([every[name] for name in names if name in every], params)])
     return names
+
+
+def record_results(builder: StageBuilder, results: Path, log: Callable[[str], None]) -> None:
+    """Record the models and the report of a finished run in MLflow, and show them in Prefect's UI."""
+    models, report = read_json(results / "summary.json")["models"], results / "report.html"
+    builder.mlflow_runs.record_models(models)
+    builder.mlflow_runs.record_report(report, results / "family.png")
+    with best_effort(log):
+        publish_models(models)
+        publish_report(report, builder.mlflow_runs.address(report.name))
+
+
+def print_results(workspace: Path, stages: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of models and the path of the report, if the report is among the stages of this run."""
+    if any(stage["stage"] == "report" for stage in stages):
+        results = workspace.resolve() / RESULTS
+        print_models(read_json(results / "summary.json"), str(results / "report.html"))
 
 
 def push(builder: StageBuilder, stages: Sequence[BuiltStage]) -> str:
@@ -157,7 +185,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = dict(parse_override(text) for text in arguments.param)
         # Bad params and wrong paths are found here already, before Prefect starts a server for the flow.
         checked_stages(arguments.profile, overrides, None, arguments.until)
-        full_pipeline(profile=arguments.profile, overrides=overrides, remote=arguments.remote, until=arguments.until)
+        params = merged_params(Path.cwd(), arguments.profile, overrides)
+        with announced_time(params, workspace_folder(Path.cwd(), arguments.profile, overrides)):
+            done = full_pipeline(
+                profile=arguments.profile, overrides=overrides, remote=arguments.remote, until=arguments.until
+            )
+        print_results(Path(done["workspace"]), done["stages"])
 
     return run_in_terminal(run)
 

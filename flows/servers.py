@@ -41,6 +41,7 @@ from tasks.system.errors import UserError
 from tasks.system.files import write_bytes
 from tasks.system.processes import BAD_INPUT, complain, end_processes
 from tasks.tracking.mlflow_store import connect, tracking_uri
+from tasks.tracking.mlflow_views import models_path, runs_path
 
 POOL = "sana15"
 POOL_TEMPLATE = Path(__file__).parent / "places" / "templates" / "process.json"
@@ -192,13 +193,28 @@ def status() -> None:
     """
     healthy = {server.name: server.healthy() for server in servers()}
     for server in servers():
-        where = server.url if server.port else f"work pool {POOL}"
+        where = page_of(server, healthy[server.name])
         state = "up  " if healthy[server.name] else "down"
-        print(f"{server.name:8} {state} {where:28} log: {server.log}")
+        print(f"{server.name:8} {state} {where}   log: {server.log}")
+    if healthy["mlflow"]:
+        print(f"all models with their scores: {servers()[1].url}{models_path(connect()[1])}")
     if healthy["prefect"]:
         path = shlex.quote(str(password_file()))
         print(f'export {API_VARIABLE}={prefect_api()} {CLIENT_PASSWORD_VARIABLE}="$(cat {path})"')
         print(f"to log in, cat {path}: Prefect takes the whole line, MLflow {USER} and what is behind the colon")
+
+
+def page_of(server: Server, healthy: bool) -> str:
+    """The address to open in a browser, or the worker's work pool.
+
+    The bare address of MLflow's server opens a page about traces, which are none of this project's. So the address of
+    the table of runs is given, if the server is healthy. The experiment is made if there is none.
+    """
+    if server.port is None:
+        return f"work pool {POOL}"
+    if server.name != "mlflow" or not healthy:
+        return server.url
+    return server.url + runs_path(connect()[1])
 
 
 def down() -> None:

@@ -13,13 +13,19 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from prefect import Flow, flow, get_run_logger
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect import Flow, flow, get_client, get_run_logger
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import flow_run
 from prefect.states import State as RunState
 
@@ -34,16 +40,18 @@ from flows.places.work_pool import WorkPool
 from flows.sweeps.follow_points import OnChange, follow, is_done, prepare_folders
 from flows.sweeps.place_interface import Place, PointState
 from flows.sweeps.points import Point, expand
-from flows.sweeps.sweep_file import Sweep, read_sweep
+from flows.sweeps.sweep_file import Sweep, read_sweep, sweep_run_tag
 from flows.sweeps.sweep_mlflow_runs import open_sweep_run
 from flows.sweeps.sweep_plot import draw
 from flows.sweeps.sweep_table import Row, ScoredSetting, rows_of, settings_of, write_table
+from tasks.evaluation.scorer_labels import SCORER_LABELS
 from tasks.params.params_files import build_params
 from tasks.stages import stages_of
 from tasks.system.errors import UserError
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import write_bytes
 from tasks.system.paths import RESULTS, STATE
+from tasks.system.readable_digits import COUNTS, scaled
 
 Where = Literal["local", "slurm", "work-pool"]
 Log = Callable[[str], None]
@@ -62,7 +70,19 @@ def cancel_jobs(flow: Flow, flow_run: FlowRun, state: RunState) -> None:
         open_pool(Path.cwd(), plan, parameters.get("pool")).cancel_all()
 
 
-@flow(name="sana15-sweep", persist_result=True, result_serializer="json", on_cancellation=[cancel_jobs])
+def name_of_run() -> str:
+    """The name of the sweep's flow run in Prefect's UI: that of its file, and the profile if one is given."""
+    given = flow_run.parameters
+    return " ".join(filter(None, ("sweep", given["name"], given.get("profile"))))
+
+
+@flow(
+    name="sana15-sweep",
+    flow_run_name=name_of_run,
+    persist_result=True,
+    result_serializer="json",
+    on_cancellation=[cancel_jobs],
+)
 def sweep(
     name: str,
     profile: str | None = None,
@@ -91,13 +111,21 @@ def sweep(
     log = get_run_logger().getChild(LOGGER).info
     with (
         exclusive_lock(project / STATE / "sweeps" / f"{plan.title}.lock", f"sweep {plan.title} is being run here"),
-        open_sweep_run(plan, str(flow_run.id)) as record,
+        open_sweep_run(plan, str(flow_run.id)) as mlflow_runs,
     ):
-        states = run_points(project, points, place, ProgressReport(log, points))
+        with best_effort(log):
+            get_client(sync_client=True).update_flow_run(flow_run.id, tags=[*flow_run.tags, sweep_run_tag(plan.title)])
+        progress = ProgressReport(log, points)
+
+        def on_change(point: Point, state: PointState) -> None:
+            progress(point, state)
+            mlflow_runs.note(point, state)
+
+        states = run_points(project, points, place, on_change)
         rows = [row for point in points for row in rows_of(plan, point, states[point.key])]
         settings = settings_of(rows)
         folder = write_results(project, plan, rows, settings)
-        record(rows, folder / "plot.png")
+        mlflow_runs.finish(points, states, folder / "plot.png")
         with best_effort(log):
             publish(plan, rows, settings)
         log(f"table and plot are in {folder}")
@@ -211,10 +239,38 @@ def write_results(project: Path, plan: Sweep, rows: Sequence[Row], settings: Seq
 
 def publish(plan: Sweep, rows: Sequence[Row], settings: Sequence[ScoredSetting]) -> None:
     """Publish the settings as a table on Prefect's page, with the failed points below them."""
-    scored = [asdict(one) for one in settings]
-    failed = [{"label": row.point, "reason": row.reason} for row in rows if row.state != "done"]
+    scored = [readable(one) for one in settings]
+    failed = [{"setting": row.point, "reason": row.reason} for row in rows if row.state != "done"]
     key = re.sub("[^a-z0-9]+", "-", f"sweep {plan.title}".lower())
     create_table_artifact([*scored, *failed], key=key, description=f"Sweep {plan.title}")
+    create_markdown_artifact(points_text(plan), key=f"{key}-points", description="The flow runs of its points")
+
+
+def readable(one: ScoredSetting) -> dict[str, str]:
+    """A row of the table for people, in few digits."""
+    return {
+        "setting": one.label,
+        "model": one.model,
+        "best of": str(one.pictures),
+        "seeds": str(one.seeds),
+        "parameters": scaled(one.parameters, COUNTS),
+        "held-out loss": f"{one.heldout_loss:.3f}",
+        f"{SCORER_LABELS[one.scorer]} [95 %]": f"{one.score:.3f} [{one.low:.3f}, {one.high:.3f}]",
+        "seconds": "" if one.seconds is None else f"{one.seconds:.3g}",
+        "": ", ".join(mark for mark, holds in (("best", one.best), ("Pareto set", one.pareto)) if holds),
+    }
+
+
+def points_text(plan: Sweep) -> str:
+    """A list, in markdown, of the pipeline's flow runs that carry this sweep's tag, each with a link and its state.
+
+    A point that was run by an earlier start of the sweep is among them.
+    """
+    tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=[sweep_run_tag(plan.title)]))
+    found = get_client(sync_client=True).read_flow_runs(flow_run_filter=tagged, sort=FlowRunSort.START_TIME_DESC)
+    # brackets in a name would end the link's text
+    names = [(run, re.sub(r"([\[\]])", r"\\\1", run.name)) for run in found if run.parameters.get("point")]
+    return "\n".join(f"* [{name}](/runs/flow-run/{run.id}): {run.state_name}" for run, name in names)
 
 
 def raise_failures(points: Sequence[Point], states: Mapping[str, PointState]) -> None:

@@ -15,6 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.building.model_table import model_rows
 from flows.building.stage_builder import BuiltStage
 
 
@@ -57,16 +58,15 @@ def publish_stages(stages: Sequence[BuiltStage]) -> None:
 
 
 def publish_models(models: Sequence[dict[str, Any]]) -> None:
-    """Publish a table of models: size, held-out loss, and GenEval with its interval."""
-    rows = []
-    for model in models:
-        score = model["score"]
-        interval = f"{score['overall']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
-        sizes = {key: model[key] for key in ("name", "depth", "parameters", "heldout_loss")}
-        rows.append({**sizes, "geneval (95 % interval)": interval})
-    create_table_artifact(rows, key="models", description="The family of models")
+    """Publish a table of models: size, held-out loss, score with its interval, best of N, and seconds for a picture."""
+    create_table_artifact(model_rows(models), key="models", description="The family of models")
 
 
-def publish_report(report: Path) -> None:
-    """Publish the path of the report. It is spelled out, since browsers open no file:// link on a page of a server."""
-    create_markdown_artifact(f"[{report}]({report.as_uri()})", key="report", description="Open this file in a browser")
+def publish_report(report: Path, address: str | None) -> None:
+    """Publish where the report is: its path, and its `address` in MLflow's UI, if a server of MLflow has it.
+
+    The address opens from other machines too. The path is plain text, since browsers open no file:// link on a page of
+    a server.
+    """
+    link = f"[The report in MLflow]({address})\n\n" if address else ""
+    create_markdown_artifact(f"{link}`{report}`", key="report", description="The report of this run")

@@ -119,7 +119,7 @@ class StageBuilder:
 
     def _finish_cached(self, stage: Stage, started: float) -> BuiltStage:
         digests = self._manifest_digests(stage)
-        self.mlflow_runs.record_cached_stage(stage.name, self.dvc_lock.entry(stage.name), next(iter(digests.values())))
+        self.mlflow_runs.record_cached_stage(stage.name, next(iter(digests.values())))
         return BuiltStage(stage.name, digests, True, time.monotonic() - started)
 
     def _manifest_digests(self, stage: Stage) -> dict[str, str]:

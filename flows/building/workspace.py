@@ -22,9 +22,8 @@ from tasks.params.params_files import PARAMS_FILE, PROFILES, apply_overrides, ap
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import private_folder, read_json, write_bytes, write_json
 from tasks.system.manifest import sha256_json
-from tasks.system.paths import PARAMS_ORIGIN, STATE
+from tasks.system.paths import COPIES, PARAMS_ORIGIN, STATE
 
-COPIES = Path("runs")
 COPIED_FILES = STATE / "copied.json"
 CODE_FOLDERS = ("flows", "tasks", "model", "kernels", "profiles")
 """In these folders a file counts as code even if git does not track it. Elsewhere such files may be of any size."""
@@ -36,11 +35,15 @@ def open_workspace(project: Path, profile: str | None, overrides: Mapping[str, A
     Raises UserError, before anything is written, if the profile or a key is unknown or a value is out of range.
     """
     values = merged_params(project, profile, overrides)
-    if profile is None and not overrides:
-        return project
-    copy = project / COPIES / copy_name(profile, overrides)
-    write_copy(project, copy, values, origin_in_words(profile, overrides))
-    return copy
+    folder = workspace_folder(project, profile, overrides)
+    if folder != project:
+        write_copy(project, folder, values, origin_in_words(profile, overrides))
+    return folder
+
+
+def workspace_folder(project: Path, profile: str | None, overrides: Mapping[str, Any]) -> Path:
+    """The path of that folder, which may not be there yet."""
+    return project if profile is None and not overrides else project / COPIES / copy_name(profile, overrides)
 
 
 def write_copy(project: Path, copy: Path, values: Mapping[str, Any], origin: str) -> None:
@@ -82,6 +85,16 @@ def copy_name(profile: str | None, overrides: Mapping[str, Any]) -> str:
     """The name of the copy's folder: the profile, and a digest of the overrides if there are any."""
     name = re.sub(r"[^\w.-]", "_", profile or "default")
     return f"{name}-{sha256_json(dict(overrides))[:8]}" if overrides else name
+
+
+def run_name(flow_parameters: Mapping[str, Any]) -> str:
+    """What a run of the pipeline with these parameters is called in Prefect and MLflow.
+
+    A point of a sweep has a name from its sweep. Another run has the name of its copy, or `default` without one.
+    """
+    if point := flow_parameters.get("point"):
+        return point["name"]
+    return copy_name(flow_parameters.get("profile"), flow_parameters.get("overrides") or {})
 
 
 def origin_in_words(profile: str | None, overrides: Mapping[str, Any]) -> str:

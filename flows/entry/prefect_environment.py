@@ -1,13 +1,15 @@
 """Prefect's settings for this project. Importing this module sets them, so flows import it before Prefect.
 
 Prefect reads the environment when it is imported. A variable that the environment already has wins over the default
-here. The password of the project's own server is set too, unless Prefect has read its settings already.
+here. The password of the project's own server is set too, unless Prefect has read its settings already. Flows import
+this module first of all, so it also imports the module that prints a command's first line.
 """
 
 import os
 import sys
 from pathlib import Path
 
+import flows.entry.first_line  # noqa: F401
 from flows.entry.password import set_prefect_password
 from tasks.system.errors import UserError
 from tasks.system.processes import BAD_INPUT, complain

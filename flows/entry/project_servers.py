@@ -1,5 +1,6 @@
 """The servers that `make up` has started for this project: which process each of them is, and whether it listens."""
 
+import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +25,17 @@ def is_own_server(url: str) -> bool:
     return host == HOST and listens(recorded_process(main_project(Path.cwd()) / SERVERS_FOLDER / "prefect.pid"), port)
 
 
+def mlflow_server() -> str | None:
+    """The address of MLflow's server: that of `MLFLOW_TRACKING_URI`, or that of the server that `make up` has started.
+
+    None if the runs go to a database, and no server of this project is up to show them.
+    """
+    if (uri := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith(("http://", "https://")):
+        return uri.rstrip("/")
+    ports = listening_ports(recorded_process(main_project(Path.cwd()) / SERVERS_FOLDER / "mlflow.pid"))
+    return f"http://{HOST}:{min(ports)}" if ports else None
+
+
 def recorded_process(pid_file: Path) -> psutil.Process | None:
     """The process that this file records, or None if it has ended.
 
@@ -40,9 +52,14 @@ def recorded_process(pid_file: Path) -> psutil.Process | None:
 
 def listens(process: psutil.Process | None, port: int | None) -> bool:
     """Whether this process or one of its descendants listens on the port."""
+    return port in listening_ports(process)
+
+
+def listening_ports(process: psutil.Process | None) -> set[int]:
+    """The ports on which this process and its descendants listen."""
     try:
         every = [process, *process.children(recursive=True)] if process is not None else []
-        listening = [one for child in every for one in child.net_connections("tcp")]
+        connections = [one for child in every for one in child.net_connections("tcp")]
     except psutil.Error:
-        return False
-    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in listening)
+        return set()
+    return {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}

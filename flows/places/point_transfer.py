@@ -109,6 +109,9 @@ class Clones:
         return {
             "key": point.key,
             "label": point.label,
+            "sweep": point.sweep,
+            "name": point.name,
+            "setting": dict(point.setting),
             "only": None if point.only is None else list(point.only),
             "params": dict(point.values),
             "code": self._code,

@@ -99,7 +99,7 @@ class WorkPool:
         return self._answer(
             lambda: self._client.create_flow_run_from_deployment(
                 self._deploy(),
-                name=point.label,
+                name=point.name or point.label,
                 parameters=parameters,
                 tags=[self._project_tag, point.key, self._tag],
                 idempotency_key=f"{self._project_tag} {self._pool} {point.key} {attempt}",

@@ -67,6 +67,9 @@ def run_point(folder: str, attempt: int, lost_seconds: int) -> State | None:
 def run_clone(
     key: str,
     label: str,
+    sweep: str,
+    name: str,
+    setting: dict[str, Any],
     only: list[str] | None,
     params: dict[str, Any],
     code: str,
@@ -75,6 +78,8 @@ def run_clone(
     lost_seconds: int,
 ) -> State | None:
     """Run a point in this clone of the project, and give signs of life to Prefect's server for as long as it runs.
+
+    Prefect and MLflow show `sweep`, `name` and `setting`.
 
     `lock` is the text of a dvc.lock. The outputs that it names come from DVC's default remote, and new outputs are
     pushed there. The outcome is left in an artifact of the flow run. The run ends itself if its worker is gone, or if
@@ -86,7 +91,8 @@ def run_clone(
     give_sign = server_beats(client, run)
     give_sign()  # the steps before the pipeline take seconds, in which the sweep must hear this run
     project = Path.cwd()
-    point = Point(key, label, project / POINTS / key, params, {}, 0, None if only is None else tuple(only))
+    stages = None if only is None else tuple(only)
+    point = Point(key, label, project / POINTS / key, params, setting, 0, stages, sweep=sweep, name=name)
     if code_of_stages() != code:
         raise PointFailed(f"the code in the clone {project} is not that of the sweep")
     prepare(project, point, remote=True)

@@ -54,8 +54,13 @@ def prepare(project: Path, point: Point, remote: bool = False) -> None:
     """
     write_copy(project, point.folder, point.values, f"point of a sweep, with {point.label}")
     remove_outcome(point)
-    order = {"key": point.key, "label": point.label, "only": point.only, "remote": remote}
+    order = {"key": point.key, "label": point.label, "only": point.only, "remote": remote, "point": record_of(point)}
     write_json(point.folder / ORDER_FILE, order)
+
+
+def record_of(point: Point) -> dict[str, Any]:
+    """What a run of the pipeline is told about the point that it is: Prefect shows this as a parameter of the run."""
+    return {"key": point.key, "name": point.name, "sweep": point.sweep, "setting": dict(point.setting)}
 
 
 def remove_outcome(point: Point) -> None:

@@ -17,10 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from prefect import tags
+
 from flows.entry.password import refuse_server_in_settings_file
 from flows.entry.terminal import FAILED, FlowFailed, exit_on_term, show_only_stage_lines
 from flows.full_pipeline import full_pipeline
 from flows.sweeps.point_folder import ORDER_FILE, OUTCOME_FILE, POINT_LOCK, Outcome
+from flows.sweeps.sweep_file import sweep_run_tag
 from tasks.system.errors import UserError
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import read_json, write_json
@@ -64,7 +67,7 @@ def main() -> int:
             await_earlier_stages()
             OUTCOME_FILE.unlink(missing_ok=True)
             order = read_json(ORDER_FILE)
-            return _run(order["only"], order["remote"])
+            return _run(order["only"], order["remote"], order["point"])
     except UserError as error:
         return complain(error, BAD_INPUT)
     finally:
@@ -81,10 +84,11 @@ def await_earlier_stages() -> None:
             pass
 
 
-def _run(only: Sequence[str] | None, remote: bool) -> int:
+def _run(only: Sequence[str] | None, remote: bool, point: dict[str, Any]) -> int:
     started, code, reason = time.monotonic(), 0, ""
     try:
-        full_pipeline(only=only, remote=remote)
+        with tags(sweep_run_tag(point["sweep"])):
+            full_pipeline(only=only, remote=remote, point=point)
     except (UserError, FlowFailed) as error:
         code, reason = BAD_INPUT if isinstance(error, UserError) else FAILED, str(error)
     except Exception as error:

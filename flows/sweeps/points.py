@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.building.stage_graph import stages_until, stem_of, upstream_of
-from flows.building.workspace import COPIES, merged_params, overridden, profile_params
+from flows.building.workspace import merged_params, overridden, profile_params
 from flows.sweeps.sweep_file import SWEEPS, Sweep
 from tasks.params.params_files import build_params
 from tasks.params.user_files import listing_digest, own_path, paths_of
@@ -20,6 +20,7 @@ from tasks.runtime.code_digest import code_digest
 from tasks.stages import sections_of, stages_of, stems
 from tasks.system.errors import UserError
 from tasks.system.manifest import sha256_json
+from tasks.system.paths import COPIES
 
 POINTS = COPIES / "points"
 SEED = "compute.seed"
@@ -32,7 +33,8 @@ class Point:
     """One run of the pipeline with the params `values` in `folder`: of all stages, or of the stages `only`.
 
     `setting` holds the values by which the sweep's file describes this point, without the seed. `shared` is the point
-    whose stages this one shares with others; it must be done first.
+    whose stages this one shares with others; it must be done first. `sweep` is the sweep's title, and `name` is what
+    the point's runs are called in Prefect and MLflow: `prune-depth [3]`.
     """
 
     key: str
@@ -43,6 +45,8 @@ class Point:
     seed: int
     only: tuple[str, ...] | None = None
     shared: "Point | None" = None
+    sweep: str = ""
+    name: str = ""
 
 
 def expand(project: Path, sweep: Sweep) -> list[Point]:
@@ -62,15 +66,18 @@ def expand(project: Path, sweep: Sweep) -> list[Point]:
     for (setting, seed), values in zip(chosen, all_values, strict=True):
         needed = needed_stages(sweep, values)
         key, label = point_keys.key(values, needed), ", ".join(f"{name}={value}" for name, value in setting.items())
-        label += f", seed {seed}" if len(seeds) > 1 else ""
-        points.append(Point(key, label, project / POINTS / key, values, setting, seed, needed, shared.get(seed)))
+        of_seed = f", seed {seed}" if len(seeds) > 1 else ""
+        name = f"{sweep.title} {', '.join(map(str, setting.values()))}{of_seed}"
+        folder, label = project / POINTS / key, label + of_seed
+        points.append(Point(key, label, folder, values, setting, seed, needed, shared.get(seed), sweep.title, name))
     return points
 
 
 def _shared(project: Path, sweep: Sweep, seed: int, only: tuple[str, ...], point_keys: "PointKeys") -> Point:
     values = merged_params(project, sweep.profile, {SEED: seed})
     key = point_keys.key(values, only)
-    return Point(key, f"shared stages, seed {seed}", project / POINTS / key, values, {}, seed, only)
+    label, folder = f"shared stages, seed {seed}", project / POINTS / key
+    return Point(key, label, folder, values, {}, seed, only, sweep=sweep.title, name=f"{sweep.title} {label}")
 
 
 def shared_stages(project: Path, sweep: Sweep) -> tuple[str, ...]:

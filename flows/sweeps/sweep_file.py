@@ -63,7 +63,7 @@ class SweepKeys:
     models: tuple[str, ...] | None = None
     """Patterns of the models that become rows of the table, such as finetuned-*."""
     score: Score | None = None
-    """GenEval of one picture (one_picture), or of the best of as many as there are (best_of)."""
+    """The score of one picture (one_picture), or of the best of as many as there are (best_of)."""
     cluster: Cluster | None = None
     """What a point asks of Slurm or of a work pool."""
 
@@ -116,6 +116,11 @@ class Sweep:
     def title(self) -> str:
         """The name of the sweep's results and runs: its own, and the profile's if that is not the file's own."""
         return self.name if self.own_profile else f"{self.name}@{self.profile}"
+
+
+def sweep_run_tag(title: str) -> str:
+    """The tag in Prefect of a sweep's flow run and of the runs of its points. A click on it lists them all."""
+    return f"sweep {title}"
 
 
 def read_sweep(project: Path, name: str, profile: str | None = None) -> Sweep:

@@ -1,4 +1,4 @@
-"""The plot of a sweep: GenEval score against the number of parameters."""
+"""The plot of a sweep: score against the number of parameters."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from flows.sweeps.sweep_table import ScoredSetting
+from tasks.evaluation.scorer_labels import SCORER_LABELS
 from tasks.reporting.figure_style import CHOSEN, GROWN, QUIET, STYLE, legend_below, png, settle
 
 DPI = 110
@@ -16,6 +17,7 @@ def draw(title: str, settings: Sequence[ScoredSetting]) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.6), layout="constrained")
         axes = figure.subplots()
+        scorer = SCORER_LABELS[settings[0].scorer] if settings else "score"
         for pareto, colour, label in ((False, QUIET, "other"), (True, GROWN, "Pareto set")):
             chosen = [one for one in settings if one.pareto == pareto]
             x, y = [one.parameters / 1e6 for one in chosen], [one.score for one in chosen]
@@ -29,7 +31,7 @@ def draw(title: str, settings: Sequence[ScoredSetting]) -> bytes:
                 )
             if one.pareto:
                 axes.annotate(_named(one), place, (6, -4), textcoords="offset points", fontsize=7, va="top")
-        axes.set(title=title, xlabel="million parameters", ylabel="GenEval")
+        axes.set(title=title, xlabel="million parameters", ylabel=scorer)
         axes.set_ylim(bottom=0)
         axes.margins(x=0.12)
         legend_below(axes, 3)

@@ -24,7 +24,7 @@ LEVEL = 0.95
 class Row:
     """A row of the table: one model of one point, or a point that has no model.
 
-    `score` is GenEval's score when the judge chooses one of `pictures` pictures for each prompt, and `low` and `high`
+    `score` is the score by `scorer` when the judge chooses one of `pictures` pictures for each prompt. `low` and `high`
     are its interval. `seconds` is the time to draw these pictures, or None if it was not measured.
     """
 
@@ -43,6 +43,7 @@ class Row:
     low: float | None = None
     high: float | None = None
     seconds: float | None = None
+    scorer: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class ScoredSetting:
     seeds: int
     parameters: float
     heldout_loss: float
+    scorer: str
     score: float
     low: float
     high: float
@@ -91,6 +93,7 @@ def _model_rows(row: Row, model: Mapping[str, Any], sweep: Sweep) -> list[Row]:
             depth=model["depth"],
             parameters=model["parameters"],
             heldout_loss=model["heldout_loss"],
+            scorer=model["scorer"],
             score=score["overall"],
             low=score["low"],
             high=score["high"],
@@ -137,6 +140,7 @@ def _setting(label: str, model: str, pictures: int, rows: Sequence[Row]) -> Scor
         len(rows),
         float(np.mean([row.parameters for row in rows])),
         float(np.mean([row.heldout_loss for row in rows])),
+        rows[0].scorer,
         float(np.mean(scores)),
         low,
         high,

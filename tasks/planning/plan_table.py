@@ -1,7 +1,6 @@
 """The plan as a table, printed by `rich`: with colours on a terminal, plain if the output is piped."""
 
 import sys
-from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -9,12 +8,9 @@ from rich.text import Text
 
 from tasks.planning.cost_plan import Plan
 from tasks.planning.cost_row import Cost
+from tasks.system.readable_digits import BYTES, COUNTS, FLOPS, NOTHING, scaled, three_digits
 
 WIDTH = 140
-NOTHING = "–"
-BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
-COUNTS = ("", "k", "M", "B")
-FLOPS = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 COLUMNS = (
     "stage",
     "parameters",
@@ -82,24 +78,8 @@ def _total(plan: Plan) -> list[str]:
     ]
 
 
-def scaled(value: float, units: Sequence[str]) -> str:
-    """A value to three digits, in the unit that leaves one to three digits before the point. Units are 1000 apart."""
-    if value == 0:
-        return NOTHING
-    for unit in units:
-        if value < 999.5 or unit == units[-1]:
-            break
-        value /= 1000
-    return f"{_three_digits(value)} {unit}".rstrip()
-
-
 def hours_text(hours: float) -> str:
     """Hours to three digits, or `<0.01`. A dash stands for 0."""
     if hours == 0:
         return NOTHING
-    return "<0.01" if hours < 0.005 else _three_digits(hours)
-
-
-def _three_digits(value: float) -> str:
-    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:,.{digits}f}"
+    return "<0.01" if hours < 0.005 else three_digits(hours)

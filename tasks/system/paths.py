@@ -22,6 +22,8 @@ RANDOM_CUTS = CONTROLS / "random_cuts.safetensors"
 RESULTS = Path("results")
 STAGE_RECORDS = RESULTS / "stages"
 STATE = Path(".sana15")
+COPIES = Path("runs")
+"""The folder of a project whose subfolders are its copies for a profile or overrides."""
 PARAMS_ORIGIN = STATE / "params_origin.json"
 """In a copy of the project: which profile and overrides its params were made from, in words."""
 JUDGE_ANSWERS = STATE / "judge_answers.sqlite"

@@ -7,14 +7,16 @@ time, so that a row that is sent again after a crash is the same row to MLflow.
 import json
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.system.paths import main_project
 from tasks.tracking import model_registry
 from tasks.tracking.mlflow_store import connect, tracking_uri
-from tasks.tracking.report_spool import Row, Spool, claim_spools, find_spool
+from tasks.tracking.mlflow_views import run_path
+from tasks.tracking.report_spool import POINT_TAG, SPOOLS, Row, Spool, claim_spools, find_spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +31,10 @@ KEY_TAG = "sana15.key"
 PARENT_TAG = "mlflow.parentRunId"
 OUTPUT_TAG = "sana15.output"
 DIGEST_TAG = "sana15.output_sha256"
-MAKER_TAG = "sana15.made_by"
+CACHED_TAG = "sana15.cached"
+"""On the run of a flow: which run made the output of each stage that was up to date, as JSON by the stage's name."""
+NOTE_TAG = "mlflow.note.content"
+"""MLflow's UI shows this tag as the run's description, in markdown."""
 PASSING_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
 """MLflow's error codes of a store that may answer later. With any other code it refuses the row itself."""
 
@@ -135,19 +140,25 @@ def send(spool: Spool) -> bool:
 def _run_of(client: "MlflowClient", experiment: str, header: Row, folder: Path) -> str:
     """The id of a spool's MLflow run, which is created unless an earlier try has created it.
 
-    Raises LookupError while the spool of its parent waits to be sent. A parent that is neither in this store nor in a
-    spool was sent to another store; the run then has no parent.
+    Raises LookupError while the spool of its parent waits to be sent, here or in the main project. A parent that is
+    neither in this store nor in a spool was sent to another store; the run then has no parent.
     """
     if (run_id := _find_run(client, experiment, KEY_TAG, header["key"])) is not None:
         return run_id
     tags = header["tags"] | {KEY_TAG: header["key"]}
     if header["parent"] is not None:
-        parent = _find_run(client, experiment, KEY_TAG, header["parent"])
-        if parent is None and find_spool(folder, header["parent"]):
+        found = (_find_run(client, experiment, tag, header["parent"]) for tag in (KEY_TAG, POINT_TAG))
+        parent = next(filter(None, found), None)
+        if parent is None and any(find_spool(spools, header["parent"]) for spools in (folder, _main_spools(folder))):
             raise LookupError(f"the parent of {header['name']} has not been sent yet")
         tags |= {PARENT_TAG: parent} if parent else {}
     run = client.create_run(experiment, start_time=header["time"], tags=tags, run_name=header["name"])
     return run.info.run_id
+
+
+def _main_spools(folder: Path) -> Path:
+    """The folder of spools of the main project, where a sweep opens the runs that its points report to."""
+    return main_project(folder.parents[len(SPOOLS.parts) - 1]) / SPOOLS
 
 
 def _find_run(client: "MlflowClient", experiment: str, tag: str, value: str) -> str | None:
@@ -188,9 +199,17 @@ def _send_row(client: "MlflowClient", experiment: str, run_id: str, spool: Spool
         client.set_tag(run_id, DIGEST_TAG, row["digest"])
         if row["facts"] is not None:
             model_registry.register(client, experiment, run_id, Path(row["folder"]), row["digest"], row["facts"])
-    elif kind == "made":
-        maker = _find_run(client, experiment, DIGEST_TAG, row["digest"])
-        client.set_tag(run_id, MAKER_TAG, maker or "unknown")
+    elif kind == "artifact":
+        client.log_artifact(run_id, str(spool.images / row["file"]))
+    elif kind == "version":
+        model_registry.register(
+            client, experiment, run_id, Path(row["folder"]), row["digest"], row["facts"], row["scores"]
+        )
+    elif kind == "note":
+        makers = {stage: _find_run(client, experiment, DIGEST_TAG, one) for stage, one in row["cached"].items()}
+        client.set_tag(run_id, NOTE_TAG, row["text"] + _cached_stages_note(experiment, makers))
+        if makers:
+            client.set_tag(run_id, CACHED_TAG, json.dumps(makers))
     elif kind == "end":
         client.set_terminated(run_id, status=row["status"], end_time=row["time"])
 
@@ -199,6 +218,17 @@ def _metrics(rows: list[Row]) -> list["Metric"]:
     from mlflow.entities import Metric
 
     return [Metric(key, value, row["time"], row["step"]) for row in rows for key, value in row["values"].items()]
+
+
+def _cached_stages_note(experiment: str, makers: Mapping[str, str | None]) -> str:
+    """A sentence on the stages that were up to date, each with a link to the run that made its output, if known."""
+    if not makers:
+        return ""
+    links = [
+        stage if run_id is None else f"[{stage}]({run_path(experiment, run_id).lstrip('/')})"
+        for stage, run_id in makers.items()
+    ]
+    return f"\n\nUp to date, so not run again ({len(links)}): {', '.join(links)}."
 
 
 def _send_image(client: "MlflowClient", run_id: str, spool: Spool, row: Row) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from tasks.system.files import private_file, private_folder
 from tasks.system.paths import main_project
+from tasks.tracking.mlflow_views import VIEW_TAG, models_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,10 +61,12 @@ def connect() -> tuple["MlflowClient", str]:
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
+        if experiment.tags.get(VIEW_TAG) != models_view():
+            client.set_experiment_tag(experiment.experiment_id, VIEW_TAG, models_view())
         return client, experiment.experiment_id
     # artifacts lie beside a database; a server decides itself where its own lie
     location = str(artifacts) if uri.startswith("sqlite:") else None
-    return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+    return client, client.create_experiment(EXPERIMENT, location, {VIEW_TAG: models_view()})
 
 
 def refuse_silent_port(uri: str) -> None:

@@ -1,14 +1,18 @@
-"""The experiment's checkpoints in MLflow's model registry, and the way from a model's name to its folder.
+"""The experiments' checkpoints in MLflow's model registry, and the way from a model's name to its folder.
 
-Each checkpoint is a logged model and a version of the registered model `sana15`. Its tags are the path of its folder
-and the sha256 of the folder's manifest; weights are not copied. An alias (`small`, `grown`, `pruned-8`, `finetuned-8`)
-points at the newest version of that name. Copies of the project (`runs/smoke`) add versions and leave these aliases as
-they are. A user's own aliases (`champion`) work too.
+Each experiment has a registered model: `sana15-default` for the project itself, `sana15-smoke` for its copy
+`runs/smoke`, and `sana15-points` for the points of all sweeps. Each checkpoint is a logged model and a version of the
+registered model. Its tags are the path of its folder, the sha256 of the folder's manifest, and its scores; weights
+are not copied. An alias (`small`, `grown`, `pruned-8`, `finetuned-8`) points at the newest version of that name. Points
+have no aliases, since many of them have a model of the same name. A user's own aliases (`champion`) work too.
 """
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from safetensors import safe_open
@@ -19,14 +23,16 @@ from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
 from tasks.system.manifest import verify_manifest
-from tasks.system.paths import main_project
+from tasks.system.paths import COPIES, main_project
 from tasks.tracking.mlflow_store import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-REGISTERED_MODEL = "sana15"
+PREFIX = "sana15-"
+DEFAULT = f"{PREFIX}default"
+"""The registered model of the project itself."""
 FAMILY = re.compile(r"small|grown|(pruned|finetuned)-\d+")
 PATH_TAG = "path"
 DIGEST_TAG = "manifest_sha256"
@@ -41,30 +47,52 @@ def describe(folder: Path) -> dict[str, str] | None:
     return {"depth": str(read_json(folder / "config.json")["depth"]), "parameters": str(parameters)}
 
 
+def registered_model(workspace: Path) -> str:
+    """The name of the registered model that a workspace's checkpoints are versions of; see the module's docstring."""
+    workspace = workspace.resolve()
+    main = main_project(workspace)
+    if workspace == main:
+        return DEFAULT
+    return PREFIX + (workspace.name if workspace.parent == main / COPIES else workspace.parent.name)
+
+
 def register(
-    client: "MlflowClient", experiment: str, run_id: str, folder: Path, digest: str, facts: dict[str, str]
+    client: "MlflowClient",
+    experiment: str,
+    run_id: str,
+    folder: Path,
+    digest: str,
+    facts: dict[str, str],
+    scores: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Register the checkpoint in `folder` (absolute), unless it is registered; it may have been replaced since.
 
-    The folder's name becomes the version's alias, but not in a copy of the project, which may be of toy scale.
+    The version gets `scores` as tags. The folder's name becomes its alias, but not for the points of sweeps and for the
+    temporary experiments of DVC, which share one registered model.
     """
-    version = find_version(client, folder, digest)
-    if version is None:
-        version = _create_version(client, experiment, run_id, folder, digest, facts)
     workspace = folder.parents[1]
-    if main_project(workspace) == workspace:
-        client.set_registered_model_alias(REGISTERED_MODEL, folder.name, version.version)
+    name, main = registered_model(workspace), main_project(workspace)
+    version = find_version(client, name, folder, digest)
+    if version is None:
+        version = _create_version(client, experiment, run_id, name, folder, digest, facts)
+    for key, value in scores.items():
+        client.set_model_version_tag(name, version.version, key, value)
+    if workspace == main or workspace.parent == main / COPIES:
+        client.set_registered_model_alias(name, folder.name, version.version)
 
 
-def find_version(client: "MlflowClient", folder: Path, digest: str) -> "ModelVersion | None":
-    """The newest version that was registered from `folder` with a manifest of this digest."""
-    versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
+def find_version(client: "MlflowClient", name: str, folder: Path, digest: str) -> "ModelVersion | None":
+    """The newest version of the model `name` that was registered from `folder` with a manifest of this digest."""
+    versions = client.search_model_versions(f"name = '{name}'")
     same = [v for v in versions if v.tags.get(PATH_TAG) == str(folder) and v.tags.get(DIGEST_TAG) == digest]
     return max(same, key=lambda version: int(version.version), default=None)
 
 
 def resolve_model(name: str | Path) -> Path:
     """The checkpoint folder of a model, which is given as a folder, a name in this workspace (`grown`) or an alias.
+
+    An alias is looked for in this workspace's experiment, then in the project's own. `sana15-smoke@grown` names an
+    alias of another experiment, as MLflow's own addresses of models do.
 
     Raises UserError if there is no such model, or if an alias's folder no longer has the registered weights.
     """
@@ -90,25 +118,36 @@ def params_of(model: Path) -> Params:
     return load_params(own if model.resolve().parent.name == paths.OUTPUTS.name and own.is_file() else PARAMS_FILE)
 
 
-def _aliased(alias: str) -> "ModelVersion | None":
+def _aliased(name: str) -> "ModelVersion | None":
     from mlflow.exceptions import MlflowException
 
+    model, at, alias = name.partition("@")
+    models = (model,) if at else dict.fromkeys((registered_model(Path.cwd()), DEFAULT))
     try:
         client, _ = connect()
-        return client.get_model_version_by_alias(REGISTERED_MODEL, alias)
     except (MlflowException, OSError):
         return None
+    for registered in models:
+        with suppress(MlflowException):
+            return client.get_model_version_by_alias(registered, alias if at else name)
+    return None
 
 
 def _create_version(
-    client: "MlflowClient", experiment: str, run_id: str, folder: Path, digest: str, facts: dict[str, str]
+    client: "MlflowClient",
+    experiment: str,
+    run_id: str,
+    name: str,
+    folder: Path,
+    digest: str,
+    facts: dict[str, str],
 ) -> "ModelVersion":
-    if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
-        client.create_registered_model(REGISTERED_MODEL)
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
     tags = {"model": folder.name, PATH_TAG: str(folder), DIGEST_TAG: digest}
     model = client.create_logged_model(
         experiment, name=folder.name, source_run_id=run_id, tags=tags, params=facts, model_type="SANA-1.5"
     )
     client.finalize_logged_model(model.model_id, "READY")
     source = f"models:/{model.model_id}"
-    return client.create_model_version(REGISTERED_MODEL, source, run_id=run_id, tags=tags, model_id=model.model_id)
+    return client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model.model_id)

@@ -8,6 +8,7 @@ all of it has been sent.
 
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -20,14 +21,21 @@ from tasks.system.file_locks import lock, try_to_lock
 from tasks.system.files import read_json, write_json
 
 SPOOLS = paths.STATE / "spool"
+NO_FILE_NAME = re.compile(r"[^\w@.-]")
+"""The characters of a run's name that are replaced in the name of its spool's file."""
+MAX_NAME = 60
+"""A run's name is cut to so many characters in the name of its spool's file. The run in MLflow has the whole name."""
+POINT_TAG = "sana15.point"
+"""The key of a sweep's point. The point's stages name this key as their parent, since they know no other."""
 Row = dict[str, Any]
 
 
 class Spool:
     """The reports of one run.
 
-    The first row describes the run: its `name`, a unique `key`, the key of its `parent` or None, and its `tags`. Every
-    row has a `kind` and a `time` in milliseconds. By its time MLflow knows a row that is sent twice.
+    The first row describes the run: its `name`, a unique `key`, its `parent` or None, and its `tags`. The parent is
+    named by its key, or by its tag `POINT_TAG`. Every row has a `kind` and a `time` in milliseconds. By its time MLflow
+    knows a row that is sent twice.
     """
 
     def __init__(self, path: Path, file: TextIO) -> None:
@@ -35,13 +43,19 @@ class Spool:
 
     @property
     def images(self) -> Path:
-        """The folder of copied pictures."""
+        """The folder of copied pictures and other files."""
         return self.path.with_suffix(".images")
 
     @property
     def header(self) -> Row:
         """The first row."""
         return next(self.rows())[0]
+
+    @staticmethod
+    def read_header(path: Path) -> Row:
+        """The first row of the spool's file at `path`. Raises ValueError if it is not complete."""
+        with open(path, encoding="utf-8") as file:
+            return json.loads(file.readline())
 
     @property
     def ended(self) -> bool:
@@ -80,6 +94,12 @@ class Spool:
         self._mark.unlink(missing_ok=True)
         self.path.unlink()
 
+    def append_artifact(self, path: Path) -> None:
+        """Add a file, which MLflow will show under its own name. It is copied, since a later run may replace it."""
+        self.images.mkdir(exist_ok=True)
+        shutil.copyfile(path, self.images / path.name)
+        self.append("artifact", file=path.name)
+
     def close(self) -> None:
         """Close the file and release its lock. Rows that have not been sent stay on disk."""
         self._file.close()
@@ -98,10 +118,10 @@ def status_after(error: BaseException) -> str:
 
 
 def open_spool(folder: Path, name: str, tags: Mapping[str, str], parent: str | None = None) -> Spool:
-    """A new, locked spool for a run `name`, which is nested in the run with the key `parent`."""
+    """A new, locked spool for a run `name`, which is nested in the run `parent`."""
     folder.mkdir(parents=True, exist_ok=True)
     key, now = uuid.uuid4().hex, time.time_ns()
-    path = folder.resolve() / f"{now}.{name}.{key}.jsonl"
+    path = folder.resolve() / f"{now}.{NO_FILE_NAME.sub('_', name)[:MAX_NAME]}.{key}.jsonl"
     file = open(path, "a", encoding="utf-8")
     lock(file)  # waits, as another process may be looking whether this file was left behind
     spool = Spool(path, file)
@@ -114,9 +134,16 @@ def join_spool(path: Path) -> Spool:
     return Spool(path, open(path, "a", encoding="utf-8"))
 
 
-def find_spool(folder: Path, key: str) -> Path | None:
-    """The file of the run with this key; None if all of it has been sent."""
-    return next(folder.glob(f"*.{key}.jsonl"), None)
+def find_spool(folder: Path, parent: str) -> Path | None:
+    """The file of the run that `parent` names, by its key or as a sweep's point. None if all of it has been sent."""
+    for path in folder.glob("*.jsonl"):
+        try:
+            header = Spool.read_header(path)
+        except (FileNotFoundError, ValueError):
+            continue  # sent and deleted by another process a moment ago, or still empty
+        if parent in (header["key"], header["tags"].get(POINT_TAG)):
+            return path
+    return None
 
 
 def claim_spools(folder: Path) -> Iterator[Spool]:

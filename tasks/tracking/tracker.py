@@ -20,6 +20,7 @@ from tasks.tracking.mlflow_sender import Sender
 from tasks.tracking.report_spool import SPOOLS, Spool, join_spool, open_spool, status_after
 
 SPOOL_VARIABLE = "SANA15_SPOOL"
+COMMIT_TAG = "mlflow.source.git.commit"
 
 
 class Tracker:
@@ -99,7 +100,7 @@ def run_tags(stage: str, workspace: Path) -> dict[str, str]:
     """Tags that name the stage, the workspace and the git commit of a run."""
     commit = git_commit(workspace)
     tags = {"sana15.stage": stage, "sana15.workspace": str(workspace)}
-    return tags if commit is None else tags | {"mlflow.source.git.commit": commit}
+    return tags if commit is None else tags | {COMMIT_TAG: commit}
 
 
 def _identity(folder: Path) -> dict[str, str]:

@@ -263,7 +263,7 @@ def test_the_password_is_in_no_other_file_and_on_no_command_line(deployed: Clone
 
 def test_tags_join_git_dvc_and_prefect_in_mlflow(deployed: Clone) -> None:
     commit = deployed.run("git", "rev-parse", "HEAD").stdout.strip()
-    finished = deployed.mlflow_runs("attributes.run_name = 'sana15' and attributes.status = 'FINISHED'")
+    finished = deployed.mlflow_runs("attributes.run_name = 'default' and attributes.status = 'FINISHED'")
     parent = min(finished, key=lambda run: run.info.start_time)
     flow_run = parent.data.tags["prefect.flow_run_id"]
     assert deployed.run(str(BIN / "prefect"), "flow-run", "inspect", flow_run).returncode == 0

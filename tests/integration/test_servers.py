@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -112,11 +113,16 @@ def test_status_prints_the_line_that_leads_commands_to_the_server(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PREFECT_PORT", "4321")
+    monkeypatch.setenv("MLFLOW_PORT", "4322")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for healthy in (True, False):
         monkeypatch.setattr(Server, "healthy", lambda _server, healthy=healthy: healthy)
         status()
         printed = capsys.readouterr().out
         assert ("\nexport PREFECT_API_URL=http://127.0.0.1:4321/api " in printed) == healthy
+        # MLflow's bare address opens a page about traces
+        table = re.search(r"mlflow   up   http://127.0.0.1:4322/#/experiments/\d+/runs\?workflowType=\w+ ", printed)
+        assert (table is not None) == healthy
         assert credentials().partition(":")[2] not in printed
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import yaml
+from mlflow.entities import Run
 
 from flows.building.workspace import merged_params
 from flows.sweeps.point_folder import ORDER_FILE, OUTCOME_FILE, outcome
@@ -29,6 +30,10 @@ def write_grid(clone: Clone, prompts: list[int]) -> None:
 
 def table(clone: Clone, name: str = "cheap") -> list[dict[str, str]]:
     return list(csv.DictReader((clone.root / f"results/sweeps/{name}/table.csv").read_text().splitlines()))
+
+
+def parent_of(run: Run) -> str | None:
+    return run.data.tags.get("mlflow.parentRunId")
 
 
 def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clone) -> None:
@@ -57,8 +62,15 @@ def test_a_sweep_computes_shared_stages_once_and_an_added_value_alone(clone: Clo
     assert outcome(new).done and len(table(clone)) == 3
 
     parents = [run.info.run_id for run in clone.mlflow_runs("attributes.run_name = 'sweep cheap'")]
-    nested = [run.data.tags["mlflow.parentRunId"] for run in clone.mlflow_runs("attributes.run_name LIKE 'point %'")]
-    assert sorted(nested.count(parent) for parent in parents) == [2, 3]
+    nested = {run.info.run_id: run for run in clone.mlflow_runs("attributes.run_name LIKE 'cheap %'")}
+    points = [run for run in nested.values() if "shared" not in run.info.run_name]
+    assert {run.info.run_name for run in points} == {"cheap 1", "cheap 2", "cheap 3"}
+    of_points = [run.data.tags["mlflow.parentRunId"] for run in points]
+    assert sorted(of_points.count(parent) for parent in parents) == [2, 3]
+    # nothing of a point stands beside its sweep, and each report that was made is nested in its point's run
+    assert {run.info.run_name for run in clone.mlflow_runs() if not parent_of(run)} == {"sweep cheap"}
+    reports = clone.mlflow_runs("attributes.run_name = 'report'")
+    assert sorted(nested[parent_of(run)].info.run_name for run in reports) == ["cheap 1", "cheap 2", "cheap 3"]
     assert not (clone.root / "outputs").exists()
 
     # a point that stops at its model's score has the same row, without a report

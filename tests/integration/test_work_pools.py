@@ -485,7 +485,7 @@ def test_a_clone_with_other_code_than_the_sweeps_refuses_the_point(
     code = clone.python("-c", digest).stdout.strip()
     assert code == code_of_stages()
     (clone.root / "model/network.py").write_text((clone.root / "model/network.py").read_text() + "# edited\n")
-    given = f"'key', 'label', None, {{}}, {code!r}, '', 1, 120"
+    given = f"'key', 'label', 'sweep', 'name', {{}}, None, {{}}, {code!r}, '', 1, 120"
     done = clone.python("-c", f"from flows.places.work_pool_flows import run_clone; run_clone({given})")
     assert done.returncode == 1 and "PointFailed: the code in the clone" in done.stderr
     assert not (clone.root / "runs").exists()

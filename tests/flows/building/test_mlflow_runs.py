@@ -1,7 +1,7 @@
 """A flow run's run in MLflow ends as it does, and a model's score has one name in all runs."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,21 @@ import pytest
 from PIL import Image
 
 from flows.building.mlflow_runs import open_mlflow_runs
+from flows.building.workspace import copy_name
+from flows.sweeps.place_interface import PointState
+from flows.sweeps.point_folder import OUTCOME_FILE, Outcome
+from flows.sweeps.points import Point
 from flows.sweeps.sweep_file import Score, Sweep
 from flows.sweeps.sweep_mlflow_runs import open_sweep_run
-from flows.sweeps.sweep_table import Row
 from tasks.data.scene_vocabulary import lines
 from tasks.evaluation.evaluation_summary import CHOOSERS, headline, summarize
 from tasks.evaluation.picture_pool import Pool
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
 from tasks.reporting.report_numbers import plain
+from tasks.system.files import write_json
 from tasks.tracking.mlflow_store import connect
+from tests.helpers.mlflow_store import runs
+from tests.helpers.patience import wait_for
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def test_the_run_of_a_flow_and_of_a_stage_that_it_left_end_as_it_did(
             work()
     client, experiment = connect()
     ended = {run.info.run_name: run.info.status for run in client.search_runs([experiment])}
-    assert ended == {"sana15": status, "train": status}
+    assert ended == {"smoke": status, "train": status}
 
 
 def summary_of_a_pool() -> dict[str, Any]:
@@ -70,21 +76,124 @@ def metrics_of(run_name: str) -> dict[str, float]:
     return run.data.metrics
 
 
-def test_a_models_scores_have_the_names_that_its_stage_gives_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def record_of_a_model(name: str) -> dict[str, Any]:
+    summary = summary_of_a_pool()
+    scored = {key: {n: plain(part) for n, part in summary[key].items()} for key in ("by_seen", *CHOOSERS)}
+    scored |= {"scorer": "geneval", "score": summary["score"]}
+    return {"name": name, "depth": 4, "parameters": 10, "heldout_loss": 0.3, **scored}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow_database: Path) -> Path:
+    shutil.copy(empty_mlflow_database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    summary = summary_of_a_pool()
-    scored = {key: {name: plain(part) for name, part in summary[key].items()} for key in ("by_seen", *CHOOSERS)}
-    scored |= {"scorer": "geneval", "score": summary["score"]}
-    with open_mlflow_runs(tmp_path, "a flow run", {}) as mlflow_runs:
-        mlflow_runs.record_models([{"name": "grown", "depth": 4, "parameters": 10, "heldout_loss": 0.3, **scored}])
-    stage, model = headline(summary), metrics_of("model grown")
-    assert {name: model[name] for name in stage} == stage
-    assert model["geneval/counting/low"] == summary["score"]["tasks"]["counting"]["low"]
-    assert {"geneval/overall", "geneval/seen", "best_of/4"} < stage.keys() and len(set(stage.values())) > 5
-    assert model["heldout_loss"] == 0.3
+    return tmp_path
+
+
+def test_a_models_run_has_few_numbers_under_the_names_that_its_stage_gives_them(workspace: Path) -> None:
+    record = record_of_a_model("grown")
+    with open_mlflow_runs(workspace, "a flow run", {}) as mlflow_runs:
+        mlflow_runs.record_models([record | {"seconds_per_picture": 0.5}])
+    stage, model = headline(summary_of_a_pool()), metrics_of("model grown")
+    assert {name: stage[name] for name in model if name in stage} == {
+        name: value for name, value in model.items() if name not in ("heldout_loss", "seconds_per_picture")
+    }
+    assert {"geneval/overall", "geneval/low", "geneval/high", "geneval/counting", "best_of/4"} < model.keys()
+    assert not {name for name in model if name.startswith(("oracle/", "random/", "shuffled/", "by_seen/"))}
+    assert model["heldout_loss"] == 0.3 and model["seconds_per_picture"] == 0.5
+
+
+def test_no_number_of_another_scorer_is_called_geneval(workspace: Path) -> None:
+    record = record_of_a_model("grown") | {"scorer": "matching"}
+    record |= {"distance": {"value": 2.0, "low": 1.0, "high": 3.0}, "clip_score": 0.25}
+    with open_mlflow_runs(workspace, "a flow run", {}) as mlflow_runs:
+        mlflow_runs.record_models([record])
+    model = metrics_of("model grown")
+    assert model["matching/overall"] == record["score"]["overall"]
+    assert not [name for name in model if "geneval" in name]
+    assert (model["distance"], model["clip_score"]) == (2.0, 0.25)
+
+
+def test_a_models_run_shows_a_sheet_of_its_pictures(workspace: Path) -> None:
+    folder = workspace / "outputs" / "evaluation" / "grown"
+    folder.mkdir(parents=True)
+    pictures = np.zeros((30, 2, 8, 8, 3), np.uint8)
+    pictures[:, 0] = np.arange(30)[:, None, None, None] * 8
+    np.save(folder / "pictures.npy", pictures)
+    with open_mlflow_runs(workspace, "a flow run", {}) as mlflow_runs:
+        mlflow_runs.record_models([record_of_a_model("grown")])
+    client, experiment = connect()
+    (run,) = client.search_runs([experiment], "attributes.run_name = 'model grown'")
+    (png,) = [one.path for one in client.list_artifacts(run.info.run_id, "images") if one.path.endswith(".png")]
+    sheet = Image.open(client.download_artifacts(run.info.run_id, png, str(workspace)))
+    shown = [sheet.getpixel((column * 68 + 32, row * 68 + 32))[0] // 8 for row in range(2) for column in range(6)]
+    assert shown == [number * 30 // 12 for number in range(12)]
+
+
+def test_a_run_is_named_by_its_profile_and_overrides_and_says_where_its_report_and_flow_run_are(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4321/api")
+    overrides = {"finetune.steps": 3}
+    for given, name in (
+        ({}, "default"),
+        ({"profile": "smoke", "overrides": overrides}, copy_name("smoke", overrides)),
+    ):
+        with open_mlflow_runs(workspace, "id-of-the-flow-run", given):
+            pass
+        client, experiment = connect()
+        (run,) = client.search_runs([experiment], f"attributes.run_name = '{name}'")
+        note = run.data.tags["mlflow.note.content"]
+        assert "[id-of-the-flow-run](http://127.0.0.1:4321/runs/flow-run/id-of-the-flow-run)" in note
+        assert str(workspace.resolve() / "results/report.html") in note
+
+
+def test_stages_that_were_up_to_date_have_no_run_and_are_counted_in_the_parents_description(workspace: Path) -> None:
+    with open_mlflow_runs(workspace, "a flow run", {}) as mlflow_runs:
+        for stage in ("shard", "encode"):
+            mlflow_runs.record_cached_stage(stage, f"digest of {stage}")
+    client, experiment = connect()
+    (run,) = client.search_runs([experiment])
+    assert "not run again (2): shard, encode." in run.data.tags["mlflow.note.content"]
+
+
+def test_the_report_is_an_artifact_of_the_parent_run_with_an_address_in_mlflows_ui(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "report.html").write_text("<p>the report</p>")
+    with open_mlflow_runs(workspace, "a flow run", {}) as mlflow_runs:
+        mlflow_runs.record_report(workspace / "report.html", workspace / "missing.png")
+        wait_for(lambda: mlflow_runs.parent.sent()[1] is not None, "MLflow")
+        assert mlflow_runs.address("report.html") is None  # no server shows it
+        monkeypatch.setattr("flows.building.mlflow_runs.mlflow_server", lambda: "http://127.0.0.1:5000")
+        address = mlflow_runs.address("report.html")
+    client, experiment = connect()
+    (run,) = client.search_runs([experiment])
+    assert [one.path for one in client.list_artifacts(run.info.run_id)] == ["report.html"]
+    page = f"/#/experiments/{experiment}/runs/{run.info.run_id}/artifacts/report.html?workflowType=machine_learning"
+    assert address == f"http://127.0.0.1:5000{page}"
+
+
+def test_the_runs_of_a_point_are_nested_in_the_run_that_its_sweep_has_opened(workspace: Path) -> None:
+    Image.new("RGB", (4, 4)).save(workspace / "plot.png")
+    given = {"point": {"key": "key", "name": "mine 4", "sweep": "mine", "setting": {"train.steps": 4}}}
+    point = Point("key", "train.steps=4", workspace, {}, {"train.steps": 4}, 0, sweep="mine", name="mine 4")
+    with open_sweep_run(Sweep("mine", None, "train", ({"train.steps": 4},)), "a flow run") as sweep_runs:
+        sweep_runs.note(point, PointState("running"))
+        wait_for(lambda: runs("mine 4") != [], "the point's run")  # a point needs longer than this to begin a stage
+        with open_mlflow_runs(workspace, "another flow run", given) as mlflow_runs:
+            mlflow_runs.begin_stage("train")
+            mlflow_runs.finish_stage("train", {})
+        sweep_runs.note(point, PointState("failed", "no memory"))
+        sweep_runs.finish([point], {"key": PointState("failed", "no memory")}, workspace / "plot.png")
+    client, experiment = connect()
+    by_name = {run.info.run_name: run for run in client.search_runs([experiment])}
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in by_name.items()}
+    ids = {name: run.info.run_id for name, run in by_name.items()}
+    assert parents == {"sweep mine": None, "mine 4": ids["sweep mine"], "train": ids["mine 4"]}
+    assert by_name["mine 4"].info.status == "FAILED"
+    assert by_name["mine 4"].data.tags["sana15.reason"] == "no memory"
 
 
 @pytest.mark.parametrize(
@@ -92,14 +201,15 @@ def test_a_models_scores_have_the_names_that_its_stage_gives_them(
     [("one_picture", {"geneval/grown/overall": 0.5}), ("best_of", {"best_of/grown/1": 0.5, "best_of/grown/4": 0.7})],
 )
 def test_a_points_scores_have_their_models_name_in_the_second_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: Score, names: dict[str, float]
+    workspace: Path, score: Score, names: dict[str, float]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    Image.new("RGB", (4, 4)).save(tmp_path / "plot.png")
-    sweep = Sweep("mine", None, "train", ({"train.steps": 4},), score=score)
-    base = Row("key", {"train.steps": 4}, 0, "done", "", str(tmp_path), "grown", parameters=10, heldout_loss=0.3)
-    rows = [replace(base, pictures=int(name[-1]) if name[-1].isdigit() else 1, score=names[name]) for name in names]
-    with open_sweep_run(sweep, "a flow run") as record:
-        record(rows, tmp_path / "plot.png")
-    assert metrics_of("point key") == names | {"parameters/grown": 10, "heldout_loss/grown": 0.3}
+    Image.new("RGB", (4, 4)).save(workspace / "plot.png")
+    interval = {"low": 0.0, "high": 1.0}
+    model = {"name": "grown", "depth": 4, "parameters": 10, "heldout_loss": 0.3, "scorer": "geneval"}
+    model |= {"score": {"overall": 0.5, **interval}}
+    model |= {"best_of": {"1": {"overall": 0.5, **interval}, "4": {"overall": 0.7, **interval}}}
+    write_json(workspace / OUTCOME_FILE, asdict(Outcome("", 1.0, [model])))
+    point = Point("key", "train.steps=4", workspace, {}, {"train.steps": 4}, 0, sweep="mine", name="mine 4")
+    with open_sweep_run(Sweep("mine", None, "train", ({"train.steps": 4},), score=score), "a flow run") as sweep_runs:
+        sweep_runs.finish([point], {"key": PointState("done")}, workspace / "plot.png")
+    assert metrics_of("mine 4") == names | {"parameters/grown": 10, "heldout_loss/grown": 0.3}

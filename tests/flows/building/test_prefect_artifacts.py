@@ -1,13 +1,14 @@
-"""A flow builds its stages also where Prefect cannot show how far it is."""
+"""A flow builds its stages also where Prefect cannot show how far it is. Its artifacts are for people anywhere."""
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from flows.building import prefect_artifacts, stage_retry
-from flows.building.prefect_artifacts import StageProgress
+from flows.building.prefect_artifacts import StageProgress, publish_report
 from flows.building.stage_builder import BuiltStage
 
 
@@ -26,3 +27,15 @@ def test_a_server_that_takes_no_artifact_fails_no_stage_that_is_built(
     done = stage_retry.stage_task(build, "grow", StageProgress(1), ["grow"]).fn()
     assert done["outputs"] == built.outputs
     assert "no answer" in caplog.text
+
+
+@pytest.mark.parametrize("address", [None, "http://127.0.0.1:5000/#/experiments/1/runs/2/artifacts/report.html"])
+def test_the_report_is_linked_through_mlflow_and_its_path_is_text(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    published: list[str] = []
+    monkeypatch.setattr(prefect_artifacts, "create_markdown_artifact", lambda text, **_values: published.append(text))
+    publish_report(Path("/a/results/report.html"), address)
+    (text,) = published
+    assert text.splitlines()[-1] == "`/a/results/report.html`" and "file:" not in text
+    assert (f"]({address})" in text) == (address is not None)

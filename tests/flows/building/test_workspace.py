@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from dvc.config import Config
 
-from flows.building.workspace import hold_workspace, open_workspace
+from flows.building.workspace import hold_workspace, open_workspace, run_name
 from tasks.params.params_files import load_params, read_yaml
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
@@ -152,6 +152,14 @@ def test_one_flow_at_a_time_works_in_a_workspace(tmp_path: Path) -> None:
             pass
     with hold_workspace(tmp_path):
         pass
+
+
+def test_a_run_is_called_as_its_folder_is_and_a_point_by_its_values(project: Path) -> None:
+    for profile, overrides in (("smoke", {}), (None, {"finetune.steps": 90}), ("smoke", {"finetune.steps": 3})):
+        folder = open_workspace(project, profile, overrides)
+        assert run_name({"profile": profile, "overrides": overrides}) == folder.name
+    assert run_name({"profile": None, "overrides": None}) == "default"
+    assert run_name({"point": {"key": "0a1b", "name": "prune-depth [3]"}}) == "prune-depth [3]"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from flows.entry.terminal import FlowFailed
 from flows.places.gpu_leases import lease
 from flows.places.heartbeat import Silence
 from flows.places.local_processes import LocalProcesses
-from flows.sweep import raise_failures, run_points, sweep
+from flows.sweep import raise_failures, readable, run_points, sweep
 from flows.sweeps import follow_points as following
 from flows.sweeps.follow_points import follow
 from flows.sweeps.place_interface import PointState
@@ -479,6 +480,21 @@ def row(name: str, seed: int, score: float, parameters: int, seconds: float | No
         score + 0.1,
         seconds,
     )
+
+
+def test_a_sweeps_table_for_people_has_few_digits_and_its_scorers_name() -> None:
+    (one,) = settings_of([replace(row("large", 0, 0.74195, 3_204_112, 0.094414), scorer="matching")])
+    assert readable(one) == {
+        "setting": "x=large",
+        "model": "grown",
+        "best of": "1",
+        "seeds": "1",
+        "parameters": "3.20 M",
+        "held-out loss": "0.500",
+        "Matching [95 %]": "0.742 [0.642, 0.842]",
+        "seconds": "0.0944",
+        "": "best, Pareto set",
+    }
 
 
 def test_the_best_and_the_pareto_set_are_by_score_parameters_and_seconds() -> None:

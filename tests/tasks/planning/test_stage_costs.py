@@ -34,7 +34,7 @@ from tasks.planning.encoder_runs import EncoderRuns
 from tasks.planning.experiment_scale import CHARACTERS_PER_TOKEN, Captions, Scale, measure_scale, tokens_of
 from tasks.planning.gpu_hours import gpu_hours
 from tasks.planning.plan_notes import notes
-from tasks.planning.plan_table import FLOPS, print_plan, scaled
+from tasks.planning.plan_table import print_plan
 from tasks.planning.planned_experiment import Experiment, evaluations, micro_batch, open_experiment, text_rows
 from tasks.planning.training_memory import Batch, activation_bytes
 from tasks.runtime.context import Context, Metrics
@@ -42,6 +42,7 @@ from tasks.shard import write_scenes
 from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.errors import UserError
+from tasks.system.readable_digits import FLOPS, scaled
 from tasks.training.ema import Ema
 from tasks.training.text_encoder_loss import reading
 from tasks.training.training_batch import FlowMatchingLoss

@@ -20,9 +20,9 @@ from tasks.system.errors import UserError
 from tasks.system.manifest import MANIFEST, sha256_file, write_manifest
 from tasks.system.paths import main_project
 from tasks.tracking import model_registry
-from tasks.tracking.mlflow_sender import DIGEST_TAG, MAKER_TAG, Sender, send, send_backlog
+from tasks.tracking.mlflow_sender import CACHED_TAG, DIGEST_TAG, NOTE_TAG, Sender, send, send_backlog
 from tasks.tracking.mlflow_store import connect, tracking_uri
-from tasks.tracking.report_spool import SPOOLS, join_spool, open_spool
+from tasks.tracking.report_spool import POINT_TAG, SPOOLS, join_spool, open_spool
 from tasks.tracking.tracker import SPOOL_VARIABLE, Tracker, open_tracker
 from tests.helpers.mlflow_store import history, runs
 from tests.helpers.patience import PATIENCE_SECONDS
@@ -145,7 +145,7 @@ def test_rows_that_are_sent_again_after_a_crash_are_not_doubled(store: Path) -> 
     (run,) = runs("pretrain")
     assert history(run, "loss") == [(1, 0.5)]
     assert len(client.list_artifacts(run.info.run_id, "images")) == 2
-    assert len(client.search_model_versions("name = 'sana15'")) == 1
+    assert len(client.search_model_versions("name = 'sana15-default'")) == 1
 
 
 def test_the_last_send_goes_on_for_as_long_as_runs_arrive(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,15 +212,44 @@ def test_a_spool_that_cannot_be_read_is_named_and_does_not_hold_up_the_others(
     ]
 
 
-def test_a_cached_stage_points_at_the_run_that_made_its_output(store: Path) -> None:
-    folder = checkpoint("small")
+def test_a_run_names_and_links_the_runs_that_made_what_was_up_to_date(store: Path) -> None:
     with open_tracker("pretrain") as tracker:
-        tracker.log_output(folder)
+        tracker.log_output(checkpoint("small"))
     (maker,) = runs("pretrain")
-    spool = open_spool(SPOOLS, "cached", {})
-    spool.append("made", digest=maker.data.tags[DIGEST_TAG])
+    spool = open_spool(SPOOLS, "default", {})
+    cached = {"pretrain": maker.data.tags[DIGEST_TAG], "train": "the digest of an output that no run made"}
+    spool.append("note", text="The text.", cached=cached)
     send(spool)
-    assert runs("cached")[0].data.tags[MAKER_TAG] == maker.info.run_id
+    (run,) = runs("default")
+    _, experiment = connect()
+    link = f"[pretrain](#/experiments/{experiment}/runs/{maker.info.run_id}?workflowType=machine_learning)"
+    assert run.data.tags[NOTE_TAG] == f"The text.\n\nUp to date, so not run again (2): {link}, train."
+    assert json.loads(run.data.tags[CACHED_TAG]) == {"pretrain": maker.info.run_id, "train": None}
+    assert len(runs("pretrain")) == 1 and not runs("train")
+
+
+def test_a_stage_of_a_sweeps_point_is_nested_in_the_newest_run_of_that_point(store: Path) -> None:
+    point = open_spool(SPOOLS, "prune-depth [3]", {POINT_TAG: "key of the point"})
+    open_spool(SPOOLS, "finetune@3", {}, "key of the point").close()
+    told: list[str] = []
+    send_backlog(SPOOLS, lambda what, error: told.append(f"{what}: {error}"))  # the sweep has not sent its run yet
+    assert len(told) == 1 and not runs("finetune@3")
+    send(point)
+    send_backlog(SPOOLS, complain)
+    (nested,) = runs("finetune@3")
+    assert nested.data.tags["mlflow.parentRunId"] == runs("prune-depth [3]")[0].info.run_id
+
+
+def test_an_artifact_is_what_the_file_was_when_it_was_reported(store: Path) -> None:
+    report = Path("report.html")
+    report.write_text("first")
+    spool = open_spool(SPOOLS, "default", {})
+    spool.append_artifact(report)
+    report.write_text("second")
+    send(spool)
+    client, _ = connect()
+    kept = Path(client.download_artifacts(runs("default")[0].info.run_id, "report.html", str(store / "kept")))
+    assert kept.read_text() == "first"
 
 
 def test_a_row_that_mlflow_refuses_does_not_hold_up_the_rest(store: Path) -> None:
@@ -237,10 +266,10 @@ def test_a_model_is_registered_by_reference_and_found_by_its_alias(store: Path) 
         with open_tracker("finetune@8") as tracker:
             tracker.log_output(folder)
     client, _ = connect()
-    (version,) = client.search_model_versions("name = 'sana15'")
+    (version,) = client.search_model_versions("name = 'sana15-default'")
     model = client.get_logged_model(version.source.removeprefix("models:/"))
     assert (model.params["depth"], model.params["parameters"]) == ("4", "12")
-    client.set_registered_model_alias("sana15", "champion", version.version)
+    client.set_registered_model_alias("sana15-default", "champion", version.version)
     assert model_registry.resolve_model("finetuned-8") == folder
     assert model_registry.resolve_model(folder) == folder
     assert model_registry.resolve_model("champion") == folder.resolve()
@@ -254,12 +283,19 @@ def test_new_weights_under_a_name_take_over_its_alias(store: Path) -> None:
         with open_tracker("pretrain") as tracker:
             tracker.log_output(checkpoint("small", value))
     client, _ = connect()
-    assert client.get_registered_model("sana15").aliases == {"small": 2}
+    assert client.get_registered_model("sana15-default").aliases == {"small": 2}
 
 
-def test_a_copy_registers_its_models_and_takes_no_alias_over(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copies = store / "runs" / "smoke", store / ".dvc" / "tmp" / "exps" / "tmp1"
-    for workspace in (store, *copies):
+def test_every_experiment_has_its_registered_model_and_points_share_one_without_aliases(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspaces = {
+        "sana15-default": [store],
+        "sana15-smoke": [store / "runs" / "smoke"],
+        "sana15-points": [store / "runs" / "points" / name for name in ("0a", "1b")],
+        "sana15-exps": [store / ".dvc" / "tmp" / "exps" / "tmp1"],
+    }
+    for workspace in [folder for folders in workspaces.values() for folder in folders]:
         workspace.mkdir(parents=True, exist_ok=True)
         (workspace / "dvc.yaml").touch()
         (workspace / "params.yaml").touch()
@@ -267,12 +303,34 @@ def test_a_copy_registers_its_models_and_takes_no_alias_over(store: Path, monkey
         with open_tracker("pretrain") as tracker:
             tracker.log_output(checkpoint("small"))
     client, _ = connect()
-    folders = {str(workspace.resolve() / "outputs/small") for workspace in (store, *copies)}
-    assert {version.tags["path"] for version in client.search_model_versions("name = 'sana15'")} == folders
-    assert list(client.get_registered_model("sana15").aliases) == ["small"]
+    versions = client.search_model_versions()
+    for name, folders in workspaces.items():
+        paths = {version.tags["path"] for version in versions if version.name == name}
+        assert paths == {str(folder.resolve() / "outputs/small") for folder in folders}
+        own = client.get_registered_model(name).aliases
+        assert own == ({"small": 1} if name in ("sana15-default", "sana15-smoke") else {})
+    monkeypatch.chdir(store / "runs" / "smoke")
     assert model_registry.resolve_model("small") == Path("outputs/small")
     monkeypatch.chdir(store / "runs")
     assert model_registry.resolve_model("small") == store.resolve() / "outputs/small"
+    assert model_registry.resolve_model("sana15-smoke@small") == store.resolve() / "runs/smoke/outputs/small"
+    with pytest.raises(UserError, match="no folder, output or registry alias"):
+        model_registry.resolve_model("sana15-points@small")
+
+
+def test_a_version_gets_scores_as_tags_and_is_registered_once(store: Path) -> None:
+    folder = checkpoint("small")
+    with open_tracker("pretrain") as tracker:
+        tracker.log_output(folder)
+    spool = open_spool(SPOOLS, "model small", {})
+    facts, digest = model_registry.describe(folder), sha256_file(folder / MANIFEST)
+    scores = {"geneval/overall": "0.5", "best_of/4": "0.7"}
+    spool.append("version", folder=str(folder.resolve()), digest=digest, facts=facts, scores=scores)
+    send(spool)
+    client, _ = connect()
+    (version,) = client.search_model_versions("name = 'sana15-default'")
+    assert {key: version.tags[key] for key in scores} == scores
+    assert version.run_id == runs("pretrain")[0].info.run_id
 
 
 def test_an_unknown_model_is_answered_with_the_known_ones(store: Path) -> None:

@@ -1,0 +1,77 @@
+"""The table of models that a run ends with, for people: on the terminal, and in Prefect's UI.
+
+A record is one of `models` in `results/summary.json`. What a record lacks is left out of its row.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tasks.evaluation.scorer_labels import SCORER_LABELS
+from tasks.system.readable_digits import COUNTS, scaled
+
+Record = Mapping[str, Any]
+PIPED_WIDTH = 140
+"""The width of the table in characters where the output is no terminal."""
+
+
+def model_rows(models: Sequence[Record]) -> list[dict[str, str]]:
+    """A row for each model, in readable digits. All rows have the same columns; a cell may be empty."""
+    rows = [_row(model) for model in models]
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return [{column: row.get(column, "") for column in columns} for row in rows]
+
+
+def print_models(summary: Record, report: str, console: Console | None = None) -> None:
+    """Print the models of a summary as a table, a warning if the run was too short, and the path of the report."""
+    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    rows = model_rows(summary["models"])
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
+    console.print()
+    # On a narrow terminal the lines break. Otherwise rich would cut figures short.
+    console.print(table, width=max(console.width, PIPED_WIDTH), crop=False, no_wrap=True, overflow="ignore")
+    for line in (too_short_to_learn(summary), f"report: {report}"):
+        if line:
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def too_short_to_learn(summary: Record) -> str:
+    """A sentence that says so if the grown model's score cannot be told from the score of noise; otherwise empty."""
+    grown = next((model for model in summary["models"] if model["name"] == "grown"), None)
+    noise = summary.get("controls", {}).get("noise")
+    if grown is None or noise is None or grown["score"]["low"] > noise["high"]:
+        return ""
+    label = SCORER_LABELS[grown["scorer"]]
+    return (
+        f"{label} cannot tell the grown model from noise ({_interval(grown['score'])} and {_interval(noise)}): "
+        "this run was too short for its scores to mean anything. Compare held-out losses instead."
+    )
+
+
+def _row(model: Record) -> dict[str, str]:
+    row = {
+        "model": model["name"],
+        "blocks": str(model["depth"]),
+        "parameters": scaled(model["parameters"], COUNTS),
+        "held-out loss": f"{model['heldout_loss']:.3f}",
+        f"{SCORER_LABELS[model['scorer']]} [95 %]": _interval(model["score"]),
+    }
+    row |= {f"best of {n}": f"{best['overall']:.3f}" for n, best in model.get("best_of", {}).items() if n != "1"}
+    if (distance := model.get("distance")) is not None:
+        row["distance"] = f"{distance['value']:.3g}"
+    if (clip := model.get("clip_score")) is not None:
+        row["CLIP score"] = f"{clip['value'] if isinstance(clip, Mapping) else clip:.3g}"
+    if (seconds := model.get("seconds_per_picture")) is not None:
+        row["seconds a picture"] = f"{seconds:.3g}"
+    return row
+
+
+def _interval(score: Record) -> str:
+    return f"{score['overall']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
