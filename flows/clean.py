@@ -19,14 +19,14 @@ from tasks.params.params_files import PARAMS_FILE, read_yaml
 from tasks.stages import TABLE
 from tasks.system.errors import UserError
 from tasks.system.file_locks import exclusive_lock, try_to_lock
-from tasks.system.paths import OUTPUTS, RESULTS, STATE, main_project
+from tasks.system.paths import COPIES, OUTPUTS, RESULTS, STATE, main_project
 from tasks.system.processes import BAD_INPUT, complain
 from tasks.tracking.mlflow_store import ARTIFACTS, DATABASE
 
 MADE_BY_RUNS = (
     (str(OUTPUTS), "models, pictures and scores"),
     (str(RESULTS), "the report, and the tables of sweeps"),
-    ("runs", "copies of the project for profiles, overrides and points of sweeps"),
+    (str(COPIES), "copies of the project for profiles, overrides and points of sweeps"),
     (str(STATE), "checkpoints to resume from, records, the servers' logs and password"),
     (f"{DATABASE}*", "MLflow's runs"),
     (ARTIFACTS, "MLflow's pictures"),
@@ -41,7 +41,7 @@ STAYING = "the code, params.yaml, profiles/, sweeps/, your pictures and weights,
 FLOW_LOCK = STATE / "flow.lock"
 LOCKS = (str(FLOW_LOCK), f"{STATE}/locks/*", f"{STATE}/sweeps/*.lock", f"{STATE}/point/lock")
 """The locks that flow runs, stages, sweeps and points hold in a workspace while they run."""
-WORKSPACES = ("", "runs/*/", "runs/points/*/")
+WORKSPACES = ("", f"{COPIES}/*/", f"{COPIES}/points/*/")
 """The project itself, its copies, and the points of sweeps."""
 
 

@@ -91,9 +91,9 @@ def heldout(model: Record) -> str:
 
 def seconds_per_picture(model: Record) -> str:
     """The seconds that a model takes for a picture, with their interval where it was measured."""
-    if model.get("seconds_low") is None:
+    if model.get("seconds_per_picture_low") is None:
         return number(model.get("seconds_per_picture"), 4)
-    ends = {"low": model["seconds_low"], "high": model["seconds_high"]}
+    ends = {"low": model["seconds_per_picture_low"], "high": model["seconds_per_picture_high"]}
     return interval({"value": model["seconds_per_picture"]} | ends, 4)
 
 
