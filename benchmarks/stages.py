@@ -9,6 +9,7 @@ webdataset is not installed a row says that they cannot run. Without a GPU all r
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,15 +23,15 @@ import yaml
 from common import DEVICE, PROJECT, Results, command_line, peer, start
 from synthetic import Encodings, write_encodings
 
-from tasks.params.params_files import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, read_yaml
+from tasks.params.params_files import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, load_params, read_yaml
+from tasks.stages import stages_of
 from tasks.system import paths
 
 NEEDED = ("diffusers", "webdataset")
 DEPTH = 2  # one of the profile's
 TRAINING = ("pretrain", "grow", "train", "importance", f"prune@{DEPTH}", f"finetune@{DEPTH}")
 TINY = ("pretrain", "grow")
-PICTURES = ("shard", "autoencoder", "text_encoder", "encode", "pretrain", "judge", "evaluate@small")
-ARGUMENTS = {"prune": "--depth", "finetune": "--depth", "evaluate": "--model"}
+PICTURES = ("shard", "autoencoder", "text_encoder", "encode", "pretrain", "scorer", "judge", "evaluate@small")
 LOSSES = ("heldout_loss", "heldout_loss_before")
 ENCODINGS = Encodings(4, 4, 12, 32, 64, 100)
 
@@ -45,8 +46,8 @@ def write_workspace(root: Path, device: str) -> None:
 
 def run_stage(root: Path, name: str) -> dict[str, Any]:
     """Run one stage: its seconds and metrics, or the last line that it said."""
-    stem, _, branch = name.partition("@")
-    command = [sys.executable, "-m", f"tasks.{stem}", *([ARGUMENTS[stem], branch] if branch else [])]
+    stage = stages_of(load_params(root / PARAMS_FILE))[name]
+    command = [sys.executable, *shlex.split(stage.command)[1:]]
     folders = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     # a relative path would start at the workspace
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), *map(os.path.abspath, folders)])}
@@ -61,15 +62,8 @@ def run_stage(root: Path, name: str) -> dict[str, Any]:
         "problem": None,
         "seconds": seconds,
         "kernels": record["kernels"],
-        "metrics": metrics_of(root, stem, branch),
+        "metrics": json.loads((root / stage.output / "metrics.json").read_text(encoding="utf-8")),
     }
-
-
-def metrics_of(root: Path, stem: str, branch: str) -> dict[str, float]:
-    """What a stage measured, from its output."""
-    names = {"shard": "shards", "encode": "encoded", "pretrain": "small", "grow": "grown_init", "train": "grown"}
-    names |= {"prune": f"pruned-{branch}", "finetune": f"finetuned-{branch}", "evaluate": f"evaluation/{branch}"}
-    return json.loads((root / paths.OUTPUTS / names.get(stem, stem) / "metrics.json").read_text(encoding="utf-8"))
 
 
 def compared(name: str, gpu: dict[str, Any], cpu: dict[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def geneval(context: Context) -> tuple[list[Prompt], dict[str, Any]]:
     prompts = chosen_prompts(context.params)
     scorer = GenEvalScorer(build_detector(context.params.geneval, context.device))
     scorer.check(prompts)
-    return prompts, {"note": scorer.note}
+    return prompts, {"detector": scorer.detector.name, "note": scorer.note}
 
 
 def matching(context: Context, heldout: Heldout) -> tuple[list[Prompt], dict[str, Any]]:
