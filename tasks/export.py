@@ -95,7 +95,7 @@ def card(model: Path, painter: Painter, params: Params) -> str:
         "## Scores",
         "",
         *heldout_loss(model),
-        *scores(model, params.geneval.detector),
+        *scores(model),
         "",
         "## Terms",
         "",
@@ -137,7 +137,7 @@ def _tuned(kind: str) -> str:
     return ", then fine-tuned" if kind == "finetuned" else ""
 
 
-def scores(model: Path, detector: str) -> list[str]:
+def scores(model: Path) -> list[str]:
     """The scores with 95 % intervals as a table, headed by the scorer's name and meaning, or a line that there is none.
 
     Whoever meets the card alone must not take the score of another scorer for GenEval's.
@@ -146,12 +146,13 @@ def scores(model: Path, detector: str) -> list[str]:
     if not path.exists():
         return ["Not evaluated."]
     summary = read_json(path)
-    name, meaning = full_name(summary["scorer"], detector), SCORER_MEANINGS[summary["scorer"]]
+    about = model.parent / paths.SCORER.name / "summary.json"
+    scorer = read_json(about) if about.exists() else {}
+    name, meaning = full_name(summary["scorer"], scorer.get("detector")), SCORER_MEANINGS[summary["scorer"]]
     rows = [("overall", summary["score"]), *summary["score"]["tasks"].items()]
     table = [f"| {name.replace('_', ' ')} | {_interval(score)} |" for name, score in rows]
     head = f"{summary['prompts']} prompts, {summary['pictures_per_prompt']} pictures each, 95 % intervals over prompts."
-    about = model.parent / paths.SCORER.name / "summary.json"
-    notes = [note, ""] if about.exists() and (note := read_json(about)["note"]) else []
+    notes = [note, ""] if (note := scorer.get("note")) else []
     return [
         f"### {name}",
         "",

@@ -286,7 +286,16 @@ TABLE = (
         output=paths.RESULTS,
         inputs=(paths.OUTPUTS,),
         unread=(paths.SHARDS, paths.ENCODED),  # they are large, and the report shows nothing of them
-        sections=("compute.seed", "workflow.baselines", "prune.depths", "evaluation", "geneval.detector", "report"),
+        sections=(
+            "compute.seed",
+            "workflow.baselines",
+            "prune.depths",
+            "shard.source",
+            "shard.path",
+            "evaluation",
+            "geneval.detector",
+            "report",
+        ),
         # times and memory differ from run to run, so what shows them is not cached
         uncached_files=("summary.json", "report.html", "family.png"),
         files=("metrics.json",),

@@ -14,6 +14,7 @@ from diffusers import SanaPipeline
 from tasks.computing.seeds import generator
 from tasks.evaluation.detectors.detector import NOTES
 from tasks.evaluation.scorer_labels import SCORER_MEANINGS
+from tasks.evaluation.scorers.matching_scorer import NOTE
 from tasks.export import heldout_loss, main, scores
 from tasks.generate import open_painter
 from tasks.params.experiment_params import Params
@@ -87,12 +88,14 @@ def test_scores_are_headed_by_their_scorer_and_its_meaning() -> None:
     tasks = {"matching": {"value": 0.5, "low": 0.4, "high": 0.6}}
     summary = {"scorer": "matching", "prompts": 8, "pictures_per_prompt": 2, "score": score | {"tasks": tasks}}
     write_json(paths.EVALUATION / "grown/summary.json", summary)
-    text = "\n".join(scores(paths.GROWN, "scenes"))
+    write_json(paths.SCORER / "summary.json", {"scorer": "matching", "note": NOTE})
+    text = "\n".join(scores(paths.GROWN))
     assert text.startswith(f"### Matching\n\nThe score is the {SCORER_MEANINGS['matching']}.\n")
-    assert "GenEval" not in text.replace(SCORER_MEANINGS["matching"], "")
+    assert "GenEval" not in text.replace(SCORER_MEANINGS["matching"], "").replace(NOTE, "")
     write_json(paths.EVALUATION / "grown/summary.json", summary | {"scorer": "geneval"})
-    write_json(paths.SCORER / "summary.json", {"note": NOTES["mask2former"]})
-    text = "\n".join(scores(paths.GROWN, "mask2former"))
+    about = {"scorer": "geneval", "detector": "mask2former", "note": NOTES["mask2former"]}
+    write_json(paths.SCORER / "summary.json", about)
+    text = "\n".join(scores(paths.GROWN))
     assert text.startswith("### GenEval\n") and str(NOTES["mask2former"]) in text
 
 

@@ -415,10 +415,10 @@ def test_a_model_taken_over_as_it_is_has_held_out_points_alone() -> None:
 
 def test_the_page_says_when_the_detector_s_weights_are_not_geneval_s_own(inside: Params, page: PageText) -> None:
     own = replace(inside.geneval, detector="mask2former", mask2former_path="a", clip_path="b", prompts="c")
-    params, summary = replace(inside, geneval=own), collect(inside)
+    summary = collect(inside)
     summary["scorer"]["note"] = NOTES["mask2former"]
-    words = words_of(summary, report_origin(params))
-    assert words.count(NOTES["mask2former"]) == 1 and "rendered scenes: share" not in words
+    words = words_of(summary, report_origin(replace(inside, geneval=own)))
+    assert words.count(str(NOTES["mask2former"])) == 1 and "rendered scenes: share" not in words
     assert NOTES["mask2former"] not in page.words
 
 
