@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.evaluation.scorer_labels import SCORER_LABELS
+from tasks.reporting.learned import has_learned
 from tasks.system.readable_digits import COUNTS, scaled
 
 Record = Mapping[str, Any]
@@ -44,10 +45,9 @@ def print_models(summary: Record, report: str, console: Console | None = None) -
 
 def too_short_to_learn(summary: Record) -> str:
     """A sentence that says so if the grown model's score cannot be told from the score of noise; otherwise empty."""
-    grown = next((model for model in summary["models"] if model["name"] == "grown"), None)
-    noise = summary.get("controls", {}).get("noise")
-    if grown is None or noise is None or grown["score"]["low"] > noise["high"]:
+    if has_learned(summary):
         return ""
+    grown, noise = next(model for model in summary["models"] if model["name"] == "grown"), summary["controls"]["noise"]
     label = SCORER_LABELS[grown["scorer"]]
     return (
         f"{label} cannot tell the grown model from noise ({_interval(grown['score'])} and {_interval(noise)}): "

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tasks.reporting.learned import has_learned
 from tasks.reporting.report_numbers import Record
 
 
@@ -23,12 +24,6 @@ class Measure:
             return model["score"]["overall"], model["score"]["low"], model["score"]["high"]
         value = model[self.key]
         return value, model.get(f"{self.key}_low", value), model.get(f"{self.key}_high", value)
-
-
-def has_learned(summary: Record) -> bool:
-    """Whether the grown model's pictures score better than decoded noise: their 95 % intervals do not meet."""
-    grown = next(model for model in summary["models"] if model["name"] == "grown")
-    return grown["score"]["low"] > summary["controls"]["noise"]["high"]
 
 
 def headline_measure(summary: Record, score_name: str) -> Measure:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.reporting.figure_style import variable
-from tasks.reporting.headline_measure import has_learned
+from tasks.reporting.learned import has_learned
 from tasks.reporting.report_numbers import Record
 
 TEMPLATE = "report_page.html.j2"

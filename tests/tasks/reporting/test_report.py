@@ -59,7 +59,8 @@ from tasks.reporting.figure_style import (
     variable,
 )
 from tasks.reporting.finetune_recovery import beyond_half, recovered_share
-from tasks.reporting.headline_measure import Measure, has_learned, headline_measure
+from tasks.reporting.headline_measure import Measure, headline_measure
+from tasks.reporting.learned import has_learned
 from tasks.reporting.loss_curves import Curve, read_curve
 from tasks.reporting.report_figures import loss_curves
 from tasks.reporting.report_numbers import collect, measured_costs, seconds_per_picture
