@@ -1,5 +1,6 @@
-"""A few pictures of one's own become fine-tuned models, which draw and are exported though there is no judge."""
+"""Sixty pictures of one's own become models, which draw without a judge; then a scored family, without a detector."""
 
+import json
 from contextlib import closing
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from PIL import Image
 
 from flows.building.stage_graph import stages_until
 from flows.building.workspace import merged_params
+from tasks.evaluation.scorer_labels import SCORER_MEANINGS
+from tasks.evaluation.scorers.matching_scorer import NOTE
 from tasks.params.params_files import load_params
 from tasks.runtime.stage_run import run_stage
 from tasks.stages import stages_of
@@ -25,7 +28,7 @@ MODELS = ("small", "grown", "pruned-3", "pruned-2", "finetuned-3", "finetuned-2"
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, str]:
     """A clone after a run until finetune, and what the run said. No file of the evaluation is there."""
-    own = PUBLISHED_DETECTOR | {"shard.source": "folder", "shard.path": "pictures"}
+    own = {"shard.source": "folder", "shard.path": "pictures"}
     root = tmp_path_factory.mktemp("origin")
     clone = new_clone(new_origin(root, merged_params(PROJECT, "smoke", own)), tmp_path_factory.mktemp("clone"))
     write_pictures(clone.root / "pictures")
@@ -70,6 +73,29 @@ def test_dvc_goes_on_where_the_run_stopped(stopped: tuple[Clone, str]) -> None:
     clone, _said = stopped
     done = clone.run(str(BIN / "dvc"), "repro", "finetune@3", "finetune@2")
     assert done.returncode == 0 and "Running stage" not in done.stdout, done.stdout + done.stderr
+
+
+def test_the_whole_flow_scores_sixty_pictures_by_matching_and_nothing_is_called_geneval(
+    stopped: tuple[Clone, str],
+) -> None:
+    clone, _said = stopped
+    done = clone.python("-m", "flows.full_pipeline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((clone.root / "results/summary.json").read_text())
+    assert summary["scorer"]["name"] == "matching" and {"ceiling", "shuffled"} <= summary["scorer"].keys()
+    assert [model["name"] for model in summary["models"]] == list(MODELS[:2]) + [
+        f"{kind}-{depth}" for depth in (3, 2) for kind in ("pruned", "finetuned")
+    ]
+    for model in summary["models"]:
+        assert model["scorer"] == "matching" and set(model["score"]["tasks"]) == {"matching"}
+        assert model["heldout_loss_low"] < model["heldout_loss"] < model["heldout_loss_high"]
+        assert model["distance"]["low"] < model["distance"]["high"] and model["seconds_per_picture"] > 0
+    page = (clone.root / "results/report.html").read_text(encoding="utf-8")
+    for shown in (page, done.stdout):
+        assert "Matching" in shown
+        assert "GenEval" not in shown.replace(SCORER_MEANINGS["matching"], "").replace(NOTE, "")
+    drawn = clone.python("-m", "tasks.generate", "a prompt", "--model", "finetuned-2", "--n", "3", "--out", "judged")
+    assert drawn.returncode == 0 and "log P(yes)" in drawn.stdout, drawn.stderr
 
 
 @pytest.mark.parametrize(("pictures", "buckets"), [(2, False), (9, True)])
