@@ -18,9 +18,9 @@ from flows.entry.project_servers import SERVERS_FOLDER, recorded_process
 from tasks.params.params_files import PARAMS_FILE, read_yaml
 from tasks.stages import TABLE
 from tasks.system.errors import UserError
+from tasks.system.exit_codes import BAD_INPUT, complain
 from tasks.system.file_locks import exclusive_lock, try_to_lock
 from tasks.system.paths import COPIES, OUTPUTS, RESULTS, STATE, main_project
-from tasks.system.processes import BAD_INPUT, complain
 from tasks.tracking.mlflow_store import ARTIFACTS, DATABASE
 
 MADE_BY_RUNS = (

@@ -34,7 +34,7 @@ from tasks.side_by_side import (
 )
 from tasks.system import paths
 from tasks.system.errors import UserError
-from tasks.system.processes import BAD_INPUT, complain
+from tasks.system.exit_codes import BAD_INPUT, complain
 from tasks.tracking.model_registry import params_of
 
 try:

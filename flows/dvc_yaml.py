@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from flows.building.dvc_yaml_text import FILE, dvc_yaml, refuse_stale_file
 from tasks.system.errors import UserError
-from tasks.system.processes import complain
+from tasks.system.exit_codes import complain
 
 
 def main(argv: Sequence[str] | None = None) -> int:

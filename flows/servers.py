@@ -38,8 +38,9 @@ from flows.entry.password import (
 )
 from flows.entry.project_servers import HOST, SERVERS_FOLDER, listens, recorded_process
 from tasks.system.errors import UserError
+from tasks.system.exit_codes import BAD_INPUT, complain
 from tasks.system.files import write_bytes
-from tasks.system.processes import BAD_INPUT, complain, end_processes
+from tasks.system.processes import end_processes
 from tasks.tracking.mlflow_store import connect, tracking_uri
 from tasks.tracking.mlflow_views import models_path, runs_path
 

@@ -18,7 +18,7 @@ from flows.building.shard_checks import refuse_unfit_shards
 from flows.building.stage_builder import StageBuilder
 from flows.entry.terminal import LOGGER
 from tasks.system.errors import UserError
-from tasks.system.processes import BAD_INPUT
+from tasks.system.exit_codes import BAD_INPUT
 
 
 def stage_task(

@@ -12,7 +12,7 @@ from pathlib import Path
 import flows.entry.first_line  # noqa: F401
 from flows.entry.password import set_prefect_password
 from tasks.system.errors import UserError
-from tasks.system.processes import BAD_INPUT, complain
+from tasks.system.exit_codes import BAD_INPUT, complain
 
 DEFAULTS = {
     "PREFECT_HOME": str(Path.cwd() / ".prefect"),

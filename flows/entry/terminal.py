@@ -9,7 +9,7 @@ import httpx
 
 from flows.entry.password import refuse_server_in_settings_file, wrong_password_message
 from tasks.system.errors import UserError
-from tasks.system.processes import BAD_INPUT, complain
+from tasks.system.exit_codes import BAD_INPUT, complain
 
 LOGGER = "sana15"
 FAILED, STOPPED = 1, 130

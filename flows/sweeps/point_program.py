@@ -25,10 +25,11 @@ from flows.full_pipeline import full_pipeline
 from flows.sweeps.point_folder import ORDER_FILE, OUTCOME_FILE, POINT_LOCK, Outcome
 from flows.sweeps.sweep_file import sweep_run_tag
 from tasks.system.errors import UserError
+from tasks.system.exit_codes import BAD_INPUT, complain
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import read_json, write_json
 from tasks.system.paths import RESULTS, STATE
-from tasks.system.processes import BAD_INPUT, complain, die_with_parent
+from tasks.system.processes import die_with_parent
 
 EARLIER_RUN_SECONDS = 60.0
 """How long an earlier run of this point that was killed may take to end all the processes that it had started."""

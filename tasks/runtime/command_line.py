@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tasks.system.errors import UserError
-from tasks.system.processes import BAD_INPUT
+from tasks.system.exit_codes import BAD_INPUT
 
 
 def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:

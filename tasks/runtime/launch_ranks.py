@@ -28,9 +28,10 @@ from tasks.params.params_files import build_params
 from tasks.runtime.context import Context, Interrupted, Metrics
 from tasks.system import paths
 from tasks.system.errors import UserError
+from tasks.system.exit_codes import BAD_INPUT
 from tasks.system.file_locks import wait_until_unlocked
 from tasks.system.files import read_json, write_json
-from tasks.system.processes import BAD_INPUT, LEASE_VARIABLE, PARENT_VARIABLE
+from tasks.system.processes import LEASE_VARIABLE, PARENT_VARIABLE
 
 JOB = "job.json"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

@@ -23,9 +23,10 @@ from tasks.runtime.stage_run import computation_of
 from tasks.runtime.torch_setup import configure_torch
 from tasks.stages import stages_of
 from tasks.system.errors import UserError
+from tasks.system.exit_codes import BAD_INPUT
 from tasks.system.file_locks import keep_shared_lock
 from tasks.system.files import write_json
-from tasks.system.processes import BAD_INPUT, exit_on_term_or_with_parent, peak_memory
+from tasks.system.processes import exit_on_term_or_with_parent, peak_memory
 from tasks.tracking.report_spool import join_spool
 from tasks.tracking.tracker import Tracker
 

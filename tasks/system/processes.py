@@ -12,8 +12,6 @@ from contextlib import suppress
 from types import FrameType
 from typing import Protocol
 
-BAD_INPUT = 2
-"""The exit code of a process that was given what it cannot use, after one line that says so."""
 PARENT_VARIABLE = "SANA15_PARENT_PID"
 """Names the process that started this one, for `die_with_parent`."""
 LEASE_VARIABLE = "SANA15_GPU_LEASE"
@@ -100,9 +98,3 @@ def die_with_parent() -> None:
 
 def _exit_on_term(signum: int, _frame: FrameType | None) -> None:
     sys.exit(128 + signum)
-
-
-def complain(message: object, code: int) -> int:
-    """Print one line to the standard error, and return the exit code."""
-    print(f"sana15: {message}", file=sys.stderr)
-    return code
