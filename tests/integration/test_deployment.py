@@ -138,7 +138,7 @@ def test_a_deployment_run_stops_at_the_stage_that_it_is_asked_to(served: Clone) 
 
 
 def without_measured_times(lock: dict[str, Any]) -> dict[str, Any]:
-    """A lock without the outputs that are times: of the stage latency, and of the report, which reads and shows them."""
+    """A lock without the outputs that are times: those of the stage latency, and of the report, which shows them."""
     found = {name: dict(entry) for name, entry in lock.items()}
     for name in ("latency", "report"):
         assert found[name].pop("outs")
