@@ -9,7 +9,7 @@ Shapes: Q pictures, L prompts, B pictures of a batch, K other prompts of a batch
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,27 +72,41 @@ def train_judge(
     device = next(judge.parameters()).device
     text_LTE, mask_LT = (tensor.to(device) for tensor in pad(texts))
     share_L = torch.from_numpy(data.yes_QL.mean(axis=0)).float().clamp(LEAST_SHARE, 1 - LEAST_SHARE)
-    optimizer, schedule = build_optimizer(judge, training.steps, training.learning_rate)
+
+    def loss(step: int) -> Tensor:
+        rows = batch_indices(derive(seed, "judge"), step, training.batch_size, len(data.own_Q))
+        others = draw_others(prompts, numpy_generator(seed, "judge prompts of a step", step))
+        asked = np.concatenate([data.own_Q[rows], others])
+        pictures = to_unit_range(data.pictures_QHW3[rows]).to(device)
+        with autocast(device.type, dtype):
+            logits = judge(pictures, text_LTE[asked], mask_LT[asked])
+        yes = torch.from_numpy(data.yes_QL[np.ix_(rows, asked)])
+        return judge_loss(logits, yes.to(device), share_L[others].to(device))
+
+    return descend(judge, loss, training.steps, training.learning_rate, "judge")
+
+
+def descend(
+    judge: JudgeNetwork, loss: Callable[[int], Tensor], steps: int, learning_rate: float, section: str
+) -> list[dict[str, float]]:
+    """Make `steps` updates of a judge on `loss(step)`, whose first step is 0; returns rows of step and loss.
+
+    Raises UserError, naming the section of params, at the first loss or gradient that is not finite, before its update.
+    """
+    optimizer, schedule = _optimizer(judge, steps, learning_rate)
     history = []
     judge.train()
-    with progress("judge", training.steps) as meter:
-        for step in range(training.steps):
-            rows = batch_indices(derive(seed, "judge"), step, training.batch_size, len(data.own_Q))
-            others = draw_others(prompts, numpy_generator(seed, "judge prompts of a step", step))
-            asked = np.concatenate([data.own_Q[rows], others])
-            pictures = to_unit_range(data.pictures_QHW3[rows]).to(device)
-            with autocast(device.type, dtype):
-                logits = judge(pictures, text_LTE[asked], mask_LT[asked])
-            yes = torch.from_numpy(data.yes_QL[np.ix_(rows, asked)])
-            loss = judge_loss(logits, yes.to(device), share_L[others].to(device))
+    with progress(section, steps) as meter:
+        for step in range(steps):
+            value = loss(step)
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()
             norm = torch.nn.utils.clip_grad_norm_(judge.parameters(), CLIP_NORM)
-            check_finite(loss.item(), norm.item(), step, "judge")
+            check_finite(value.item(), norm.item(), step, section)
             optimizer.step()
             schedule.step()
-            history.append({"step": step + 1, "loss": loss.item()})
-            meter.advance(note=f"loss {loss.item():.4f}")
+            history.append({"step": step + 1, "loss": value.item()})
+            meter.advance(note=f"loss {value.item():.4f}")
     judge.eval()
     return history
 
@@ -121,7 +135,7 @@ def judge_loss(logits: Tensor, yes: Tensor, share_K: Tensor) -> Tensor:
     return losses.diagonal().mean() + (losses[:, others] * weights_BK).mean()
 
 
-def build_optimizer(
+def _optimizer(
     judge: JudgeNetwork, steps: int, learning_rate: float
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with a rate for each half of the judge, and one cycle of both rates."""

@@ -21,10 +21,8 @@ from tasks.computing.seeds import derive, numpy_generator
 from tasks.data.picture_dataset import to_unit_range
 from tasks.data.sample_order import batch_indices
 from tasks.evaluation.judges.judge_network import JudgeNetwork
-from tasks.evaluation.judges.judge_training import CLIP_NORM, build_optimizer
+from tasks.evaluation.judges.judge_training import descend
 from tasks.evaluation.matching.caption_pairs import Pairs
-from tasks.system.progress import progress
-from tasks.training.short_training import check_finite
 
 LARGEST_SHIFT = 1 / 8
 """A picture is shifted by up to this share of its side, so that few pictures are not learnt by heart."""
@@ -46,31 +44,20 @@ def train_on_pairs(
     Raises UserError at the first loss or gradient that is not finite, before its update.
     """
     device = next(network.parameters()).device
-    optimizer, schedule = build_optimizer(network, training.steps, training.learning_rate)
-    history = []
-    network.train()
-    with progress(section, training.steps) as meter:
-        for step in range(training.steps):
-            rng = numpy_generator(seed, section, "pairs of a step", step)
-            rows = batch_indices(derive(seed, section, "pairs"), step, min(training.batch_size, len(pairs)), len(pairs))
-            captions = [*(pairs.captions[row] for row in rows), *pairs.other_captions(rows, rng)]
-            different = list(dict.fromkeys(captions))
-            pictures_BHW3 = shifted(pairs.pictures_QHW3[rows], rng)
-            text_LTE, mask_LT = pad(text_encoder.encode(different))
-            with autocast(device.type, dtype):
-                logits_BL = network(to_unit_range(pictures_BHW3).to(device), text_LTE.to(device), mask_LT.to(device))
-            own_B = torch.tensor([different.index(captions[place]) for place in range(len(rows))], device=device)
-            loss = sigmoid_loss(logits_BL, own_B)
-            optimizer.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
-            check_finite(loss.item(), norm.item(), step, section)
-            optimizer.step()
-            schedule.step()
-            history.append({"step": step + 1, "loss": loss.item()})
-            meter.advance(note=f"loss {loss.item():.4f}")
-    network.eval()
-    return history
+
+    def loss(step: int) -> Tensor:
+        rng = numpy_generator(seed, section, "pairs of a step", step)
+        rows = batch_indices(derive(seed, section, "pairs"), step, min(training.batch_size, len(pairs)), len(pairs))
+        captions = [*(pairs.captions[row] for row in rows), *pairs.other_captions(rows, rng)]
+        different = list(dict.fromkeys(captions))
+        pictures_BHW3 = shifted(pairs.pictures_QHW3[rows], rng)
+        text_LTE, mask_LT = pad(text_encoder.encode(different))
+        with autocast(device.type, dtype):
+            logits_BL = network(to_unit_range(pictures_BHW3).to(device), text_LTE.to(device), mask_LT.to(device))
+        own_B = torch.tensor([different.index(captions[place]) for place in range(len(rows))], device=device)
+        return sigmoid_loss(logits_BL, own_B)
+
+    return descend(network, loss, training.steps, training.learning_rate, section)
 
 
 def sigmoid_loss(logits_BL: Tensor, own_B: Tensor) -> Tensor:
