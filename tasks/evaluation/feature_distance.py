@@ -12,12 +12,10 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.computing.normal_interval import NORMAL_95
 from tasks.evaluation.score_statistics import Interval
 
 Floats = NDArray[np.float64]
-
-NORMAL_95 = 1.96
-"""Standard errors on each side of an estimate that make its 95 % interval."""
 
 
 LEAST_PICTURES = 3

@@ -9,6 +9,7 @@ from torch import nn
 
 from model.flow_matching import shift
 from tasks.computing import ranks
+from tasks.computing.normal_interval import NORMAL_95
 from tasks.computing.precision import autocast
 from tasks.computing.seeds import generator
 from tasks.data.encoded_samples import EncodedDataset
@@ -17,9 +18,6 @@ from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
 
 HELDOUT_BATCH = 128
 """Samples of a forward pass."""
-
-NORMAL_95 = 1.96
-"""Standard errors on each side of a mean that make its 95 % interval."""
 
 
 @dataclass(frozen=True)

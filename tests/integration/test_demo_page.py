@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,12 +22,12 @@ from PIL import Image
 from flows.servers import WITHOUT_PROXY
 from tasks.side_by_side import DrawnByModel, Wish, draw_side_by_side, offered_models
 from tasks.system import paths
+from tests.helpers.chromium import CHROMIUM, needs_chromium
 from tests.helpers.drawing_workspace import write_workspace
 from tests.helpers.patience import PATIENCE_SECONDS, wait_for
 from tests.helpers.project_folder import plain_environment
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
+pytestmark = needs_chromium
 pytest.importorskip("nicegui", reason="nicegui is missing: pip install -e '.[demo]' -c constraints.txt")
 pytest.importorskip("playwright", reason="playwright is missing: pip install -e '.[dev]' -c constraints.txt")
 

@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import re
-import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -75,6 +74,7 @@ from tasks.system.files import read_json, write_json
 from tasks.system.manifest import write_manifest
 from tasks.tracking.report_spool import SPOOLS, open_spool
 from tasks.tracking.tracker import SPOOL_VARIABLE
+from tests.helpers.chromium import CHROMIUM, needs_chromium
 from tests.helpers.patience import PATIENCE_SECONDS
 from tests.helpers.small_workspace import write_params
 
@@ -615,12 +615,10 @@ def test_sixty_blocks_have_room_for_their_numbers() -> None:
             assert overlapping(settle(report_figures.block_importance(importance, cuts, width))) == []
 
 
+@needs_chromium
 @pytest.mark.integration
 @pytest.mark.parametrize("width", [390, 1300])
 def test_the_page_is_no_wider_than_a_phone_or_a_screen(workspace: Path, tmp_path: Path, width: int) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
     page = (workspace / "results" / "report.html").as_uri()
     frame = tmp_path / "frame.html"  # a frame, since a window of Chromium has at least 500 pixels
     frame.write_text(
@@ -631,7 +629,7 @@ def test_the_page_is_no_wider_than_a_phone_or_a_screen(workspace: Path, tmp_path
     )
     flags = ("--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--hide-scrollbars")
     profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [browser, *flags, profile, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()]
+    command = [str(CHROMIUM), *flags, profile, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
     assert f'data-found="{width} of {width}"' in done.stdout
 
