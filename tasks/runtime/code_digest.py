@@ -1,9 +1,10 @@
 """Finds the project's files that a stage's result depends on, by the imports of its module."""
 
-import ast
 from collections.abc import Iterator
 from functools import cache
+from modulefinder import ModuleFinder
 from pathlib import Path
+from types import CodeType
 
 from tasks.system.manifest import sha256_file, sha256_json
 
@@ -39,25 +40,35 @@ def imported_files(module: str, seen: set[str] | None = None) -> Iterator[Path]:
     if path is None or module in seen or is_plumbing(module):
         return
     seen.add(module)
-    statements, names = imports_in((PROJECT / path).read_text(encoding="utf-8"))
-    if path.name != "__init__.py" or statements > 1:  # a package that is a docstring alone changes no result
+    only_docstring, names = imports_in((PROJECT / path).read_text(encoding="utf-8"))
+    if path.name != "__init__.py" or not only_docstring:  # such a package changes no result
         yield path
     for name in names:
         yield from imported_files(name, seen)
 
 
 @cache
-def imports_in(code: str) -> tuple[int, tuple[str, ...]]:
-    """How many statements a module has, and what it imports from the project, with the packages around it."""
-    tree = ast.parse(code)
-    imported: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imported += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imported += [f"{node.module}.{alias.name}" for alias in node.names]
-    ours = [name.split(".") for name in imported if name.split(".")[0] in ROOMS]
-    return len(tree.body), tuple(dict.fromkeys(".".join(parts[:n]) for parts in ours for n in range(1, len(parts) + 1)))
+def imports_in(code: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether a module is a docstring alone, and what it imports from the project, with the packages around it.
+
+    The imports are read from the compiled code. `ast.parse` fails now and then while other threads parse
+    (https://github.com/python/cpython/issues/106905), and a flow has other threads.
+    """
+    compiled = compile(code, "<module>", "exec", dont_inherit=True)
+    ours = [name.split(".") for name in _imported(compiled) if name.split(".")[0] in ROOMS]
+    names = dict.fromkeys(".".join(parts[:n]) for parts in ours for n in range(1, len(parts) + 1))
+    return set(compiled.co_names) <= {"__doc__"}, tuple(names)
+
+
+def _imported(code: CodeType) -> Iterator[str]:
+    """The names that a module's code imports, at its top or inside functions; what is imported from a module, dotted."""
+    for kind, found in ModuleFinder().scan_opcodes(code):
+        if kind == "absolute_import":
+            names, module = found
+            yield from (f"{module}.{name}" for name in names) if names else (module,)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _imported(constant)
 
 
 def is_plumbing(module: str) -> bool:

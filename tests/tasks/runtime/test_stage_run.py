@@ -11,7 +11,6 @@ from torch.profiler import ProfilerActivity, profile
 from kernels import kernel_choice
 from kernels.optimizers import build_optimizer
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, load_params, read_yaml
-from tasks.runtime import code_digest
 from tasks.runtime.stage_run import run_stage
 from tasks.runtime.torch_setup import configure_torch
 from tasks.stages import stage_of
@@ -76,33 +75,6 @@ def test_a_stage_is_deterministic_without_filling_all_new_memory() -> None:
         assert fills_of_a_step() == plain
     finally:
         torch.set_deterministic_debug_mode("default")
-
-
-def test_a_stages_code_is_all_it_imports_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {
-        "tasks/__init__.py": "",
-        "tasks/train.py": "from tasks.helper import help\n",
-        "tasks/helper.py": "from model.network import Sana\n",
-        "tasks/other.py": "import model.network\n",
-        "tasks/system/files.py": "plumbing = 1\n",
-        "model/__init__.py": "",
-        "model/network.py": "class Sana: ...\n",
-        "model/table.txt": "read by a module beside it\n",
-        "model/tables/more.txt": "read too\n",
-        "model/.network.py.swp": "an editor's\n",
-        "tasks/gone/__pycache__/gone.cpython-311.pyc": "left by a module that has moved\n",
-    }
-    for name, text in files.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    monkeypatch.setattr(code_digest, "PROJECT", tmp_path)
-    digest = code_digest.code_digest("train")
-    counts = {"tasks/train.py", "tasks/helper.py", "model/network.py", "model/table.txt", "model/tables/more.txt"}
-    assert {path.as_posix() for path in code_digest.stage_files("train")} == counts
-    for name, changes in (("tasks/other.py", False), ("tasks/system/files.py", False), ("model/network.py", True)):
-        (tmp_path / name).write_text(files[name] + "# edited\n", encoding="utf-8")
-        assert (code_digest.code_digest("train") != digest) == changes, name
 
 
 def test_a_stage_whose_output_is_in_place_is_not_stopped_any_more(tmp_path: Path) -> None:
