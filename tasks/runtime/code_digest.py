@@ -61,7 +61,7 @@ def imports_in(code: str) -> tuple[bool, tuple[str, ...]]:
 
 
 def _imported(code: CodeType) -> Iterator[str]:
-    """The names that a module's code imports, at its top or inside functions; what is imported from a module, dotted."""
+    """What a module's code imports, at its top or inside functions: modules, and names of modules behind a dot."""
     for kind, found in ModuleFinder().scan_opcodes(code):
         if kind == "absolute_import":
             names, module = found
