@@ -132,7 +132,8 @@ class EncoderRuns:
     @cached_property
     def instruction_tokens(self) -> int:
         """Tokens of the instruction before a prompt, guessed from its letters: the tokenizer may not be there."""
-        return len(instruction_text(self.params.text_encoder.instruction)) // CHARACTERS_PER_TOKEN
+        text = instruction_text(self.params.text_encoder.instruction, self.params.network.numerics)
+        return len(text) // CHARACTERS_PER_TOKEN
 
     @property
     def null_tokens(self) -> int:

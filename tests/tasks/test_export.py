@@ -1,5 +1,6 @@
 """An exported model draws in diffusers what it draws here, and its card tells lineage, scores and terms."""
 
+import ast
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import torch
 import yaml
 from diffusers import SanaPipeline
 
+from model.numerics import Numerics
+from model.text_encoder import instruction_text
 from tasks.computing.seeds import generator
 from tasks.evaluation.detectors.detector import NOTES
 from tasks.evaluation.scorer_labels import SCORER_MEANINGS
@@ -81,6 +84,16 @@ def test_the_card_tells_lineage_scores_and_terms(params: Params) -> None:
     assert card.count("\n| ") == 1 + 1 + len(score["tasks"])
     assert f"### GenEval's rules on rendered scenes\n\nThe score is the {SCORER_MEANINGS['geneval']}.\n" in card
     assert "NSCL v2-custom" in card and "Gemma terms of use" in card
+
+
+@pytest.mark.parametrize("numerics", ["nvlabs", "diffusers"])
+def test_the_code_on_the_card_has_the_instruction_that_the_model_was_trained_with(numerics: Numerics) -> None:
+    reading = json.loads((paths.TEXT_ENCODER / "reading.json").read_text())
+    write_json(paths.TEXT_ENCODER / "reading.json", reading | {"instruction": "sana", "numerics": numerics})
+    main(["--model", "grown", "--out", "exported"])
+    text = Path("exported/README.md").read_text(encoding="utf-8")
+    lines = ast.literal_eval(text.partition("instruction = ")[2].partition("\npipeline(")[0])
+    assert "\n".join(lines) == instruction_text("sana", numerics)
 
 
 def test_scores_are_headed_by_their_scorer_and_its_meaning() -> None:

@@ -273,7 +273,7 @@ def test_an_instruction_lengthens_what_the_text_encoder_learns_and_predicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    before = len(instruction_text("sana")) // CHARACTERS_PER_TOKEN
+    before = len(instruction_text("sana", "diffusers")) // CHARACTERS_PER_TOKEN
     drawn = drawing_experiment(monkeypatch, before, text_encoder__instruction="sana")
     stage = stage_of("text_encoder", drawn.params)
     done = measured_flops(lambda: drawing_workspace.run(stage, drawn.params, Path("again")))
