@@ -14,9 +14,10 @@ import numpy as np
 from tasks.computing import ranks
 from tasks.computing.seeds import derive
 from tasks.evaluation.detectors.detector import Pictures
-from tasks.evaluation.evaluation_steps import judge_pool, score_prompts, write_samples
+from tasks.evaluation.evaluation_steps import all_reasons, judge_pool, score_prompts, write_samples
 from tasks.evaluation.evaluation_summary import headline, summarize
 from tasks.evaluation.feature_distance import LEAST_PICTURES, distance, mean_interval
+from tasks.evaluation.geneval_atoms import summarize_atoms
 from tasks.evaluation.judges.judge_choice import open_judge
 from tasks.evaluation.picture_drawing import Painter, load_painter
 from tasks.evaluation.picture_features import VisionFeatures, open_features
@@ -48,6 +49,9 @@ def run(context: Context, model: str) -> Metrics:
     write_samples(context.out, pool, verdicts)
     chosen = params.evaluation
     summary = summarize(pool, params.scorer, chosen.best_of, chosen.bootstrap_samples, seed, chosen.keep)
+    if params.scorer == "geneval":
+        lines, reasons = [prompt.line for prompt in prompts], all_reasons(verdicts)
+        summary["atoms"] = summarize_atoms(lines, reasons, chosen.bootstrap_samples, seed)
     summary |= compare_with_real(context, painter, prompts, pictures_PNHW3[:, 0])
     if ranks.rank() == 0:
         pool.save(context.out)

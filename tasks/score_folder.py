@@ -5,8 +5,9 @@
         --clip checkpoints/clip-vit-large-patch14 --out results.jsonl
 
 It writes GenEval's lines of results to --out, which GenEval's own summary reads too. Beside them it writes
-results.summary.json: the score of each task and overall, with 95 % bootstrap intervals over prompts. Pictures may
-differ in size, and prompts in their number of pictures. A run that was stopped goes on where it was, and a repeated run
+results.summary.json: the score of each task and overall, and the share of pictures in which each atom holds (object,
+count, colour, relation), with 95 % bootstrap intervals over prompts. Pictures may differ in size, and prompts in their
+number of pictures. A run that was stopped goes on where it was, and a repeated run
 scores only pictures that are new or changed: verdicts are kept in results.jsonl.verdicts, by the digests of picture,
 prompt line and detector.
 """
@@ -25,6 +26,7 @@ from tasks.data.scene_vocabulary import Line
 from tasks.evaluation.detectors.detector import NOTES, Detector
 from tasks.evaluation.detectors.detector_choice import check_classes, load_detector
 from tasks.evaluation.evaluation_summary import as_record
+from tasks.evaluation.geneval_atoms import summarize_atoms
 from tasks.evaluation.geneval_folder import Picture, list_prompts, read_picture, result, write_results
 from tasks.evaluation.picture_scoring import score_batch
 from tasks.evaluation.score_statistics import score
@@ -90,14 +92,17 @@ def batches(pictures: Path, jobs: Iterable[Job], size: int) -> Iterator[list[tup
 
 
 def summarize_folder(jobs: Sequence[Job], rows: Sequence[Row], detector: Detector, samples: int, seed: int) -> Row:
-    """The summary of a folder: its GenEval score with intervals, and the shares of right pictures and prompts.
+    """The summary of a folder: GenEval score and atoms with intervals, and the shares of right pictures and prompts.
 
     A prompt counts as right if at least one of its pictures is.
     """
-    tags = {job.prompt: job.line["tag"] for job in jobs}
-    verdicts: dict[int, list[bool]] = {prompt: [] for prompt in tags}
+    lines = {job.prompt: job.line for job in jobs}
+    tags = {prompt: line["tag"] for prompt, line in lines.items()}
+    verdicts: dict[int, list[bool]] = {prompt: [] for prompt in lines}
+    reasons: dict[int, list[str]] = {prompt: [] for prompt in lines}
     for job, row in zip(jobs, rows, strict=True):
         verdicts[job.prompt].append(row["correct"])
+        reasons[job.prompt].append(row["reason"])
     correct_PN = np.full((len(tags), max(map(len, verdicts.values()))), np.nan)
     for place, values in enumerate(verdicts.values()):
         correct_PN[place, : len(values)] = values
@@ -110,6 +115,7 @@ def summarize_folder(jobs: Sequence[Job], rows: Sequence[Row], detector: Detecto
         "correct_pictures": float(np.nanmean(correct_PN)),
         "correct_prompts": float(np.nanmax(correct_PN, axis=1).mean()),
         "geneval": as_record(scored),
+        "atoms": summarize_atoms(list(lines.values()), list(reasons.values()), samples, seed),
     }
 
 
@@ -125,6 +131,9 @@ def print_summary(summary: Row) -> None:
     rows = [(task, part["value"], part["low"], part["high"]) for task, part in geneval["tasks"].items()]
     for name, value, low, high in (*rows, ("overall", geneval["overall"], geneval["low"], geneval["high"])):
         print(f"{name:<16} {value:.4f} [{low:.4f}, {high:.4f}]")
+    for atom, part in summary["atoms"].items():
+        share = f"{part['value']:.4f} [{part['low']:.4f}, {part['high']:.4f}]" if "value" in part else "not reached"
+        print(f"{atom:<16} {share} of {part['looked_at']} pictures where the rules came to it")
     print(f"of {summary['pictures']} pictures {summary['correct_pictures']:.2%} are right, ", end="")
     print(f"of {summary['prompts']} prompts {summary['correct_prompts']:.2%} have a right one")
     if summary["detector_note"]:

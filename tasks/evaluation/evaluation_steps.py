@@ -37,6 +37,11 @@ def correctness(verdicts: Sequence[Sequence[Verdict]]) -> NDArray[np.bool_]:
     return np.array(ranks.collect([[verdict.correct for verdict in row] for row in verdicts]))
 
 
+def all_reasons(verdicts: Sequence[Sequence[Verdict]]) -> list[list[str]]:
+    """The reasons of all ranks' verdicts, by prompt and picture, on every rank."""
+    return ranks.collect([[verdict.reason for verdict in row] for row in verdicts])
+
+
 def judge_pool(
     prompts: list[Prompt],
     pictures_PNHW3: Pictures,

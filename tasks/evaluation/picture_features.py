@@ -53,16 +53,19 @@ class LatentFeatures:
 class VisionFeatures:
     """The pooled output of a published vision model, and with a CLIP the fit of captions."""
 
-    def __init__(self, folder: Path, device: str) -> None:
-        """Load the model of a folder. Raises UserError naming the folder if it holds none that gives features."""
-        self.kind = _model_type(folder)
+    def __init__(self, folder: Path, device: str, named_by: str = "evaluation.features_path") -> None:
+        """Load the model of a folder, which the user named by the param or option `named_by`.
+
+        Raises UserError naming both if the folder holds no model that gives features.
+        """
+        self.kind = _model_type(folder, named_by)
         self.name, self.device = f"{self.kind} of {folder.name}", device
         self.model, self.processor, self.tokenizer = _load(folder, self.kind)
         self.model.to(device)
 
     @torch.no_grad()
-    def read(self, pictures_BHW3: Pictures) -> NDArray[np.float32]:
-        """The features (B, D) of pictures."""
+    def read(self, pictures_BHW3: Sequence[Pictures] | Pictures) -> NDArray[np.float32]:
+        """The features (B, D) of pictures (H, W, 3), which may differ in size."""
         parts = []
         for start in range(0, len(pictures_BHW3), BATCH):
             images = list(pictures_BHW3[start : start + BATCH])
@@ -87,16 +90,15 @@ def open_features(path: str | None, autoencoder: Autoencoder, device: str) -> Fe
     return LatentFeatures(autoencoder, device) if path is None else VisionFeatures(published_path(path), device)
 
 
-def _model_type(folder: Path) -> str:
+def _model_type(folder: Path, named_by: str) -> str:
     """The kind of the model in a folder. Raises UserError if it gives no features."""
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError) as error:
-        raise UserError(f"evaluation.features_path: {folder / 'config.json'} cannot be read ({error})") from None
+        raise UserError(f"{named_by}: {folder / 'config.json'} cannot be read ({error})") from None
     if found not in VISION_MODELS:
         raise UserError(
-            f"evaluation.features_path: {folder} holds a {found!r} model: name a folder with one of "
-            f"{', '.join(VISION_MODELS)}"
+            f"{named_by}: {folder} holds a {found!r} model: name a folder with one of {', '.join(VISION_MODELS)}"
         )
     return found
 

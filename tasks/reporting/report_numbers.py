@@ -19,6 +19,8 @@ from tasks.system.files import read_json
 from tasks.system.manifest import MANIFEST, sha256_file
 
 Record = dict[str, Any]
+MEASURED_WHERE_POSSIBLE = ("atoms", "distance", "clip_score")
+"""Keys of an evaluation's summary that only some scorers and some models of the user's give."""
 
 
 def collect(params: Params) -> Record:
@@ -45,7 +47,8 @@ def collect(params: Params) -> Record:
 def model_record(name: str) -> Record:
     """One model: its size, held-out loss, score, the score of each chooser among N pictures, and seconds per picture.
 
-    A distance to real pictures and a CLIP score are there if they were measured, and seconds if the stage latency ran.
+    GenEval's atoms, a distance to real pictures and a CLIP score are there if they were measured, and seconds if the
+    stage latency ran.
     """
     metrics = read_json(paths.model_folder(name) / "metrics.json")
     evaluation = read_json(paths.EVALUATION / name / "summary.json")
@@ -55,7 +58,7 @@ def model_record(name: str) -> Record:
     record["by_seen"] = {kind: plain(scored) for kind, scored in evaluation["by_seen"].items()}
     for chooser in CHOOSERS:
         record[chooser] = {n: plain(scored) for n, scored in evaluation[chooser].items()}
-    record |= {key: evaluation[key] for key in ("distance", "clip_score") if key in evaluation}
+    record |= {key: evaluation[key] for key in MEASURED_WHERE_POSSIBLE if key in evaluation}
     return record | seconds_per_picture(record["depth"])
 
 

@@ -80,6 +80,9 @@ def test_evaluation_holds_what_the_scorer_says_of_its_own_pictures(params: Param
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["best_of"]) == {"1", "2", "4"} and summary["pictures_per_prompt"] == 5
     assert metrics["geneval/overall"] == summary["score"]["overall"]
+    wanted = len(prompts) * 5
+    assert summary["atoms"]["object"]["asked"] == summary["atoms"]["object"]["looked_at"] == wanted
+    assert set(summary["atoms"]) == {"object", "count", "colour", "relation"}
 
 
 def test_evaluating_twice_gives_the_same_bytes_and_no_timing(params: Params) -> None:

@@ -13,6 +13,7 @@ from tasks.data.scene_vocabulary import TASKS, lines
 from tasks.data.scenes import render, sample_scene
 from tasks.evaluation.detectors.mask2former_detector import load_mask2former_detector
 from tasks.evaluation.detectors.scene_detector import SceneDetector
+from tasks.evaluation.geneval_atoms import ATOMS, atoms_of
 from tasks.evaluation.geneval_folder import read_prompts, read_results, write_prompt
 from tasks.evaluation.picture_scoring import score_pictures
 from tasks.evaluation.verdict_store import VerdictStore
@@ -73,6 +74,12 @@ def test_every_picture_gets_the_line_of_results_that_its_verdict_says(pictures: 
     assert [(*(row[key] for key in keys), json.loads(row["metadata"])) for row in rows] == expected
     assert all(list(row) == [*keys, "metadata", "details"] for row in rows)
     assert (summary["detector"], summary["detector_note"], summary["pictures"]) == ("scenes", None, 36)
+    failing = [atoms_of(json.loads(row["metadata"]), row["reason"]) for row in rows]
+    for atom in ATOMS:
+        looked_at = [atoms[atom] for atoms in failing if atoms.get(atom) is not None]
+        part = summary["atoms"][atom]
+        assert part["looked_at"] == len(looked_at) and part["value"] == pytest.approx(np.mean(looked_at))
+        assert part["low"] <= part["value"] <= part["high"]
 
 
 def test_geneval_s_own_summary_of_the_lines_says_the_same(pictures: Path, tmp_path: Path) -> None:

@@ -64,6 +64,15 @@ class VisionLanguageJudge:
         answers = self._answers(asked)
         return np.array([[score(answers.get(key)) for key in row] for row in keys_PN])
 
+    def log_yes_to(self, pictures: Sequence[NDArray[np.uint8]], questions: Sequence[str]) -> NDArray[np.float64]:
+        """Scores (B,): log P(yes) of each question about its own picture (H, W, 3), NaN where the judge abstains."""
+        digests = {id(picture): picture_digest(picture) for picture in {id(one): one for one in pictures}.values()}
+        keys = [
+            (digests[id(picture)], question, self.digest) for picture, question in zip(pictures, questions, strict=True)
+        ]
+        answers = self._answers(dict(zip(keys, pictures, strict=True)))
+        return np.array([score(answers.get(key)) for key in keys])
+
     def _answers(self, asked: dict[Key, NDArray[np.uint8]]) -> dict[Key, Answer]:
         """The answers of the cache, and the model's answers to the other questions; none where time ran out.
 

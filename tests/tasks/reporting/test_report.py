@@ -522,6 +522,24 @@ def test_the_page_shows_what_the_scorer_gives_real_pictures_and_wrong_captions(
     assert {0.9321, 0.0642} <= {line.get_ydata()[0] for line in axes.lines}
 
 
+def test_the_page_shows_each_atom_of_geneval_with_the_number_of_pictures(
+    summary: dict[str, Any], origin: dict[str, Any]
+) -> None:
+    assert "Each atom" not in words_of(summary | {"models": [bare(model) for model in summary["models"]]}, origin)
+    reached = {"asked": 321, "looked_at": 213, "value": 0.4321, "low": 0.4021, "high": 0.4621}
+    summary["models"] = [bare(model) | {"atoms": {"object": reached}} for model in summary["models"]]
+    summary["models"][0]["atoms"]["relation"] = {"asked": 77, "looked_at": 0}
+    summary["models"][1]["atoms"]["relation"] = reached | {"looked_at": 66}
+    words = words_of(summary, origin)
+    assert "Each atom" in words and "0.43 (0.40 to 0.46), 213" in words and "0.43 (0.40 to 0.46), 66" in words
+    assert "relation" in words and ", 0 " not in words
+
+
+def bare(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's record without its atoms."""
+    return {key: value for key, value in model.items() if key != "atoms"}
+
+
 def test_a_run_too_short_to_learn_says_so_and_its_headline_is_the_held_out_loss(
     summary: dict[str, Any], origin: dict[str, Any]
 ) -> None:
