@@ -51,21 +51,24 @@ class Moments:
         return max(self.squares / self.count - self.mean**2, 0.0) ** 0.5
 
 
-def run(context: Context) -> Metrics:
-    """Encode the shards with the encoders of the workspace."""
-    return encode_shards(context.out, context.params, context.device)
+def run(context: Context, data_set: str | None = None) -> Metrics:
+    """Encode the shards of the section `shard`, or of a set in `data.sets`, with the encoders of the workspace."""
+    return encode_shards(context.out, context.params, context.device, paths.shards(data_set))
 
 
-def encode_shards(out: Path, params: Params, device: str) -> Metrics:
-    """Encode both splits; returns counts, and the training latents' mean and deviation, which should be 0 and 1."""
-    autoencoder, text_encoder = load_encoders(device)
+def encode_shards(out: Path, params: Params, device: str, shards: Path = paths.SHARDS) -> Metrics:
+    """Encode both splits; returns counts, and the training latents' mean and deviation.
+
+    Of the pictures that the autoencoder was scaled on, they should be 0 and 1.
+    """
+    autoencoder, text_encoder = load_encoders(device, shards)
     moments = {split: Moments() for split in SPLITS}
     splits = {}
     with torch.inference_mode():
         null_text = torch.from_numpy(to_half(text_encoder.encode_null(), "the embedding of the empty prompt"))
         write_bytes(out / NULL_TEXT, save({NULL_TEXT_NAME: null_text}))
         for split in SPLITS:
-            pictures = PictureDataset(paths.SHARDS, split)
+            pictures = PictureDataset(shards, split)
             samples = encode(pictures, autoencoder, text_encoder, params.encode.batch_size, moments[split], split)
             splits[split] = write_split(out, split, samples, params.encode.samples_per_shard)
     write_index(out, splits)
@@ -73,12 +76,12 @@ def encode_shards(out: Path, params: Params, device: str) -> Metrics:
     return {**counts, "latent_mean": moments["train"].mean, "latent_std": moments["train"].std}
 
 
-def load_encoders(device: str) -> tuple[Autoencoder, TextEncoder]:
+def load_encoders(device: str, shards: Path) -> tuple[Autoencoder, TextEncoder]:
     """The frozen encoders. Raises UserError if one cannot be loaded, or if the shards' pictures do not suit it."""
     try:
         autoencoder = load_autoencoder(paths.AUTOENCODER, device)
         for split in SPLITS:
-            for height, width in PictureDataset(paths.SHARDS, split).sizes():
+            for height, width in PictureDataset(shards, split).sizes():
                 autoencoder.check_size(height, width)
         return autoencoder, load_text_encoder(paths.TEXT_ENCODER, device)
     except ValueError as error:
