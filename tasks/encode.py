@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.autoencoder import Autoencoder, load_autoencoder
 from model.text_encoder import TextEncoder, load_text_encoder
-from tasks.data.encoded_samples import NULL_TEXT, NULL_TEXT_NAME
+from tasks.data.encoded_samples import LENGTHS, NULL_TEXT, NULL_TEXT_NAME, WEIGHTS
 from tasks.data.npy_arrays import to_npy
 from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.shards import SPLITS, Sample, describe, write_index, write_split
@@ -104,18 +104,24 @@ def encode(
         for indices in pictures.batches(np.arange(len(pictures)), batch_size):
             keys = [pictures.key(index) for index in indices.tolist()]
             captions = [pictures.caption(index) for index in indices.tolist()]
+            several = [pictures.captions_with_weights(index) for index in indices.tolist()]
             batch = pictures.pictures(indices)
             height, width = batch.shape[1:3]
-            texts = encode_distinct(text_encoder, captions)
+            texts = encode_distinct(text_encoder, [text for one in several for text in one or ()] or captions)
             latents = autoencoder.encode(to_unit_range(batch).to(autoencoder.device))
-            for key, caption, latent in zip(keys, captions, latents, strict=True):
+            for key, caption, weights, latent in zip(keys, captions, several, latents, strict=True):
                 half = to_half(latent, f"the latent of {label} sample {key}")
                 moments.add(half)
+                named = f"the text of {label} sample {key}"
+                encodings = [to_half(texts[text], named) for text in weights or [caption]]
                 members = {
                     "latent.npy": to_npy(half),
-                    "text.npy": to_npy(to_half(texts[caption], f"the text of {label} sample {key}")),
+                    "text.npy": to_npy(np.concatenate(encodings)),
                     "json": describe(height, width, caption),
                 }
+                if weights is not None:
+                    members[LENGTHS] = to_npy(np.array([len(encoding) for encoding in encodings], np.int32))
+                    members[WEIGHTS] = to_npy(np.array([*weights.values()], np.float64))
                 yield Sample(key, members, (height, width) if pictures.sized else None)
             meter.advance(len(indices))
 

@@ -10,6 +10,8 @@ Your own pictures are resized to cover a square of image_size pixels, and their 
 they are fitted to the nearest of 40 sizes of about that area instead (tasks/data/aspect_buckets.py). A tenth of them is
 held out, or 100 if that is more, but never more than half of them and never more than heldout_samples. Pictures that
 cannot be used are named in results/rejects/shard.jsonl. If their share is above max_reject_share, the stage stops.
+
+`python -m tasks.shard --data NAME` does the same for a set NAME of data.sets.
 """
 
 from collections.abc import Iterable, Iterator
@@ -57,7 +59,16 @@ def own_candidates(params: ShardParams, path: Path, seed: int) -> list[Candidate
         return folder_candidates(path)
     if params.source == "webdataset":
         return webdataset_candidates(path)
-    choice = CaptionChoice(params.caption_suffixes, params.caption_score_threshold, params.caption_temperature, seed)
+    choice = CaptionChoice(
+        params.caption_suffixes,
+        params.caption_score_threshold,
+        params.caption_temperature,
+        seed,
+        params.caption_proportions,
+        params.captions_per_sample,
+        params.min_caption_score,
+        params.min_prompt_score,
+    )
     return sana_candidates(path, choice)
 
 
@@ -83,7 +94,7 @@ def write_own_pictures(
     buckets = aspect_buckets(params.image_size) if params.aspect_buckets else ()
     pictures = usable(by_hash(candidates), params.image_size, params.max_pixels, rejects, buckets)
     samples = (
-        _sample(number, picture, caption, params.aspect_buckets, source=candidate.where)
+        _sample(number, picture, caption, params.aspect_buckets, source=candidate.where, **_several(candidate))
         for number, (candidate, picture, caption) in enumerate(pictures)
     )
     metered = _metered(samples, "shard", len(candidates))
@@ -104,10 +115,16 @@ def write_own_pictures(
                 f"{usable_count // 2} or less"
             )
         raise UserError(f"{params.path} has {usable_count} usable pictures: at least 2 are needed, one to hold out")
-    return {**{f"{split}_samples": count for split, count in counts.items()}, "rejected": len(rejects.found)}
+    left_out = {"left_out": rejects.left_out} if rejects.left_out else {}
+    return {**{f"{split}_samples": count for split, count in counts.items()}, "rejected": len(rejects.found)} | left_out
 
 
-def _sample(number: int, picture: np.ndarray, caption: str, sized: bool = False, **more: str) -> Sample:
+def _several(candidate: Candidate) -> dict[str, list[tuple[str, float]]]:
+    """The entry of a sample's record that has all its captions in order; none if one is kept."""
+    return {} if candidate.captions is None else {"captions": list(candidate.captions().items())}
+
+
+def _sample(number: int, picture: np.ndarray, caption: str, sized: bool = False, **more: object) -> Sample:
     height, width, _ = picture.shape
     members = {"png": encode_png(picture), "json": describe(height, width, caption, **more)}
     return Sample(f"{number:09d}", members, (height, width) if sized else None)
