@@ -10,7 +10,7 @@ from tasks.training.training_loop import Trainer
 def run(context: Context, depth: int) -> Metrics:
     """Fine-tune the network that stage `prune@D` has cut to `depth` blocks."""
     network = load_network(paths.model_folder(f"pruned-{depth}"))
-    return Trainer(context, network, paths.ENCODED, context.params.finetune).run()
+    return Trainer(context, network, paths.OUTPUTS / context.params.finetune.data, context.params.finetune).run()
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def summary_with_defaults(summary: Record) -> dict[str, Any]:
     models = {model["name"]: model for model in summary["models"]}
     numbers = sorted(models["grown"]["best_of"], key=int)
     scorer = dict.fromkeys(("note", "ceiling", "shuffled", "features")) | (summary.get("scorer") or {})
-    return summary | {
+    shown = {
         "scorer": scorer,
         "learned": has_learned(summary),
         "small": models.get("small"),
@@ -75,6 +75,7 @@ def summary_with_defaults(summary: Record) -> dict[str, Any]:
         "deepest": min(summary["cuts"], key=lambda cut: cut["depth"]),
         "seconds": sum(stage["seconds"] for stage in summary["stages"]),
     }
+    return {"sft": []} | summary | shown
 
 
 def task_in_words(tag: str) -> str:
