@@ -1,4 +1,5 @@
-"""The training loop. It resumes to the bit: every step is a pure function of (seed, step) and the state before it.
+"""The training loop. It resumes to the bit: every step is a pure function of the seed, the stage's name, the number of
+the step and the state before it.
 
 The loop uses accelerate for autocast, gradient accumulation and clipping. A loss or gradient that is not finite stops
 the run before the update. The state is saved before the final evaluation, so a failure there loses nothing.
@@ -32,7 +33,7 @@ from tasks.training.fsdp_sharding import gathered, shard, whole
 from tasks.training.heldout_loss import heldout_loss
 from tasks.training.interrupts import noted_interrupts
 from tasks.training.learning_rate import learning_rate
-from tasks.training.training_batch import FlowMatchingLoss, training_batch
+from tasks.training.training_batch import FlowMatchingLoss, stage_seed, training_batch
 from tasks.training.training_state import load_state, save_state
 
 LOG_EVERY = 10
@@ -85,12 +86,11 @@ class Trainer:
     def update(self) -> float:
         """Make one optimizer step over its micro-batches; returns the mean loss."""
         training, parts = self.training, self.training.grad_accumulation
-        seed = self.context.params.compute.seed
         batch = training_batch(
             self.dataset,
             self.context.params.diffusion,
             self.network.config.numerics,
-            seed,
+            stage_seed(self.context.params.compute.seed, self.context.name),
             self.step,
             training.batch_size,
             rank_rows(training.batch_size, ranks.rank(), ranks.world_size(), parts),
