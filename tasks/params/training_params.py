@@ -29,7 +29,12 @@ class Training:
     warmup_steps: int
     """Number of updates over which the rate rises linearly; at most `steps`.
 
-    A long warm-up suits CAME, whose first updates are large (docs/log.md).
+    A long warm-up suits CAME without `bias_correction`, whose first updates are large (docs/log.md).
+    """
+    bias_correction: bool
+    """Whether CAME corrects its means for beginning at 0, as AdamW does; the paper's does not.
+
+    Without it CAME's first update is 11 times the rate (docs/log.md).
     """
     schedule: Literal["constant", "cosine"]
     """Rate after the warm-up: constant or cosine (to a tenth of the peak)."""

@@ -61,7 +61,12 @@ class Trainer:
             shard(self.network, loss, context.device)
         rounding = derive(context.params.compute.seed, context.name, "rounding")
         optimizer = build_optimizer(
-            training.optimizer, self.network.parameters(), training.learning_rate, training.weight_decay, rounding
+            training.optimizer,
+            self.network.parameters(),
+            training.learning_rate,
+            training.weight_decay,
+            rounding,
+            training.bias_correction,
         )
         self.loss = self.accelerator.prepare_model(loss, evaluation_mode=self.sharded)  # sharded: no DDP
         self.optimizer = self.accelerator.prepare(optimizer)
