@@ -275,7 +275,7 @@ TABLE = (
     Stage(
         "finetune",
         output=paths.OUTPUTS / "finetuned-{item}",
-        inputs=(paths.OUTPUTS / "pruned-{item}", paths.ENCODED),
+        inputs=(paths.OUTPUTS / "pruned-{item}", paths.GROWN, paths.ENCODED),
         sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, "finetune"),
         family=DEPTHS,
         on_ranks=True,

@@ -12,7 +12,7 @@ from tasks.params.encoder_params import Autoencoder, TextEncoder
 from tasks.params.evaluation_params import Evaluation, GenEval, Judge, Matching, Report, Sampling
 from tasks.params.network_params import Diffusion, Grow, Importance, Network, Prune
 from tasks.params.picture_params import Encode, Shard
-from tasks.params.training_params import Pretrain, Training
+from tasks.params.training_params import Finetune, Pretrain, Training
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Params:
     """Measuring the importance of the grown model's blocks (SANA-1.5 section 2.4)."""
     prune: Prune
     """Cutting the grown model by importance (SANA-1.5 section 2.4)."""
-    finetune: Training
+    finetune: Finetune
     """The short training of each cut model (SANA-1.5 section 3.3)."""
     sampling: Sampling
     """How pictures are drawn."""

@@ -99,6 +99,18 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Finetune(Training):
+    """The short training of the cut models."""
+
+    teacher: Literal["none", "velocity", "features"]
+    """What the uncut model teaches: none, velocity, or features (velocity and blocks' outputs).
+
+    With none a cut model learns from the data alone, as in the paper. A teacher is ours (`tasks.training.teacher`); it
+    costs a forward pass of the uncut model in each update.
+    """
+
+
+@dataclass(frozen=True)
 class Pretrain(Training):
     """The training of the small model, which starts from random weights or from those of `path`."""
 

@@ -44,11 +44,16 @@ class FlowMatchingLoss(nn.Module):
 
     def forward(self, batch: NoisedBatch) -> Tensor:
         """Loss of each sample (B,)."""
-        text = self.network.encode_text(batch.text_BTE, batch.mask_BT)
-        noised = add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigma_B)
-        predicted = self.network(noised, batch.sigma_B * TIMESTEPS, text)
+        predicted = predicted_velocity(self.network, batch)
         error = F.mse_loss(predicted.float(), velocity(batch.latents_BCHW, batch.noise_BCHW), reduction="none")
         return error.mean(dim=(1, 2, 3))
+
+
+def predicted_velocity(network: Sana, batch: NoisedBatch) -> Tensor:
+    """The velocity (B, C, H, W) that a network predicts for a batch."""
+    text = network.encode_text(batch.text_BTE, batch.mask_BT)
+    noised_BCHW = add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigma_B)
+    return network(noised_BCHW, batch.sigma_B * TIMESTEPS, text)
 
 
 def stage_seed(seed: int, stage: str) -> int:

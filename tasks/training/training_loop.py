@@ -20,6 +20,7 @@ from kernels.optimizers import build_optimizer
 from model.checkpoint import save_network
 from model.network import Sana, parameter_count
 from tasks.computing import ranks
+from tasks.computing.precision import autocast
 from tasks.computing.seeds import derive
 from tasks.data.encoded_samples import EncodedDataset
 from tasks.data.sample_order import rank_rows
@@ -33,7 +34,8 @@ from tasks.training.fsdp_sharding import gathered, shard, whole
 from tasks.training.heldout_loss import heldout_loss
 from tasks.training.interrupts import noted_interrupts
 from tasks.training.learning_rate import learning_rate
-from tasks.training.training_batch import FlowMatchingLoss, stage_seed, training_batch
+from tasks.training.teacher import TaughtLoss, Teacher
+from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, stage_seed, training_batch
 from tasks.training.training_state import load_state, save_state
 
 LOG_EVERY = 10
@@ -44,8 +46,11 @@ HELDOUT_COLUMNS = ("step", "samples", "heldout_loss", "low", "high")
 class Trainer:
     """One training run: the network, its optimizer, EMA and history, and `step`, the number of updates made so far."""
 
-    def __init__(self, context: Context, network: Sana, encoded: Path, training: Training) -> None:
-        self.context, self.training = context, training
+    def __init__(
+        self, context: Context, network: Sana, encoded: Path, training: Training, teacher: Teacher | None = None
+    ) -> None:
+        """Make all ready for step 0, or for where a run before this one stopped. A `teacher` is learned from."""
+        self.context, self.training, self.teacher = context, training, teacher
         self.network = network.to(context.device, getattr(torch, training.weights))
         self.dataset = EncodedDataset(encoded, "train")
         self.heldout = EncodedDataset(encoded, "heldout")
@@ -55,7 +60,7 @@ class Trainer:
             mixed_precision=precision,
             gradient_accumulation_steps=training.grad_accumulation,
         )
-        loss = FlowMatchingLoss(self.network)
+        loss = FlowMatchingLoss(self.network) if teacher is None else TaughtLoss(self.network)
         self.sharded = ranks.world_size() > 1 and context.params.compute.parallelism == "fully_shard"
         if self.sharded:
             shard(self.network, loss, context.device)
@@ -106,7 +111,7 @@ class Trainer:
         total, norm = 0.0, None
         for i in range(parts):
             with self.accelerator.accumulate(self.loss):
-                loss = self.loss(batch.part(i, parts, self.context.device)).mean()
+                loss = self._loss_of(batch.part(i, parts, self.context.device)).mean()
                 total += loss.item() / parts
                 if self.in_backward is not None:
                     self._step_in_backward(loss)
@@ -175,6 +180,14 @@ class Trainer:
             "depth": self.network.config.depth,
             "parameters": parameter_count(self.network),
         }
+
+    def _loss_of(self, batch: NoisedBatch) -> Tensor:
+        """The loss of each sample (B,) of a micro-batch, to the teacher where there is one."""
+        if self.teacher is None:
+            return self.loss(batch)
+        with autocast(self.context.device, self.context.params.compute.dtype):
+            lesson = self.teacher.lesson(batch)
+        return self.loss(batch, lesson)
 
     def _step_in_backward(self, loss: Tensor) -> None:
         """Make the backward pass, in which each parameter takes its step as soon as its gradient is there.
