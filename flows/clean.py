@@ -115,7 +115,9 @@ def refuse_unless_idle(project: Path) -> None:
 def refuse_users_own_files(project: Path, found: Sequence[Found]) -> None:
     """Raises UserError if a path of the user's own files in `params.yaml` lies in what would be deleted."""
     values = read_yaml(project / PARAMS_FILE)
-    for key in dict.fromkeys(key for stage in TABLE for key in stage.user_files):
+    sets = (values.get("data") or {}).get("sets") or {}
+    keys = [key for stage in TABLE for key in stage.user_files]
+    for key in dict.fromkeys(key.replace("{item}", name) for key in keys for name in ("", *sets)):
         value = _value_of(values, key)
         if not isinstance(value, str):
             continue
@@ -126,8 +128,11 @@ def refuse_users_own_files(project: Path, found: Sequence[Found]) -> None:
 
 
 def _value_of(values: dict[str, Any], key: str) -> object:
-    section, _, name = key.partition(".")
-    return (values.get(section) or {}).get(name)
+    """The value of a key such as `data.sets.sft.path`; None if a mapping above it lacks it."""
+    value: Any = values
+    for name in key.split("."):
+        value = (value or {}).get(name)
+    return value
 
 
 def delete(found: Sequence[Found]) -> None:

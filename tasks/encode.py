@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.autoencoder import Autoencoder, load_autoencoder
 from model.text_encoder import TextEncoder, load_text_encoder
-from tasks.data.encoded_samples import NULL_TEXT, NULL_TEXT_NAME
+from tasks.data.encoded_samples import LENGTHS, NULL_TEXT, NULL_TEXT_NAME, WEIGHTS
 from tasks.data.npy_arrays import to_npy
 from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.shards import SPLITS, Sample, describe, write_index, write_split
@@ -51,21 +51,24 @@ class Moments:
         return max(self.squares / self.count - self.mean**2, 0.0) ** 0.5
 
 
-def run(context: Context) -> Metrics:
-    """Encode the shards with the encoders of the workspace."""
-    return encode_shards(context.out, context.params, context.device)
+def run(context: Context, data_set: str | None = None) -> Metrics:
+    """Encode the shards of the section `shard`, or of a set in `data.sets`, with the encoders of the workspace."""
+    return encode_shards(context.out, context.params, context.device, paths.shards(data_set))
 
 
-def encode_shards(out: Path, params: Params, device: str) -> Metrics:
-    """Encode both splits; returns counts, and the training latents' mean and deviation, which should be 0 and 1."""
-    autoencoder, text_encoder = load_encoders(device)
+def encode_shards(out: Path, params: Params, device: str, shards: Path = paths.SHARDS) -> Metrics:
+    """Encode both splits; returns counts, and the training latents' mean and deviation.
+
+    Of the pictures that the autoencoder was scaled on, they should be 0 and 1.
+    """
+    autoencoder, text_encoder = load_encoders(device, shards)
     moments = {split: Moments() for split in SPLITS}
     splits = {}
     with torch.inference_mode():
         null_text = torch.from_numpy(to_half(text_encoder.encode_null(), "the embedding of the empty prompt"))
         write_bytes(out / NULL_TEXT, save({NULL_TEXT_NAME: null_text}))
         for split in SPLITS:
-            pictures = PictureDataset(paths.SHARDS, split)
+            pictures = PictureDataset(shards, split)
             samples = encode(pictures, autoencoder, text_encoder, params.encode.batch_size, moments[split], split)
             splits[split] = write_split(out, split, samples, params.encode.samples_per_shard)
     write_index(out, splits)
@@ -73,12 +76,12 @@ def encode_shards(out: Path, params: Params, device: str) -> Metrics:
     return {**counts, "latent_mean": moments["train"].mean, "latent_std": moments["train"].std}
 
 
-def load_encoders(device: str) -> tuple[Autoencoder, TextEncoder]:
+def load_encoders(device: str, shards: Path) -> tuple[Autoencoder, TextEncoder]:
     """The frozen encoders. Raises UserError if one cannot be loaded, or if the shards' pictures do not suit it."""
     try:
         autoencoder = load_autoencoder(paths.AUTOENCODER, device)
         for split in SPLITS:
-            for height, width in PictureDataset(paths.SHARDS, split).sizes():
+            for height, width in PictureDataset(shards, split).sizes():
                 autoencoder.check_size(height, width)
         return autoencoder, load_text_encoder(paths.TEXT_ENCODER, device)
     except ValueError as error:
@@ -101,18 +104,24 @@ def encode(
         for indices in pictures.batches(np.arange(len(pictures)), batch_size):
             keys = [pictures.key(index) for index in indices.tolist()]
             captions = [pictures.caption(index) for index in indices.tolist()]
+            several = [pictures.captions_with_weights(index) for index in indices.tolist()]
             batch = pictures.pictures(indices)
             height, width = batch.shape[1:3]
-            texts = encode_distinct(text_encoder, captions)
+            texts = encode_distinct(text_encoder, [text for one in several for text in one or ()] or captions)
             latents = autoencoder.encode(to_unit_range(batch).to(autoencoder.device))
-            for key, caption, latent in zip(keys, captions, latents, strict=True):
+            for key, caption, weights, latent in zip(keys, captions, several, latents, strict=True):
                 half = to_half(latent, f"the latent of {label} sample {key}")
                 moments.add(half)
+                named = f"the text of {label} sample {key}"
+                encodings = [to_half(texts[text], named) for text in weights or [caption]]
                 members = {
                     "latent.npy": to_npy(half),
-                    "text.npy": to_npy(to_half(texts[caption], f"the text of {label} sample {key}")),
+                    "text.npy": to_npy(np.concatenate(encodings)),
                     "json": describe(height, width, caption),
                 }
+                if weights is not None:
+                    members[LENGTHS] = to_npy(np.array([len(encoding) for encoding in encodings], np.int32))
+                    members[WEIGHTS] = to_npy(np.array([*weights.values()], np.float64))
                 yield Sample(key, members, (height, width) if pictures.sized else None)
             meter.advance(len(indices))
 

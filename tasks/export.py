@@ -2,9 +2,9 @@
 
     python -m tasks.export --model finetuned-6 --out sana-6-blocks
 
-The model is a name (small, grown, pruned-6, finetuned-6), a folder, or an alias of the registry. Autoencoder, text
-encoder and params are taken from its experiment. diffusers' solver and ours make the same steps. So both draw the same
-picture from the same noise, if `network.numerics` is diffusers.
+The model is a name (small, grown, pruned-6, finetuned-6, sft-grown), a folder, or an alias of the registry.
+Autoencoder, text encoder and params are taken from its experiment. diffusers' solver and ours make the same steps. So
+both draw the same picture from the same noise, if `network.numerics` is diffusers.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -110,7 +110,10 @@ def lineage(model: Path) -> list[str]:
     for name in (paths.AUTOENCODER.name, paths.TEXT_ENCODER.name):
         if (manifest := model.parent / name / MANIFEST).exists():
             lines.append(f"* {name}: manifest sha256 `{sha256_file(manifest)}`")
-    kind, _, depth = model.name.partition("-")
+    base = model.name.removeprefix("sft-")
+    if base != model.name:
+        lines.append(f"* `{base}`, fine-tuned on the data set `{params_of(model).sft.data}`")
+    kind, _, depth = base.partition("-")
     pruning = model.parent / f"pruned-{depth}" / "pruning.json"
     if depth and pruning.exists():
         kept = ", ".join(map(str, read_json(pruning)["kept"]))

@@ -36,7 +36,8 @@ def run(context: Context) -> Metrics:
     norm was added.
     """
     params, path = context.params, context.params.pretrain.path
-    encoded = EncodedDataset(paths.ENCODED, "train")
+    folder = paths.OUTPUTS / params.pretrain.data
+    encoded = EncodedDataset(folder, "train")
     channels = encoded.latent_shape[0], encoded.null_text.shape[1]
     config = network_config(params.network, params.pretrain.depth, *channels)
     if path is None:
@@ -48,7 +49,7 @@ def run(context: Context) -> Metrics:
         start = {"path": path, "sha256": content_digest(place), "qk_norm_added": added}
         if ranks.rank() == 0:
             write_json(context.out / paths.START.name, start)
-    return Trainer(context, network, paths.ENCODED, params.pretrain).run()
+    return Trainer(context, network, folder, params.pretrain).run()
 
 
 def published_network(path: Path, config: NetworkConfig, which: CheckpointKey) -> tuple[Sana, bool]:

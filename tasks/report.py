@@ -71,7 +71,10 @@ def run(context: Context) -> Metrics:
 
 def trained_curves(params: Params) -> list[Curve]:
     """The curves of the small model, the grown model, and the fine-tuned ones."""
-    return [read_curve(name) for name in ("small", "grown", *(f"finetuned-{depth}" for depth in params.prune.depths))]
+    finetuned = [f"finetuned-{depth}" for depth in params.prune.depths]
+    return [
+        read_curve(name) for name in ("small", "grown", *finetuned, *(f"sft-{model}" for model in params.sft.models))
+    ]
 
 
 def draw_figures(summary: Record, curves: list[Curve], score_name: str, width: float) -> dict[str, Figure]:

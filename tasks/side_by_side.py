@@ -38,6 +38,8 @@ Report = Callable[[str, float], object]
 
 MOST_PICTURES, MOST_STEPS, MOST_GUIDANCE = 64, 1000, 100
 """The largest values of a wish. A slip of the finger could otherwise keep the machine busy for hours."""
+SFT = "sft-"
+"""How the name of a model begins that is fine-tuned on chosen pairs (stage `sft@M`)."""
 FAMILIES = ("small", "grown", "pruned", "finetuned")
 """The families of models in the order in which they are made."""
 
@@ -52,7 +54,7 @@ class OfferedModel:
 
     @property
     def name(self) -> str:
-        """`small`, `grown`, `pruned-6` or `finetuned-6`."""
+        """`small`, `grown`, `pruned-6`, `finetuned-6` or `sft-grown`."""
         return self.folder.name
 
     @property
@@ -134,10 +136,14 @@ def offered_models(outputs: Path) -> list[OfferedModel]:
     return sorted(found, key=_place)
 
 
-def _place(model: OfferedModel) -> tuple[int, int, int]:
-    """Sorts models into the order of `FAMILIES`, but each pruned model is followed by its own fine-tuned one."""
-    family = FAMILIES.index(model.name.partition("-")[0])
-    return min(family, FAMILIES.index("pruned")), -model.depth, family
+def _place(model: OfferedModel) -> tuple[int, int, int, bool]:
+    """Sorts models into the order of `FAMILIES`, but each pruned model is followed by its own fine-tuned one.
+
+    A model that is fine-tuned on chosen pairs follows the model that it was made of.
+    """
+    name = model.name.removeprefix(SFT)
+    family = FAMILIES.index(name.partition("-")[0])
+    return min(family, FAMILIES.index("pruned")), -model.depth, family, name != model.name
 
 
 def has_judge(outputs: Path) -> bool:

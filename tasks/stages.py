@@ -7,12 +7,15 @@ takes them from the rows: the flow's graph (`flows.building.stage_graph`), `dvc.
 to add a stage.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from tasks.params.experiment_params import Params
+from tasks.params.params_files import section_values
+from tasks.params.training_params import Training
 from tasks.system import paths
 from tasks.system.errors import UserError
 
@@ -24,12 +27,19 @@ RANK_SECTIONS = ("compute.nodes", "compute.processes_per_node", "compute.paralle
 TRAINING_SECTIONS = (*COMPUTE_SECTIONS, "diffusion")
 DRAWING_SECTIONS = (*COMPUTE_SECTIONS, "shard.image_size", "diffusion.flow_shift", "sampling")
 BRANCH_THREADS = "compute.branch_threads"
+SFT_TRAINING = tuple(f"sft.{field.name}" for field in fields(Training))
+"""The keys of the section `sft` but for the list of models, which changes no model."""
+PLACEHOLDER = re.compile(r"(?<!\$)\{([\w.]+)\}")
+"""`{item}` or a key of params in braces. DVC's own `${item}` is none."""
 DETECTOR_MODELS = ("geneval.mask2former_path", "geneval.clip_path")
 
 
 @dataclass(frozen=True)
 class Family:
     """A stage that exists once for each item of a list in params: `prune@6` and `prune@4` for `prune.depths` [6, 4].
+
+    A stage that an experiment may do without is a family too, whose list is then empty: the flow and DVC make no stage
+    of it. The list may be a mapping, whose keys are the items.
 
     `argument` names the item on the command line (`--depth 6`), where it has the type `kind`. `items` reads the list
     from params, and `source` is the key of the list. `dvc_group` makes `dvc.yaml` repeat the stage over the same list,
@@ -66,15 +76,30 @@ CUTS = Family(
     suffix="_cut",  # a group of DVC has one list, so the cut models need a second group
 )
 
+DATA_SETS = Family(
+    "data", str, lambda params: params.data_sets, "data.sets", {"foreach": "${data.sets}"}, "${key}", suffix="_set"
+)
+SFT = Family("model", str, lambda params: params.sft.models, "sft.models", {"foreach": "${sft.models}"}, "${item}")
+SFT_MODELS = Family(
+    "model",
+    str,
+    lambda params: [f"sft-{model}" for model in params.sft.models],
+    "sft.models",
+    {"foreach": "${sft.models}"},
+    "sft-${item}",
+    suffix="_sft",
+)
+
 
 @dataclass(frozen=True)
 class Stage:
     """A row of the table, or the stage for one item of a family.
 
-    `{item}` in the `output` and `inputs` of a family's row stands for the item.
+    `{item}` in a family's row stands for the item. A key of params in braces, such as `{train.data}`, stands for its
+    value.
 
-    `inputs` are folders. The stage reads every output that lies in one of them or is one of them, except those in
-    `unread`. `output` is the folder that it writes. A stage with `files` or `uncached_files` adds these files to
+    `inputs` are folders. The stage reads every output that lies in one of them or is one of them, except those of the
+    stems `unread`. `output` is the folder that it writes. A stage with `files` or `uncached_files` adds these files to
     `output`, where other files lie too; DVC keeps no copy of `uncached_files`. `sections` names the sections
     (`pretrain`) or keys (`compute.seed`) of params.yaml that the result depends on. `user_files` names the keys whose
     values are paths to the user's own files. A stage `on_ranks` computes on all processes that params ask for. A stage
@@ -92,7 +117,7 @@ class Stage:
     alone: bool = False
     files: tuple[str, ...] = ()
     uncached_files: tuple[str, ...] = ()
-    unread: tuple[Path, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -132,7 +157,7 @@ class Stage:
 
     def reads(self, other: "Stage") -> bool:
         """Whether the stage reads the output of `other`, which then lies in or is one of its inputs (as for DVC)."""
-        return other.output not in self.unread and any(other.output.is_relative_to(path) for path in self.inputs)
+        return other.stem not in self.unread and any(other.output.is_relative_to(path) for path in self.inputs)
 
     def waits_for(self, other: "Stage") -> bool:
         """Whether DVC and the flow run `other` first. That is so for every output in its inputs, also an unread one."""
@@ -140,11 +165,25 @@ class Stage:
 
     def for_item(self, item: Argument) -> "Stage":
         """The stage for one item of this family."""
+        return replace(self, item=item).filled(lambda name: str(item) if name == "item" else f"{{{name}}}")
 
-        def filled(path: Path) -> Path:
-            return Path(str(path).replace("{item}", str(item)))
+    def for_params(self, params: Params) -> "Stage":
+        """The stage with the values of these params in place of their keys."""
+        return self.filled(lambda name: str(section_values(params, (name,))[name]))
 
-        return replace(self, item=item, output=filled(self.output), inputs=tuple(map(filled, self.inputs)))
+    def filled(self, value: Callable[[str], str]) -> "Stage":
+        """The stage with `value(name)` in place of each `{name}` in its paths and keys of params."""
+
+        def text(template: str) -> str:
+            return PLACEHOLDER.sub(lambda found: value(found[1]), template)
+
+        return replace(
+            self,
+            output=Path(text(str(self.output))),
+            inputs=tuple(Path(text(str(path))) for path in self.inputs),
+            sections=tuple(map(text, self.sections)),
+            user_files=tuple(map(text, self.user_files)),
+        )
 
 
 EVALUATE = Stage(
@@ -168,6 +207,14 @@ LATENCY = Stage(
 TABLE = (
     Stage("shard", output=paths.SHARDS, inputs=(), sections=("compute.seed", "shard"), user_files=("shard.path",)),
     Stage(
+        "shard",
+        output=paths.shards("{item}"),
+        inputs=(),
+        sections=("compute.seed", "shard", "data.sets.{item}"),
+        family=DATA_SETS,
+        user_files=("shard.path", "data.sets.{item}.path"),
+    ),
+    Stage(
         "autoencoder",
         output=paths.AUTOENCODER,
         inputs=(paths.SHARDS,),
@@ -188,9 +235,16 @@ TABLE = (
         sections=("compute.device", "compute.threads", "encode"),
     ),
     Stage(
+        "encode",
+        output=paths.encoded("{item}"),
+        inputs=(paths.shards("{item}"), paths.AUTOENCODER, paths.TEXT_ENCODER),
+        sections=("compute.device", "compute.threads", "encode"),
+        family=DATA_SETS,
+    ),
+    Stage(
         "pretrain",
         output=paths.SMALL,
-        inputs=(paths.ENCODED,),
+        inputs=(paths.OUTPUTS / "{pretrain.data}",),
         sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, "compute.threads", "network", "pretrain"),
         user_files=("pretrain.path",),
         on_ranks=True,
@@ -239,7 +293,7 @@ TABLE = (
     Stage(
         "train",
         output=paths.GROWN,
-        inputs=(paths.GROWN_INIT, paths.ENCODED),
+        inputs=(paths.GROWN_INIT, paths.OUTPUTS / "{train.data}"),
         sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, "train"),
         on_ranks=True,
     ),
@@ -275,21 +329,31 @@ TABLE = (
     Stage(
         "finetune",
         output=paths.OUTPUTS / "finetuned-{item}",
-        inputs=(paths.OUTPUTS / "pruned-{item}", paths.GROWN, paths.ENCODED),
+        inputs=(paths.OUTPUTS / "pruned-{item}", paths.GROWN, paths.OUTPUTS / "{finetune.data}"),
         sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, "finetune"),
         family=DEPTHS,
         on_ranks=True,
     ),
     replace(EVALUATE, family=CUTS),
     Stage(
+        "sft",
+        output=paths.OUTPUTS / "sft-{item}",
+        inputs=(paths.OUTPUTS / "{item}", paths.OUTPUTS / "{sft.data}"),
+        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, *SFT_TRAINING),
+        family=SFT,
+        on_ranks=True,
+    ),
+    replace(EVALUATE, family=SFT_MODELS),
+    Stage(
         "report",
         output=paths.RESULTS,
         inputs=(paths.OUTPUTS,),
-        unread=(paths.SHARDS, paths.ENCODED),  # they are large, and the report shows nothing of them
+        unread=("shard", "encode"),  # their outputs are large, and the report shows nothing of them
         sections=(
             "compute.seed",
             "workflow.baselines",
             "prune.depths",
+            "sft.models",
             "shard.source",
             "shard.path",
             "evaluation",
@@ -309,7 +373,7 @@ def stages_of(params: Params) -> dict[str, Stage]:
     stages: dict[str, Stage] = {}
     for row in TABLE:
         members = [row] if row.family is None else [row.for_item(item) for item in row.family.items(params)]
-        stages |= {stage.name: stage for stage in members}
+        stages |= {stage.name: stage.for_params(params) for stage in members}
     return stages
 
 
@@ -330,6 +394,11 @@ def stage_of(stem: str, params: Params, item: Argument | None = None) -> Stage:
 def families(stem: str) -> list[Family]:
     """The families of a stem's rows; none for a stage that exists once."""
     return [row.family for row in TABLE if row.stem == stem and row.family is not None]
+
+
+def exists_once(stem: str) -> bool:
+    """Whether a stem has a stage outside its families, such as `encode` beside `encode@sft`."""
+    return any(row.stem == stem and row.family is None for row in TABLE)
 
 
 def stems() -> list[str]:

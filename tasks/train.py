@@ -10,7 +10,7 @@ from tasks.training.training_loop import Trainer
 def run(context: Context) -> Metrics:
     """Train the network that stage `grow` has initialised."""
     network = load_network(paths.GROWN_INIT)
-    return Trainer(context, network, paths.ENCODED, context.params.train).run()
+    return Trainer(context, network, paths.OUTPUTS / context.params.train.data, context.params.train).run()
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def dvc_stage(row: Stage) -> dict[str, Any]:
 
 
 def _described(stage: Stage) -> dict[str, Any]:
-    """The command, dependencies, params and outputs of one stage."""
+    """The command, dependencies, params and outputs of one stage. DVC fills in the keys of params in its paths."""
+    stage = stage.filled(lambda name: f"${{{name}}}")
     inputs = [path.as_posix() for path in stage.inputs]
     cached = [path.as_posix() for path in stage.written if path.name not in stage.uncached_files]
     uncached = [{(stage.output / name).as_posix(): {"cache": False}} for name in stage.uncached_files]

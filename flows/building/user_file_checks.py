@@ -141,7 +141,7 @@ PICTURES: dict[str, Check] = {
     "webdataset": check_shards,
     "sana": check_sana_shards,
 }
-"""The check of `shard.path`, by `shard.source`."""
+"""The check of `shard.path`, and of the path of a set in `data.sets`, by its source."""
 
 PROCESSOR = ("preprocessor_config.json",)
 CHECKS: dict[str, Check] = {
@@ -171,6 +171,14 @@ def refuse_wrong_paths(runs: Iterable[tuple[Iterable[Stage], Params]]) -> None:
 def _named_paths(stages: Iterable[Stage], params: Params) -> Iterator[tuple[str, str, Check]]:
     """The key, the path and the check of each path that stages read."""
     for key in dict.fromkeys(key for stage in stages for key in stage.user_files):
-        check = PICTURES[params.shard.source] if key == "shard.path" and params.shard.path else CHECKS.get(key)
         for path in paths_of([key], params):
-            yield key, path, check or check_exists
+            yield key, path, _check_of(key, params)
+
+
+def _check_of(key: str, params: Params) -> Check:
+    """The check of the path that a key of params names."""
+    if key == "shard.path":
+        return PICTURES[params.shard.source]
+    if key.startswith("data.sets."):
+        return PICTURES[params.shard_of(key.split(".")[2]).source]
+    return CHECKS.get(key, check_exists)

@@ -127,8 +127,11 @@ def code_of_stages() -> str:
 
 
 def _covers(read: Iterable[str], key: str) -> bool:
-    """Whether a stage that reads these sections and keys of params.yaml depends on `key`."""
-    return any(key == name or key.startswith(f"{name}.") for name in read)
+    """Whether a stage that reads these sections and keys of params.yaml depends on `key`.
+
+    A stage may read a part of what a key holds, such as `data.sets.sft` of `data.sets`.
+    """
+    return any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in read)
 
 
 class PointKeys:

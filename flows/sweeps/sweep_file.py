@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks.params.checks import check
-from tasks.params.params_files import build, read_yaml
+from tasks.params.params_files import read_yaml
+from tasks.params.typed_values import build
 from tasks.system.errors import UserError
 
 SWEEPS = Path("sweeps")

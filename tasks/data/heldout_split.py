@@ -13,7 +13,7 @@ import numpy as np
 from tasks.data.aspect_buckets import Bucket
 from tasks.data.picture_files import load_picture
 from tasks.data.rejected_pictures import Rejects
-from tasks.data.sources.picture_candidate import Candidate, Reject
+from tasks.data.sources.picture_candidate import Candidate, LeftOut, Reject
 
 
 def by_hash(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -45,7 +45,7 @@ def usable(
     rejects: Rejects,
     buckets: Sequence[Bucket] = (),
 ) -> Iterator[tuple[Candidate, np.ndarray, str]]:
-    """Each usable candidate with its picture and its caption. `rejects` notes the others.
+    """Each usable candidate with its picture and its caption. `rejects` notes the others, and counts those left out.
 
     Pictures are uint8 (image_size, image_size, 3), or, if `buckets` are given, (height, width, 3) of a bucket.
     """
@@ -55,5 +55,7 @@ def usable(
             picture = load_picture(data, image_size, max_pixels, buckets)
         except Reject as reject:
             rejects.add(candidate.where, str(reject))
+        except LeftOut:
+            rejects.left_out += 1
         else:
             yield candidate, picture, caption

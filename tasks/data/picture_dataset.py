@@ -55,6 +55,11 @@ class PictureDataset:
         """The caption of one picture."""
         return self._reader.record(index)["prompt"]
 
+    def captions_with_weights(self, index: int) -> dict[str, float] | None:
+        """The captions of one picture with their weights in an epoch's draw; None if the shards keep one of each."""
+        captions = self._reader.record(index).get("captions")
+        return None if captions is None else dict(captions)
+
     def key(self, index: int) -> str:
         """The key of a picture in its shard."""
         return self._reader.key(index)

@@ -13,10 +13,14 @@ NAMED_REJECTS = 3
 
 @dataclass
 class Rejects:
-    """The rejects found so far, as pairs (picture, reason), and the total number of pictures."""
+    """The rejects found so far, as pairs (picture, reason), and the total number of pictures.
+
+    `left_out` counts the pictures that a limit of params leaves out, which are no rejects.
+    """
 
     total: int
     found: list[tuple[str, str]] = field(default_factory=list)
+    left_out: int = 0
 
     def add(self, where: str, reason: str) -> None:
         """Note a rejected picture, with the reason on one line."""

@@ -3,6 +3,7 @@
 Lengths are in shares of the picture's side, so a scene can be rendered at any size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -73,6 +74,12 @@ class Scene:
     caption: str
     shapes: tuple[Shape, ...]
     ground: tuple[int, int, int]
+
+
+def draw_task(rng: np.random.Generator, tasks: Sequence[str]) -> str:
+    """One of these tasks. The harder ones come more often, as in `TASK_WEIGHTS`."""
+    weights = np.array([TASK_WEIGHTS[task] for task in tasks])
+    return tasks[rng.choice(len(tasks), p=weights / weights.sum())]
 
 
 def sample_scene(rng: np.random.Generator, tag: str | None = None) -> Scene:

@@ -5,7 +5,8 @@ samples differ in size, `<split>-00000.sizes.npy` (named in `index.json`) has th
 samples in pixels (uint16). So the samples of one size are found without reading a shard.
 
 Samples follow SANA's layout: `<key>.json` with height, width and prompt, beside the picture (`<key>.png`) or its
-encodings. The bytes of a shard depend on its samples alone: members have no time, and a fixed owner and mode.
+encodings. If several captions of a picture are kept, the json has them under `captions`, each with its weight. The
+bytes of a shard depend on its samples alone: members have no time, and a fixed owner and mode.
 """
 
 import bisect
@@ -56,7 +57,7 @@ class ShardEntry:
     sizes: str | None = None
 
 
-def describe(height: int, width: int, prompt: str, **more: str) -> bytes:
+def describe(height: int, width: int, prompt: str, **more: object) -> bytes:
     """A sample's `.json` member: the size of its picture in pixels, its caption, and the entries in `more`."""
     record = {"height": height, "width": width, "prompt": prompt, **more}
     return json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
@@ -126,6 +127,11 @@ class ShardReader:
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    @property
+    def members(self) -> list[str]:
+        """The extensions of the members that every sample has."""
+        return self._entries[0].members if self._entries else []
 
     def key(self, index: int) -> str:
         """The key of a sample."""

@@ -3,7 +3,7 @@
 Every key of `params.yaml` is required. An unknown key stops the run before any work (`tasks.params.params_files`).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from tasks.params.checks import check
@@ -11,8 +11,16 @@ from tasks.params.compute_params import Compute, Workflow
 from tasks.params.encoder_params import Autoencoder, TextEncoder
 from tasks.params.evaluation_params import Evaluation, GenEval, Judge, Matching, Report, Sampling
 from tasks.params.network_params import Diffusion, Grow, Importance, Network, Prune
-from tasks.params.picture_params import Encode, Shard
-from tasks.params.training_params import Finetune, Pretrain, Training
+from tasks.params.picture_params import Data, Encode, Shard
+from tasks.params.training_params import Finetune, Pretrain, Sft, Training
+from tasks.params.typed_values import build
+from tasks.system import paths
+from tasks.system.errors import UserError
+
+CUT_KINDS = ("pruned", "finetuned")
+"""The kinds of models that are cut, of which each depth has one each."""
+TRAININGS = ("pretrain", "train", "finetune", "sft")
+"""The sections that are runs of the training loop."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Params:
     """Which models are scored beside the pruned ones, and how the flow schedules stages."""
     shard: Shard
     """Source pictures, and how they are written to shards."""
+    data: Data
+    """Data sets beside the one of `shard`, for training on other pictures."""
     autoencoder: Autoencoder
     """The deep-compression autoencoder, loaded or trained here."""
     text_encoder: TextEncoder
@@ -47,6 +57,8 @@ class Params:
     """Cutting the grown model by importance (SANA-1.5 section 2.4)."""
     finetune: Finetune
     """The short training of each cut model (SANA-1.5 section 3.3)."""
+    sft: Sft
+    """Supervised fine-tuning of finished models on chosen pairs (SANA-1.5 table 4)."""
     sampling: Sampling
     """How pictures are drawn."""
     judge: Judge
@@ -61,8 +73,9 @@ class Params:
     """Pictures of the report."""
 
     def __post_init__(self) -> None:
-        for name in ("pretrain", "train", "finetune"):
+        for name in TRAININGS:
             self._check_ranks(name)
+            self._check_data(name)
             check(
                 getattr(self, name).weights == "float32" or self.compute.dtype == "bfloat16",
                 f"{name}.weights is bfloat16 with compute.dtype {self.compute.dtype}: set compute.dtype to bfloat16",
@@ -75,6 +88,10 @@ class Params:
             all(depth < self.grow.depth for depth in self.prune.depths),
             f"prune.depths {self.prune.depths} must all be below grow.depth {self.grow.depth}",
         )
+        self._check_data_sets()
+        known = ["small", "grown", *(f"{kind}-{depth}" for depth in self.prune.depths for kind in CUT_KINDS)]
+        for model in self.sft.models:
+            check(model in known, f"sft.models names {model!r}: choose from {', '.join(known)}")
         check(
             self.scorer == "matching" or self.shard.source == "scenes" or self.geneval.detector != "scenes",
             f"evaluation.scorer is geneval with shard.source {self.shard.source} and geneval.detector scenes: that "
@@ -89,6 +106,35 @@ class Params:
             return self.evaluation.scorer
         fits = self.shard.source == "scenes" or self.geneval.detector == "mask2former"
         return "geneval" if fits else "matching"
+
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The names of the sets in `data.sets` that a section with work to do learns from."""
+        working = [getattr(self, name) for name in TRAININGS if name != "sft" or self.sft.models]
+        return tuple(name for name in self.data.sets if paths.encoded(name).name in {one.data for one in working})
+
+    def shard_of(self, data_set: str | None) -> Shard:
+        """The pictures of a set in `data.sets`: the section `shard` with the set's own keys. None is `shard` itself.
+
+        Raises UserError for a key or value that does not fit.
+        """
+        if data_set is None:
+            return self.shard
+        return build(Shard, asdict(self.shard) | self.data.sets[data_set], f"data.sets.{data_set}")
+
+    def _check_data_sets(self) -> None:
+        """Raise ValueError for the first set of `data.sets` that does not fit."""
+        for name in self.data.sets:
+            try:
+                self.shard_of(name)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+
+    def _check_data(self, name: str) -> None:
+        """Raise ValueError if the training section `name` learns from a data set that there is none of."""
+        known = [paths.encoded(data_set).name for data_set in (None, *self.data.sets)]
+        chosen = getattr(self, name).data
+        check(chosen in known, f"{name}.data is {chosen!r}: choose from {', '.join(known)}, or add a set to data.sets")
 
     def _check_ranks(self, name: str) -> None:
         """Raise ValueError if the training section `name` cannot run on the processes that `compute` asks for."""

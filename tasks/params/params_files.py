@@ -5,26 +5,19 @@ replaces some values of `params.yaml`, or of another profile that it extends.
 """
 
 import dataclasses
-import difflib
-import re
-import types
-import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import yaml
 
 from tasks.params.experiment_params import Params
+from tasks.params.typed_values import build, unknown_key
 from tasks.system.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 PROFILES = Path("profiles")
 EXTENDS = "extends"
 """The one key of a profile that is no section. It names the profile that this one is laid over."""
-
-Section = TypeVar("Section")
-UNIONS = (types.UnionType, typing.Union)
-"""Python writes `int | None` as the first and `Literal[...] | None` as the second."""
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -48,34 +41,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def build_params(values: dict[str, Any], where: str) -> Params:
     """Check a nested mapping against the sections; `where` names its file in errors. Raises UserError."""
     return build(Params, values, where)
-
-
-def build(cls: type[Section], values: Any, where: str, prefix: str = "") -> Section:
-    """A dataclass from a mapping of its fields, each checked against its annotation.
-
-    A field with a default may be left out. A field whose name is a word of Python's own ends in an underscore, which
-    its key has not (`from_`). Raises UserError with the file `where` and the key behind `prefix` (`grow.`) for a key
-    that is unknown or missing, for a value of another type, and for what the class itself refuses with ValueError.
-    """
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.')} is {values!r}: it must be a mapping of keys")
-    fields = {field.name.rstrip("_"): field for field in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            raise _unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in fields], where)
-    missing = [key for key, field in fields.items() if key not in values and not _has_default(field)]
-    if missing:
-        raise UserError(f"{where}: key {prefix + missing[0]!r} is missing: add it (params.yaml has every key)")
-    hints = typing.get_type_hints(cls)
-    given = {
-        field.name: _convert(hints[field.name], values[key], where, f"{prefix}{key}")
-        for key, field in fields.items()
-        if key in values
-    }
-    try:
-        return cls(**given)
-    except ValueError as error:
-        raise UserError(f"{where}: {prefix}{error}") from None
 
 
 def apply_profile(
@@ -109,7 +74,7 @@ def apply_overrides(values: dict[str, Any], overrides: dict[str, Any], where: st
     known = [f"{section}.{key}" for section, pairs in values.items() for key in pairs]
     for dotted, value in overrides.items():
         if dotted not in known:
-            raise _unknown(dotted, known, where)
+            raise unknown_key(dotted, known, where)
         section, key = dotted.split(".", 1)
         merged[section][key] = value
     return merged
@@ -123,59 +88,15 @@ def _sections(values: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
 
 
 def section_values(params: Params, sections: tuple[str, ...]) -> dict[str, Any]:
-    """The named sections (`network`) or keys (`compute.seed`) as plain values, for digests and logs."""
+    """The named sections (`network`) or keys (`compute.seed`) as plain values, for digests and logs.
+
+    A key below another (`data.sets.sft.path`) is None if the mapping lacks it.
+    """
     chosen: dict[str, Any] = {}
     for name in sections:
-        section, _, key = name.partition(".")
-        values = dataclasses.asdict(getattr(params, section))
-        chosen[name] = values[key] if key else values
+        section, *keys = name.split(".")
+        value: Any = dataclasses.asdict(getattr(params, section))
+        for depth, key in enumerate(keys):
+            value = value[key] if depth == 0 else (value or {}).get(key)
+        chosen[name] = value
     return chosen
-
-
-def _unknown(key: str, known: list[str], where: str) -> UserError:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return UserError(f"{where}: unknown key {key!r}: did you mean {nearest[0]!r}?")
-
-
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    return not (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING)
-
-
-def _convert(hint: Any, value: Any, where: str, key: str, or_null: str = "") -> Any:
-    """`value` as the type `hint`, or a UserError naming the key. Accepts an int for a float, a list for a tuple."""
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where, f"{key}.")
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return _chosen(arguments, value, where, key)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(arguments[0], item, where, key) for item in value)
-    if origin is dict and isinstance(value, dict):
-        return {name: _convert(arguments[1], item, where, f"{key}.{name}") for name, item in value.items()}
-    if origin in UNIONS:
-        return None if value is None else _convert(arguments[0], value, where, key, " or null")
-    if hint is float and (type(value) in (int, float) or _is_exponent(value)):
-        return float(value)
-    if hint is Any or type(value) is hint:
-        return value
-    raise UserError(f"{where}: {key} is {value!r} ({type(value).__name__}): it must be {_spelled(hint)}{or_null}")
-
-
-def _chosen(choices: tuple[Any, ...], value: Any, where: str, key: str) -> Any:
-    if value in choices:
-        return value
-    nearest = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.0)[0]
-    raise UserError(f"{where}: {key} is {value!r}: it must be one of {list(choices)}; did you mean {nearest!r}?")
-
-
-def _spelled(hint: Any) -> str:
-    """A type in an error: `int`, `list of int`, `mapping`."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        return "list" if arguments[0] is Any else f"list of {_spelled(arguments[0])}"
-    return "mapping" if origin is dict else hint.__name__
-
-
-def _is_exponent(value: Any) -> bool:
-    """Whether a text is a number such as 7e-5, which YAML 1.1 reads as text because it has no dot."""
-    return isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) is not None

@@ -1,4 +1,4 @@
-"""Sections `pretrain`, `train` and `finetune`: runs of the training loop."""
+"""Sections `pretrain`, `train`, `finetune` and `sft`: runs of the training loop."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +14,8 @@ CAMES = ("came8bit", "came")
 class Training:
     """A run of the training loop."""
 
+    data: str
+    """Folder of outputs/ to learn from: encoded, or encoded-NAME of a set in `data.sets`."""
     steps: int
     """Number of updates; 0 takes the weights over as they are."""
     batch_size: int
@@ -131,3 +133,18 @@ class Pretrain(Training):
         super().__post_init__()
         positive(self, "depth")
         check(self.steps > 0 or self.path is not None, "steps is 0 and path is None: random weights need training")
+
+
+@dataclass(frozen=True)
+class Sft(Training):
+    """Supervised fine-tuning of finished models on chosen pairs (SANA-1.5 sections 3.1 and 3.2, table 4)."""
+
+    models: tuple[str, ...]
+    """Models that are fine-tuned, each to one named sft-MODEL; [] fine-tunes none.
+
+    They are among small, grown, pruned-D and finetuned-D.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(len(set(self.models)) == len(self.models), f"models is {list(self.models)}: name each model once")

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tasks.params.experiment_params import Params
+from tasks.params.params_files import section_values
 from tasks.system import paths
 from tasks.system.manifest import MANIFEST, sha256_file, sha256_json
 from tasks.system.paths import main_project
@@ -22,7 +23,7 @@ def own_path(path: str) -> Path:
 
 def paths_of(keys: Iterable[str], params: Params) -> list[str]:
     """The values of these keys of params.yaml (`shard.path`), which are paths; a key that is null is left out."""
-    values = (getattr(getattr(params, section), key) for section, key in (name.split(".") for name in keys))
+    values = section_values(params, tuple(keys)).values()
     return [value for value in values if value is not None]
 
 

@@ -17,7 +17,8 @@ def stage_costs(experiment: Experiment) -> list[Cost]:
 
 
 def depth_of(experiment: Experiment, model: str) -> int:
-    """The blocks of a model by its name: `small`, `grown`, or one that is cut, such as `finetuned-6`."""
+    """The blocks of a model by its name: `small`, `grown`, one that is cut (`finetuned-6`), or `sft-` before these."""
+    model = model.removeprefix("sft-")
     depths = {"small": experiment.params.pretrain.depth, "grown": experiment.params.grow.depth}
     return depths[model] if model in depths else int(model.rpartition("-")[2])
 

@@ -20,6 +20,7 @@ WIDE, NARROW = 10.0, 3.5
 """Inches of a figure that fills the page, on a screen and on a phone. An inch is 96 pixels there."""
 
 SMALL, GROWN, PRUNED, FINETUNED = "#8d99ae", "#22304f", "#e8743b", "#138f86"
+SFT, DARK_SFT = "#7d4fb5", "#b290e8"
 RIGHT, CHOSEN, QUIET, ORACLE = "#2f9e58", "#2f6fdb", "#cfd5e1", "#b98b1d"
 TEXT, TICKS, EDGE, GRID, GROUND = "#3b4358", "#5b6378", "#8b93a7", "#e6e9f0", "#ffffff"
 DARK = {
@@ -41,6 +42,9 @@ DARK = {
 
 DEPTHS = LinearSegmentedColormap.from_list("depths", ["#b3cf4a", FINETUNED, "#2458a6"])
 DARK_DEPTHS = LinearSegmentedColormap.from_list("dark depths", ["#cbe466", DARK[FINETUNED], "#6aa0f5"])
+
+SFTS = LinearSegmentedColormap.from_list("sft", [SFT, "#b5305c"])
+DARK_SFTS = LinearSegmentedColormap.from_list("dark sft", [DARK_SFT, "#f07a9e"])
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -68,20 +72,29 @@ STYLE = {
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each model. Those of fine-tuned models go from green to blue with their depth."""
-    chosen = {"small": SMALL, "grown": GROWN} | _depth_colours(names, DEPTHS)
+    """A colour for each model.
+
+    Those of fine-tuned models go from green to blue with their depth, and those of `sft-` models from violet to red.
+    """
+    chosen = {"small": SMALL, "grown": GROWN} | _depth_colours(names, DEPTHS) | _sft_colours(names, SFTS)
     return {name: chosen.get(name, PRUNED) for name in names}
 
 
 def dark_colours(names: Sequence[str]) -> dict[str, str]:
     """For each colour of a figure of these models on a light page, the colour on a dark page."""
-    light, dark = _depth_colours(names, DEPTHS), _depth_colours(names, DARK_DEPTHS)
+    light = _depth_colours(names, DEPTHS) | _sft_colours(names, SFTS)
+    dark = _depth_colours(names, DARK_DEPTHS) | _sft_colours(names, DARK_SFTS)
     return DARK | {light[name]: dark[name] for name in light}
 
 
 def _depth_colours(names: Sequence[str], ramp: LinearSegmentedColormap) -> dict[str, str]:
     finetuned = sorted((name for name in names if name.startswith("finetuned-")), key=depth_of)
     return {name: to_hex(ramp((rank + 1) / (len(finetuned) + 1))) for rank, name in enumerate(finetuned)}
+
+
+def _sft_colours(names: Sequence[str], ramp: LinearSegmentedColormap) -> dict[str, str]:
+    chosen = [name for name in names if name.startswith("sft-")]
+    return {name: to_hex(ramp(rank / len(chosen))) for rank, name in enumerate(chosen)}
 
 
 def depth_of(name: str) -> int:

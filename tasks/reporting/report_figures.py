@@ -21,6 +21,7 @@ from tasks.reporting.figure_style import (
     PRUNED,
     QUIET,
     RIGHT,
+    SFT,
     SMALL,
     WIDE,
     colours,
@@ -41,6 +42,7 @@ FAMILY_KINDS = (
     ("pruned", "cut", PRUNED, "o", -0.012),
     ("finetuned", "cut and fine-tuned", FINETUNED, "o", 0.012),
     ("grown", "grown", GROWN, "s", 0.0),
+    ("sft", "on chosen pairs", SFT, "^", 0.024),
 )
 """Kinds of models: the beginning of their names, label, colour, marker, and a shift to the right.
 
@@ -70,7 +72,10 @@ def levels(summary: Record) -> list[Level]:
 
 
 def loss_curves(curves: Sequence[Curve], width: float = WIDE) -> Figure:
-    """Losses against samples: first the small model and then the grown model, beside or below them the fine-tunes."""
+    """Losses against samples: first the small model and then the grown model, beside or below them the fine-tunes.
+
+    Held-out losses of `sft-` models are of their own data set, so they are drawn with broken lines.
+    """
     side_by_side = width == WIDE
     figure = Figure(figsize=(width, 3.8 if side_by_side else 7.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1)) if side_by_side else figure.subplots(2, 1)
@@ -79,7 +84,8 @@ def loss_curves(curves: Sequence[Curve], width: float = WIDE) -> Figure:
     draw_training(left, small, grown)
     legend_below(left, 4 if side_by_side else 2)
     for curve in finetunes:
-        _draw_curve(right, curve, shades[curve.name], 0.0, training=False)
+        line = "--" if curve.name.startswith("sft-") else "-"
+        _draw_curve(right, curve, shades[curve.name], 0.0, training=False, line=line)
     right.axhline(grown.heldout[-1][1], color=GROWN, linestyle="--", linewidth=1, label="grown")
     right.set(title="Fine-tuning after the cut, held-out", xlabel="thousand samples")
     legend_below(right, 2)
@@ -97,7 +103,7 @@ def draw_training(axes: Axes, small: Curve, grown: Curve) -> None:
     axes.set(title="Training", xlabel="thousand samples, the growth at the line", ylabel="flow-matching loss")
 
 
-def _draw_curve(axes: Axes, curve: Curve, colour: str, offset: float, training: bool = True) -> None:
+def _draw_curve(axes: Axes, curve: Curve, colour: str, offset: float, training: bool = True, line: str = "-") -> None:
     if training and curve.training:  # a model that was taken over as it is has no training losses
         samples, losses = zip(*curve.training, strict=True)
         x = [(offset + value) / 1000 for value in samples]
@@ -105,7 +111,7 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, offset: float, training: 
     samples, losses = zip(*curve.heldout, strict=True)
     x = [(offset + value) / 1000 for value in samples]
     label = f"{curve.name}, held-out" if training else curve.name
-    axes.plot(x, losses, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)
+    axes.plot(x, losses, color=colour, linestyle=line, linewidth=1.8, marker="o", markersize=3.5, label=label)
 
 
 def family(models: Sequence[Record], measure: Measure, compared: Sequence[Level] = (), width: float = WIDE) -> Figure:
@@ -127,6 +133,8 @@ def draw_family(axes: Axes, models: Sequence[Record], measure: Measure, compared
     end_value, _, _ = measure.interval(end)
     for kind, label, colour, marker, shift in FAMILY_KINDS:
         chosen = [model for model in models if model["name"].partition("-")[0] == kind]
+        if not chosen or (kind == "sft" and not measure.is_score):  # its held-out loss is of other pictures
+            continue
         chosen.sort(key=lambda model: model["parameters"])
         x = [(model["parameters"] + shift * end["parameters"]) / 1e6 for model in chosen]
         y = [measure.interval(model)[0] for model in chosen]

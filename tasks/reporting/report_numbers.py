@@ -28,6 +28,7 @@ def collect(params: Params) -> Record:
         "models": [model_record(name) for name in scored_models(params)],
         "grown_gain": grown_gain(params) if "small" in params.workflow.baselines else None,
         "cuts": [cut_record(depth, controls["random_cuts"][str(depth)], params) for depth in params.prune.depths],
+        "sft": [sft_record(model, params) for model in params.sft.models],
         "controls": {name: plain(controls[name]) for name in ("noise", "untrained")},
         "judge": read_json(paths.JUDGE / "metrics.json"),
         "keep": params.evaluation.keep,
@@ -121,6 +122,22 @@ def cut_record(depth: int, random_choice: Record, params: Params) -> Record:
         "won_back": gain(finetuned, pruned),
         "beyond_half": asdict(beyond),
         "recovered_share": asdict(share) if share else None,
+    }
+
+
+def sft_record(model: str, params: Params) -> Record:
+    """One model that was fine-tuned on chosen pairs: its data set, and its gain, in all and by task.
+
+    The gain is of GenEval scores, paired by prompt.
+    """
+    (after, tasks), (before, _) = correctness(f"sft-{model}"), correctness(model)
+    rng = numpy_generator(params.compute.seed, "report bootstrap", "sft", model)
+    gain = difference(after, before, tasks, params.evaluation.bootstrap_samples, rng)
+    return {
+        "model": model,
+        "data": params.sft.data,
+        "gain": asdict(gain.overall),
+        "tasks": {task: asdict(value) for task, value in gain.tasks.items()},
     }
 
 

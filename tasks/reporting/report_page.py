@@ -61,19 +61,25 @@ def summary_with_defaults(summary: Record) -> dict[str, Any]:
     models = {model["name"]: model for model in summary["models"]}
     numbers = sorted(models["grown"]["best_of"], key=int)
     scorer = dict.fromkeys(("note", "ceiling", "shuffled", "features")) | (summary.get("scorer") or {})
-    return summary | {
-        "scorer": scorer,
-        "learned": has_learned(summary),
-        "small": models.get("small"),
-        "grown": models["grown"],
-        "tasks": list(models["grown"]["score"]["tasks"]),
-        "kinds": [kind for kind in ("seen", "unseen") if any(kind in model["by_seen"] for model in models.values())],
-        "has": {key for model in models.values() for key in model if model[key] is not None},
-        "numbers": numbers,
-        "best": models["grown"]["best_of"][numbers[-1]],
-        "deepest": min(summary["cuts"], key=lambda cut: cut["depth"]),
-        "seconds": sum(stage["seconds"] for stage in summary["stages"]),
-    }
+    return (
+        {"sft": []}
+        | summary
+        | {
+            "scorer": scorer,
+            "learned": has_learned(summary),
+            "small": models.get("small"),
+            "grown": models["grown"],
+            "tasks": list(models["grown"]["score"]["tasks"]),
+            "kinds": [
+                kind for kind in ("seen", "unseen") if any(kind in model["by_seen"] for model in models.values())
+            ],
+            "has": {key for model in models.values() for key in model if model[key] is not None},
+            "numbers": numbers,
+            "best": models["grown"]["best_of"][numbers[-1]],
+            "deepest": min(summary["cuts"], key=lambda cut: cut["depth"]),
+            "seconds": sum(stage["seconds"] for stage in summary["stages"]),
+        }
+    )
 
 
 def task_in_words(tag: str) -> str:

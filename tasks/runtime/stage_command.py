@@ -15,7 +15,7 @@ from tasks.runtime.command_line import bad_input_exits, command_parser
 from tasks.runtime.context import Interrupted
 from tasks.runtime.launch_ranks import RankFailed
 from tasks.runtime.stage_run import run_stage
-from tasks.stages import Argument, families, stage_of
+from tasks.stages import Argument, exists_once, families, stage_of
 from tasks.system.processes import exit_on_term_or_with_parent
 
 
@@ -41,12 +41,14 @@ def stage_command(stem: str, doc: str | None, argv: Sequence[str] | None = None)
 
 
 def parse_item(stem: str, doc: str | None, argv: Sequence[str] | None) -> Argument | None:
-    """The item on the command line of a family's stage; None for a stage that exists once."""
+    """The item on the command line of a family's stage; None for a stage that exists once, or without an item."""
     parser = command_parser(stem, doc)
     found = families(stem)
     if found:
         sources = " or ".join(dict.fromkeys(family.source for family in found))
-        parser.add_argument(f"--{found[0].argument}", type=found[0].kind, required=True, help=f"one of {sources}")
+        parser.add_argument(
+            f"--{found[0].argument}", type=found[0].kind, required=not exists_once(stem), help=f"one of {sources}"
+        )
     arguments = vars(parser.parse_args(argv))
     return arguments[found[0].argument] if found else None
 

@@ -29,8 +29,18 @@ PARAMS_ORIGIN = STATE / "params_origin.json"
 JUDGE_ANSWERS = STATE / "judge_answers.sqlite"
 
 
+def shards(data_set: str | None = None) -> Path:
+    """The folder of pictures of a set in `data.sets`, or of the set of `shard` if the name is None."""
+    return SHARDS if data_set is None else OUTPUTS / f"{SHARDS.name}-{data_set}"
+
+
+def encoded(data_set: str | None = None) -> Path:
+    """The folder of cached encodings of a set in `data.sets`, or of the set of `shard` if the name is None."""
+    return ENCODED if data_set is None else OUTPUTS / f"{ENCODED.name}-{data_set}"
+
+
 def model_folder(name: str) -> Path:
-    """The checkpoint folder of a model, by its name: `small`, `grown`, `pruned-6`, `finetuned-6`."""
+    """The checkpoint folder of a model, by its name: `small`, `grown`, `pruned-6`, `finetuned-6`, `sft-grown`."""
     return OUTPUTS / name
 
 

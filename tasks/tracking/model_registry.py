@@ -3,7 +3,7 @@
 Each experiment has a registered model: `sana15-default` for the project itself, `sana15-smoke` for its copy
 `runs/smoke`, and `sana15-points` for the points of all sweeps. Each checkpoint is a logged model and a version of the
 registered model. Its tags are the path of its folder, the sha256 of the folder's manifest, and its scores; weights
-are not copied. An alias (`small`, `grown`, `pruned-8`, `finetuned-8`) points at the newest version of that name. Points
+are not copied. An alias (`small`, `grown`, `pruned-8`, `sft-grown`) points at the newest version of that name. Points
 have no aliases, since many of them have a model of the same name. A user's own aliases (`champion`) work too.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PREFIX = "sana15-"
 DEFAULT = f"{PREFIX}default"
 """The registered model of the project itself."""
-FAMILY = re.compile(r"small|grown|(pruned|finetuned)-\d+")
+FAMILY = re.compile(r"(sft-)?(small|grown|(pruned|finetuned)-\d+)")
 PATH_TAG = "path"
 DIGEST_TAG = "manifest_sha256"
 

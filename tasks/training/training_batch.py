@@ -15,7 +15,7 @@ from model.network import Sana
 from model.numerics import Numerics
 from tasks.computing.seeds import derive, generator
 from tasks.data.encoded_samples import EncodedDataset
-from tasks.data.sample_order import grouped_batch_indices
+from tasks.data.sample_order import caption_draws, grouped_batch_indices
 from tasks.params.network_params import Diffusion
 from tasks.training.caption_dropout import draw_dropped, drop_captions
 
@@ -84,7 +84,8 @@ def training_batch(
     """
     rows = np.arange(size) if rows is None else rows
     # Noise, times and dropout are drawn for the whole batch on every rank, so they do not depend on how many there are.
-    batch = dataset.batch(grouped_batch_indices(seed, step, size, dataset.shape_groups)[rows])
+    draws = caption_draws(seed, step, size)[rows] if dataset.several_captions else None
+    batch = dataset.batch(grouped_batch_indices(seed, step, size, dataset.shape_groups)[rows], draws)
     random = generator(seed, "training noise", step)
     sigma_B = draw_sigmas(size, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift, random)
     noise_BCHW = torch.randn((size, *batch.latents_BCHW.shape[1:]), generator=random)

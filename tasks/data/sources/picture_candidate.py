@@ -3,7 +3,7 @@
 A source lists its candidates without opening them. Reading one gives its picture file and caption, or raises `Reject`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -11,17 +11,23 @@ class Reject(Exception):
     """A picture cannot be used; the message says why. The stage counts and names it, and goes on with the others."""
 
 
+class LeftOut(Exception):
+    """A limit that params set leaves a picture out. It is counted, and it is no fault of the picture."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A picture that may become a sample.
 
     `key` identifies it in its source, and decides its split. `where` names it to the user. `read` returns the bytes of
-    its picture file and its caption, or raises Reject.
+    its picture file and its caption, or raises Reject or LeftOut. If an epoch shall draw one of several captions,
+    `captions` returns them with their weights, the caption of `read` first.
     """
 
     key: str
     where: str
     read: Callable[[], tuple[bytes, str]]
+    captions: Callable[[], Mapping[str, float]] | None = None
 
 
 def rejected(key: str, where: str, reason: str) -> Candidate:

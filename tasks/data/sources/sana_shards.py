@@ -16,7 +16,7 @@ without a picture is a reject.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,14 @@ from typing import Any
 import numpy as np
 
 from tasks.computing.seeds import numpy_generator
-from tasks.data.sources.picture_candidate import Candidate, Reject, clean_caption, decode_text, reject_duplicates
+from tasks.data.sources.picture_candidate import (
+    Candidate,
+    LeftOut,
+    Reject,
+    clean_caption,
+    decode_text,
+    reject_duplicates,
+)
 from tasks.data.sources.sana_shard_list import META, read_mapping, read_shard_list
 from tasks.data.tar_shard import TarShard
 from tasks.system.errors import UserError
@@ -38,12 +45,21 @@ LEAST_TEMPERATURE = 0.01
 
 @dataclass(frozen=True)
 class CaptionChoice:
-    """How one of a sample's captions is chosen: suffixes of the caption files, the rule's parameters and the seed."""
+    """How a sample's captions are chosen: suffixes of the caption files, the rule's parameters and the seed.
+
+    `proportions` has the weight of each type of caption; if it is empty, weights follow from the scores. At most `kept`
+    captions are kept of a sample. Samples whose best caption scores below `least_score`, or whose prompt scores below
+    `least_prompt_score`, are left out.
+    """
 
     suffixes: tuple[str, ...]
     threshold: float
     temperature: float
     seed: int
+    proportions: Mapping[str, float] = field(default_factory=dict)
+    kept: int = 1
+    least_score: float | None = None
+    least_prompt_score: float | None = None
 
 
 def sana_candidates(folder: Path, choice: CaptionChoice) -> list[Candidate]:
@@ -56,29 +72,48 @@ def sana_candidates(folder: Path, choice: CaptionChoice) -> list[Candidate]:
     for entry in read_shard_list(folder / META):
         shard = _SanaShard(folder, entry, choice.suffixes)
         candidates += [
-            Candidate(key, f"{shard.name}:{key}", partial(_read, shard, sample, choice))
+            Candidate(
+                key,
+                f"{shard.name}:{key}",
+                partial(_read, shard, sample, choice),
+                partial(_kept_captions, shard, sample, choice) if choice.kept > 1 else None,
+            )
             for sample, key in enumerate(shard.tar.keys)
         ]
     return reject_duplicates(candidates)
 
 
 def choose_caption(captions: Mapping[str, str], scores: Mapping[str, float], key: str, choice: CaptionChoice) -> str:
-    """The type of the caption that a sample is trained with: a function of seed, key, captions and scores alone.
+    """The type of the caption that is drawn of a sample: a function of seed, key, captions and scores alone."""
+    kinds, weights = zip(*caption_weights(captions, scores, choice).items(), strict=True)
+    return str(numpy_generator(choice.seed, "caption", key).choice(kinds, p=weights))
 
-    One of the captions that score at least the threshold is drawn, with probability proportional to
+
+def caption_weights(
+    captions: Mapping[str, str], scores: Mapping[str, float], choice: CaptionChoice
+) -> dict[str, float]:
+    """The probability of each type of caption that may be drawn, in the order of their names.
+
+    With fixed proportions these are the weights of the types that the sample has; if it has none, the prompt is taken.
+
+    By scores, one of the captions that score at least the threshold is drawn, with probability proportional to
     score ** (1 / temperature). That is the published code's rule. SANA section 2.3 states exp(score / temperature)
     instead, which at scores about 27 and a temperature of 0.1 would nearly always take the best. If no caption reaches
     the threshold, the one with the best score is taken. If none has a score, it is the prompt.
     """
+    if choice.proportions:
+        given = {kind: choice.proportions.get(kind, 0.0) for kind in sorted(captions)}
+        total = sum(given.values())
+        return {kind: weight / total for kind, weight in given.items() if weight > 0} or {PROMPT: 1.0}
     scored = {kind: scores[kind] for kind in sorted(scores) if kind in captions}
     if not scored:
-        return PROMPT
+        return {PROMPT: 1.0}
     good = [kind for kind, score in scored.items() if score >= choice.threshold]
     if not good:
-        return max(scored, key=lambda kind: scored[kind])
+        return {max(scored, key=lambda kind: scored[kind]): 1.0}
     relative = np.array([scored[kind] for kind in good]) / max(scored.values())  # at most 1, so no power overflows
     weights = relative ** (1 / max(choice.temperature, LEAST_TEMPERATURE))
-    return str(numpy_generator(choice.seed, "caption", key).choice(good, p=weights / weights.sum()))
+    return dict(zip(good, (weights / weights.sum()).tolist(), strict=True))
 
 
 class _SanaShard:
@@ -135,10 +170,41 @@ def _merged(paths: list[Path | None]) -> dict[str, dict[str, Any]]:
     return merged
 
 
-def _read(shard: _SanaShard, sample: int, choice: CaptionChoice) -> tuple[bytes, str]:
+def _captions_and_scores(shard: _SanaShard, sample: int) -> tuple[dict[str, str], dict[str, float]]:
+    """The captions of a sample and their scores, by type."""
     key, extensions = shard.tar.keys[sample], shard.tar.extensions(sample)
     captions = {**_record_texts(shard.tar, sample, extensions), **_texts(shard.captions.get(key, {}))}
-    caption = captions[choose_caption(captions, _scores(shard.scores.get(key, {})), key, choice)]
+    return captions, _scores(shard.scores.get(key, {}))
+
+
+def _kept_captions(shard: _SanaShard, sample: int, choice: CaptionChoice) -> dict[str, float]:
+    """The captions that an epoch draws from, with their weights: the one that was drawn, then the heaviest others."""
+    captions, scores = _captions_and_scores(shard, sample)
+    weights = caption_weights(captions, scores, choice)
+    drawn = choose_caption(captions, scores, shard.tar.keys[sample], choice)
+    others = sorted((kind for kind in weights if kind != drawn), key=lambda kind: -weights[kind])
+    kept: dict[str, float] = {}
+    for kind in (drawn, *others):
+        text = clean_caption(captions[kind])
+        if text in kept or len(kept) < choice.kept:  # two types may have the same words
+            kept[text] = kept.get(text, 0.0) + weights[kind]
+    return kept
+
+
+def _check_limits(captions: Mapping[str, str], scores: Mapping[str, float], choice: CaptionChoice) -> None:
+    """Raise LeftOut if the sample's best caption or its prompt scores too low."""
+    best = max((score for kind, score in scores.items() if kind in captions), default=-math.inf)
+    if choice.least_score is not None and best < choice.least_score:
+        raise LeftOut
+    if choice.least_prompt_score is not None and scores.get(PROMPT, math.inf) < choice.least_prompt_score:
+        raise LeftOut
+
+
+def _read(shard: _SanaShard, sample: int, choice: CaptionChoice) -> tuple[bytes, str]:
+    key, extensions = shard.tar.keys[sample], shard.tar.extensions(sample)
+    captions, scores = _captions_and_scores(shard, sample)
+    _check_limits(captions, scores, choice)
+    caption = captions[choose_caption(captions, scores, key, choice)]
     picture = next((extension for extension in PICTURES if extension in extensions), None)
     if picture is None and "npy" in extensions:
         raise Reject("it holds latents (.npy) and no picture: latents of other autoencoders are not taken over")

@@ -19,7 +19,7 @@ from flows.building import dvc_yaml_text as dvc_yaml
 from flows.building.stage_graph import stages_until, submit_stages, upstream_of
 from tasks import stages as table
 from tasks.params.experiment_params import Params
-from tasks.params.params_files import load_params
+from tasks.params.params_files import apply_overrides, build_params, load_params, read_yaml
 from tasks.runtime.code_digest import PLUMBING, PROJECT, ROOMS, is_plumbing, stage_files
 from tasks.stages import TABLE, Stage, edges, name_of, stages_of, stems
 from tasks.system import paths
@@ -99,6 +99,67 @@ def test_the_flow_and_dvc_yaml_have_the_same_edges(params: Params, dvc_stages: d
         assert before <= set(list(edges)[: list(edges).index(name)]), f"{name} is submitted too early"
 
 
+WITH_SFT = {
+    "data.sets": {"sft": {"scene_tasks": ["position"]}, "unused": {"train_samples": 9}},
+    "sft.models": ["grown", "finetuned-6"],
+    "sft.data": "encoded-sft",
+}
+
+
+def params_with_sft() -> dict[str, Any]:
+    """The default with two models that are fine-tuned on a further data set, and a set that no section names."""
+    return apply_overrides(read_yaml(PROJECT / "params.yaml"), WITH_SFT, "test")
+
+
+def test_lists_that_are_empty_make_no_stage_in_the_flow_and_in_dvc(params: Params, dvc_stages: dict[str, Any]) -> None:
+    assert stages_of(params).keys() == dvc_stages.keys()
+    assert not {name for name in dvc_stages if "sft" in name}
+    assert [name for name in dvc_stages if name.partition("@")[0] in ("shard", "encode")] == ["shard", "encode"]
+
+
+def test_a_further_data_set_and_the_models_that_learn_from_it_are_stages_of_the_flow_and_of_dvc(
+    tmp_path: Path, params: Params
+) -> None:
+    values = params_with_sft()
+    shutil.copy(PROJECT / "dvc.yaml", tmp_path)
+    shutil.copytree(PROJECT / ".dvc", tmp_path / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    chosen = build_params(values, "test")
+    with Repo(str(tmp_path), config={"core": {"no_scm": True}}) as repo:
+        known = {name_of(stage.cmd): stage for stage in repo.index.stages}
+        edges = flow_edges(chosen)
+        assert edges.keys() - flow_edges(params).keys() == {
+            "shard@sft",
+            "encode@sft",
+            "sft@grown",
+            "sft@finetuned-6",
+            "evaluate@sft-grown",
+            "evaluate@sft-finetuned-6",
+        }
+        assert known.keys() - edges.keys() == {"shard@unused", "encode@unused"}  # DVC has every set that is described
+        assert edges == {name: upstream(name, known) & edges.keys() for name in edges}
+    assert edges["encode@sft"] == {"shard@sft", "autoencoder", "text_encoder"}
+    assert edges["sft@grown"] == {"train", "encode@sft"}
+    assert {"shard@sft", "encode@sft"} <= upstream_of(chosen)["evaluate@sft-grown"] & upstream_of(chosen)["report"]
+
+
+def test_the_set_that_a_section_names_is_the_one_that_its_stage_reads() -> None:
+    values = params_with_sft()
+    values["pretrain"]["data"] = values["train"]["data"] = "encoded-unused"
+    stages = stages_of(build_params(values, "test"))
+    read = {
+        name: [path.name for path in stage.inputs if path.name.startswith("encoded")] for name, stage in stages.items()
+    }
+    assert read["pretrain"] == read["train"] == ["encoded-unused"]
+    assert read["sft@grown"] == ["encoded-sft"] and read["finetune@6"] == read["grow"] == ["encoded"]
+    assert "encode@unused" in stages and stages["shard@unused"].user_files == ("shard.path", "data.sets.unused.path")
+
+
+def test_the_list_of_models_to_fine_tune_changes_none_of_them() -> None:
+    sections = stages_of(build_params(params_with_sft(), "test"))["sft@grown"].sections
+    assert "sft.learning_rate" in sections and not {"sft", "sft.models"} & set(sections)
+
+
 def test_a_fine_tune_parameter_reaches_fine_tunes_their_scores_and_the_report_alone(params: Params) -> None:
     reads = {name for name, stage in stages_of(params).items() if "finetune" in stage.sections}
     assert reads == {f"finetune@{depth}" for depth in params.prune.depths}
@@ -157,8 +218,8 @@ def test_a_stage_reads_no_output_but_those_that_its_row_names(stem: str) -> None
 def test_params_and_user_files_of_the_table_are_keys_of_params_yaml(params: Params) -> None:
     for row in TABLE:
         for key in (*row.sections, *row.user_files):
-            section, _, name = key.partition(".")
-            assert hasattr(params, section) and (not name or hasattr(getattr(params, section), name)), key
+            section, *name = key.split(".")
+            assert hasattr(params, section) and (not name or hasattr(getattr(params, section), name[0])), key
 
 
 DUMMY = '''"""Stage `dummy`: counts the files of the small model."""

@@ -17,12 +17,15 @@ from tasks import shard
 from tasks.data.encoded_samples import NULL_TEXT, NULL_TEXT_NAME, EncodedDataset
 from tasks.data.npy_arrays import to_npy, view_npy
 from tasks.data.picture_dataset import PictureDataset, to_unit_range
+from tasks.data.picture_files import encode_png
 from tasks.data.shards import Sample, describe, write_index, write_split
 from tasks.encode import encode_shards
 from tasks.params.experiment_params import Params
+from tasks.params.network_params import Diffusion
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.system import paths
 from tasks.system.errors import UserError
+from tasks.training.training_batch import training_batch
 
 CHANGES = {
     "shard.train_samples": 10,
@@ -96,6 +99,77 @@ def test_batch_holds_the_samples_that_were_written(tmp_path: Path) -> None:
             assert np.array_equal(batch.text_BTE[row, : len(text)].numpy(), text.astype(np.float32))
             assert not batch.text_BTE[row, len(text) :].any()
             assert batch.mask_BT[row].tolist() == [place < len(text) for place in range(longest)]
+
+
+def write_several(folder: Path, lengths: list[list[int]], weights: list[list[float]]) -> list[list[np.ndarray]]:
+    """An encoded folder whose samples have several texts of these lengths; returns the texts."""
+    rng = np.random.default_rng(0)
+    texts = [[rng.standard_normal((length, 5)).astype(np.float16) for length in of_sample] for of_sample in lengths]
+    samples = (
+        Sample(
+            f"{i:03d}",
+            {
+                "latent.npy": to_npy(np.zeros((2, 3, 4), np.float16)),
+                "text.npy": to_npy(np.concatenate(texts[i])),
+                "text_lengths.npy": to_npy(np.array(lengths[i], np.int32)),
+                "text_weights.npy": to_npy(np.array(weights[i])),
+                "json": describe(24, 32, f"{i}"),
+            },
+        )
+        for i in range(len(lengths))
+    )
+    write_index(folder, {"train": write_split(folder, "train", samples, 2)})
+    save_file({NULL_TEXT_NAME: torch.ones(1, 5, dtype=torch.float16)}, folder / NULL_TEXT)
+    return texts
+
+
+def test_a_draw_falls_on_the_caption_whose_share_it_lies_in_and_without_draws_it_is_the_first(tmp_path: Path) -> None:
+    texts = write_several(tmp_path, [[3, 1, 2], [4]], [[1.0, 2.0, 1.0], [0.3]])
+    dataset = EncodedDataset(tmp_path, "train")
+    assert dataset.several_captions
+    for draw, chosen in ((0.0, 0), (0.249, 0), (0.25, 1), (0.749, 1), (0.75, 2), (1 - 2**-53, 2)):
+        batch = dataset.batch([0, 1], np.array([draw, draw]))
+        expected = texts[0][chosen]
+        assert batch.mask_BT.sum(dim=1).tolist() == [len(expected), 4]
+        assert np.array_equal(batch.text_BTE[0, : len(expected)].numpy(), expected.astype(np.float32))
+        assert np.array_equal(batch.text_BTE[1].numpy(), texts[1][0].astype(np.float32))
+    assert dataset.batch([0]).mask_BT.sum() == 3
+
+
+def test_training_draws_a_sample_s_captions_anew_in_each_epoch_by_their_weights(tmp_path: Path) -> None:
+    samples, epochs = 8, 60
+    write_several(tmp_path, [[1, 2]] * samples, [[1.0, 3.0]] * samples)
+    dataset = EncodedDataset(tmp_path, "train")
+    diffusion = Diffusion(flow_shift=3.0, logit_mean=0.0, logit_std=1.0, caption_dropout=0.0)
+    whole, shares = [], []
+    for step in range(epochs):
+        batch = training_batch(dataset, diffusion, "diffusers", 0, step, samples)
+        half = training_batch(dataset, diffusion, "diffusers", 0, step, samples, np.arange(4, 8))
+        lengths = batch.mask_BT.sum(dim=1)
+        assert torch.equal(half.mask_BT.sum(dim=1), lengths[4:])  # a rank draws what the whole batch draws
+        whole.append(tuple(lengths.tolist()))
+        shares.append((lengths == 2).float().mean().item())
+    assert len(set(whole)) > epochs // 2
+    count = samples * epochs
+    assert abs(sum(shares) * samples - 0.75 * count) < 6 * (count * 0.75 * 0.25) ** 0.5
+
+
+def test_every_caption_that_the_shards_keep_is_encoded_as_the_text_encoder_encodes_it(workspace: Params) -> None:
+    kept = {"a red ring": 0.25, "two bars": 0.75}
+    members = {"png": encode_png(np.zeros((32, 32, 3), np.uint8))}
+    members["json"] = describe(32, 32, "a red ring", captions=list(kept.items()))
+    folder = Path("several")
+    folder.mkdir()
+    write_index(
+        folder, {split: write_split(folder, split, [Sample("k", members)], 4) for split in ("train", "heldout")}
+    )
+    Path("out").mkdir()
+    encode_shards(Path("out"), workspace, "cpu", folder)
+    dataset, encoder = EncodedDataset(Path("out"), "train"), load_text_encoder(paths.TEXT_ENCODER, "cpu")
+    for draw, text in ((0.2, "a red ring"), (0.3, "two bars")):
+        batch = dataset.batch([0], np.array([draw]))
+        expected = encoder.encode([text])[0].to(torch.float16).float()
+        assert torch.equal(batch.text_BTE[0], expected)
 
 
 def test_batch_can_be_changed_without_changing_the_dataset(tmp_path: Path) -> None:

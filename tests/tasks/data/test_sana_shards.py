@@ -16,7 +16,7 @@ from PIL import Image
 from tasks.data.heldout_split import usable
 from tasks.data.picture_dataset import PictureDataset
 from tasks.data.rejected_pictures import Rejects
-from tasks.data.sources.sana_shards import CaptionChoice, choose_caption, sana_candidates
+from tasks.data.sources.sana_shards import CaptionChoice, caption_weights, choose_caption, sana_candidates
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.shard import own_candidates, write_own_pictures
 from tasks.system.errors import UserError
@@ -90,6 +90,78 @@ def test_captions_are_drawn_as_often_as_the_formula_says(capsys: pytest.CaptureF
             p = score ** (1 / temperature) / total
             bound = 6 * math.sqrt(draws * p * (1 - p))  # of a binomial count: passed once in 10^9
             assert abs(counts[name] - draws * p) < bound, (name, counts, temperature, seed)
+
+
+def test_fixed_proportions_are_kept_among_the_types_that_a_sample_has() -> None:
+    choice = replace(CHOICE, proportions={"prompt": 1.0, "vila": 3.0, "intern": 0.0})
+    captions = {name: name for name in ("prompt", "vila", "intern")}
+    assert caption_weights(captions, {"intern": 40.0}, choice) == {"prompt": 0.25, "vila": 0.75}
+    assert caption_weights({"prompt": "p", "intern": "i"}, {}, choice) == {"prompt": 1.0}
+    assert caption_weights({"intern": "i"}, {"intern": 40.0}, choice) == {"prompt": 1.0}
+    draws = 2_000
+    vila = Counter(choose_caption(captions, {}, f"key {i}", choice) for i in range(draws))["vila"]
+    assert abs(vila - 0.75 * draws) < 6 * math.sqrt(draws * 0.75 * 0.25)
+
+
+SCORED = {
+    "high": ({"vila": "27.0"}, {"prompt": "30.0", "vila": "26"}),
+    "low": ({"vila": "27.0"}, {"prompt": "24.0", "vila": "24.9"}),
+    "of-another": ({}, {"prompt": "20", "vila": "60"}),
+    "unknown": ({}, {}),
+    "bad-prompt": ({"vila": "text"}, {"prompt": "21.9", "vila": "25"}),
+}
+"""Captions and scores by key. The score of a caption that a sample has not does not count."""
+
+
+def scored_shard(folder: Path) -> None:
+    members = {}
+    for key in SCORED:
+        members |= {f"{key}.json": record(f"prompt of {key}"), f"{key}.png": picture()}
+    one_shard(folder, members)
+    write_side(folder, "00000_x.json", {key: captions for key, (captions, _) in SCORED.items()})
+    write_side(folder, "00000_x_clip_score.json", {key: scores for key, (_, scores) in SCORED.items()})
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [
+        ({}, set(SCORED)),
+        ({"least_score": 25.0}, {"high", "bad-prompt"}),
+        ({"least_prompt_score": 22.0}, {"high", "low", "unknown"}),
+        ({"least_score": 25.0, "least_prompt_score": 22.0}, {"high"}),
+    ],
+)
+def test_pictures_whose_captions_score_too_low_are_left_out_and_are_no_rejects(
+    tmp_path: Path, limits: dict[str, float], kept: set[str]
+) -> None:
+    scored_shard(tmp_path)
+    candidates = sana_candidates(tmp_path, replace(CHOICE, suffixes=("_x",), **limits))
+    rejects = Rejects(len(candidates))
+    taken = {candidate.key for candidate, _, _ in usable(candidates, 8, 10_000, rejects)}
+    assert (taken, rejects.found, rejects.left_out) == (kept, [], len(SCORED) - len(kept))
+
+
+def test_the_caption_that_is_drawn_is_kept_first_and_the_heaviest_others_behind_it(tmp_path: Path) -> None:
+    captions = {"a": "a text", "b": "b text", "c": "c text", "d": "b text"}
+    scores = {"a": 26.0, "b": 27.0, "c": 28.0, "d": 29.0}
+    one_shard(tmp_path, {"k.json": record(), "k.png": picture()})
+    write_side(tmp_path, "00000_x.json", {"k": captions})
+    write_side(tmp_path, "00000_x_clip_score.json", {"k": scores})
+    weights = caption_weights({**captions, "prompt": "a cat"}, scores, CHOICE)
+    for seed in range(8):
+        choice = replace(CHOICE, suffixes=("_x",), seed=seed)
+        (one,) = sana_candidates(tmp_path, choice)
+        assert one.captions is None
+        drawn = one.read()[1]
+        for kept in (2, 3, 9):
+            (several,) = sana_candidates(tmp_path, replace(choice, kept=kept))
+            found = several.captions()
+            assert several.read()[1] == drawn == next(iter(found))
+            by_text = {"a text": weights["a"], "c text": weights["c"], "b text": weights["b"] + weights["d"]}
+            assert len(found) == min(kept, 3)
+            assert all(found[text] == pytest.approx(by_text[text]) for text in found)
+            if kept == 2 and drawn != "b text":
+                assert set(found) == {drawn, "b text"}
 
 
 def test_temperature_of_almost_nothing_takes_the_best_and_overflows_nowhere() -> None:

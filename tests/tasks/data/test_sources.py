@@ -42,6 +42,11 @@ def shard_params(**changes: object) -> Shard:
         "caption_suffixes": (),
         "caption_score_threshold": 25.0,
         "caption_temperature": 0.1,
+        "caption_proportions": {},
+        "captions_per_sample": 1,
+        "min_caption_score": None,
+        "min_prompt_score": None,
+        "scene_tasks": (),
     }
     return Shard(**{**values, **changes})
 

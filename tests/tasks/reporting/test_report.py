@@ -81,7 +81,7 @@ from tests.helpers.small_workspace import write_params
 DEPTHS = (2, 1)
 DATE = "2020-02-20"
 FIGURES = ("family", "best_of_n", "choosers", "loss", "importance", "cost")
-MODELS = ["small", "grown", "pruned-2", "finetuned-2", "pruned-1", "finetuned-1"]
+MODELS = ["small", "grown", "pruned-2", "finetuned-2", "pruned-1", "finetuned-1", "sft-grown"]
 TINY = {
     "compute": {"device": "cpu", "dtype": "float32", "threads": 1},
     "shard": {"image_size": 16, "train_samples": 24, "heldout_samples": 160},
@@ -94,6 +94,25 @@ TINY = {
     "importance": {"prompts": 100, "times": [0.3, 0.7]},
     "prune": {"depths": list(DEPTHS), "random_choices": 2},
     "finetune": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 1},
+    "data": {
+        "sets": {
+            "sft": {
+                "source": "scenes",
+                "path": None,
+                "scene_tasks": ["position"],
+                "train_samples": 12,
+                "heldout_samples": 8,
+            }
+        }
+    },
+    "sft": {
+        "models": ["grown"],
+        "data": "encoded-sft",
+        "steps": 2,
+        "batch_size": 4,
+        "warmup_steps": 1,
+        "evaluate_every": 1,
+    },
     "sampling": {"steps": 1},
     "judge": {
         "prompts": 12,
@@ -142,6 +161,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for depth in DEPTHS:
             run_stage(stage_of("prune", params, depth), params)
             run_stage(stage_of("finetune", params, depth), params)
+        for stem, item in (("shard", "sft"), ("encode", "sft"), ("sft", "grown")):
+            run_stage(stage_of(stem, params, item), params)
         for name in MODELS:
             run_stage(stage_of("evaluate", params, name), params)
             vary_verdicts(name, params)
@@ -522,6 +543,22 @@ def test_the_page_shows_what_the_scorer_gives_real_pictures_and_wrong_captions(
     assert {0.9321, 0.0642} <= {line.get_ydata()[0] for line in axes.lines}
 
 
+def test_a_model_fine_tuned_on_chosen_pairs_is_shown_with_its_gain_by_task(
+    summary: dict[str, Any], origin: dict[str, Any]
+) -> None:
+    (record,) = summary["sft"]
+    assert (record["model"], record["data"]) == ("grown", "encoded-sft")
+    scores = {model["name"]: model["score"] for model in summary["models"]}
+    for task, gain in record["tasks"].items():
+        after, before = (scores[name]["tasks"][task]["value"] for name in ("sft-grown", "grown"))
+        assert gain["value"] == pytest.approx(after - before)
+    assert record["gain"]["value"] == pytest.approx(scores["sft-grown"]["overall"] - scores["grown"]["overall"])
+    words = words_of(summary, origin)
+    assert "Fine-tuning on chosen pairs" in words and interval(record["gain"]) in words
+    del summary["sft"]
+    assert "Fine-tuning on chosen pairs" not in words_of(summary, origin)
+
+
 def test_a_run_too_short_to_learn_says_so_and_its_headline_is_the_held_out_loss(
     summary: dict[str, Any], origin: dict[str, Any]
 ) -> None:
@@ -535,7 +572,9 @@ def test_a_run_too_short_to_learn_says_so_and_its_headline_is_the_held_out_loss(
     measure = headline_measure(summary, "GenEval")
     (axes,) = report_figures.family(summary["models"], measure, report_figures.levels(summary)).axes
     drawn = {round(y, 9) for line in axes.lines for y in line.get_ydata()}
-    assert {round(model["heldout_loss"], 9) for model in summary["models"]} <= drawn and axes.get_ylim()[0] > 0
+    # the held-out loss of the last model is of other pictures, and is not drawn beside the others
+    losses = {model["name"]: round(model["heldout_loss"], 9) for model in summary["models"]}
+    assert losses.pop("sft-grown") not in drawn and set(losses.values()) <= drawn and axes.get_ylim()[0] > 0
     assert not {round(model["score"]["overall"], 9) for model in summary["models"]} & drawn
 
 
@@ -548,7 +587,9 @@ def drawn_texts(figure: Figure) -> list[Text]:
             shown = set(axis._update_ticks())
             every = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
             beyond |= {label for tick in every if tick not in shown for label in (tick.label1, tick.label2)}
-    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text() and text not in beyond]
+    unseen = {text for axes in figure.axes if not axes.get_visible() for text in axes.findobj(Text)}
+    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    return [text for text in found if text not in beyond | unseen]
 
 
 def overlapping(figure: Figure) -> list[tuple[str, str]]:
