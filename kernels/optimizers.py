@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,30 +14,37 @@ from kernels.came8bit.state import is_matrix
 from kernels.kernel_choice import chosen_kernels
 
 
-def _came(parameters: list[Parameter], lr: float, weight_decay: float, seed: int) -> Optimizer:
-    return Came(parameters, lr, weight_decay=weight_decay, **_rounding(seed))
+class Options(NamedTuple):
+    """Options that CAME alone has. AdamW always corrects its bias, and does not round stochastically."""
+
+    seed: int
+    bias_correction: bool
+
+    def came(self) -> dict[str, Any]:
+        """The keyword arguments of `Came` and `Came8bit`."""
+        return {"stochastic_rounding": True, "kernels": chosen_kernels(), **self._asdict()}
 
 
-def _came8bit(parameters: list[Parameter], lr: float, weight_decay: float, seed: int) -> Optimizer:
-    return Came8bit(parameters, lr, weight_decay=weight_decay, **_rounding(seed))
+def _came(parameters: list[Parameter], lr: float, weight_decay: float, options: Options) -> Optimizer:
+    return Came(parameters, lr, weight_decay=weight_decay, **options.came())
 
 
-def _rounding(seed: int) -> dict[str, Any]:
-    return {"stochastic_rounding": True, "seed": seed, "kernels": chosen_kernels()}
+def _came8bit(parameters: list[Parameter], lr: float, weight_decay: float, options: Options) -> Optimizer:
+    return Came8bit(parameters, lr, weight_decay=weight_decay, **options.came())
 
 
-def _adamw(parameters: list[Parameter], lr: float, weight_decay: float, _seed: int) -> Optimizer:
+def _adamw(parameters: list[Parameter], lr: float, weight_decay: float, _: Options) -> Optimizer:
     return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
 
 
-def _adamw8bit(parameters: list[Parameter], lr: float, weight_decay: float, _seed: int) -> Optimizer:
+def _adamw8bit(parameters: list[Parameter], lr: float, weight_decay: float, _: Options) -> Optimizer:
     # The import takes more than a second, and only this optimizer needs it.
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters, lr, weight_decay=weight_decay)
 
 
-OPTIMIZERS: dict[str, Callable[[list[Parameter], float, float, int], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[list[Parameter], float, float, Options], Optimizer]] = {
     "came8bit": _came8bit,
     "came": _came,
     "adamw8bit": _adamw8bit,
@@ -46,19 +53,25 @@ OPTIMIZERS: dict[str, Callable[[list[Parameter], float, float, int], Optimizer]]
 
 
 def build_optimizer(
-    name: str, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float, seed: int = 0
+    name: str,
+    parameters: Iterable[Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    seed: int = 0,
+    bias_correction: bool = False,
 ) -> Optimizer:
     """The optimizer `name` over `parameters`; every one of them has decoupled weight decay.
 
     `came8bit` and `came` have SANA-1.5's betas (0.9, 0.999, 0.9999) and epsilons (1e-30, 1e-16), and run on the
     kernels that this process has chosen. They round bfloat16 parameters stochastically, by bits that follow from
-    `seed`. `adamw8bit` is bitsandbytes' and `adamw` is torch's fused AdamW, both with betas (0.9, 0.999) and epsilon
-    1e-8. Raises ValueError for an unknown name, with the nearest known one.
+    `seed`. With `bias_correction` their running means are corrected, which is ours; AdamW's always are. `adamw8bit` is
+    bitsandbytes' and `adamw` is torch's fused AdamW, both with betas (0.9, 0.999) and epsilon 1e-8. Raises ValueError
+    for an unknown name, with the nearest known one.
     """
     if name not in OPTIMIZERS:
         nearest = difflib.get_close_matches(name, OPTIMIZERS, n=1, cutoff=0.0)[0]
         raise ValueError(f"optimizer is {name!r}: it must be one of {list(OPTIMIZERS)}; did you mean {nearest!r}?")
-    return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay, seed)
+    return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay, Options(seed, bias_correction))
 
 
 def state_bytes_per_parameter(optimizer: Optimizer) -> float:

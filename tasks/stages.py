@@ -329,7 +329,7 @@ TABLE = (
     Stage(
         "finetune",
         output=paths.OUTPUTS / "finetuned-{item}",
-        inputs=(paths.OUTPUTS / "pruned-{item}", paths.OUTPUTS / "{finetune.data}"),
+        inputs=(paths.OUTPUTS / "pruned-{item}", paths.GROWN, paths.OUTPUTS / "{finetune.data}"),
         sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, "finetune"),
         family=DEPTHS,
         on_ranks=True,

@@ -9,6 +9,7 @@ This code differs from the published code (NVlabs/Sana, came-pytorch) as follows
 * blocks are 2048 elements of the flattened tensor, as in the paper; there they are chunks of 2048 rows;
 * a constant block is exact; there it is 0 / 0;
 * a 1x1 convolution is factored as a matrix, as in NVlabs/Sana; came-pytorch factors its last two dimensions, 1 x 1;
+* the option `bias_correction` is ours;
 * the RMS of the parameters is left out; there it is computed at every step and never used;
 * loaded state keeps its dtypes: codes stay uint8, and statistics stay float32 beside bfloat16 parameters.
 
@@ -28,7 +29,7 @@ from torch.optim.optimizer import ParamsT
 from kernels.blockwise import Map
 from kernels.blockwise.reference import MAPS
 from kernels.came8bit import step_in_pytorch
-from kernels.came8bit.came_step import BETAS, EPSILONS, Betas, Epsilons
+from kernels.came8bit.came_step import BETAS, EPSILONS, NO_CORRECTIONS, Betas, Corrections, Epsilons
 from kernels.came8bit.rounding import Key, key_of
 from kernels.came8bit.state import Settings, State, Work, initial_state, is_dtensor, is_matrix, layout
 from kernels.kernel_choice import Choice, use_triton
@@ -48,11 +49,15 @@ class Came(torch.optim.Optimizer):
     right. The random bits depend on `seed`, the step, the parameter's place in the optimizer and the entry's place in
     the parameter, and on nothing else. Without it, parameters are rounded to nearest.
 
+    With `bias_correction` the running means are divided by 1 - beta^n after n steps of the optimizer, as AdamW's are.
+    So the first steps are of the rate's size (`came_step.Corrections`). This is ours; the published optimizer has none.
+
     A gradient that is not finite makes its parameter not finite, and so does one beyond 1.8e19, whose square is not
     finite: the caller checks gradients. Raises ValueError for settings out of range.
     """
 
     map: Map | None = None
+    bias_correction: bool = False  # of an optimizer that was pickled before there was the option
 
     def __init__(
         self,
@@ -62,19 +67,22 @@ class Came(torch.optim.Optimizer):
         eps: Epsilons = EPSILONS,
         weight_decay: float = 0.0,
         *,
+        bias_correction: bool = False,
         stochastic_rounding: bool = False,
         seed: int = 0,
         kernels: Choice = "auto",
     ) -> None:
         """Check the settings; the state of a parameter is made at its first step."""
         check_settings(lr, betas, eps, weight_decay, seed, kernels)
+        self.bias_correction = bias_correction
         self.stochastic_rounding, self.seed, self.kernels = stochastic_rounding, seed, kernels
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "steps": 0})
 
     def __getstate__(self) -> dict[str, Any]:
         """What copying and pickling keep."""
         # torch's own method keeps none of an optimizer's attributes but its state and its groups.
-        own = {name: getattr(self, name) for name in ("stochastic_rounding", "seed", "kernels", "map")}
+        names = ("bias_correction", "stochastic_rounding", "seed", "kernels", "map")
+        own = {name: getattr(self, name) for name in names}
         return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -106,7 +114,9 @@ class Came(torch.optim.Optimizer):
                 kind = f"{str(tensor.dtype).removeprefix('torch.')}, {str(tensor.layout).removeprefix('torch.')}"
                 raise ValueError(f"CAME steps dense float32 and bfloat16; {name} {place} is {kind}")
         # Schedulers may make the rate a tensor.
-        settings = Settings(float(group["lr"]), tuple(group["betas"]), tuple(group["eps"]), group["weight_decay"])
+        betas: Betas = tuple(group["betas"])
+        corrections = Corrections.after(group["steps"] + 1, betas) if self.bias_correction else NO_CORRECTIONS
+        settings = Settings(float(group["lr"]), betas, tuple(group["eps"]), group["weight_decay"], corrections)
         key = self._key(parameter, group["steps"], place)
         return Work(parameter, parameter.grad, self._state_of(parameter), settings, key)
 
@@ -196,6 +206,7 @@ class Came8bit(Came):
         weight_decay: float = 0.0,
         *,
         map: Map = "linear",
+        bias_correction: bool = False,
         stochastic_rounding: bool = False,
         seed: int = 0,
         kernels: Choice = "auto",
@@ -205,7 +216,7 @@ class Came8bit(Came):
             raise ValueError(f"map is {map!r}: it must be one of {list(MAPS)}")
         self.map = map
         options = {"stochastic_rounding": stochastic_rounding, "seed": seed, "kernels": kernels}
-        super().__init__(params, lr, betas, eps, weight_decay, **options)
+        super().__init__(params, lr, betas, eps, weight_decay, bias_correction=bias_correction, **options)
 
 
 def check_settings(

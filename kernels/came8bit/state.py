@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.blockwise import BLOCK, Map, Quantized, dequantize, quantize
-from kernels.came8bit.came_step import Betas, Epsilons
+from kernels.came8bit.came_step import NO_CORRECTIONS, Betas, Corrections, Epsilons
 from kernels.came8bit.rounding import Key
 
 QUANTIZED_ABOVE = 16_384  # entries of a matrix
@@ -33,6 +33,7 @@ class Settings(NamedTuple):
     betas: Betas
     eps: Epsilons
     weight_decay: float
+    corrections: Corrections = NO_CORRECTIONS
 
 
 class Work(NamedTuple):

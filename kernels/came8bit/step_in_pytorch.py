@@ -44,12 +44,12 @@ def _movement(works: list[Work], state: State, momentum: Tensor) -> Tensor:
     if not is_matrix(works[0].parameter):
         # `view` raises where the strides do not allow it. `reshape` would make a copy, and the update would be lost.
         moved = (tensor.view(len(works), -1) for tensor in (momentum, state["square"]))
-        update_others(gradient.reshape(len(works), -1), *moved, settings.betas, settings.eps)
-        return momentum
+        how = (settings.betas, settings.eps, settings.corrections)
+        return update_others(gradient.reshape(len(works), -1), *moved, *how).view(gradient.shape)
     square = FactoredMean(state["square_row"], state["square_column"])
     instability = FactoredMean(state["instability_row"], state["instability_column"])
     tensors = (gradient.flatten(2), momentum.flatten(2), square, instability)
-    return update_matrices(*tensors, settings.betas, settings.eps).view(gradient.shape)
+    return update_matrices(*tensors, settings.betas, settings.eps, settings.corrections).view(gradient.shape)
 
 
 def _descend(works: list[Work], movement: Tensor) -> None:

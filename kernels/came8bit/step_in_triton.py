@@ -1,5 +1,7 @@
 """The CAME step in eleven launches for all parameters that are alike. The algorithm is stated in `came_step`.
 
+Bias correction takes two small launches more.
+
 Parameters are alike if they are on one device, have the same dtypes and settings, and all can or all cannot be read 16
 bytes at a time. The kernels find their work in a table with a row for each parameter: addresses, sizes and places in
 scratch memory. The statistics of a matrix must be complete before its entries can move, so the kernels go over it four
@@ -73,6 +75,8 @@ TILES_LAUNCH = {
 }
 APPLY_LAUNCH = {"num_warps": 8}
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
+NUMBERS = ("weight", "square_weight", "floor", "square_inverse", "momentum_inverse", "lr", "decay")
+"""The arguments of the kernels that are single numbers."""
 
 
 class Plan(NamedTuple):
@@ -219,24 +223,37 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
         tiles_kernel[(len(plan.tiles),)](table, plan.tiles, *scratches, values, weights[0], **options)
 
     def statistics(
-        weight: float, floor: float, row: tl.constexpr, column: tl.constexpr, factors: str, totals: str
+        weight: float,
+        floor: float,
+        row: tl.constexpr,
+        column: tl.constexpr,
+        factors: str,
+        totals: str,
+        correction: float,
     ) -> None:
-        """Move row and column statistics by the sums that the tiles left, and add up the row means."""
+        """Move row and column statistics by the sums that the tiles left, and add up the row means.
+
+        The kernels read the totals only to divide the estimate by the mean of the rows, so correcting them corrects it.
+        """
         scratches = (room["parts"], room[factors], room["row_sums"])
         options = {"CHUNK": CHUNK, "STRIP": TILE["STRIP"], "TILE_COLUMNS": TILE["COLUMNS"]}
         fields = {"ROW": row.value, "COLUMN": column.value}
         statistics_kernel[(len(plan.chunks),)](table, plan.chunks, *scratches, weight, floor, **fields, **options)
         totals_kernel[(len(matrices),)](room["row_sums"], plan.chunk_starts, room[totals], CHUNK=CHUNK)
+        if correction != 1:
+            room[totals].mul_(correction)
 
     def over_others(apply: bool) -> None:
         """Launch one of the two passes over parameters that are no matrices."""
         own = (table, plan.other_blocks, room["norms"][len(plan.tiles) :], room["norm_totals"])
-        numbers = (*weights[:2], settings.eps[0], *move)
+        inverses = (1 / settings.corrections.square, 1 / settings.corrections.momentum)
+        numbers = (*weights[:2], settings.eps[0], *inverses, *move)
         others_kernel[(len(plan.other_blocks),)](*own, *numbers, **types, APPLY=apply, **how, BLOCK=BLOCK)
 
     if matrices:
         over_tiles(SQUARES)
-        statistics(weights[1], settings.eps[0], SQUARE_ROW, SQUARE_COLUMN, "factors", "square_totals")
+        squares = (SQUARE_ROW, SQUARE_COLUMN, "factors", "square_totals", settings.corrections.square)
+        statistics(weights[1], settings.eps[0], *squares)
         over_tiles(NORMS)
     if others:
         over_others(apply=False)
@@ -244,9 +261,8 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
     totals_kernel[(len(works),)](room["norms"], plan.norm_starts, room["norm_totals"], CHUNK=CHUNK)
     if matrices:
         over_tiles(SURPRISE)
-        statistics(
-            weights[2], settings.eps[1], INSTABILITY_ROW, INSTABILITY_COLUMN, "next_factors", "instability_totals"
-        )
+        instabilities = (INSTABILITY_ROW, INSTABILITY_COLUMN, "next_factors", "instability_totals")
+        statistics(weights[2], settings.eps[1], *instabilities, settings.corrections.step)
         scratches = [
             room[name] for name in ("factors", "next_factors", "square_totals", "norm_totals", "instability_totals")
         ]
@@ -313,7 +329,7 @@ def _build(
 ) -> Build:
     """One kernel with the types that its arguments have in `step`."""
     integers = {"table": "*i64", "owners": "*i32", "starts": "*i32"}
-    numbers = {name: "fp32" for name in ("weight", "square_weight", "floor", "lr", "decay")}
+    numbers = {name: "fp32" for name in NUMBERS}
     arguments = [name for name in kernel.arg_names if name not in constants]
     types = {name: integers.get(name) or numbers.get(name, "*fp32") for name in arguments}
     # `norms` may be a part of scratch memory that begins anywhere. All other tensors are allocated by themselves.

@@ -123,7 +123,7 @@ class OtherRows(Rows):
 
     def update(self) -> Tensor:
         """u, before it is clipped."""
-        return self.state["square"].rsqrt().mul_(self.gradient())
+        return (self.state["square"] / self.settings.corrections.square).rsqrt_().mul_(self.gradient())
 
     def surprise(self, norm: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the clip factor; there is nothing to send."""
@@ -133,7 +133,7 @@ class OtherRows(Rows):
     def apply(self, *_: Tensor) -> None:
         """Move momentum and parameter."""
         self.state["momentum"].lerp_(self.update().mul_(self.scale), 1 - self.settings.betas[0])
-        self.descend(self.state["momentum"])
+        self.descend(self.state["momentum"] / self.settings.corrections.momentum)
 
 
 class MatrixRows(Rows):
@@ -162,7 +162,8 @@ class MatrixRows(Rows):
 
     def update(self) -> Tensor:
         """u (1, o, I), before it is clipped."""
-        return self.square.normalize(self.gradient().flatten(1)[None], self.row_mean)
+        gradient_KoI = self.gradient().flatten(1)[None]
+        return self.square.normalize(gradient_KoI, self.row_mean, self.settings.corrections.square)
 
     def surprise(self, norm: Tensor) -> tuple[Tensor, Tensor]:
         """Send column sums of (u - m)^2 and the sum of the row means (I + 1); and the bounds of the blocks of m."""
@@ -180,7 +181,8 @@ class MatrixRows(Rows):
         update_KoI = self.update().mul_(self.scale)
         momentum_KoI = self.momentum().lerp_(update_KoI, 1 - self.settings.betas[0])
         # The parameter moves by the exact momentum; only what is kept for the next step is coded.
-        self.descend(self.instability.normalize(momentum_KoI, row_mean, out=update_KoI))
+        correction = self.settings.corrections.step
+        self.descend(self.instability.normalize(momentum_KoI, row_mean, correction, out=update_KoI))
         self.store(momentum_KoI, bounds)
 
     def follow_rows(self, mean: FactoredMean, squares_KoI: Tensor, floor: float, beta: float) -> Tensor:

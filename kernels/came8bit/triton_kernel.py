@@ -352,6 +352,8 @@ def others_kernel(
     weight,
     square_weight,
     floor,
+    square_inverse,
+    momentum_inverse,
     lr,
     decay,
     PARAMETER_TYPE: tl.constexpr,
@@ -361,7 +363,10 @@ def others_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of a parameter that is no matrix: its mean of squares and its update's norm or, if APPLY, its step."""
+    """One block of a parameter that is no matrix: its mean of squares and its update's norm or, if APPLY, its step.
+
+    `square_inverse` and `momentum_inverse` are 1 / (1 - beta^n), which corrects the means; 1 leaves them as they are.
+    """
     index = tl.load(owners + tl.program_id(0))
     entries = field(table, index, ROWS).to(tl.int32)
     if ALIGNED:
@@ -374,12 +379,14 @@ def others_kernel(
     if APPLY:
         momenta = pointer(table, index, MOMENTUM, tl.float32, ALIGNED) + place
         old = tl.load(momenta, mask=inside, other=0.0)
-        update = g * tl.rsqrt(square) * clip_of(norm_totals, index, entries)
+        update = g * tl.rsqrt(square * square_inverse) * clip_of(norm_totals, index, entries)
         momentum = old + (update - old) * weight
         tl.store(momenta, momentum, mask=inside)
-        descend(table, index, place, inside, momentum, lr, decay, PARAMETER_TYPE, STOCHASTIC, ALIGNED)
+        descend(
+            table, index, place, inside, momentum * momentum_inverse, lr, decay, PARAMETER_TYPE, STOCHASTIC, ALIGNED
+        )
     else:
         square = square + (g * g + floor - square) * square_weight
         tl.store(squares, square, mask=inside)
-        update = g * tl.rsqrt(square)
+        update = g * tl.rsqrt(square * square_inverse)
         tl.store(norms + tl.program_id(0), tl.sum(update * update, axis=0))

@@ -12,7 +12,7 @@ from tasks.params.encoder_params import Autoencoder, TextEncoder
 from tasks.params.evaluation_params import Evaluation, GenEval, Judge, Matching, Report, Sampling
 from tasks.params.network_params import Diffusion, Grow, Importance, Network, Prune
 from tasks.params.picture_params import Data, Encode, Shard
-from tasks.params.training_params import Pretrain, Sft, Training
+from tasks.params.training_params import Finetune, Pretrain, Sft, Training
 from tasks.params.typed_values import build
 from tasks.system import paths
 from tasks.system.errors import UserError
@@ -55,7 +55,7 @@ class Params:
     """Measuring the importance of the grown model's blocks (SANA-1.5 section 2.4)."""
     prune: Prune
     """Cutting the grown model by importance (SANA-1.5 section 2.4)."""
-    finetune: Training
+    finetune: Finetune
     """The short training of each cut model (SANA-1.5 section 3.3)."""
     sft: Sft
     """Supervised fine-tuning of finished models on chosen pairs (SANA-1.5 table 4)."""

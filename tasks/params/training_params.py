@@ -31,7 +31,12 @@ class Training:
     warmup_steps: int
     """Number of updates over which the rate rises linearly; at most `steps`.
 
-    A long warm-up suits CAME, whose first updates are large (docs/log.md).
+    A long warm-up suits CAME without `bias_correction`, whose first updates are large (docs/log.md).
+    """
+    bias_correction: bool
+    """Whether CAME corrects its means for beginning at 0, as AdamW does; the paper's does not.
+
+    Without it CAME's first update is 11 times the rate (docs/log.md).
     """
     schedule: Literal["constant", "cosine"]
     """Rate after the warm-up: constant or cosine (to a tenth of the peak)."""
@@ -93,6 +98,18 @@ class Training:
         check(self.optimizer in CAMES, f"optimizer is {self.optimizer} with step_in_backward: choose {or_list(CAMES)}")
         check(self.clip_norm is None, f"clip_norm is {self.clip_norm} {why}: set it to null")
         check(self.grad_accumulation == 1, f"grad_accumulation is {self.grad_accumulation} {why}: set it to 1")
+
+
+@dataclass(frozen=True)
+class Finetune(Training):
+    """The short training of the cut models."""
+
+    teacher: Literal["none", "velocity", "features"]
+    """What the uncut model teaches: none, velocity, or features (velocity and blocks' outputs).
+
+    With none a cut model learns from the data alone, as in the paper. A teacher is ours (`tasks.training.teacher`); it
+    costs a forward pass of the uncut model in each update.
+    """
 
 
 @dataclass(frozen=True)

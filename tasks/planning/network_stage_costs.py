@@ -1,5 +1,7 @@
 """Costs of the stages that train, grow, measure and cut the network."""
 
+from dataclasses import replace
+
 from model.growth import drop_count
 from tasks.params.training_params import Training
 from tasks.planning import disk_bytes, network_flops
@@ -50,6 +52,17 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
         outputs=weights,
         state=disk_bytes.state_bytes(chosen.optimizer, config, weights + averaged),
     )
+
+
+def finetune(experiment: Experiment, stage: str, depth: int) -> Cost:
+    """The training of a cut model, with a forward pass of the grown model for each sample if that is its teacher."""
+    chosen, grown = experiment.params.finetune, experiment.config(experiment.params.grow.depth)
+    cost = training(experiment, stage, depth, chosen)
+    if chosen.teacher == "none" or not chosen.steps:
+        return cost
+    taught = network_flops.forward_flops(grown, experiment.tokens, experiment.text_tokens)
+    memory = replace(cost.memory, weights=cost.memory.weights + weight_bytes(grown, chosen.weights))
+    return replace(cost, flops=cost.flops + chosen.steps * chosen.batch_size * taught, memory=memory)
 
 
 def grow(experiment: Experiment) -> Cost:

@@ -34,7 +34,7 @@ def _train(experiment: Experiment, stage: Stage) -> Cost:
 
 
 def _finetune(experiment: Experiment, stage: Stage) -> Cost:
-    return network.training(experiment, stage.name, int(stage.arguments[0]), experiment.params.finetune)
+    return network.finetune(experiment, stage.name, int(stage.arguments[0]))
 
 
 def _evaluate(experiment: Experiment, stage: Stage) -> Cost:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.flow_matching import TIMESTEPS, add_noise, draw_sigmas, velocity
 from model.network import Sana
 from model.numerics import Numerics
-from tasks.computing.seeds import generator
+from tasks.computing.seeds import derive, generator
 from tasks.data.encoded_samples import EncodedDataset
 from tasks.data.sample_order import caption_draws, grouped_batch_indices
 from tasks.params.network_params import Diffusion
@@ -44,11 +44,26 @@ class FlowMatchingLoss(nn.Module):
 
     def forward(self, batch: NoisedBatch) -> Tensor:
         """Loss of each sample (B,)."""
-        text = self.network.encode_text(batch.text_BTE, batch.mask_BT)
-        noised = add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigma_B)
-        predicted = self.network(noised, batch.sigma_B * TIMESTEPS, text)
+        predicted = predicted_velocity(self.network, batch)
         error = F.mse_loss(predicted.float(), velocity(batch.latents_BCHW, batch.noise_BCHW), reduction="none")
         return error.mean(dim=(1, 2, 3))
+
+
+def predicted_velocity(network: Sana, batch: NoisedBatch) -> Tensor:
+    """The velocity (B, C, H, W) that a network predicts for a batch."""
+    text = network.encode_text(batch.text_BTE, batch.mask_BT)
+    noised_BCHW = add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigma_B)
+    return network(noised_BCHW, batch.sigma_B * TIMESTEPS, text)
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """The seed of a stage's training batches. It depends on the experiment's seed and on the whole name of the stage.
+
+    Without the name, `train` would see the batches of `pretrain` once more, with the same noise, and each fine-tune the
+    same first batches again. The name includes the item: `finetune@6` and `finetune@4` see different batches, so that a
+    lucky order of samples does not favour or harm all cuts at once.
+    """
+    return derive(seed, stage, "batches")
 
 
 def training_batch(
@@ -61,6 +76,8 @@ def training_batch(
     rows: np.ndarray | None = None,
 ) -> NoisedBatch:
     """The batch of one optimizer step, `size` samples. It is a pure function of (seed, step), so a run can resume.
+
+    `seed` is the training's own (`stage_seed`), so two stages see other samples in another order, with other noise.
 
     With `rows` the result holds only these rows of the batch, and only their samples are read. A rank passes its share
     (`tasks.data.sample_order.rank_rows`). Its rows have the same noise, times and captions as in the whole batch.

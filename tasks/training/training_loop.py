@@ -1,4 +1,5 @@
-"""The training loop. It resumes to the bit: every step is a pure function of (seed, step) and the state before it.
+"""The training loop. It resumes to the bit: every step is a pure function of the seed, the stage's name, the number of
+the step and the state before it.
 
 The loop uses accelerate for autocast, gradient accumulation and clipping. A loss or gradient that is not finite stops
 the run before the update. The state is saved before the final evaluation, so a failure there loses nothing.
@@ -19,6 +20,7 @@ from kernels.optimizers import build_optimizer
 from model.checkpoint import save_network
 from model.network import Sana, parameter_count
 from tasks.computing import ranks
+from tasks.computing.precision import autocast
 from tasks.computing.seeds import derive
 from tasks.data.encoded_samples import EncodedDataset
 from tasks.data.sample_order import rank_rows
@@ -32,7 +34,8 @@ from tasks.training.fsdp_sharding import gathered, shard, whole
 from tasks.training.heldout_loss import heldout_loss
 from tasks.training.interrupts import noted_interrupts
 from tasks.training.learning_rate import learning_rate
-from tasks.training.training_batch import FlowMatchingLoss, training_batch
+from tasks.training.teacher import TaughtLoss, Teacher
+from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, stage_seed, training_batch
 from tasks.training.training_state import load_state, save_state
 
 LOG_EVERY = 10
@@ -43,8 +46,11 @@ HELDOUT_COLUMNS = ("step", "samples", "heldout_loss", "low", "high")
 class Trainer:
     """One training run: the network, its optimizer, EMA and history, and `step`, the number of updates made so far."""
 
-    def __init__(self, context: Context, network: Sana, encoded: Path, training: Training) -> None:
-        self.context, self.training = context, training
+    def __init__(
+        self, context: Context, network: Sana, encoded: Path, training: Training, teacher: Teacher | None = None
+    ) -> None:
+        """Make all ready for step 0, or for where a run before this one stopped. A `teacher` is learned from."""
+        self.context, self.training, self.teacher = context, training, teacher
         self.network = network.to(context.device, getattr(torch, training.weights))
         self.dataset = EncodedDataset(encoded, "train")
         self.heldout = EncodedDataset(encoded, "heldout")
@@ -54,13 +60,18 @@ class Trainer:
             mixed_precision=precision,
             gradient_accumulation_steps=training.grad_accumulation,
         )
-        loss = FlowMatchingLoss(self.network)
+        loss = FlowMatchingLoss(self.network) if teacher is None else TaughtLoss(self.network)
         self.sharded = ranks.world_size() > 1 and context.params.compute.parallelism == "fully_shard"
         if self.sharded:
             shard(self.network, loss, context.device)
         rounding = derive(context.params.compute.seed, context.name, "rounding")
         optimizer = build_optimizer(
-            training.optimizer, self.network.parameters(), training.learning_rate, training.weight_decay, rounding
+            training.optimizer,
+            self.network.parameters(),
+            training.learning_rate,
+            training.weight_decay,
+            rounding,
+            training.bias_correction,
         )
         self.loss = self.accelerator.prepare_model(loss, evaluation_mode=self.sharded)  # sharded: no DDP
         self.optimizer = self.accelerator.prepare(optimizer)
@@ -85,12 +96,11 @@ class Trainer:
     def update(self) -> float:
         """Make one optimizer step over its micro-batches; returns the mean loss."""
         training, parts = self.training, self.training.grad_accumulation
-        seed = self.context.params.compute.seed
         batch = training_batch(
             self.dataset,
             self.context.params.diffusion,
             self.network.config.numerics,
-            seed,
+            stage_seed(self.context.params.compute.seed, self.context.name),
             self.step,
             training.batch_size,
             rank_rows(training.batch_size, ranks.rank(), ranks.world_size(), parts),
@@ -101,7 +111,7 @@ class Trainer:
         total, norm = 0.0, None
         for i in range(parts):
             with self.accelerator.accumulate(self.loss):
-                loss = self.loss(batch.part(i, parts, self.context.device)).mean()
+                loss = self._loss_of(batch.part(i, parts, self.context.device)).mean()
                 total += loss.item() / parts
                 if self.in_backward is not None:
                     self._step_in_backward(loss)
@@ -170,6 +180,14 @@ class Trainer:
             "depth": self.network.config.depth,
             "parameters": parameter_count(self.network),
         }
+
+    def _loss_of(self, batch: NoisedBatch) -> Tensor:
+        """The loss of each sample (B,) of a micro-batch, to the teacher where there is one."""
+        if self.teacher is None:
+            return self.loss(batch)
+        with autocast(self.context.device, self.context.params.compute.dtype):
+            lesson = self.teacher.lesson(batch)
+        return self.loss(batch, lesson)
 
     def _step_in_backward(self, loss: Tensor) -> None:
         """Make the backward pass, in which each parameter takes its step as soon as its gradient is there.

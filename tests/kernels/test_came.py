@@ -59,9 +59,15 @@ def same_state(first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> b
 
 
 class PlainCame:
-    """Algorithm 2 of the CAME paper for one parameter, entry by entry in double precision."""
+    """Algorithm 2 of the CAME paper for one parameter, entry by entry in double precision.
 
-    def __init__(self, parameter: Tensor, lr: float, weight_decay: float, betas: tuple[float, ...]) -> None:
+    With `corrected` each running mean is divided by 1 - beta^n where it is read, but for the momentum in the surprise.
+    """
+
+    def __init__(
+        self, parameter: Tensor, lr: float, weight_decay: float, betas: tuple[float, ...], corrected: bool = False
+    ) -> None:
+        self.corrected, self.n = corrected, 0
         self.p, self.lr, self.weight_decay, self.betas = parameter.detach().double(), lr, weight_decay, betas
         self.matrix = parameter.dim() == 2 or (parameter.dim() == 4 and parameter.shape[2:] == (1, 1))
         self.m = torch.zeros_like(self.p)
@@ -69,7 +75,10 @@ class PlainCame:
 
     def ema(self, name: str, value: Tensor, beta: float) -> Tensor:
         self.squares[name] = beta * self.squares[name] + (1 - beta) * value
-        return self.squares[name]
+        return self.squares[name] / self.share(beta)
+
+    def share(self, beta: float) -> float:
+        return 1 - beta**self.n if self.corrected else 1.0
 
     def estimate(self, names: str, values: Tensor, beta: float) -> Tensor:
         rows, columns = values.shape[:2]
@@ -79,6 +88,7 @@ class PlainCame:
 
     def step(self, gradient: Tensor) -> None:
         g = gradient.double()
+        self.n += 1
         powers = g**2 + 1e-30
         u = (
             g
@@ -88,23 +98,56 @@ class PlainCame:
         )
         u = u / max(1.0, math.sqrt((u**2).mean()))
         self.m = self.betas[0] * self.m + (1 - self.betas[0]) * u
-        step = self.m
+        step = self.m / self.share(self.betas[0])
         if self.matrix:
-            step = self.m / self.estimate("SD", (u - self.m) ** 2 + 1e-16, self.betas[2]).sqrt()
+            step = step / self.estimate("SD", (u - self.m) ** 2 + 1e-16, self.betas[2]).sqrt()
         self.p = self.p - self.lr * (self.weight_decay * self.p + step)
 
 
+@pytest.mark.parametrize("corrected", [False, True], ids=["as published", "bias corrected"])
 @pytest.mark.parametrize("betas", [(0.9, 0.999, 0.9999), (0.5, 0.8, 0.7)])
 @pytest.mark.parametrize("shape", sorted(set(SHAPES)))
-def test_came_is_the_papers_algorithm_in_double_precision(shape: tuple[int, ...], betas: tuple[float, ...]) -> None:
+def test_came_is_the_papers_algorithm_in_double_precision(
+    shape: tuple[int, ...], betas: tuple[float, ...], corrected: bool
+) -> None:
     (parameter,) = make_parameters([shape])
-    plain = PlainCame(parameter, 0.01, 0.1, betas)
-    optimizer = Came([parameter], lr=0.01, weight_decay=0.1, betas=betas)
+    plain = PlainCame(parameter, 0.01, 0.1, betas, corrected)
+    optimizer = Came([parameter], lr=0.01, weight_decay=0.1, betas=betas, bias_correction=corrected)
     for step in range(12):
         set_gradients([parameter], step)
         plain.step(parameter.grad)
         optimizer.step()
         torch.testing.assert_close(parameter.detach().double(), plain.p, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("optimizer", [Came, Came8bit])
+@pytest.mark.parametrize("shape", [(160, 128), (40,)])
+def test_the_first_steps_have_the_size_of_the_rate_only_with_bias_correction(
+    optimizer: type[Came], shape: tuple[int, ...]
+) -> None:
+    sizes = {}
+    for corrected in (False, True):
+        (parameter,) = make_parameters([shape])
+        built = optimizer([parameter], lr=1e-3, bias_correction=corrected)
+        before = parameter.detach().clone()
+        set_gradients([parameter], 0)
+        built.step()
+        sizes[corrected] = (parameter.detach() - before).square().mean().sqrt().item() / 1e-3
+    # m = u / 10 and (u - m)^2 = .81 u^2; a vector has no instability and steps by m
+    matrix = len(shape) == 2
+    assert sizes[False] == pytest.approx(0.1 / (0.9 * math.sqrt(1e-4)) if matrix else 0.1, rel=0.1)
+    assert sizes[True] == pytest.approx(1 / 0.9 if matrix else 1.0, rel=0.1)
+
+
+def test_a_resumed_optimizer_corrects_for_all_steps_made() -> None:
+    whole, halved = make_parameters(SHAPES), make_parameters(SHAPES)
+    train(Came8bit(whole, lr=0.01, bias_correction=True), whole, range(6))
+    first = Came8bit(halved, lr=0.01, bias_correction=True)
+    train(first, halved, range(3))
+    second = Came8bit(halved, lr=0.01, bias_correction=True)
+    second.load_state_dict(saved_and_loaded(first))
+    train(second, halved, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(whole, halved, strict=True))
 
 
 def test_came_equals_came_pytorch_on_matrices_and_vectors() -> None:

@@ -105,7 +105,10 @@ def assert_states(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize(("optimizer", "options"), [(Came, {}), (Came8bit, {}), (Came8bit, {"map": "dynamic"})])
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [(Came, {}), (Came8bit, {}), (Came8bit, {"map": "dynamic"}), (Came8bit, {"bias_correction": True})],
+)
 def test_the_step_is_the_one_in_pytorch_at_odd_sizes(optimizer: type[Came], options: dict) -> None:
     compared(optimizer, SHAPES, **options)
 

@@ -25,6 +25,7 @@ OPTIMIZERS: dict[str, tuple[type[Came], dict[str, Any]]] = {
     "linear": (Came8bit, {"map": "linear"}),
     "dynamic": (Came8bit, {"map": "dynamic"}),
     "stochastic": (Came8bit, {"stochastic_rounding": True}),
+    "corrected": (Came8bit, {"bias_correction": True}),
 }
 STEPS = 4
 

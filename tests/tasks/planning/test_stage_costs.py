@@ -175,6 +175,20 @@ def test_importance_and_pruning_cost_what_the_stages_do(trained: Experiment) -> 
     assert done == network_stage_costs.prune(trained, 3).flops
 
 
+@pytest.mark.parametrize("teacher", ["none", "velocity", "features"])
+def test_a_fine_tune_costs_what_the_stage_does_with_and_without_a_teacher(trained: Experiment, teacher: str) -> None:
+    short = {"steps": 3, "batch_size": 6, "warmup_steps": 0, "evaluate_every": 2, "checkpoint_every": 3}
+    params = replace(trained.params, finetune=replace(trained.params.finetune, teacher=teacher, **short))
+    cut = paths.model_folder("pruned-3")
+    cut.mkdir()
+    save_network(small_network(3), cut)
+    (cut / "pruning.json").write_text('{"kept": [0, 1, 4]}', encoding="utf-8")
+    stage = stage_of("finetune", params, 3)
+    done = measured_flops(lambda: drawing_workspace.run(stage, params, Path("again")))
+    cost = network_stage_costs.finetune(replace(trained, params=params), stage.name, 3)
+    assert done == cost.flops
+
+
 @pytest.mark.parametrize("decay", [0.9, 0.0])
 def test_state_on_disk_is_what_training_saves(trained: Experiment, decay: float) -> None:
     chosen = trained.params.pretrain
