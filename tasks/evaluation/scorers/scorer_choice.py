@@ -14,6 +14,8 @@ PROMPTS = "prompts.json"
 SUMMARY = "summary.json"
 REAL_FEATURES = "real_features.npy"
 """File of the features (M, D) of real held-out pictures, float32."""
+REAL_INCEPTION = "real_inception.npy"
+"""File of the same pictures' features by the network of `evaluation.inception_path`, if it names one."""
 
 
 def open_scorer(params: Params, text_encoder: TextEncoder, device: str) -> Scorer:
