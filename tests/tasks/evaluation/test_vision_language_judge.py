@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +20,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tasks import evaluate as evaluate
 from tasks.computing import ranks
-from tasks.evaluation.dpg_bench import answer_prompts, read_questions, summarize_answers
-from tasks.evaluation.frechet_distance import frechet_distance
-from tasks.evaluation.inception_features import InceptionFeatures
 from tasks.evaluation.judges import vision_language_judge
 from tasks.evaluation.judges.judge_answers import ScoreCache
 from tasks.evaluation.judges.judge_choice import TrainedJudge, open_judge
@@ -37,18 +33,13 @@ from tasks.evaluation.judges.vision_language_judge import (
 )
 from tasks.evaluation.picture_drawing import load_painter
 from tasks.evaluation.picture_pool import load_pool
-from tasks.evaluation.scorers.scorer_choice import REAL_INCEPTION
-from tasks.params.params_files import PARAMS_FILE, load_params
 from tasks.params.user_files import paths_of
 from tasks.stages import stage_of
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tests.helpers.drawing_workspace import all_bytes, run, write_workspace
 from tests.helpers.patience import PATIENCE_SECONDS
-from tests.helpers.published_folders import write_questions
-from tests.helpers.small_detector import write_clip
 from tests.helpers.tiny_vision_language import save_idefics3, save_llava
-from tests.helpers.torchscript_network import write_network
 from tests.kernels.processes import run_processes
 
 PROJECT = Path(__file__).parents[3]
@@ -373,48 +364,6 @@ def test_stages_ask_the_vision_language_judge_and_the_cache_answers_the_second_t
     pool = load_pool(first)
     texts = [prompt.text for prompt in pool.prompts]
     np.testing.assert_array_equal(judge.log_yes(pool.pictures_PNHW3, texts), judged)
-
-
-def test_the_evaluation_measures_frechet_distances_clip_score_and_dpg_bench_where_their_models_are_given(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, any_answer: None
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    params = write_workspace()
-    write_clip(tmp_path / "clip")
-    write_network(tmp_path / "inception.pt", channels=3)
-    write_questions(tmp_path / "dpg_bench.csv")
-    named = {"features_path": "clip", "inception_path": "inception.pt", "dpg_questions": "dpg_bench.csv"}
-    params = replace(
-        params,
-        judge=replace(params.judge, kind="vision_language", path=str(folders["idefics3"]), batch_size=16),
-        evaluation=replace(params.evaluation, **named),
-    )
-    for name in ("scorer", "judge"):
-        shutil.rmtree(stage_of(name, params).output)
-        run(stage_of(name, params), params)
-    _, out = run(stage_of("evaluate", params, "small"), params)
-    summary = json.loads((out / "summary.json").read_text())
-    pool, real = load_pool(out), np.load(paths.SCORER / REAL_INCEPTION)
-    drawn = InceptionFeatures(tmp_path / "inception.pt", "cpu").read(pool.pictures_PNHW3[:, 0])
-    assert real.shape == (4, 3) and drawn.shape == (len(pool.prompts), 3)
-    found = summary["frechet"]
-    assert list(found) == ["clip of clip", "TorchScript network of inception.pt"]
-    assert found["TorchScript network of inception.pt"]["value"] == frechet_distance(real, drawn).value
-    assert found["clip of clip"]["channels"] == 16 and found["clip of clip"]["drawn"] == len(pool.prompts)
-    assert summary["clip_score"]["low"] <= summary["clip_score"]["value"] <= summary["clip_score"]["high"]
-    pictures_PNHW3 = np.load(out / "dpg_pictures.npy")
-    assert pictures_PNHW3.shape == (2, 4, 16, 16, 3)
-    judge = open_judge(paths.JUDGE, load_painter(paths.SMALL, params, "cpu").text_encoder, params.compute.dtype, "cpu")
-    prompts = read_questions(tmp_path / "dpg_bench.csv")
-    answers = answer_prompts(prompts, lambda place: list(pictures_PNHW3[place]), judge.log_yes_to)
-    wanted = summarize_answers(prompts, answers, params.evaluation.bootstrap_samples, params.compute.seed)
-    assert summary["dpg_bench"] == wanted and (wanted["prompts"], wanted["pictures"]) == (2, 8)
-
-
-def test_only_a_vision_language_judge_is_given_questions() -> None:
-    params = load_params(PROJECT / PARAMS_FILE)
-    with pytest.raises(ValueError, match=r"dpg_questions is 'dpg_bench.csv' with judge.kind trained"):
-        replace(params, evaluation=replace(params.evaluation, dpg_questions="dpg_bench.csv"))
 
 
 def test_a_recorded_judge_that_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
