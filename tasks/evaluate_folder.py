@@ -34,8 +34,8 @@ from tasks.evaluation.dpg_bench import (
     read_questions,
     summarize_answers,
 )
-from tasks.evaluation.feature_distance import mean_interval
-from tasks.evaluation.frechet_distance import LEAST_PICTURES, frechet_distance
+from tasks.evaluation.feature_distance import LEAST_PICTURES, mean_interval
+from tasks.evaluation.frechet_distance import frechet_distance
 from tasks.evaluation.inception_features import InceptionFeatures
 from tasks.evaluation.listed_pictures import (
     SUFFIXES,

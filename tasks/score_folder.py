@@ -6,10 +6,10 @@
 
 It writes GenEval's lines of results to --out, which GenEval's own summary reads too. Beside them it writes
 results.summary.json: the score of each task and overall, and the share of pictures in which each atom holds (object,
-count, colour, relation), with 95 % bootstrap intervals over prompts. Pictures may differ in size, and prompts in their
-number of pictures. A run that was stopped goes on where it was, and a repeated run
-scores only pictures that are new or changed: verdicts are kept in results.jsonl.verdicts, by the digests of picture,
-prompt line and detector.
+count, colour, relation), with 95 % bootstrap intervals over prompts. results.atoms.csv has the atoms of each prompt.
+Pictures may differ in size, and prompts in their number of pictures. A run that was stopped goes on where it was, and a
+repeated run scores only pictures that are new or changed: verdicts are kept in results.jsonl.verdicts, by the digests
+of picture, prompt line and detector.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tasks.data.scene_vocabulary import Line
 from tasks.evaluation.detectors.detector import NOTES, Detector
 from tasks.evaluation.detectors.detector_choice import check_classes, load_detector
 from tasks.evaluation.evaluation_summary import as_record
-from tasks.evaluation.geneval_atoms import summarize_atoms
+from tasks.evaluation.geneval_atoms import summarize_atoms, write_atoms
 from tasks.evaluation.geneval_folder import Picture, list_prompts, read_picture, result, write_results
 from tasks.evaluation.picture_scoring import score_batch
 from tasks.evaluation.score_statistics import score
@@ -96,13 +96,10 @@ def summarize_folder(jobs: Sequence[Job], rows: Sequence[Row], detector: Detecto
 
     A prompt counts as right if at least one of its pictures is.
     """
-    lines = {job.prompt: job.line for job in jobs}
-    tags = {prompt: line["tag"] for prompt, line in lines.items()}
-    verdicts: dict[int, list[bool]] = {prompt: [] for prompt in lines}
-    reasons: dict[int, list[str]] = {prompt: [] for prompt in lines}
+    tags = {job.prompt: job.line["tag"] for job in jobs}
+    verdicts: dict[int, list[bool]] = {prompt: [] for prompt in tags}
     for job, row in zip(jobs, rows, strict=True):
         verdicts[job.prompt].append(row["correct"])
-        reasons[job.prompt].append(row["reason"])
     correct_PN = np.full((len(tags), max(map(len, verdicts.values()))), np.nan)
     for place, values in enumerate(verdicts.values()):
         correct_PN[place, : len(values)] = values
@@ -115,8 +112,17 @@ def summarize_folder(jobs: Sequence[Job], rows: Sequence[Row], detector: Detecto
         "correct_pictures": float(np.nanmean(correct_PN)),
         "correct_prompts": float(np.nanmax(correct_PN, axis=1).mean()),
         "geneval": as_record(scored),
-        "atoms": summarize_atoms(list(lines.values()), list(reasons.values()), samples, seed),
+        "atoms": summarize_atoms(*lines_and_reasons(jobs, rows), samples, seed),
     }
+
+
+def lines_and_reasons(jobs: Sequence[Job], rows: Sequence[Row]) -> tuple[list[Line], list[list[str]]]:
+    """Each prompt's line, and the reasons of its pictures' verdicts."""
+    lines = {job.prompt: job.line for job in jobs}
+    reasons: dict[int, list[str]] = {prompt: [] for prompt in lines}
+    for job, row in zip(jobs, rows, strict=True):
+        reasons[job.prompt].append(row["reason"])
+    return list(lines.values()), list(reasons.values())
 
 
 def identify(detector: Detector, folders: Iterable[Path]) -> Row:
@@ -171,6 +177,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             jobs = score_folder(chosen.pictures, detector, identify(detector, folders), store, chosen.batch_size)
             rows = [store[job.key] | {"filename": job.name} for job in jobs]
         write_results(chosen.out, rows)
+        write_atoms(chosen.out.with_suffix(".atoms.csv"), *lines_and_reasons(jobs, rows))
         summary = summarize_folder(jobs, rows, detector, chosen.bootstrap_samples, chosen.seed)
         write_json(chosen.out.with_suffix(".summary.json"), summary)
     print_summary(summary)

@@ -20,10 +20,12 @@ from model.autoencoder import load_autoencoder
 from model.text_encoder import TextEncoder, load_text_encoder
 from tasks.computing.seeds import derive, numpy_generator
 from tasks.data.picture_dataset import PictureDataset
+from tasks.data.published_files import published_path
 from tasks.evaluation.best_of_n import other_prompts
 from tasks.evaluation.detectors.detector import Pictures
 from tasks.evaluation.detectors.detector_choice import build_detector
 from tasks.evaluation.evaluation_summary import as_record
+from tasks.evaluation.inception_features import InceptionFeatures
 from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork, save_judge
 from tasks.evaluation.matching.caption_choices import caption_prompts
 from tasks.evaluation.matching.caption_pairs import read_pairs
@@ -33,7 +35,13 @@ from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts, 
 from tasks.evaluation.score_statistics import score
 from tasks.evaluation.scorers.geneval_scorer import GenEvalScorer
 from tasks.evaluation.scorers.matching_scorer import MatchingScorer
-from tasks.evaluation.scorers.scorer_choice import PROMPTS, REAL_FEATURES, REAL_PICTURES, SUMMARY
+from tasks.evaluation.scorers.scorer_choice import (
+    PROMPTS,
+    REAL_FEATURES,
+    REAL_INCEPTION,
+    REAL_PICTURES,
+    SUMMARY,
+)
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
@@ -56,6 +64,9 @@ def run(context: Context) -> Metrics:
         params.evaluation.features_path, load_autoencoder(paths.AUTOENCODER, context.device), context.device
     )
     np.save(context.out / REAL_FEATURES, features.read(heldout.pictures_MHW3[:REAL_PICTURES]))
+    if params.evaluation.inception_path is not None:
+        inception = InceptionFeatures(published_path(params.evaluation.inception_path), context.device)
+        np.save(context.out / REAL_INCEPTION, inception.read(heldout.pictures_MHW3[:REAL_PICTURES]))
     prompts, bounds = geneval(context) if params.scorer == "geneval" else matching(context, heldout)
     write_prompts(context.out / PROMPTS, prompts)
     write_json(context.out / SUMMARY, {"scorer": params.scorer, "features": features.name, **bounds})

@@ -192,7 +192,12 @@ EVALUATE = Stage(
     inputs=(paths.OUTPUTS / "{item}", paths.AUTOENCODER, paths.TEXT_ENCODER, paths.SCORER, paths.JUDGE),
     sections=(*DRAWING_SECTIONS, BRANCH_THREADS, "shard.source", "evaluation", "geneval.detector", *DETECTOR_MODELS),
     family=BASELINES,
-    user_files=("evaluation.features_path", *DETECTOR_MODELS),
+    user_files=(
+        "evaluation.features_path",
+        "evaluation.inception_path",
+        "evaluation.dpg_questions",
+        *DETECTOR_MODELS,
+    ),
     on_ranks=True,
 )
 
@@ -260,11 +265,12 @@ TABLE = (
             "shard.image_size",
             "evaluation.scorer",
             "evaluation.features_path",
+            "evaluation.inception_path",
             "evaluation.bootstrap_samples",
             "geneval",
             "matching",
         ),
-        user_files=("evaluation.features_path", "geneval.prompts", *DETECTOR_MODELS),
+        user_files=("evaluation.features_path", "evaluation.inception_path", "geneval.prompts", *DETECTOR_MODELS),
     ),
     LATENCY,
     Stage(

@@ -7,6 +7,7 @@ configurations, lists of shards and files of prompts. All paths are checked befo
 
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,27 @@ def _is_json_object(line: str) -> bool:
         return False
 
 
+def check_torchscript(file: Path) -> str:
+    """What is wrong with a TorchScript file, which is a zip archive with a folder `code`."""
+    if not file.is_file():
+        return f"{file} is no file: name a TorchScript file of Inception"
+    if not zipfile.is_zipfile(file):
+        return f"{file} is no TorchScript file: name one of Inception"
+    with zipfile.ZipFile(file) as archive:
+        has_code = any("/code/" in name for name in archive.namelist())
+    return "" if has_code else f"{file} is no TorchScript file, though torch may have written it: name one of Inception"
+
+
+def check_questions(file: Path) -> str:
+    """What is wrong with a file of DPG-Bench's questions. It is read whole, which takes a fraction of a second."""
+    from tasks.evaluation.dpg_bench import read_questions  # numpy is not needed where there are no questions
+
+    try:
+        return "" if all(prompt.text for prompt in read_questions(file)) else f"{file} has a prompt without a text"
+    except UserError as error:
+        return str(error)
+
+
 def check_picture_folder(folder: Path) -> str:
     """What is wrong with a folder of pictures and captions. It is searched until enough of both is found."""
     if not folder.is_dir():
@@ -153,6 +175,8 @@ CHECKS: dict[str, Check] = {
     "geneval.clip_path": ModelFolder("a CLIP", (PROCESSOR, ("tokenizer.json", "vocab.json")), ("model_type", "clip")),
     "geneval.prompts": check_prompts,
     "evaluation.features_path": ModelFolder("a CLIP or a DINO", (PROCESSOR,)),
+    "evaluation.inception_path": check_torchscript,
+    "evaluation.dpg_questions": check_questions,
 }
 """The checks of the other keys of params.yaml that name a path of the user's."""
 

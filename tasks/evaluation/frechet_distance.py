@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 from torch import nn
 
+from tasks.evaluation.feature_distance import LEAST_PICTURES
+
 GROUPS = 20
 """Groups of pictures that the jackknife leaves out one by one.
 
 A distance of 2048 channels takes seconds to a minute, so pictures cannot be left out singly.
 """
-LEAST_PICTURES = 3
-"""With fewer pictures in a set, leaving one out leaves no covariance."""
 
 
 @dataclass(frozen=True)

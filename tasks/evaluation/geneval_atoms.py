@@ -15,6 +15,7 @@ Shapes: P prompts, N pictures of each.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,12 @@ from numpy.typing import NDArray
 from tasks.computing.seeds import numpy_generator
 from tasks.data.scene_vocabulary import Line
 from tasks.evaluation.score_statistics import score
+from tasks.system.files import write_csv
 
 ATOMS = ("object", "count", "colour", "relation")
 """The atoms, in the order in which the rules look at them."""
+COLUMNS = ("number", "tag", "prompt", "atom", "pictures", "looked_at", "holds")
+"""The columns of the CSV of all prompts, `atoms.csv`."""
 
 _TOO_FEW = re.compile(r"expected (?P<name>.+)>=(?P<wanted>\d+), found (?P<found>\d+)")
 _TOO_MANY = re.compile(r"expected .+<\d+, found \d+")
@@ -118,6 +122,18 @@ def summarize_atoms(
             rng = numpy_generator(seed, "atoms bootstrap", atom)
             found[atom] |= asdict(score(reached, [atom] * len(reached), samples, rng).overall)
     return found
+
+
+def write_atoms(path: Path, lines: Sequence[Line], reasons_PN: Sequence[Sequence[str]]) -> None:
+    """Write a CSV with a row for each atom of each prompt: in how many of its pictures it was looked at, and held."""
+    rows = []
+    for number, (line, reasons) in enumerate(zip(lines, reasons_PN, strict=True)):
+        found = [atoms_of(line, reason) for reason in reasons]
+        for atom in found[0]:
+            values = [atoms[atom] for atoms in found]
+            counts = (len(values), len(values) - values.count(None), values.count(True))
+            rows.append(dict(zip(COLUMNS, (number, line["tag"], line["prompt"], atom, *counts), strict=True)))
+    write_csv(path, COLUMNS, rows)
 
 
 def _padded(values: Iterable[bool | None], width: int) -> NDArray[np.float64]:

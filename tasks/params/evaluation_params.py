@@ -90,6 +90,17 @@ class Evaluation:
     transformers loads it. The distance of drawn pictures to real ones is measured in its features. With a CLIP the CLIP
     score is measured too.
     """
+    inception_path: str | None
+    """TorchScript file of Inception for the Frechet distance to real pictures; null: none.
+
+    The FID wants inception-2015-12-05.pt. The distance is between the first picture of each prompt and real held-out
+    pictures, 512 at most. Such a file is a program, so name only one that you trust.
+    """
+    dpg_questions: str | None
+    """File of DPG-Bench's questions (dpg_bench.csv) for a vision_language judge; null: none.
+
+    Each model draws four pictures of each of its prompts besides.
+    """
     images_per_prompt: int
     """Number of pictures of each prompt, the pool that best of N draws from."""
     images_per_pruned_prompt: int

@@ -93,6 +93,11 @@ class Params:
         for model in self.sft.models:
             check(model in known, f"sft.models names {model!r}: choose from {', '.join(known)}")
         check(
+            self.evaluation.dpg_questions is None or self.judge.kind == "vision_language",
+            f"evaluation.dpg_questions is {self.evaluation.dpg_questions!r} with judge.kind {self.judge.kind}: only a "
+            "vision_language judge answers questions",
+        )
+        check(
             self.scorer == "matching" or self.shard.source == "scenes" or self.geneval.detector != "scenes",
             f"evaluation.scorer is geneval with shard.source {self.shard.source} and geneval.detector scenes: that "
             "detector finds the shapes of rendered scenes only, and would score other pictures as noise; set "

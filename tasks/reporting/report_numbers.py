@@ -19,7 +19,7 @@ from tasks.system.files import read_json
 from tasks.system.manifest import MANIFEST, sha256_file
 
 Record = dict[str, Any]
-MEASURED_WHERE_POSSIBLE = ("atoms", "distance", "clip_score")
+MEASURED_WHERE_POSSIBLE = ("atoms", "distance", "clip_score", "frechet", "dpg_bench")
 """Keys of an evaluation's summary that only some scorers and some models of the user's give."""
 
 
@@ -48,8 +48,8 @@ def collect(params: Params) -> Record:
 def model_record(name: str) -> Record:
     """One model: its size, held-out loss, score, the score of each chooser among N pictures, and seconds per picture.
 
-    GenEval's atoms, a distance to real pictures and a CLIP score are there if they were measured, and seconds if the
-    stage latency ran.
+    GenEval's atoms, distances to real pictures, a CLIP score and DPG-Bench's are there if they were measured, and
+    seconds if the stage latency ran.
     """
     metrics = read_json(paths.model_folder(name) / "metrics.json")
     evaluation = read_json(paths.EVALUATION / name / "summary.json")

@@ -68,6 +68,7 @@ def summary_with_defaults(summary: Record) -> dict[str, Any]:
         "grown": models["grown"],
         "tasks": list(models["grown"]["score"]["tasks"]),
         "atoms": list(models["grown"].get("atoms") or ()),
+        "networks": list(models["grown"].get("frechet") or ()),
         "kinds": [kind for kind in ("seen", "unseen") if any(kind in model["by_seen"] for model in models.values())],
         "has": {key for model in models.values() for key in model if model[key] is not None},
         "numbers": numbers,

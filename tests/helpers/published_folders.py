@@ -16,6 +16,7 @@ from model.network import NetworkConfig, Sana
 from model.text_encoder import Reading, build_text_encoder, instruction_text, train_tokenizer
 from tests.helpers.small_detector import write_clip, write_mask2former
 from tests.helpers.tiny_vision_language import save_idefics3
+from tests.helpers.torchscript_network import write_network
 
 TEXT_CHANNELS, LATENT_CHANNELS = 16, 4
 WORDS = ("a photo of a bicycle", "a photo of a red cup", "two trains beside a dog", "a cat left of a vase")
@@ -31,6 +32,8 @@ PATHS = {
     "geneval.mask2former_path": "mask2former",
     "geneval.clip_path": "clip",
     "geneval.prompts": "prompts.jsonl",
+    "evaluation.inception_path": "inception.pt",
+    "evaluation.dpg_questions": "dpg_bench.csv",
 }
 """The params that name the folders which `write_folders` writes, below it."""
 
@@ -45,7 +48,21 @@ def write_folders(root: Path, pictures: int) -> None:
     write_clip(root / "clip")
     save_idefics3(root / "judge")
     write_sana_shards(root / "data", pictures)
+    write_network(root / "inception.pt")
+    write_questions(root / "dpg_bench.csv")
     (root / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
+
+
+def write_questions(file: Path) -> None:
+    """Two prompts with three questions, in the form of DPG-Bench's file."""
+    file.write_text(
+        "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,"
+        "question_natural_language\n"
+        "a,a red cup,,1,0,entity,whole,entity - whole (cup),Is there a cup?\n"
+        'a,a red cup,,2,1,attribute,color,"attribute - color (cup, red)",Is the cup red?\n'
+        "b,a dog,,1,0,entity,whole,entity - whole (dog),Is there a dog?\n",
+        encoding="utf-8",
+    )
 
 
 def write_gemma(folder: Path) -> None:

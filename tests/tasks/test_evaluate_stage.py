@@ -1,5 +1,6 @@
 """The stages that draw and score report what follows from their own pictures, and do the same twice."""
 
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -83,6 +84,9 @@ def test_evaluation_holds_what_the_scorer_says_of_its_own_pictures(params: Param
     wanted = len(prompts) * 5
     assert summary["atoms"]["object"]["asked"] == summary["atoms"]["object"]["looked_at"] == wanted
     assert set(summary["atoms"]) == {"object", "count", "colour", "relation"}
+    with open(out / "atoms.csv", newline="") as stream:
+        counted = [int(row["holds"]) for row in csv.DictReader(stream) if row["atom"] == "object"]
+    assert len(counted) == len(prompts) and sum(counted) == pytest.approx(summary["atoms"]["object"]["value"] * wanted)
 
 
 def test_evaluating_twice_gives_the_same_bytes_and_no_timing(params: Params) -> None:

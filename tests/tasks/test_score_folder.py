@@ -80,6 +80,8 @@ def test_every_picture_gets_the_line_of_results_that_its_verdict_says(pictures: 
         part = summary["atoms"][atom]
         assert part["looked_at"] == len(looked_at) and part["value"] == pytest.approx(np.mean(looked_at))
         assert part["low"] <= part["value"] <= part["high"]
+        table = pandas.read_csv(tmp_path / "scores" / "results.atoms.csv").query("atom == @atom")
+        assert (table["looked_at"].sum(), table["holds"].sum()) == (len(looked_at), sum(looked_at))
 
 
 def test_geneval_s_own_summary_of_the_lines_says_the_same(pictures: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ REAL_FEATURES = "real_features.npy"
 """File of the features (M, D) of real held-out pictures, float32."""
 REAL_PICTURES = 512
 """Held-out pictures at most whose features are kept; more would hardly narrow the interval of a distance."""
+REAL_INCEPTION = "real_inception.npy"
+"""File of the same pictures' features by the network of `evaluation.inception_path`, if it names one."""
 
 
 def open_scorer(params: Params, text_encoder: TextEncoder, device: str) -> Scorer:

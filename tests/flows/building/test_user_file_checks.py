@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from flows import full_pipeline, sweep
@@ -134,6 +135,8 @@ WRONG_TYPE = both(put("config.json", '{"model_type": "vit"}'), put("m.safetensor
         ("mask2former_path", WRONG_TYPE, "config.json is not of a Mask2Former"),
         ("pretrain.path", put("model.bin"), "holds no *.safetensors: name a .pth, a .safetensors or a folder"),
         ("prompts", put("prompts.jsonl"), "is no file: name one that holds prompts"),
+        ("inception_path", put("inception.pt"), "is no file: name a TorchScript file of Inception"),
+        ("dpg_questions", put("dpg.csv"), "cannot be read"),
         ("shard.path", put("0.tar"), "wids-meta.json is missing"),
     ],
 )
@@ -154,6 +157,19 @@ def test_a_file_of_prompts_that_cannot_be_read_is_named_with_its_line(tmp_path: 
     put("prompts.jsonl", text)(tmp_path)
     check = next(check for key, check in CHECKS.items() if key.endswith(".prompts"))
     assert said in check(tmp_path / "prompts.jsonl")
+
+
+def test_a_file_that_is_no_torchscript_and_questions_without_a_prompt_s_text_are_named(
+    models: Path, tmp_path: Path
+) -> None:
+    torch.save({}, tmp_path / "weights.pt")
+    put("text.pt", "text")(tmp_path)
+    check = CHECKS["evaluation.inception_path"]
+    assert "weights.pt is no TorchScript file, though torch may have written it" in check(tmp_path / "weights.pt")
+    assert check(tmp_path / "text.pt").endswith("text.pt is no TorchScript file: name one of Inception")
+    questions = (models / "dpg_bench.csv").read_text()
+    put("dpg.csv", questions.replace("a dog", ""))(tmp_path)
+    assert "has a prompt without a text" in CHECKS["evaluation.dpg_questions"](tmp_path / "dpg.csv")
 
 
 @pytest.mark.parametrize(

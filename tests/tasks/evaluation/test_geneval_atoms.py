@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from tasks.data.scene_vocabulary import COLOURS, SHAPES, TASKS, lines
 from tasks.evaluation.detectors.detector import Detection
-from tasks.evaluation.geneval_atoms import ATOMS, asked_atoms, atoms_of, summarize_atoms
+from tasks.evaluation.geneval_atoms import ATOMS, asked_atoms, atoms_of, summarize_atoms, write_atoms
 from tasks.evaluation.geneval_rules import judge_picture
 from tasks.evaluation.relative_position import relations
 from tests.helpers.published_geneval import PROMPTS, needs_published
@@ -146,6 +147,17 @@ def test_shares_are_over_the_pictures_where_the_rules_came_to_the_atom() -> None
     assert found["colour"]["value"] == pytest.approx(3 / 4)
     # The bootstrap draws two prompts, of shares 1/2 and 1; half of the draws have both.
     assert (found["colour"]["low"], found["colour"]["high"]) == (0.5, 1)
+
+
+def test_each_prompt_s_atoms_are_counted_over_its_pictures(tmp_path: Path) -> None:
+    reasons = [["", "expected cup>=1, found 0", "expected cup left of target, found above target"], [""]]
+    write_atoms(tmp_path / "atoms.csv", [PLACED | {"prompt": "a cup left of a dog"}, TWO | {"prompt": "two"}], reasons)
+    assert (tmp_path / "atoms.csv").read_text().splitlines() == [
+        "number,tag,prompt,atom,pictures,looked_at,holds",
+        "0,position,a cup left of a dog,object,3,3,2",
+        "0,position,a cup left of a dog,relation,3,2,1",
+        "1,two_object,two,object,1,1,1",
+    ]
 
 
 def test_an_atom_that_no_picture_reached_has_counts_alone() -> None:

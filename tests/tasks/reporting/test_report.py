@@ -556,6 +556,20 @@ def test_the_page_shows_each_atom_of_geneval_with_the_number_of_pictures(
     assert "relation" in words and ", 0 " not in words
 
 
+def test_the_page_shows_frechet_distances_and_dpg_bench_with_what_must_be_said_beside_them(
+    summary: dict[str, Any], origin: dict[str, Any]
+) -> None:
+    assert "DPG-Bench" not in words_of(summary, origin)
+    measured = {
+        "frechet": {"Inception of 2015-12-05": {"value": 61.23, "low": 51.1, "high": 71.4, "note": "Of 553 drawn."}},
+        "dpg_bench": {"value": 84.71, "low": 83.9, "high": 85.5, "note": "Answered by another model."},
+    }
+    summary["models"] = [model | measured for model in summary["models"]]
+    words = words_of(summary, origin)
+    assert "61.23 (51.10 to 71.40)" in words and "84.7 (83.9 to 85.5)" in words
+    assert "Inception of 2015-12-05: Of 553 drawn." in words and "DPG-Bench: Answered by another model." in words
+
+
 def bare(model: dict[str, Any]) -> dict[str, Any]:
     """A model's record without its atoms."""
     return {key: value for key, value in model.items() if key != "atoms"}
