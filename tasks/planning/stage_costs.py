@@ -26,15 +26,26 @@ def depth_of(experiment: Experiment, model: str) -> int:
 
 def _pretrain(experiment: Experiment, stage: Stage) -> Cost:
     chosen = experiment.params.pretrain
-    return network.training(experiment, stage.name, chosen.depth, chosen)
+    return network.training(experiment.learning_from(chosen.data), stage.name, chosen.depth, chosen)
 
 
 def _train(experiment: Experiment, stage: Stage) -> Cost:
-    return network.training(experiment, stage.name, experiment.params.grow.depth, experiment.params.train)
+    chosen = experiment.params.train
+    return network.training(experiment.learning_from(chosen.data), stage.name, experiment.params.grow.depth, chosen)
 
 
 def _finetune(experiment: Experiment, stage: Stage) -> Cost:
-    return network.finetune(experiment, stage.name, int(stage.arguments[0]))
+    learning = experiment.learning_from(experiment.params.finetune.data)
+    return network.finetune(learning, stage.name, int(stage.arguments[0]))
+
+
+def _sft(experiment: Experiment, stage: Stage) -> Cost:
+    chosen, depth = experiment.params.sft, depth_of(experiment, str(stage.item))
+    return network.training(experiment.learning_from(chosen.data), stage.name, depth, chosen)
+
+
+def _data_set(stage: Stage) -> str | None:
+    return None if stage.item is None else str(stage.item)
 
 
 def _evaluate(experiment: Experiment, stage: Stage) -> Cost:
@@ -43,10 +54,10 @@ def _evaluate(experiment: Experiment, stage: Stage) -> Cost:
 
 
 COSTS: dict[str, Callable[[Experiment, Stage], Cost]] = {
-    "shard": lambda experiment, _: data.shard(experiment),
+    "shard": lambda experiment, stage: data.shard(experiment.of_data_set(_data_set(stage)), stage.name),
     "autoencoder": lambda experiment, _: data.autoencoder(experiment),
     "text_encoder": lambda experiment, _: data.text_encoder(experiment),
-    "encode": lambda experiment, _: data.encode(experiment),
+    "encode": lambda experiment, stage: data.encode(experiment.of_data_set(_data_set(stage)), stage.name),
     "pretrain": _pretrain,
     "scorer": lambda experiment, _: scorers.scorer(experiment),
     "latency": lambda experiment, _: scorers.latency(experiment),
@@ -58,5 +69,6 @@ COSTS: dict[str, Callable[[Experiment, Stage], Cost]] = {
     "importance": lambda experiment, _: network.importance(experiment),
     "prune": lambda experiment, stage: network.prune(experiment, int(stage.arguments[0])),
     "finetune": _finetune,
+    "sft": _sft,
 }
 """The function that counts a stage's costs, by the stage's stem."""
