@@ -62,7 +62,7 @@ def summary_with_defaults(summary: Record) -> dict[str, Any]:
     numbers = sorted(models["grown"]["best_of"], key=int)
     scorer = dict.fromkeys(("note", "ceiling", "shuffled", "features")) | (summary.get("scorer") or {})
     return (
-        {"sft": []}
+        {"sft": [], "scratch": []}
         | summary
         | {
             "scorer": scorer,
