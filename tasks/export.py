@@ -125,6 +125,8 @@ def lineage(model: Path) -> list[str]:
     if base != model.name:
         lines.append(f"* `{base}`, fine-tuned on the data set `{params_of(model).sft.data}`")
     kind, _, depth = base.partition("-")
+    if kind == "scratch":
+        return [*lines, f"* {depth} blocks trained from random weights"]
     pruning = model.parent / f"pruned-{depth}" / "pruning.json"
     if depth and pruning.exists():
         kept = ", ".join(map(str, read_json(pruning)["kept"]))

@@ -70,11 +70,10 @@ def run(context: Context) -> Metrics:
 
 
 def trained_curves(params: Params) -> list[Curve]:
-    """The curves of the small model, the grown model, and the fine-tuned ones."""
-    finetuned = [f"finetuned-{depth}" for depth in params.prune.depths]
-    return [
-        read_curve(name) for name in ("small", "grown", *finetuned, *(f"sft-{model}" for model in params.sft.models))
-    ]
+    """The curves of the small model, the grown model, the fine-tuned ones, and those from scratch."""
+    families = (("finetuned", params.prune.depths), ("sft", params.sft.models), ("scratch", params.scratch.depths))
+    others = [f"{family}-{item}" for family, items in families for item in items]
+    return [read_curve(name) for name in ("small", "grown", *others)]
 
 
 def draw_figures(summary: Record, curves: list[Curve], score_name: str, width: float) -> dict[str, Figure]:

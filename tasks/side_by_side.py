@@ -40,7 +40,7 @@ MOST_PICTURES, MOST_STEPS, MOST_GUIDANCE = 64, 1000, 100
 """The largest values of a wish. A slip of the finger could otherwise keep the machine busy for hours."""
 SFT = "sft-"
 """How the name of a model begins that is fine-tuned on chosen pairs (stage `sft@M`)."""
-FAMILIES = ("small", "grown", "pruned", "finetuned")
+FAMILIES = ("small", "grown", "scratch", "pruned", "finetuned")
 """The families of models in the order in which they are made."""
 
 

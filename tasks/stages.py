@@ -29,6 +29,8 @@ DRAWING_SECTIONS = (*COMPUTE_SECTIONS, "shard.image_size", "diffusion.flow_shift
 BRANCH_THREADS = "compute.branch_threads"
 SFT_TRAINING = tuple(f"sft.{field.name}" for field in fields(Training))
 """The keys of the section `sft` but for the list of models, which changes no model."""
+SCRATCH_TRAINING = tuple(f"scratch.{field.name}" for field in fields(Training))
+"""The keys of the section `scratch` but for the list of depths."""
 PLACEHOLDER = re.compile(r"(?<!\$)\{([\w.]+)\}")
 """`{item}` or a key of params in braces. DVC's own `${item}` is none."""
 DETECTOR_MODELS = ("geneval.mask2former_path", "geneval.clip_path")
@@ -78,6 +80,18 @@ CUTS = Family(
 
 DATA_SETS = Family(
     "data", str, lambda params: params.data_sets, "data.sets", {"foreach": "${data.sets}"}, "${key}", suffix="_set"
+)
+SCRATCH = Family(
+    "depth", int, lambda params: params.scratch.depths, "scratch.depths", {"foreach": "${scratch.depths}"}, "${item}"
+)
+SCRATCH_MODELS = Family(
+    "model",
+    str,
+    lambda params: [f"scratch-{depth}" for depth in params.scratch.depths],
+    "scratch.depths",
+    {"foreach": "${scratch.depths}"},
+    "scratch-${item}",
+    suffix="_scratch",
 )
 SFT = Family("model", str, lambda params: params.sft.models, "sft.models", {"foreach": "${sft.models}"}, "${item}")
 SFT_MODELS = Family(
@@ -305,6 +319,15 @@ TABLE = (
     ),
     EVALUATE,
     Stage(
+        "scratch",
+        output=paths.OUTPUTS / "scratch-{item}",
+        inputs=(paths.OUTPUTS / "{scratch.data}",),
+        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, "network", *SCRATCH_TRAINING),
+        family=SCRATCH,
+        on_ranks=True,
+    ),
+    replace(EVALUATE, family=SCRATCH_MODELS),
+    Stage(
         "controls",
         output=paths.CONTROLS,
         inputs=(paths.GROWN, paths.AUTOENCODER, paths.TEXT_ENCODER, paths.SCORER),
@@ -359,6 +382,7 @@ TABLE = (
             "compute.seed",
             "workflow.baselines",
             "prune.depths",
+            "scratch.depths",
             "sft.models",
             "shard.source",
             "shard.path",

@@ -12,14 +12,14 @@ from tasks.params.encoder_params import Autoencoder, TextEncoder
 from tasks.params.evaluation_params import Evaluation, GenEval, Judge, Matching, Report, Sampling
 from tasks.params.network_params import Diffusion, Grow, Importance, Network, Prune
 from tasks.params.picture_params import Data, Encode, Shard
-from tasks.params.training_params import Finetune, Pretrain, Sft, Training
+from tasks.params.training_params import Finetune, Pretrain, Scratch, Sft, Training
 from tasks.params.typed_values import build
 from tasks.system import paths
 from tasks.system.errors import UserError
 
 CUT_KINDS = ("pruned", "finetuned")
 """The kinds of models that are cut, of which each depth has one each."""
-TRAININGS = ("pretrain", "train", "finetune", "sft")
+TRAININGS = ("pretrain", "train", "scratch", "finetune", "sft")
 """The sections that are runs of the training loop."""
 
 
@@ -51,6 +51,8 @@ class Params:
     """Growing the small model in depth (SANA-1.5 section 2.2)."""
     train: Training
     """Training of the grown model."""
+    scratch: Scratch
+    """Training of deep networks from random weights, the control of growth."""
     importance: Importance
     """Measuring the importance of the grown model's blocks (SANA-1.5 section 2.4)."""
     prune: Prune
@@ -115,7 +117,8 @@ class Params:
     @property
     def data_sets(self) -> tuple[str, ...]:
         """The names of the sets in `data.sets` that a section with work to do learns from."""
-        working = [getattr(self, name) for name in TRAININGS if name != "sft" or self.sft.models]
+        idle = {name for name, items in (("scratch", self.scratch.depths), ("sft", self.sft.models)) if not items}
+        working = [getattr(self, name) for name in TRAININGS if name not in idle]
         return tuple(name for name in self.data.sets if paths.encoded(name).name in {one.data for one in working})
 
     def shard_of(self, data_set: str | None) -> Shard:

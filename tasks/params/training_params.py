@@ -136,6 +136,20 @@ class Pretrain(Training):
 
 
 @dataclass(frozen=True)
+class Scratch(Training):
+    """The training of deep networks from random weights, as the control of growth (SANA-1.5 figure 2)."""
+
+    depths: tuple[int, ...]
+    """Numbers of blocks of the networks, each a model named scratch-D; [] trains none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        right = len(set(self.depths)) == len(self.depths) and all(depth >= 1 for depth in self.depths)
+        check(right, f"depths is {list(self.depths)}: each must be 1 or above, and be named once")
+        check(self.steps > 0, "steps is 0: random weights need training")
+
+
+@dataclass(frozen=True)
 class Sft(Training):
     """Supervised fine-tuning of finished models on chosen pairs (SANA-1.5 sections 3.1 and 3.2, table 4)."""
 

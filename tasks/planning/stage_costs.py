@@ -18,7 +18,7 @@ def stage_costs(experiment: Experiment) -> list[Cost]:
 
 
 def depth_of(experiment: Experiment, model: str) -> int:
-    """The blocks of a model by its name: `small`, `grown`, one that is cut (`finetuned-6`), or `sft-` before these."""
+    """The blocks of a model by its name: `small`, `grown`, one that ends in its depth, or `sft-` before these."""
     model = model.removeprefix("sft-")
     depths = {"small": experiment.params.pretrain.depth, "grown": experiment.params.grow.depth}
     return depths[model] if model in depths else int(model.rpartition("-")[2])
@@ -32,6 +32,10 @@ def _pretrain(experiment: Experiment, stage: Stage) -> Cost:
 def _train(experiment: Experiment, stage: Stage) -> Cost:
     chosen = experiment.params.train
     return network.training(experiment.learning_from(chosen.data), stage.name, experiment.params.grow.depth, chosen)
+
+
+def _scratch(experiment: Experiment, stage: Stage) -> Cost:
+    return network.training(experiment, stage.name, int(stage.arguments[0]), experiment.params.scratch)
 
 
 def _finetune(experiment: Experiment, stage: Stage) -> Cost:
@@ -64,6 +68,7 @@ COSTS: dict[str, Callable[[Experiment, Stage], Cost]] = {
     "judge": lambda experiment, _: pictures.judge(experiment),
     "grow": lambda experiment, _: network.grow(experiment),
     "train": _train,
+    "scratch": _scratch,
     "evaluate": _evaluate,
     "controls": lambda experiment, _: pictures.controls(experiment),
     "importance": lambda experiment, _: network.importance(experiment),

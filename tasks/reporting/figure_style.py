@@ -21,6 +21,7 @@ WIDE, NARROW = 10.0, 3.5
 
 SMALL, GROWN, PRUNED, FINETUNED = "#8d99ae", "#22304f", "#e8743b", "#138f86"
 SFT, DARK_SFT = "#7d4fb5", "#b290e8"
+SCRATCH = "#a0522d"
 RIGHT, CHOSEN, QUIET, ORACLE = "#2f9e58", "#2f6fdb", "#cfd5e1", "#b98b1d"
 TEXT, TICKS, EDGE, GRID, GROUND = "#3b4358", "#5b6378", "#8b93a7", "#e6e9f0", "#ffffff"
 DARK = {
@@ -28,6 +29,7 @@ DARK = {
     GROWN: "#d5def2",
     PRUNED: "#f08a55",
     FINETUNED: "#2cb8ad",
+    SCRATCH: "#d99a6c",
     RIGHT: "#45c07a",
     CHOSEN: "#6b9df2",
     QUIET: "#465170",
@@ -76,7 +78,8 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
     Those of fine-tuned models go from green to blue with their depth, and those of `sft-` models from violet to red.
     """
-    chosen = {"small": SMALL, "grown": GROWN} | _depth_colours(names, DEPTHS) | _sft_colours(names, SFTS)
+    scratch = {name: SCRATCH for name in names if name.startswith("scratch-")}
+    chosen = {"small": SMALL, "grown": GROWN} | _depth_colours(names, DEPTHS) | _sft_colours(names, SFTS) | scratch
     return {name: chosen.get(name, PRUNED) for name in names}
 
 

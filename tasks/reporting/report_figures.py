@@ -21,6 +21,7 @@ from tasks.reporting.figure_style import (
     PRUNED,
     QUIET,
     RIGHT,
+    SCRATCH,
     SFT,
     SMALL,
     WIDE,
@@ -43,6 +44,7 @@ FAMILY_KINDS = (
     ("finetuned", "cut and fine-tuned", FINETUNED, "o", 0.012),
     ("grown", "grown", GROWN, "s", 0.0),
     ("sft", "on chosen pairs", SFT, "^", 0.024),
+    ("scratch", "from scratch", SCRATCH, "v", 0.012),
 )
 """Kinds of models: the beginning of their names, label, colour, marker, and a shift to the right.
 
@@ -74,16 +76,20 @@ def levels(summary: Record) -> list[Level]:
 def loss_curves(curves: Sequence[Curve], width: float = WIDE) -> Figure:
     """Losses against samples: first the small model and then the grown model, beside or below them the fine-tunes.
 
+    Models that were trained from scratch are drawn with the training of the small and the grown model.
     Held-out losses of `sft-` models are of their own data set, so they are drawn with broken lines.
     """
     side_by_side = width == WIDE
     figure = Figure(figsize=(width, 3.8 if side_by_side else 7.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1)) if side_by_side else figure.subplots(2, 1)
-    small, grown, *finetunes = curves
+    small, grown, *others = curves
     shades = colours([curve.name for curve in curves])
     draw_training(left, small, grown)
+    scratches = [curve for curve in others if curve.name.startswith("scratch-")]
+    for curve in scratches:
+        _draw_curve(left, curve, shades[curve.name], 0.0, training=False)
     legend_below(left, 4 if side_by_side else 2)
-    for curve in finetunes:
+    for curve in (other for other in others if other not in scratches):
         line = "--" if curve.name.startswith("sft-") else "-"
         _draw_curve(right, curve, shades[curve.name], 0.0, training=False, line=line)
     right.axhline(grown.heldout[-1][1], color=GROWN, linestyle="--", linewidth=1, label="grown")

@@ -13,6 +13,7 @@ from tasks.evaluation.score_statistics import Array, difference
 from tasks.params.experiment_params import Params
 from tasks.reporting.adaptive_records import adaptive_records
 from tasks.reporting.finetune_recovery import beyond_half, recovered_share
+from tasks.reporting.loss_curves import read_curve
 from tasks.stages import scored_models, stages_of
 from tasks.system import paths
 from tasks.system.files import read_json
@@ -30,6 +31,7 @@ def collect(params: Params) -> Record:
         "models": [model_record(name) for name in scored_models(params)],
         "grown_gain": grown_gain(params) if "small" in params.workflow.baselines else None,
         "cuts": [cut_record(depth, controls["random_cuts"][str(depth)], params) for depth in params.prune.depths],
+        "scratch": [scratch_record(depth, params) for depth in params.scratch.depths],
         "sft": [sft_record(model, params) for model in params.sft.models],
         "controls": {name: plain(controls[name]) for name in ("noise", "untrained")},
         "judge": read_json(paths.JUDGE / "metrics.json"),
@@ -125,6 +127,27 @@ def cut_record(depth: int, random_choice: Record, params: Params) -> Record:
         "won_back": gain(finetuned, pruned),
         "beyond_half": asdict(beyond),
         "recovered_share": asdict(share) if share else None,
+    }
+
+
+def scratch_record(depth: int, params: Params) -> Record:
+    """One model trained from scratch: its samples and loss, and how the grown model's training and score compare.
+
+    `grown_samples` are those that the grown model had been trained on when its held-out loss was first as low, beside
+    the small model's `small_samples`; None if it never was. The gain is grown minus scratch, paired by prompt.
+    """
+    name = f"scratch-{depth}"
+    scratch, small, trained = read_curve(name), read_curve("small"), read_curve("grown")
+    loss = scratch.heldout[-1][1]
+    (grown, tasks), (control, _) = correctness("grown"), correctness(name)
+    rng = numpy_generator(params.compute.seed, "report bootstrap", "scratch", depth)
+    return {
+        "depth": depth,
+        "samples": scratch.samples,
+        "heldout_loss": loss,
+        "small_samples": small.samples,
+        "grown_samples": next((samples for samples, own in trained.heldout if own <= loss), None),
+        "gain": asdict(difference(grown, control, tasks, params.evaluation.bootstrap_samples, rng).overall),
     }
 
 

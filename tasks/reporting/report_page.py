@@ -76,7 +76,7 @@ def summary_with_defaults(summary: Record) -> dict[str, Any]:
         "deepest": min(summary["cuts"], key=lambda cut: cut["depth"]),
         "seconds": sum(stage["seconds"] for stage in summary["stages"]),
     }
-    return {"sft": []} | summary | shown
+    return {"sft": [], "scratch": []} | summary | shown
 
 
 def task_in_words(tag: str) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PREFIX = "sana15-"
 DEFAULT = f"{PREFIX}default"
 """The registered model of the project itself."""
-FAMILY = re.compile(r"(sft-)?(small|grown|(pruned|finetuned)-\d+)")
+FAMILY = re.compile(r"(sft-)?(small|grown|(pruned|finetuned)-\d+)|scratch-\d+")
 PATH_TAG = "path"
 DIGEST_TAG = "manifest_sha256"
 

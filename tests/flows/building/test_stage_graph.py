@@ -100,6 +100,7 @@ def test_the_flow_and_dvc_yaml_have_the_same_edges(params: Params, dvc_stages: d
 
 
 WITH_SFT = {
+    "scratch.depths": [8],
     "data.sets": {"sft": {"scene_tasks": ["position"]}, "unused": {"train_samples": 9}},
     "sft.models": ["grown", "finetuned-6"],
     "sft.data": "encoded-sft",
@@ -107,13 +108,13 @@ WITH_SFT = {
 
 
 def params_with_sft() -> dict[str, Any]:
-    """The default with two models that are fine-tuned on a further data set, and a set that no section names."""
+    """The default with a model from scratch, two fine-tuned on a further data set, and a set that no section names."""
     return apply_overrides(read_yaml(PROJECT / "params.yaml"), WITH_SFT, "test")
 
 
 def test_lists_that_are_empty_make_no_stage_in_the_flow_and_in_dvc(params: Params, dvc_stages: dict[str, Any]) -> None:
     assert stages_of(params).keys() == dvc_stages.keys()
-    assert not {name for name in dvc_stages if "sft" in name}
+    assert not {name for name in dvc_stages if "sft" in name or "scratch" in name}
     assert [name for name in dvc_stages if name.partition("@")[0] in ("shard", "encode")] == ["shard", "encode"]
 
 
@@ -131,6 +132,8 @@ def test_a_further_data_set_and_the_models_that_learn_from_it_are_stages_of_the_
         assert edges.keys() - flow_edges(params).keys() == {
             "shard@sft",
             "encode@sft",
+            "scratch@8",
+            "evaluate@scratch-8",
             "sft@grown",
             "sft@finetuned-6",
             "evaluate@sft-grown",
@@ -140,6 +143,7 @@ def test_a_further_data_set_and_the_models_that_learn_from_it_are_stages_of_the_
         assert edges == {name: upstream(name, known) & edges.keys() for name in edges}
     assert edges["encode@sft"] == {"shard@sft", "autoencoder", "text_encoder"}
     assert edges["sft@grown"] == {"train", "encode@sft"}
+    assert edges["scratch@8"] == {"encode"} and "scratch@8" in edges["evaluate@scratch-8"] & edges["report"]
     assert {"shard@sft", "encode@sft"} <= upstream_of(chosen)["evaluate@sft-grown"] & upstream_of(chosen)["report"]
 
 

@@ -81,7 +81,7 @@ from tests.helpers.small_workspace import write_params
 DEPTHS = (2, 1)
 DATE = "2020-02-20"
 FIGURES = ("family", "best_of_n", "choosers", "loss", "importance", "cost")
-MODELS = ["small", "grown", "pruned-2", "finetuned-2", "pruned-1", "finetuned-1", "sft-grown"]
+MODELS = ["small", "grown", "pruned-2", "finetuned-2", "pruned-1", "finetuned-1", "sft-grown", "scratch-3"]
 TINY = {
     "compute": {"device": "cpu", "dtype": "float32", "threads": 1},
     "shard": {"image_size": 16, "train_samples": 24, "heldout_samples": 160},
@@ -94,6 +94,7 @@ TINY = {
     "importance": {"prompts": 100, "times": [0.3, 0.7]},
     "prune": {"depths": list(DEPTHS), "random_choices": 2},
     "finetune": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 1},
+    "scratch": {"depths": [3], "steps": 4, "batch_size": 4, "warmup_steps": 1, "evaluate_every": 2},
     "data": {
         "sets": {
             "sft": {
@@ -161,7 +162,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for depth in DEPTHS:
             run_stage(stage_of("prune", params, depth), params)
             run_stage(stage_of("finetune", params, depth), params)
-        for stem, item in (("shard", "sft"), ("encode", "sft"), ("sft", "grown")):
+        for stem, item in (("shard", "sft"), ("encode", "sft"), ("sft", "grown"), ("scratch", 3)):
             run_stage(stage_of(stem, params, item), params)
         for name in MODELS:
             run_stage(stage_of("evaluate", params, name), params)
@@ -589,6 +590,20 @@ def test_a_model_fine_tuned_on_chosen_pairs_is_shown_with_its_gain_by_task(
     assert "Fine-tuning on chosen pairs" in words and interval(record["gain"]) in words
     del summary["sft"]
     assert "Fine-tuning on chosen pairs" not in words_of(summary, origin)
+
+
+def test_a_model_from_scratch_is_compared_with_the_grown_one(summary: dict[str, Any], origin: dict[str, Any]) -> None:
+    (record,) = summary["scratch"]
+    models = {model["name"]: model for model in summary["models"]}
+    assert (record["depth"], record["samples"], record["small_samples"]) == (3, 16, 48)
+    assert record["heldout_loss"] == models["scratch-3"]["heldout_loss"]
+    gain = models["grown"]["score"]["overall"] - models["scratch-3"]["score"]["overall"]
+    assert record["gain"]["value"] == pytest.approx(gain)
+    assert "scratch-3" in words_of(summary, origin)
+    summary["scratch"] = [record | {"grown_samples": None}]
+    assert "never" in words_of(summary, origin)
+    del summary["scratch"]
+    assert "compares the grown model with networks" not in words_of(summary, origin)
 
 
 def test_a_run_too_short_to_learn_says_so_and_its_headline_is_the_held_out_loss(
