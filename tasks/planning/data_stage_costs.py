@@ -11,12 +11,12 @@ from tasks.training.autoencoder_loss import EVALUATION_BATCH, SCALE_SAMPLES, SHO
 ADAMW_STATE = 2  # values that AdamW, which trains encoders and judge, keeps for each weight
 
 
-def shard(experiment: Experiment) -> Cost:
+def shard(experiment: Experiment, stage: str = "shard") -> Cost:
     """Writing pictures and captions to shards."""
     size, scale = experiment.params.shard.image_size, experiment.scale
     pictures = mean(disk_bytes.member_bytes(png) for png in scale.png_bytes)
     sample = pictures + mean(disk_bytes.record_bytes(size, text) for text in scale.captions.texts)
-    return Cost("shard", outputs=_splits(experiment, sample, experiment.params.shard.samples_per_shard))
+    return Cost(stage, outputs=_splits(experiment, sample, experiment.params.shard.samples_per_shard))
 
 
 def autoencoder(experiment: Experiment) -> Cost:
@@ -54,20 +54,27 @@ def text_encoder(experiment: Experiment) -> Cost:
     return Cost("text_encoder", parameters_of(model), memory, flops, outputs=weights)
 
 
-def encode(experiment: Experiment) -> Cost:
-    """Encoding every sample. Captions that repeat in a batch are encoded once, but are counted each time."""
+def encode(experiment: Experiment, stage: str = "encode") -> Cost:
+    """Encoding every sample. Captions that repeat in a batch are encoded once, but are counted each time.
+
+    If several captions of a picture are kept, every picture is taken to have as many.
+    """
     params, scale, runs = experiment.params, experiment.scale, experiment.encoder_runs
-    frozen, text = experiment.encoders, experiment.text_tokens
+    frozen, text, kept = experiment.encoders, experiment.text_tokens, params.shard.captions_per_sample
     batch = min(params.encode.batch_size, scale.train_samples)
-    activations = max(runs.encoder_peak(batch), runs.text_peak(batch, text))
+    activations = max(runs.encoder_peak(batch), runs.text_peak(kept * batch, text))
     weights = bytes_of(frozen.autoencoder.network) + bytes_of(frozen.text_encoder)
     samples = scale.train_samples + scale.heldout_samples
-    flops = samples * (runs.encoder_flops + runs.text_flops(text)) + runs.null_flops
+    flops = samples * (runs.encoder_flops + kept * runs.text_flops(text)) + runs.null_flops
     captions = zip(scale.captions.texts, scale.captions.tokens, strict=True)
     size, latent, channels = params.shard.image_size, experiment.network_runs.latent, frozen.caption_channels
-    sample = mean(disk_bytes.encoded_sample_bytes(size, latent, *caption, channels) for caption in captions)
+    sample = mean(
+        disk_bytes.encoded_sample_bytes(size, latent, words, kept * tokens, channels) for words, tokens in captions
+    )
+    if kept > 1:
+        sample += disk_bytes.caption_weights_bytes(kept)
     outputs = _splits(experiment, sample, params.encode.samples_per_shard)
-    return Cost("encode", memory=Memory(weights, activations=activations), flops=flops, outputs=outputs)
+    return Cost(stage, memory=Memory(weights, activations=activations), flops=flops, outputs=outputs)
 
 
 def trained_memory(weights: int, activations: int) -> Memory:

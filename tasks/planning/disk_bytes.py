@@ -36,6 +36,11 @@ def encoded_sample_bytes(
     return arrays + record_bytes(image_size, caption)
 
 
+def caption_weights_bytes(captions: int) -> int:
+    """The bytes of the members with the lengths (int32) and weights (float64) of a sample's several captions."""
+    return member_bytes(NPY_HEADER + 4 * captions) + member_bytes(NPY_HEADER + 8 * captions)
+
+
 def record_bytes(image_size: int, caption: str) -> int:
     """The bytes of a sample's record as a member. It holds the size of its picture and its caption."""
     return member_bytes(len(describe(image_size, image_size, caption)))

@@ -4,24 +4,27 @@ Rendered scenes are looked at. The user's own pictures are not opened for a plan
 counted where that is quick: in a folder by the names of its files, and in SANA's layout by its list of shards.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tasks.computing.seeds import numpy_generator
 from tasks.data.heldout_split import heldout_count
 from tasks.data.picture_files import encode_png
-from tasks.data.scenes import render, sample_scene
+from tasks.data.scenes import draw_task, render, sample_scene
 from tasks.data.sources.picture_folder import count_pictures
 from tasks.data.sources.sana_shard_list import META, read_shard_list
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts
 from tasks.evaluation.prompts.judge_prompts import UNSEEN_SHARE, prompts_of_objects
 from tasks.evaluation.prompts.object_prompts import object_prompts
 from tasks.params.experiment_params import Params
-from tasks.params.picture_params import Shard
+from tasks.params.picture_params import Data, Shard
 from tasks.params.user_files import own_path
 from tasks.system.errors import UserError
 
 OWN_SAMPLES = 50_000_000
 """Picture-caption pairs of SANA-1.5's pre-training (section 3.1)."""
+
+SFT_SAMPLES = 144_291
+"""Pictures of the second set that SANA-1.5 is fine-tuned on (section 3.2)."""
 
 PUBLISHED_PROMPTS = 553
 """Prompts of GenEval's own evaluation."""
@@ -85,8 +88,8 @@ def measure_scale(params: Params, samples: int | None = None, caption_tokens: in
         return _own_pictures(params, samples, caption_tokens, prompts)
     if samples is not None or caption_tokens is not None:
         raise UserError("--samples and --caption-tokens are for one's own pictures: shard.source is scenes")
-    rng = numpy_generator(seed, "scenes", "train")
-    scenes = [sample_scene(rng) for _ in range(SCENES)]
+    rng, tasks = numpy_generator(seed, "scenes", "train"), params.shard.scene_tasks
+    scenes = [sample_scene(rng, draw_task(rng, tasks) if tasks else None) for _ in range(SCENES)]
     texts = tuple(scene.caption for scene in scenes)
     tokens = tuple(min(tokens_of(text), params.text_encoder.max_tokens) for text in texts)
     png = tuple(len(encode_png(render(scene, params.shard.image_size))) for scene in scenes[:RENDERED])
@@ -95,6 +98,24 @@ def measure_scale(params: Params, samples: int | None = None, caption_tokens: in
     return Scale(
         chosen.train_samples, chosen.heldout_samples, Captions(texts, tokens, max(tokens)), png, *prompts, (looked_at,)
     )
+
+
+def measure_data_set(params: Params, name: str) -> Scale:
+    """The scale of a set in `data.sets`. Its prompts are no matter, and limits of scores leave nothing out.
+
+    A set of the user's own that cannot be counted is taken for one of `SFT_SAMPLES` pictures.
+    """
+    shard = params.shard_of(name)
+    counted = shard.source == "scenes" or _is_counted(shard)
+    return measure_scale(with_data_set(params, name), None if counted else SFT_SAMPLES)
+
+
+def with_data_set(params: Params, name: str) -> Params:
+    """The params with a set in `data.sets` in place of the pictures of `shard`, for what depends on pictures alone."""
+    # The scorer matching suits all pictures, whereas a detector of scenes would refuse others.
+    evaluation = replace(params.evaluation, scorer="matching")
+    all_alike = Data({one: {} for one in params.data.sets})  # keys that differ from `shard` need not fit this set's
+    return replace(params, shard=params.shard_of(name), data=all_alike, evaluation=evaluation)
 
 
 def _own_pictures(
@@ -126,6 +147,12 @@ def _caption_prompts(params: Params, train: int, heldout: int, tokens: int) -> t
     """The numbers of prompts if they are captions: the evaluation's, the judge's, those it is tested on, and tokens."""
     judged = min(params.judge.prompts, max(train // 2, 1))
     return min(params.matching.captions, heldout), judged, max(judged // UNSEEN_SHARE, 1), tokens
+
+
+def _is_counted(chosen: Shard) -> bool:
+    """Whether the user's own pictures are counted quickly."""
+    place = own_path(str(chosen.path))
+    return (chosen.source == "folder" and place.is_dir()) or (chosen.source == "sana" and (place / META).is_file())
 
 
 def _count_own_pictures(chosen: Shard, samples: int | None) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tasks.params.experiment_params import TRAININGS
 from tasks.planning.cost_row import Cost
 from tasks.planning.disk_bytes import pool_bytes
 from tasks.planning.encoder_models import parameters_of
@@ -22,6 +23,7 @@ def notes(experiment: Experiment, costs: Sequence[Cost], teraflops: float, utili
         _sample(experiment),
         _memory(experiment),
         *experiment.scale.assumptions,
+        *_data_sets(experiment),
         *_stand_ins(experiment),
         _prompts(experiment),
         _disk(experiment),
@@ -75,11 +77,24 @@ def _sample(experiment: Experiment) -> str:
     )
 
 
+def _data_sets(experiment: Experiment) -> list[str]:
+    """Notes on the sets in `data.sets` that are built."""
+    lines = []
+    for name in experiment.params.data_sets:
+        scale = experiment.of_data_set(name).scale
+        lines.append(
+            f"Data set {name}: {scale.train_samples:,} training samples and {scale.heldout_samples:,} held out, as if "
+            f"no score left a picture out. {' '.join(scale.assumptions)}"
+        )
+    return lines
+
+
 def _memory(experiment: Experiment) -> str:
     params = experiment.params
     sizes = ", ".join(
-        f"{name} {experiment.micro_batch(chosen)}"
-        for name, chosen in (("pretrain", params.pretrain), ("train", params.train), ("finetune", params.finetune))
+        f"{name} {experiment.micro_batch(getattr(params, name))}"
+        for name in TRAININGS
+        if name != "sft" or params.sft.models
     )
     attention = "stores its probabilities" if not experiment.precision.fused_attention else "is fused"
     return (

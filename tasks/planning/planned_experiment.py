@@ -1,6 +1,6 @@
 """An experiment as the plan sees it: its networks at every depth, and the costs of its passes at its own sizes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 
@@ -10,9 +10,10 @@ from tasks.params.training_params import Training
 from tasks.planning import network_flops
 from tasks.planning.encoder_models import Encoders, build_encoders
 from tasks.planning.encoder_runs import EncoderRuns
-from tasks.planning.experiment_scale import Scale
+from tasks.planning.experiment_scale import Scale, measure_data_set, with_data_set
 from tasks.planning.network_runs import NetworkRuns
 from tasks.planning.training_memory import Precision
+from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.training.network_config import network_config
 
@@ -25,6 +26,17 @@ class Experiment:
     scale: Scale
     encoders: Encoders
     gpus: int
+
+    def learning_from(self, data: str) -> "Experiment":
+        """The experiment with the data set in the folder `data` (`encoded-sft`) in place of the one of `shard`."""
+        names = {paths.encoded(name).name: name for name in self.params.data.sets}
+        return self.of_data_set(names.get(data))
+
+    def of_data_set(self, name: str | None) -> "Experiment":
+        """The experiment with a set in `data.sets` in place of the one of `shard`, which None stands for."""
+        if name is None:
+            return self
+        return replace(self, params=with_data_set(self.params, name), scale=measure_data_set(self.params, name))
 
     @property
     def text_tokens(self) -> int:

@@ -25,19 +25,31 @@ def depth_of(experiment: Experiment, model: str) -> int:
 
 def _pretrain(experiment: Experiment, stage: Stage) -> Cost:
     chosen = experiment.params.pretrain
-    return network.training(experiment, stage.name, chosen.depth, chosen)
+    return network.training(experiment.learning_from(chosen.data), stage.name, chosen.depth, chosen)
 
 
 def _train(experiment: Experiment, stage: Stage) -> Cost:
-    return network.training(experiment, stage.name, experiment.params.grow.depth, experiment.params.train)
+    chosen = experiment.params.train
+    return network.training(experiment.learning_from(chosen.data), stage.name, experiment.params.grow.depth, chosen)
 
 
 def _scratch(experiment: Experiment, stage: Stage) -> Cost:
-    return network.training(experiment, stage.name, int(stage.arguments[0]), experiment.params.scratch)
+    chosen = experiment.params.scratch
+    return network.training(experiment.learning_from(chosen.data), stage.name, int(stage.arguments[0]), chosen)
 
 
 def _finetune(experiment: Experiment, stage: Stage) -> Cost:
-    return network.finetune(experiment, stage.name, int(stage.arguments[0]))
+    data = experiment.params.finetune.data
+    return network.finetune(experiment.learning_from(data), stage.name, int(stage.arguments[0]))
+
+
+def _sft(experiment: Experiment, stage: Stage) -> Cost:
+    chosen, depth = experiment.params.sft, depth_of(experiment, str(stage.item))
+    return network.training(experiment.learning_from(chosen.data), stage.name, depth, chosen)
+
+
+def _data_set(stage: Stage) -> str | None:
+    return None if stage.item is None else str(stage.item)
 
 
 def _evaluate(experiment: Experiment, stage: Stage) -> Cost:
@@ -46,10 +58,10 @@ def _evaluate(experiment: Experiment, stage: Stage) -> Cost:
 
 
 COSTS: dict[str, Callable[[Experiment, Stage], Cost]] = {
-    "shard": lambda experiment, _: data.shard(experiment),
+    "shard": lambda experiment, stage: data.shard(experiment.of_data_set(_data_set(stage)), stage.name),
     "autoencoder": lambda experiment, _: data.autoencoder(experiment),
     "text_encoder": lambda experiment, _: data.text_encoder(experiment),
-    "encode": lambda experiment, _: data.encode(experiment),
+    "encode": lambda experiment, stage: data.encode(experiment.of_data_set(_data_set(stage)), stage.name),
     "pretrain": _pretrain,
     "judge": lambda experiment, _: pictures.judge(experiment),
     "grow": lambda experiment, _: network.grow(experiment),
@@ -60,5 +72,6 @@ COSTS: dict[str, Callable[[Experiment, Stage], Cost]] = {
     "importance": lambda experiment, _: network.importance(experiment),
     "prune": lambda experiment, stage: network.prune(experiment, int(stage.arguments[0])),
     "finetune": _finetune,
+    "sft": _sft,
 }
 """The function that counts a stage's costs, by the stage's stem."""

@@ -518,3 +518,62 @@ def test_a_picture_size_that_the_autoencoder_cannot_take_is_named() -> None:
     params = params_of(shard__image_size=36)
     with pytest.raises(UserError, match=r"image_size is 36: .* multiple of 8"):
         open_experiment(params, measure_scale(params), 1)
+
+
+FURTHER_SETS = {
+    "data__sets": {
+        "sft": {"scene_tasks": ["position"], "train_samples": 300, "heldout_samples": 40},
+        "own": {"source": "webdataset", "path": "not-there", "samples_per_shard": 1000},
+    },
+    "sft__models": ["small", "finetuned-2"],
+    "sft__data": "encoded-sft",
+}
+
+
+def test_a_data_set_and_the_models_that_learn_from_it_are_counted_at_the_size_of_that_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = params_of("smoke", **FURTHER_SETS)
+    rows = {cost.stage: cost for cost in make_plan(params, Settings(), "test").costs}
+    plain = {cost.stage: cost for cost in make_plan(params_of("smoke"), Settings(), "test").costs}
+    added = {
+        "shard@sft",
+        "encode@sft",
+        "sft@small",
+        "sft@finetuned-2",
+        "evaluate@sft-small",
+        "evaluate@sft-finetuned-2",
+    }
+    assert rows.keys() - plain.keys() == added and all(rows[name] == plain[name] for name in plain)
+    write_scenes(tmp_path, params.shard_of("sft"), params.compute.seed, "sft")
+    written = sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
+    assert rows["shard@sft"].outputs == pytest.approx(written, rel=0.03)
+    samples = 340 / (params.shard.train_samples + params.shard.heldout_samples)
+    assert rows["encode@sft"].flops == pytest.approx(samples * rows["encode"].flops, rel=0.02)
+    # both fine-tunes have 16 steps of 16 samples; only the held-out losses differ, in their number and their samples
+    chosen, short = params.sft, plain["finetune@2"]
+    experiment = open_experiment(params, measure_scale(params), gpus=1)
+    per_sample = experiment.heldout_flops(2) / experiment.scale.heldout_samples
+    fewer = evaluations(chosen) * (params.shard.heldout_samples - 40) * per_sample
+    assert rows["sft@finetuned-2"].flops == pytest.approx(short.flops - fewer, rel=0.02)
+
+
+def test_a_further_set_that_cannot_be_counted_is_taken_for_the_published_one() -> None:
+    chosen = FURTHER_SETS | {"sft__data": "encoded-own"}
+    plan = make_plan(params_of("smoke", **chosen), Settings(), "test")
+    (note,) = [note for note in plan.notes if note.startswith("Data set own:")]
+    assert "144,099 training samples and 192 held out" in note
+    assert not [note for note in plan.notes if note.startswith("Data set sft:")]
+
+
+def test_further_captions_of_a_sample_cost_their_encodings() -> None:
+    own = {"shard__source": "sana", "shard__path": "not-there", "evaluation__scorer": "matching"}
+    one, three = (
+        make_plan(params_of("smoke", **own, shard__captions_per_sample=kept), Settings(samples=10_000), "test").costs
+        for kept in (1, 3)
+    )
+    (one,), (three,) = ([cost for cost in costs if cost.stage == "encode"] for costs in (one, three))
+    assert three.flops > one.flops
+    texts = 10_000 * 2 * 16 * 32 * 2  # two further captions of 16 tokens and 32 channels in float16
+    assert three.outputs - one.outputs > texts
