@@ -115,11 +115,16 @@ class Params:
         return "geneval" if fits else "matching"
 
     @property
+    def trainings(self) -> list[str]:
+        """The sections that are runs of the training loop, but for those whose list of models is empty."""
+        models = {"scratch": self.scratch.depths, "sft": self.sft.models}
+        return [name for name in TRAININGS if models.get(name, True)]
+
+    @property
     def data_sets(self) -> tuple[str, ...]:
         """The names of the sets in `data.sets` that a section with work to do learns from."""
-        idle = {name for name, items in (("scratch", self.scratch.depths), ("sft", self.sft.models)) if not items}
-        working = [getattr(self, name) for name in TRAININGS if name not in idle]
-        return tuple(name for name in self.data.sets if paths.encoded(name).name in {one.data for one in working})
+        used = {getattr(self, name).data for name in self.trainings}
+        return tuple(name for name in self.data.sets if paths.encoded(name).name in used)
 
     def shard_of(self, data_set: str | None) -> Shard:
         """The pictures of a set in `data.sets`: the section `shard` with the set's own keys. None is `shard` itself.

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from tasks.params.experiment_params import TRAININGS
 from tasks.planning.cost_row import Cost
 from tasks.planning.disk_bytes import pool_bytes
 from tasks.planning.encoder_models import parameters_of
@@ -91,11 +90,7 @@ def _data_sets(experiment: Experiment) -> list[str]:
 
 def _memory(experiment: Experiment) -> str:
     params = experiment.params
-    sizes = ", ".join(
-        f"{name} {experiment.micro_batch(getattr(params, name))}"
-        for name in TRAININGS
-        if name != "sft" or params.sft.models
-    )
+    sizes = ", ".join(f"{name} {experiment.micro_batch(getattr(params, name))}" for name in params.trainings)
     attention = "stores its probabilities" if not experiment.precision.fused_attention else "is fused"
     return (
         f"Memory is of each GPU, at these samples a pass: {sizes}. Activations are what autograd saves, or in passes "

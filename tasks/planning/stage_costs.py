@@ -35,7 +35,8 @@ def _train(experiment: Experiment, stage: Stage) -> Cost:
 
 
 def _scratch(experiment: Experiment, stage: Stage) -> Cost:
-    return network.training(experiment, stage.name, int(stage.arguments[0]), experiment.params.scratch)
+    chosen = experiment.params.scratch
+    return network.training(experiment.learning_from(chosen.data), stage.name, int(stage.arguments[0]), chosen)
 
 
 def _finetune(experiment: Experiment, stage: Stage) -> Cost:

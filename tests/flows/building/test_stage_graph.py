@@ -312,6 +312,6 @@ def test_a_stage_that_dvc_yaml_does_not_have_is_named_with_the_way_out(
 def test_a_member_of_a_family_has_its_item_in_name_command_and_paths(params: Params) -> None:
     stage = stages_of(replace(params, prune=replace(params.prune, depths=(2,))))["finetune@2"]
     assert (stage.command, stage.output) == ("python -m tasks.finetune --depth 2", Path("outputs/finetuned-2"))
-    assert stage.inputs == (Path("outputs/pruned-2"), Path("outputs/encoded"))
+    assert stage.inputs == (Path("outputs/pruned-2"), Path("outputs/grown"), Path("outputs/encoded"))
     assert name_of(stage.command) == stage.name
     assert table.sections_of("finetune") == frozenset(stage.sections)

@@ -81,7 +81,7 @@ from tests.helpers.small_workspace import write_params
 DEPTHS = (2, 1)
 DATE = "2020-02-20"
 FIGURES = ("family", "best_of_n", "choosers", "loss", "importance", "cost")
-MODELS = ["small", "grown", "pruned-2", "finetuned-2", "pruned-1", "finetuned-1", "sft-grown", "scratch-3"]
+MODELS = ["small", "grown", "scratch-3", "pruned-2", "finetuned-2", "pruned-1", "finetuned-1", "sft-grown"]
 TINY = {
     "compute": {"device": "cpu", "dtype": "float32", "threads": 1},
     "shard": {"image_size": 16, "train_samples": 24, "heldout_samples": 160},
