@@ -11,6 +11,8 @@ A block has these parts:
 Parameter names are as in the published checkpoints. Shapes: B batch, N tokens (H*W), T text tokens, D hidden size,
 C latent channels, E caption channels, h heads, d channels of a head.
 
+Under autocast the residual stream is float32, as in the published code and in diffusers; matrix products take bfloat16.
+
 `NetworkConfig.numerics` chooses between the numerics of the published code and those of diffusers. Two things differ
 from both: padded text is masked with minus infinity instead of -10000, and the zero `pos_embed` buffer is left out.
 """
@@ -33,6 +35,8 @@ from model.layers import (
     PatchEmbed,
     RMSNorm,
     TimestepEmbedder,
+    operand_dtype,
+    residual_stream,
 )
 from model.numerics import CONVENTIONS, Convention, Numerics
 
@@ -118,15 +122,15 @@ class SanaBlock(nn.Module):
 
         `time_B6D` is the modulation that blocks share, `text` this block's keys and values, and `size` is (H, W).
         """
-        modulation_B6D = self.scale_shift_table + time_B6D
-        # Table and time may be float32 beside bfloat16 tokens; the kernels of modulation take one dtype.
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_B6D.to(x_BND.dtype).chunk(6, dim=1)
-        kernels = chosen_kernels()
-        attended = self.attn(modulate(x_BND, shift1, scale1, kernels))
+        # The modulation has the stream's dtype. Under autocast the time is bfloat16, and the table may be.
+        modulation_B6D = self.scale_shift_table.to(x_BND.dtype) + time_B6D.to(x_BND.dtype)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_B6D.chunk(6, dim=1)
+        kernels, operands = chosen_kernels(), operand_dtype(x_BND)
+        attended = self.attn(modulate(x_BND, shift1, scale1, kernels, operands))
         x_BND = gated_residual(x_BND, gate1, attended, kernels)
         # As published: cross-attention has no norm before it, no modulation and no gate.
         x_BND = x_BND + self.cross_attn(x_BND, text, mask_BT)
-        fed_forward = self.mlp(modulate(x_BND, shift2, scale2, kernels), size)
+        fed_forward = self.mlp(modulate(x_BND, shift2, scale2, kernels, operands), size)
         return gated_residual(x_BND, gate2, fed_forward, kernels)
 
 
@@ -155,6 +159,7 @@ class Sana(nn.Module):
     def embed(self, latents_BCHW: Tensor, timesteps_B: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
         """What the blocks need: tokens (B, N, D), time (B, D), shared modulation (B, 6, D) and token grid (H, W)."""
         x_BND, size = self.x_embedder(latents_BCHW)
+        x_BND = residual_stream(x_BND)
         # The published code tells the network whole timesteps.
         time_BD = self.t_embedder(timesteps_B.trunc() if self.config.convention.whole_timesteps else timesteps_B)
         time_B6D = self.t_block(time_BD).unflatten(1, (6, -1))

@@ -6,6 +6,9 @@ With g the gradient of the output, n = LN(x) = (x - mean) * r, and means over th
                        dscale = sum over tokens of g * n,    dshift = sum over tokens of g
     gated residual:    dx = g,    dy = g * gate,    dgate = sum over tokens of g * y
 
+Under autocast x, shift, scale and gate are float32, and `modulate`'s result and y are bfloat16. The kernels read and
+write each tensor in its own dtype, so neither a widened nor a narrowed copy of any of them is made.
+
 A program holds all channels of a token. A sum over tokens is made of partial sums over runs of tokens, which a second
 pass adds up: there are no atomics, so the bits are the same every time. All arithmetic is in float32 and rounded once.
 """
@@ -26,6 +29,9 @@ LEAST_ROWS = 8  # tokens that each of these programs has at least
 # sums over tokens.
 LAUNCH = {"num_warps": 8}
 SUM_LAUNCH = {"num_warps": 16, "maxnreg": 64}
+# With x in float32 and a gradient in bfloat16, sixteen warps hold the two in different layouts, trade them through
+# shared memory and spill. With four channels a thread both have one layout, and as many warps fit a multiprocessor.
+MIXED_SUM_LAUNCH = {"num_warps": 32, "maxnreg": 64}
 
 
 @triton.jit
@@ -111,9 +117,9 @@ def gated_residual_gradient_kernel(gate, y, gradient, dy, dgate, tokens, share, 
     tl.store(dgate + (picture * tl.num_programs(0) + run) * width + channel, total, mask=inside)
 
 
-def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, out_dtype: torch.dtype) -> Tensor:
     """Compute what `reference.modulate` states. It can be differentiated once."""
-    return ModulateFunction.apply(x_BND, shift_B1D, scale_B1D)
+    return ModulateFunction.apply(x_BND, shift_B1D, scale_B1D, out_dtype)
 
 
 def gated_residual(x_BND: Tensor, gate_B1D: Tensor, y_BND: Tensor) -> Tensor:
@@ -122,17 +128,24 @@ def gated_residual(x_BND: Tensor, gate_B1D: Tensor, y_BND: Tensor) -> Tensor:
 
 
 class ModulateFunction(torch.autograd.Function):
-    """The kernel of `modulate` with its backward one. It keeps x, scale, and each token's mean and deviation."""
+    """The kernel of `modulate` with its backward one. It keeps x, scale, and each token's mean and deviation.
+
+    A float32 x is kept in float32: 4 N D bytes for a picture, where a bfloat16 one takes 2 N D. A block modulates
+    twice, so a float32 stream costs 4 N D bytes more for each block: .14 GB for a picture of 512 pixels (256 tokens) in
+    the 4.8B (60 blocks of 2240 channels). A bfloat16 copy would save that, but the gradient would be of a rounded x.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-        """LN(x) * (1 + scale) + shift, for tensors of any strides."""
+    def forward(
+        ctx: FunctionCtx, x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, out_dtype: torch.dtype
+    ) -> Tensor:
+        """LN(x) * (1 + scale) + shift in `out_dtype`, for tensors of any strides."""
         x_BND = x_BND.contiguous()
         shift_B1D, scale_B1D = _alike(shift_B1D, scale_B1D)
         batch, tokens, width = x_BND.shape
         means = x_BND.new_empty(batch, tokens, dtype=torch.float32)
         inverse_deviations = torch.empty_like(means)
-        out_BND = torch.empty_like(x_BND)
+        out_BND = torch.empty_like(x_BND, dtype=out_dtype)
         outputs = (out_BND, means, inverse_deviations)
         arguments = (x_BND, shift_B1D, scale_B1D, *outputs, width, scale_B1D.stride(0), LAYER_NORM_EPS)
         modulate_kernel[(tokens, batch)](*arguments, BLOCK=triton.next_power_of_2(width), **LAUNCH)
@@ -141,8 +154,8 @@ class ModulateFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of x, shift and scale."""
+    def backward(ctx: FunctionCtx, gradient_BND: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients of x, shift and scale, in their dtype."""
         x_BND, scale_B1D, means, inverse_deviations = ctx.saved_tensors
         batch, tokens, width = x_BND.shape
         share, runs = _runs(batch, tokens)
@@ -150,9 +163,10 @@ class ModulateFunction(torch.autograd.Function):
         dtime = means.new_empty(2, batch, runs, width)
         inputs = (x_BND, scale_B1D, means, inverse_deviations, gradient_BND.contiguous())
         arguments = (*inputs, dx_BND, dtime, tokens, share, width, scale_B1D.stride(0))
-        modulate_gradient_kernel[(runs, batch)](*arguments, BLOCK=triton.next_power_of_2(width), **SUM_LAUNCH)
+        launch = SUM_LAUNCH if gradient_BND.dtype == x_BND.dtype else MIXED_SUM_LAUNCH
+        modulate_gradient_kernel[(runs, batch)](*arguments, BLOCK=triton.next_power_of_2(width), **launch)
         dshift_B1D, dscale_B1D = dtime.sum(2, keepdim=True).to(scale_B1D.dtype)
-        return dx_BND, dshift_B1D, dscale_B1D
+        return dx_BND, dshift_B1D, dscale_B1D, None
 
 
 class GatedResidualFunction(torch.autograd.Function):
@@ -160,7 +174,7 @@ class GatedResidualFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_BND: Tensor, gate_B1D: Tensor, y_BND: Tensor) -> Tensor:
-        """x + gate * y, for tensors of any strides."""
+        """x + gate * y in the dtype of x, for tensors of any strides."""
         x_BND, y_BND = x_BND.contiguous(), y_BND.contiguous()
         (gate_B1D,) = _alike(gate_B1D)
         batch, tokens, width = x_BND.shape
@@ -173,7 +187,7 @@ class GatedResidualFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of x, gate and y."""
+        """Gradients of x, gate and y, each in its dtype."""
         gate_B1D, y_BND = ctx.saved_tensors
         batch, tokens, width = y_BND.shape
         share, runs = _runs(batch, tokens)
@@ -203,8 +217,9 @@ def _runs(batch: int, tokens: int) -> tuple[int, int]:
 
 
 def ahead_of_time() -> list[Build]:
-    """The kernels at the 1.6B's 2240 channels and any number of tokens."""
+    """The kernels at the 1.6B's 2240 channels and any number of tokens, for tensors of one dtype and under autocast."""
     statistics = dict.fromkeys(("means", "inverse_deviations", "dtime", "dgate"), "*fp32")
+    stream = ("x", "shift", "scale", "gate", "dx")
     builds = []
     for kernel, launch in (
         (modulate_kernel, LAUNCH),
@@ -212,11 +227,16 @@ def ahead_of_time() -> list[Build]:
         (gated_residual_kernel, LAUNCH),
         (gated_residual_gradient_kernel, SUM_LAUNCH),
     ):
-        for dtype in ("bf16", "fp32", "fp16"):
-            tokens = ("x", "y", "shift", "scale", "gate", "out", "gradient", "dx", "dy")
-            pointers = dict.fromkeys(tokens, f"*{dtype}") | statistics
+        # The gated residual's result and its gradient belong to the stream, those of modulation to the branch.
+        ends = ("out", "gradient")
+        in_stream, in_branch = (ends, ("y", "dy")) if "gate" in kernel.arg_names else ((), ends)
+        for wide, dtype in (("bf16", "bf16"), ("fp32", "fp32"), ("fp16", "fp16"), ("fp32", "bf16")):
+            pointers = dict.fromkeys((*stream, *in_stream), f"*{wide}") | dict.fromkeys(in_branch, f"*{dtype}")
+            pointers |= statistics
             others = {"eps": "fp32"}
             types = {name: (pointers | others).get(name, "i32") for name in kernel.arg_names if name != "BLOCK"}
             divisible = frozenset(name for name in types if name in pointers or name in ("width", "stride"))
-            builds.append(Build(kernel, types, {"BLOCK": 4096}, divisible, launch))
+            mixed = wide != dtype and kernel is modulate_gradient_kernel
+            options = MIXED_SUM_LAUNCH if mixed else launch
+            builds.append(Build(kernel, types, {"BLOCK": 4096}, divisible, options))
     return builds

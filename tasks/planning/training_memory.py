@@ -150,8 +150,12 @@ def activation_bytes(config: NetworkConfig, batch: Batch, precision: Precision) 
 
 
 def _modulated(config: NetworkConfig, tokens: int, width: int) -> int:
-    """A modulated layer norm: input, mean and deviation, normed values, the time's scale, and modulated values."""
-    return width * (3 * tokens * config.hidden_size + 2 * tokens + config.hidden_size)
+    """A modulated layer norm: input, mean and deviation, normed values, the time's scale, and modulated values.
+
+    All but the modulated values belong to the residual stream, which is float32.
+    """
+    values = tokens * config.hidden_size
+    return FLOAT * (2 * values + 2 * tokens + config.hidden_size) + width * values
 
 
 def _norm(rows: int, channels: int) -> int:
@@ -166,7 +170,7 @@ def _self_attention(config: NetworkConfig, tokens: int, width: int) -> int:
     linear = FLOAT * (
         4 * values + hidden * config.linear_head_dim + hidden + values + tokens * hidden // config.linear_head_dim
     )
-    gated = 2 * width * values + 6 * width * hidden  # projection's input and output, the modulation of the whole block
+    gated = 2 * width * values + 6 * FLOAT * hidden  # projection's input and output, the modulation of the whole block
     total = _modulated(config, tokens, width) + rectified + linear + gated
     if config.qk_norm:
         # a float32 copy of queries and of keys; in float32 the norm keeps the product itself, values included

@@ -86,6 +86,67 @@ def test_output_and_gradients_are_those_of_the_definition(
     assert_right(operation, definition, arguments_of(operation, shape, dtype), choice)
 
 
+@pytest.mark.parametrize("choice", ["triton", "reference"])
+@pytest.mark.parametrize("branch", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_values_for_a_product_are_the_float32_ones_rounded_once(
+    shape: tuple[int, int, int], branch: torch.dtype, choice: Choice
+) -> None:
+    leaves = [argument.requires_grad_() for argument in arguments_of(modulate, shape, torch.float32)]
+    gradient = gradient_of(shape, branch)
+    with poisoned_memory() if choice == "triton" else torch.enable_grad():
+        out, wide = modulate(*leaves, choice, branch), modulate(*leaves, choice)
+        found = torch.autograd.grad(out, leaves, gradient)
+    assert out.dtype == branch and wide.dtype == torch.float32
+    cuts = choice == "triton" and branch == torch.bfloat16 and DEVICE == "cpu"  # as Triton's interpreter does
+    assert cuts or torch.equal(out, wide.to(branch))
+    assert ((out.float() - wide).abs() <= torch.finfo(branch).eps * wide.abs()).all()
+    for name, mine, right in zip(
+        ("x", "shift", "scale"), found, expected(modulated, leaves, gradient)[1:], strict=True
+    ):
+        assert_near(mine, right, torch.float32, name)  # of the stream's own precision, though the branch is narrow
+
+
+@pytest.mark.parametrize("choice", ["triton", "reference"])
+@pytest.mark.parametrize("branch", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_a_narrow_branch_is_added_to_a_float32_stream_in_float32(
+    shape: tuple[int, int, int], branch: torch.dtype, choice: Choice
+) -> None:
+    x, gate, y = arguments_of(gated_residual, shape, torch.float32)
+    leaves = [leaf.requires_grad_() for leaf in (x, gate, y.to(branch))]
+    gradient = gradient_of(shape, torch.float32)
+    with poisoned_memory() if choice == "triton" else torch.enable_grad():
+        out = gated_residual(*leaves, choice)
+        found = [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
+    dtypes = (torch.float32, torch.float32, torch.float32, branch)
+    assert tuple(tensor.dtype for tensor in found) == dtypes
+    for mine, right, dtype in zip(found, expected(added, leaves, gradient), dtypes, strict=True):
+        assert_near(mine, right, dtype, str(dtype))
+
+
+def test_the_kernels_keep_one_copy_of_the_stream_for_the_backward_pass() -> None:
+    batch, tokens, width = shape = (2, 16, 64)
+    values, row = batch * tokens * width, batch * width
+    for operation, branch, most in (
+        (modulate, "out", 4 * values + 4 * 3 * row + 2 * 4 * batch * tokens),  # x, the chunked row's tensor, statistics
+        (gated_residual, "y", 2 * values + 4 * 3 * row),  # y, the chunked row's tensor
+    ):
+        leaves = arguments_of(operation, shape, torch.float32)
+        if branch == "y":
+            leaves[2] = leaves[2].bfloat16()
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            leaves = [leaf.requires_grad_() for leaf in leaves]
+            operation(*leaves, "triton", *([torch.bfloat16] if branch == "out" else []))
+        assert sum(saved.values()) == most
+
+
 @pytest.mark.parametrize(("operation", "definition"), PAIRS)
 def test_the_published_width(operation: Operation, definition: Operation) -> None:
     assert_right(operation, definition, arguments_of(operation, (1, 3, 2240), torch.bfloat16), "triton")

@@ -34,7 +34,7 @@ def small_network(qk_norm: bool) -> Sana:
     return network
 
 
-def value_and_gradients(network: Sana, choice: Choice) -> tuple[Tensor, list[Tensor]]:
+def value_and_gradients(network: Sana, choice: Choice, autocast: bool = False) -> tuple[Tensor, list[Tensor]]:
     """The output for a fixed batch of a grid that is not square, and the gradient of every parameter.
 
     Latents and text have the dtype of the network's weights.
@@ -46,8 +46,9 @@ def value_and_gradients(network: Sana, choice: Choice) -> tuple[Tensor, list[Ten
     text = torch.randn(2, 4, 6, generator=random).to(DEVICE, dtype)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool, device=DEVICE)
     network.zero_grad()
-    out = network(latents, torch.tensor([20.0, 900.0], device=DEVICE), network.encode_text(text, mask))
-    out.square().sum().backward()
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        out = network(latents, torch.tensor([20.0, 900.0], device=DEVICE), network.encode_text(text, mask))
+    out.float().square().sum().backward()
     return out.detach(), [parameter.grad.clone() for parameter in network.parameters()]
 
 
@@ -85,11 +86,27 @@ def test_bfloat16_weights_sample_without_autocast_what_float32_weights_do() -> N
 
 
 @pytest.mark.parametrize("choice", ["reference", "triton"])
-def test_bfloat16_weights_compute_without_autocast_what_float32_weights_do(choice: Choice) -> None:
-    network = small_network(qk_norm=True).to(torch.bfloat16)
-    found, gradients = value_and_gradients(network, choice)
+@pytest.mark.parametrize(
+    ("weights", "autocast"),
+    [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float32, True)],
+    ids=["bfloat16", "bfloat16-autocast", "float32-autocast"],
+)
+def test_products_in_bfloat16_compute_what_float32_does(
+    weights: torch.dtype, autocast: bool, choice: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+    for name in ("modulate", "gated_residual"):
+        kernel = getattr(modulation, name)
+        monkeypatch.setattr(
+            modulation, name, lambda *given, _run=kernel, _name=name: used.append(_name) or _run(*given)
+        )
+    network = small_network(qk_norm=True).to(torch.bfloat16).to(weights)
+    found, gradients = value_and_gradients(network, choice, autocast)
+    assert used.count("modulate") == (3 if choice == "triton" else 0) and used.count("gated_residual") == (
+        2 if choice == "triton" else 0
+    )
     exact, exact_gradients = value_and_gradients(network.float(), "reference")
-    assert found.dtype == torch.bfloat16 and all(gradient.dtype == torch.bfloat16 for gradient in gradients)
+    assert found.dtype == torch.bfloat16 and all(gradient.dtype == weights for gradient in gradients)
     assert (found.float() - exact).norm() <= 3e-2 * exact.norm()
     error, norm = (
         torch.stack([one.norm() for one in each]).norm()
