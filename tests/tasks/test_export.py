@@ -18,7 +18,7 @@ from tasks.computing.seeds import generator
 from tasks.evaluation.detectors.detector import NOTES
 from tasks.evaluation.scorer_labels import SCORER_MEANINGS
 from tasks.evaluation.scorers.matching_scorer import NOTE
-from tasks.export import heldout_loss, main, scores
+from tasks.export import heldout_loss, lineage, main, scores
 from tasks.generate import open_painter
 from tasks.params.experiment_params import Params
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, load_params, read_yaml
@@ -94,6 +94,16 @@ def test_the_code_on_the_card_has_the_instruction_that_the_model_was_trained_wit
     text = Path("exported/README.md").read_text(encoding="utf-8")
     lines = ast.literal_eval(text.partition("instruction = ")[2].partition("\npipeline(")[0])
     assert "\n".join(lines) == instruction_text("sana", numerics)
+
+
+def test_the_card_of_a_model_fine_tuned_on_chosen_pairs_names_what_it_was_made_of_and_the_data_set() -> None:
+    model = paths.model_folder("sft-pruned-2")
+    shutil.copytree(paths.GROWN, model)
+    paths.model_folder("pruned-2").mkdir(exist_ok=True)
+    write_json(paths.model_folder("pruned-2") / "pruning.json", {"kept": [0, 2]})
+    lines = lineage(model)
+    assert "* `pruned-2`, fine-tuned on the data set `encoded`" in lines
+    assert "* cut from `grown` by block importance, blocks 0, 2 kept" in lines
 
 
 def test_scores_are_headed_by_their_scorer_and_its_meaning() -> None:
