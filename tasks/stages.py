@@ -65,6 +65,22 @@ CUTS = Family(
     "${item.kind}-${item.depth}",
     suffix="_cut",  # a group of DVC has one list, so the cut models need a second group
 )
+EXAMPLES = Family(
+    "model",
+    str,
+    lambda params: params.judge_finetune.pictures_of,
+    "judge_finetune.pictures_of",
+    {"foreach": "${judge_finetune.pictures_of}"},
+    "${item}",
+)
+WAYS = Family(
+    "way",
+    str,
+    lambda params: params.judge_finetune.ways,
+    "judge_finetune.ways",
+    {"foreach": "${judge_finetune.ways}"},
+    "${item}",
+)
 
 
 @dataclass(frozen=True)
@@ -73,9 +89,9 @@ class Stage:
 
     `{item}` in the `output` and `inputs` of a family's row stands for the item.
 
-    `inputs` are folders. The stage reads every output that lies in one of them or is one of them, except those in
-    `unread`. `output` is the folder that it writes. A stage with `files` or `uncached_files` adds these files to
-    `output`, where other files lie too; DVC keeps no copy of `uncached_files`. `sections` names the sections
+    `inputs` are folders. The stage reads every output that lies in one of them or is one of them, except those that lie
+    in or are one of `unread`. `output` is the folder that it writes. A stage with `files` or `uncached_files` adds them
+    to `output`, where other files lie too; DVC keeps no copy of `uncached_files`. `sections` names the sections
     (`pretrain`) or keys (`compute.seed`) of params.yaml that the result depends on. `user_files` names the keys whose
     values are paths to the user's own files. A stage `on_ranks` computes on all processes that params ask for. A stage
     `alone` measures time, so no other runs beside it.
@@ -132,7 +148,7 @@ class Stage:
 
     def reads(self, other: "Stage") -> bool:
         """Whether the stage reads the output of `other`, which then lies in or is one of its inputs (as for DVC)."""
-        return other.output not in self.unread and any(other.output.is_relative_to(path) for path in self.inputs)
+        return self.waits_for(other) and not any(other.output.is_relative_to(path) for path in self.unread)
 
     def waits_for(self, other: "Stage") -> bool:
         """Whether DVC and the flow run `other` first. That is so for every output in its inputs, also an unread one."""
@@ -282,10 +298,38 @@ TABLE = (
     ),
     replace(EVALUATE, family=CUTS),
     Stage(
+        "judge_examples",
+        output=paths.JUDGE_EXAMPLES / "{item}",
+        inputs=(paths.OUTPUTS / "{item}", paths.AUTOENCODER, paths.TEXT_ENCODER, paths.SCORER),
+        sections=(
+            *DRAWING_SECTIONS,
+            BRANCH_THREADS,
+            "shard.source",
+            "shard.samples_per_shard",
+            "judge_finetune.prompts",
+            "judge_finetune.heldout_prompts",
+            "judge_finetune.images_per_prompt",
+            "evaluation.scorer",
+            "geneval.detector",
+            *DETECTOR_MODELS,
+        ),
+        family=EXAMPLES,
+        user_files=DETECTOR_MODELS,
+    ),
+    Stage(
+        "judge_finetune",
+        output=paths.JUDGE_FINETUNED / "{item}",
+        inputs=(paths.JUDGE_EXAMPLES,),
+        sections=(*COMPUTE_SECTIONS, BRANCH_THREADS, "judge_finetune", "evaluation.bootstrap_samples"),
+        family=WAYS,
+        user_files=("judge_finetune.path",),
+    ),
+    Stage(
         "report",
         output=paths.RESULTS,
         inputs=(paths.OUTPUTS,),
-        unread=(paths.SHARDS, paths.ENCODED),  # they are large, and the report shows nothing of them
+        # they are large, and the report shows nothing of them
+        unread=(paths.SHARDS, paths.ENCODED, paths.JUDGE_EXAMPLES, paths.JUDGE_FINETUNED),
         sections=(
             "compute.seed",
             "workflow.baselines",
