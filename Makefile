@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO_READY := .venv/.demo_ready
+LORA_READY := .venv/.lora_ready
 PROFILE ?=
 UNTIL ?=
 GPUS ?=
@@ -36,6 +37,11 @@ $(DEMO_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo]" -c constraints.txt
 	@touch $@
 
+# only who fine-tunes a judge by LoRA needs it; `pip install -e ".[lora]" -c constraints.txt` does the same
+$(LORA_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[lora]" -c constraints.txt
+	@touch $@
+
 run: setup ## run what is not up to date (PROFILE=smoke for another scale, UNTIL=finetune to stop at a stage)
 	$(BIN)/python -m flows.full_pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(UNTIL),--until $(UNTIL))
 
@@ -51,7 +57,7 @@ params.yaml: setup ## write the comments of params.yaml from the sections' docst
 test: setup ## pass the tests that need no server and no whole pipeline, in a few minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration"
 
-test-all: test $(DEMO_READY) ## pass them, then those that start servers, ranks or whole pipelines
+test-all: test $(DEMO_READY) $(LORA_READY) ## pass them, then those that start servers, ranks or whole pipelines
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m integration
 
 test-slurm: setup ## pass the tests that need Slurm, on one of their own (says what to install where there is none)

@@ -22,9 +22,10 @@ from tasks.computing.seeds import derive, numpy_generator
 from tasks.evaluation.judges.judge_calibration import Calibration
 from tasks.evaluation.judges.judge_choice import Judge, TrainedJudge, open_judge, write_record
 from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork, save_judge
-from tasks.evaluation.judges.judge_quality import draw_test, measure, scores
+from tasks.evaluation.judges.judge_quality import draw_test, scores
 from tasks.evaluation.judges.judge_training import train_judge
 from tasks.evaluation.judges.labelled_examples import labelled_examples
+from tasks.evaluation.judges.roc_area import measure
 from tasks.evaluation.matching.judge_pairs import own_pairs, prompts_of_captions
 from tasks.evaluation.matching.pair_training import train_on_pairs
 from tasks.evaluation.picture_drawing import Painter, load_painter

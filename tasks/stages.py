@@ -77,6 +77,22 @@ CUTS = Family(
     "${item.kind}-${item.depth}",
     suffix="_cut",  # a group of DVC has one list, so the cut models need a second group
 )
+EXAMPLES = Family(
+    "model",
+    str,
+    lambda params: params.judge_finetune.pictures_of,
+    "judge_finetune.pictures_of",
+    {"foreach": "${judge_finetune.pictures_of}"},
+    "${item}",
+)
+WAYS = Family(
+    "way",
+    str,
+    lambda params: params.judge_finetune.ways,
+    "judge_finetune.ways",
+    {"foreach": "${judge_finetune.ways}"},
+    "${item}",
+)
 
 DATA_SETS = Family(
     "data", str, lambda params: params.data_sets, "data.sets", {"foreach": "${data.sets}"}, "${key}", suffix="_set"
@@ -374,10 +390,38 @@ TABLE = (
     ),
     replace(EVALUATE, family=SFT_MODELS),
     Stage(
+        "judge_examples",
+        output=paths.JUDGE_EXAMPLES / "{item}",
+        inputs=(paths.OUTPUTS / "{item}", paths.AUTOENCODER, paths.TEXT_ENCODER, paths.SCORER),
+        sections=(
+            *DRAWING_SECTIONS,
+            BRANCH_THREADS,
+            "shard.source",
+            "shard.samples_per_shard",
+            "judge_finetune.prompts",
+            "judge_finetune.heldout_prompts",
+            "judge_finetune.images_per_prompt",
+            "evaluation.scorer",
+            "geneval.detector",
+            *DETECTOR_MODELS,
+        ),
+        family=EXAMPLES,
+        user_files=DETECTOR_MODELS,
+    ),
+    Stage(
+        "judge_finetune",
+        output=paths.JUDGE_FINETUNED / "{item}",
+        inputs=(paths.JUDGE_EXAMPLES,),
+        sections=(*COMPUTE_SECTIONS, BRANCH_THREADS, "judge_finetune", "evaluation.bootstrap_samples"),
+        family=WAYS,
+        user_files=("judge_finetune.path",),
+    ),
+    Stage(
         "report",
         output=paths.RESULTS,
         inputs=(paths.OUTPUTS,),
-        unread=("shard", "encode"),  # their outputs are large, and the report shows nothing of them
+        # their outputs are large, and the report shows nothing of them
+        unread=("shard", "encode", "judge_examples", "judge_finetune"),
         sections=(
             "compute.seed",
             "workflow.baselines",

@@ -171,6 +171,7 @@ CHECKS: dict[str, Check] = {
     "text_encoder.path": ModelFolder("a Gemma-2 and its tokenizer", (("tokenizer.json", "tokenizer.model"),)),
     "pretrain.path": check_weights,
     "judge.path": ModelFolder("a vision-language model", ()),
+    "judge_finetune.path": ModelFolder("a vision-language model", ()),
     "geneval.mask2former_path": ModelFolder("a Mask2Former", (PROCESSOR,), ("model_type", "mask2former")),
     "geneval.clip_path": ModelFolder("a CLIP", (PROCESSOR, ("tokenizer.json", "vocab.json")), ("model_type", "clip")),
     "geneval.prompts": check_prompts,

@@ -10,6 +10,7 @@ from tasks.params.checks import check
 from tasks.params.compute_params import Compute, Workflow
 from tasks.params.encoder_params import Autoencoder, TextEncoder
 from tasks.params.evaluation_params import Evaluation, GenEval, Judge, Matching, Report, Sampling
+from tasks.params.judge_finetune_params import JudgeFinetune
 from tasks.params.network_params import Diffusion, Grow, Importance, Network, Prune
 from tasks.params.picture_params import Data, Encode, Shard
 from tasks.params.training_params import Finetune, Pretrain, Scratch, Sft, Training
@@ -65,6 +66,11 @@ class Params:
     """How pictures are drawn."""
     judge: Judge
     """The judge that chooses the best of N pictures (SANA-1.5 section 2.5)."""
+    judge_finetune: JudgeFinetune
+    """Fine-tuning a vision-language model as a judge, off by default.
+
+    SANA-1.5's judge was made so (section 2.5).
+    """
     evaluation: Evaluation
     """How models are scored, and how many pictures they draw for it."""
     geneval: GenEval
@@ -104,6 +110,13 @@ class Params:
             f"evaluation.scorer is geneval with shard.source {self.shard.source} and geneval.detector scenes: that "
             "detector finds the shapes of rendered scenes only, and would score other pictures as noise; set "
             "evaluation.scorer to matching, or geneval.detector to mask2former with its paths",
+        )
+
+        check(
+            not self.judge_finetune.pictures_of or self.scorer == "geneval",
+            f"judge_finetune.pictures_of is {list(self.judge_finetune.pictures_of)} with the scorer matching: "
+            "GenEval's detector and rules must label the pictures; set evaluation.scorer to geneval, or pictures_of "
+            "to []",
         )
 
     @property

@@ -13,7 +13,6 @@ from tasks.computing.seeds import derive
 from tasks.evaluation.detectors.detector import Pictures
 from tasks.evaluation.evaluation_steps import correctness, score_prompts
 from tasks.evaluation.judges.judge_choice import Judge
-from tasks.evaluation.judges.judge_training import area_under_curve
 from tasks.evaluation.picture_drawing import Painter
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
 from tasks.evaluation.scorers.scorer_interface import Scorer
@@ -38,30 +37,3 @@ def scores(judge: Judge, prompts: Sequence[Prompt], test: TestPictures) -> NDArr
     """The judge's scores (P, N) of each prompt's own pictures. An abstention counts as the surest no."""
     texts = [prompt.text for prompt in prompts]
     return np.nan_to_num(judge.log_yes(test.pictures_PNHW3, texts), nan=-np.inf, neginf=-np.inf)
-
-
-def measure(
-    scores_PN: NDArray[np.float64], yes_PN: NDArray[np.bool_], samples: int, rng: np.random.Generator
-) -> dict[str, float]:
-    """The area under the ROC curve: of all pictures, with its 95 % bootstrap interval, and within prompts.
-
-    The bootstrap draws prompts. The value within prompts is the mean over prompts that have right and wrong pictures. A
-    value that is undefined, because all pictures are right or all are wrong, is left out.
-    """
-    drawn = rng.integers(len(yes_PN), size=(samples, len(yes_PN)))
-    low, high = _percentiles([area_under_curve(scores_PN[rows], yes_PN[rows]) for rows in drawn], (2.5, 97.5))
-    within = [area_under_curve(*row) for row in zip(scores_PN, yes_PN, strict=True) if 0 < row[1].sum() < len(row[1])]
-    values = {
-        "auc": area_under_curve(scores_PN, yes_PN),
-        "auc_low": low,
-        "auc_high": high,
-        "auc_within_prompts": float(np.mean(within)) if within else np.nan,
-    }
-    return {name: value for name, value in values.items() if not np.isnan(value)}
-
-
-def _percentiles(values: Sequence[float], percents: tuple[float, float]) -> tuple[float, float]:
-    """Two percentiles of the values that are defined. NaN if none is."""
-    defined = [value for value in values if not np.isnan(value)] or [np.nan]
-    low, high = np.percentile(defined, percents)
-    return float(low), float(high)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from model.text_encoder import pad
@@ -146,11 +145,3 @@ def _optimizer(
         optimizer, rates, steps, pct_start=WARMUP_SHARE, cycle_momentum=False
     )
     return optimizer, schedule
-
-
-def area_under_curve(scores: NDArray[np.floating], yes: NDArray[np.bool_]) -> float:
-    """The probability that a yes scores above a no, with ties counted half. NaN if all are yes, or all are no."""
-    if yes.all() or not yes.any():
-        return float("nan")
-    wins = mannwhitneyu(scores[yes], scores[~yes]).statistic
-    return float(wins / (yes.sum() * (~yes).sum()))

@@ -14,9 +14,9 @@ from tasks.data.scene_vocabulary import TASKS, combination, is_held_out, lines
 from tasks.data.scenes import render, sample_scene
 from tasks.evaluation.detectors.scene_detector import SceneDetector
 from tasks.evaluation.judges.judge_network import JudgeConfig, JudgeNetwork, load_judge, log_yes, save_judge
-from tasks.evaluation.judges.judge_quality import measure
-from tasks.evaluation.judges.judge_training import LabelledPictures, area_under_curve, judge_loss, train_judge
+from tasks.evaluation.judges.judge_training import LabelledPictures, judge_loss, train_judge
 from tasks.evaluation.judges.labelled_examples import choose_prompts
+from tasks.evaluation.judges.roc_area import area_under_curve, measure
 from tasks.evaluation.picture_scoring import score_pictures
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, evaluation_prompts
 from tasks.evaluation.prompts.judge_prompts import unseen_prompts
