@@ -30,9 +30,9 @@ class JudgeFinetune:
     To use the result as the judge, name `outputs/judge_finetuned/<way>` as `judge.path` in the next run.
     """
     prompts: int
-    """Number of prompts to learn from, all outside GenEval's. The paper has 15,654."""
+    """Most prompts to learn from, all outside GenEval's. The paper has 15,654."""
     heldout_prompts: int
-    """Number of other prompts, on whose pictures the judge is measured before and after."""
+    """Most other prompts, on whose pictures the judge is measured before and after."""
     images_per_prompt: int
     """Number of pictures of each prompt and model. The paper has 160."""
     batch_size: int

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin, logging
 
 from tasks.evaluation.judges.answering_model import load_part
 from tasks.evaluation.judges.judge_template import conversation
 from tasks.system.errors import UserError
+
+logging.disable_progress_bar()  # transformers shows bars while it loads and saves, even where output is piped
 
 
 @dataclass(frozen=True)
