@@ -38,9 +38,10 @@ from model.layers import (
     operand_dtype,
     residual_stream,
 )
-from model.numerics import CONVENTIONS, Convention, Numerics
+from model.numerics import CONVENTIONS, Convention, Initialisation, Numerics
 
 EMBEDDER_STD = 0.02  # the initial weights of the time and caption embedders
+PUBLISHED_CAPTION_NORM = 0.01  # y_norm_scale_factor in the published configs
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ class SanaBlock(nn.Module):
 class Sana(nn.Module):
     """Predicts the velocity (noise minus latent) of a noised latent at a time, given a caption."""
 
-    def __init__(self, config: NetworkConfig) -> None:
-        """A network with the initial weights of `initialize`."""
+    def __init__(self, config: NetworkConfig, initialisation: Initialisation = "ours") -> None:
+        """A network with the initial weights of `initialize`, which `config` does not state: training moves them."""
         super().__init__()
         self.config = config
         hidden = config.hidden_size
@@ -149,7 +150,7 @@ class Sana(nn.Module):
         self.attention_y_norm = RMSNorm(hidden, eps=1e-5)
         self.blocks = nn.ModuleList(SanaBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(hidden, config.patch_size, config.in_channels)
-        initialize(self)
+        initialize(self, initialisation)
 
     def encode_text(self, text_BTE: Tensor, mask_BT: Tensor) -> TextContext:
         """Keys and values of every block from caption embeddings (B, T, E) and their mask (B, T), true on text."""
@@ -179,15 +180,18 @@ def parameter_count(network: nn.Module) -> int:
 
 
 @torch.no_grad()
-def initialize(network: Sana) -> None:
+def initialize(network: Sana, initialisation: Initialisation) -> None:
     """Set the initial weights for training from scratch.
 
-    As in the published code, linear layers and the patch embedding are Xavier-uniform, the time and caption embedders
-    are drawn from N(0, 0.02^2), and the convolutions of the Mix-FFN keep PyTorch's default.
+    Linear layers and the patch embedding are Xavier-uniform, biases of linear layers are 0, and the time and caption
+    embedders are drawn from N(0, 0.02^2). The convolutions of the Mix-FFN and the bias of the patch embedding keep
+    PyTorch's default, norms of queries and keys stay at 1, and the tables of the modulation at N(0, 1/D). All this is
+    the published code's.
 
-    One thing differs. The large embeddings of a decoder must not swamp the first steps: the published code starts the
-    caption norm at 0.01 to that end. Here the caption norm starts at 1 and cross-attention's output at zero, so that
-    the gradient of the caption has its full size from the start (docs/log.md has the comparison).
+    One thing depends on `initialisation`. The large embeddings of a decoder must not swamp the first steps. To that end
+    `published` starts the caption norm at 0.01, as the published code does, where no weight starts at zero. With `ours`
+    the caption norm starts at 1 and cross-attention's output at zero, so that the gradient of the caption has its full
+    size from the start (docs/log.md has the comparison). All other weights are the same numbers under both.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -199,5 +203,8 @@ def initialize(network: Sana) -> None:
     embedders = (network.t_embedder.mlp[0], network.t_embedder.mlp[2], network.t_block[1])
     for linear in (*embedders, network.y_embedder.y_proj.fc1, network.y_embedder.y_proj.fc2):
         nn.init.normal_(linear.weight, std=EMBEDDER_STD)
+    if initialisation == "published":
+        network.attention_y_norm.weight.fill_(PUBLISHED_CAPTION_NORM)
+        return
     for block in network.blocks:
         block.cross_attn.proj.weight.zero_()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Numerics = Literal["nvlabs", "diffusers"]
+Initialisation = Literal["ours", "published"]
+"""Whose initial weights a network that is trained from scratch has; `model.network.initialize` states both."""
 Instruction = Literal["none", "sana"]
 """Which words are put before a prompt (SANA section 2.3); `model.text_encoder` has them."""
 Precision = Literal["stored", "bfloat16", "int8", "int4"]

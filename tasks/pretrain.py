@@ -42,7 +42,7 @@ def run(context: Context) -> Metrics:
     config = network_config(params.network, params.pretrain.depth, *channels)
     if path is None:
         torch.manual_seed(derive(params.compute.seed, "initial weights"))
-        network = Sana(config)
+        network = Sana(config, params.network.initialisation)
     else:
         place = published_path(path)
         network, added = published_network(place, config, params.pretrain.checkpoint_key)

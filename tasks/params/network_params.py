@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from model.numerics import Numerics
+from model.numerics import Initialisation, Numerics
 from tasks.params.checks import check, divides, positive
 
 
@@ -27,6 +27,12 @@ class Network:
     """Whose arithmetic is used where the two differ: diffusers or nvlabs.
 
     `nvlabs` is the published training code. `model/numerics.py` lists the differences.
+    """
+    initialisation: Initialisation
+    """Whose initial weights training from scratch starts from: ours or published.
+
+    They differ in the caption norm and in cross-attention's output (`model/network.py`). The new blocks of a grown
+    model follow the rules of `grow` in either case.
     """
 
     def __post_init__(self) -> None:
