@@ -45,23 +45,30 @@ def read_weights(path: Path, which: CheckpointKey = "state_dict") -> dict[str, T
     return {name: tensor for name, tensor in tensors.items() if name not in LEFT_OUT}
 
 
-def read_heads(path: Path) -> tuple[int, int] | None:
-    """The channels of a linear head and the number of cross-attention heads, from diffusers' `config.json`.
+HEADS = ("attention_head_dim", "num_cross_attention_heads")
+OWN_HEADS = ("linear_head_dim", "cross_heads")
+"""The keys of diffusers' and of our own configuration: channels of a linear head, number of cross-attention heads."""
 
-    The file lies in a folder of diffusers, or beside a single file of weights. Without one the result is None. Raises
-    ValueError that names the file if it is not diffusers', or if its network computes another function than ours.
+
+def read_heads(path: Path) -> tuple[int, int] | None:
+    """The channels of a linear head and the number of cross-attention heads, from a `config.json`.
+
+    The file is diffusers' or that of our own checkpoint (`model.checkpoint`). It lies in the folder of the weights, or,
+    if it is diffusers', beside a single file of them. Without one the result is None. Raises ValueError that names the
+    file if it is neither's, or if its network computes another function than ours.
     """
     config = _config_of(Path(path))
     if config is None:
         return None
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
-        heads = int(values["attention_head_dim"]), int(values["num_cross_attention_heads"])
-    except (ValueError, KeyError, TypeError) as error:
+        names = OWN_HEADS if values.keys() >= set(OWN_HEADS) else HEADS
+        linear_head_dim, cross_heads = (int(values[name]) for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{config} is no configuration of {CONFIG_CLASS} ({error!r})") from None
     if (scale := values.get(INTERPOLATION)) is not None:
         raise ValueError(f"{config}: {INTERPOLATION} is {scale}: {ADDS_POSITION}")
-    return heads
+    return linear_head_dim, cross_heads
 
 
 def _config_of(path: Path) -> Path | None:

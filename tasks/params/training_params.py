@@ -119,7 +119,8 @@ class Pretrain(Training):
     path: str | None
     """Weights to start from (.pth, .safetensors, a diffusers folder); null draws random ones.
 
-    With `steps` 0 they are taken over as they are.
+    The folder of a model of another workspace will do too, such as runs/paper/outputs/grown. With `steps` 0 the weights
+    are taken over as they are.
     """
     checkpoint_key: CheckpointKey
     """Which weights of a .pth that holds both: state_dict or state_dict_ema.

@@ -13,7 +13,8 @@ from diffusers import SanaPipeline
 from safetensors.torch import load_file
 
 from flows.building.stage_graph import submit_stages
-from model.checkpoint import load_network
+from model.checkpoint import load_network, save_network
+from model.network import NetworkConfig, Sana
 from model.weights.weight_files import read_weights
 from tasks import export
 from tasks.data.encoded_samples import EncodedDataset
@@ -23,6 +24,7 @@ from tasks.runtime.stage_run import run_stage
 from tasks.stages import stages_of
 from tasks.system import paths
 from tasks.system.files import read_json
+from tasks.system.manifest import write_manifest
 from tasks.tracking.report_spool import SPOOLS, open_spool
 from tasks.tracking.tracker import SPOOL_VARIABLE
 from tests.helpers.published_folders import LINES, PATHS, write_folders, write_sana_1_0, write_transformer
@@ -130,11 +132,27 @@ def test_the_published_1_6b_gets_qk_norm_is_grown_without_its_last_blocks_and_cu
 
 def test_the_papers_own_experiment_runs_on_published_encoders_scorer_and_judge() -> None:
     folders = write_published("none") | {"pretrain.path": None}
-    trained = dotted({"pretrain": {"depth": 2, **SHORT}, "train": SHORT})
-    params = write_params("paper", dotted(SMALL), folders, trained, {"grow.depth": 3, "prune.depths": [2]})
+    trained = dotted({"pretrain": {"depth": 2, **SHORT}, "train": SHORT, "sft": SHORT})
+    chosen = {"data.sets": {"like_geneval": {"path": folders["shard.path"]}}}
+    params = write_params("paper", dotted(SMALL), folders, trained, {"grow.depth": 3, "prune.depths": [2]}, chosen)
     run_all(params)
-    check_report(["small", "grown", "pruned-2", "finetuned-2"])
+    check_report(["small", "grown", "pruned-2", "finetuned-2", "sft-grown"])
     assert {tuple(shape) for shape in read_shapes()} > {(4, 16, 16)}  # aspect buckets: latents of several sizes
+
+
+def test_the_cascade_goes_on_with_the_weights_of_another_workspace_at_larger_pictures() -> None:
+    folders = write_published("none")
+    small = Sana(NetworkConfig(4, WIDTH, 2, 16, 2, 2.5, 1, 16, True, "nvlabs"))
+    Path("outputs-512").mkdir()
+    save_network(small, Path("outputs-512"))
+    write_manifest(Path("outputs-512"))
+    trained = dotted({"pretrain": {"depth": 2, **SHORT}, "sft": SHORT})
+    chosen = {"data.sets": {"like_geneval": {"path": folders["shard.path"]}}, "pretrain.path": "outputs-512"}
+    depths = {"grow.depth": 2, "prune.depths": [1], "shard.min_prompt_score": None, "shard.image_size": 128}
+    params = write_params("paper-1024", dotted(SMALL), folders, trained, depths, chosen)
+    assert run_all(params)[-2:] == ["evaluate@sft-grown", "report"]
+    check_report(["grown", "pruned-1", "finetuned-1", "sft-grown"])
+    assert read_json(paths.START)["path"] == "outputs-512"
 
 
 def read_shapes() -> list[tuple[int, ...]]:

@@ -15,7 +15,7 @@ from tasks.computing.seeds import generator
 from tasks.evaluation.detectors.detector import NOTES
 from tasks.evaluation.scorer_labels import SCORER_MEANINGS
 from tasks.evaluation.scorers.matching_scorer import NOTE
-from tasks.export import heldout_loss, main, scores
+from tasks.export import heldout_loss, lineage, main, scores
 from tasks.generate import open_painter
 from tasks.params.experiment_params import Params
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, load_params, read_yaml
@@ -81,6 +81,16 @@ def test_the_card_tells_lineage_scores_and_terms(params: Params) -> None:
     assert card.count("\n| ") == 1 + 1 + len(score["tasks"])
     assert f"### GenEval's rules on rendered scenes\n\nThe score is the {SCORER_MEANINGS['geneval']}.\n" in card
     assert "NSCL v2-custom" in card and "Gemma terms of use" in card
+
+
+def test_the_card_of_a_model_fine_tuned_on_chosen_pairs_names_what_it_was_made_of_and_the_data_set() -> None:
+    model = paths.model_folder("sft-pruned-2")
+    shutil.copytree(paths.GROWN, model)
+    paths.model_folder("pruned-2").mkdir(exist_ok=True)
+    write_json(paths.model_folder("pruned-2") / "pruning.json", {"kept": [0, 2]})
+    lines = lineage(model)
+    assert "* `pruned-2`, fine-tuned on the data set `encoded`" in lines
+    assert "* cut from `grown` by block importance, blocks 0, 2 kept" in lines
 
 
 def test_scores_are_headed_by_their_scorer_and_its_meaning() -> None:

@@ -58,6 +58,13 @@ def test_the_finished_models_of_an_experiment_are_offered_in_the_order_in_which_
     assert models[0].parameters < models[4].parameters < models[1].parameters
 
 
+def test_a_model_fine_tuned_on_chosen_pairs_is_offered_behind_the_model_that_it_was_made_of() -> None:
+    for name, source in (("sft-grown", "grown"), ("finetuned-2", "pruned-2"), ("sft-finetuned-2", "pruned-2")):
+        shutil.copytree(paths.OUTPUTS / source, paths.OUTPUTS / name)
+    names = ["small", "grown", "sft-grown", "pruned-2", "finetuned-2", "sft-finetuned-2"]
+    assert [model.name for model in offered_models(paths.OUTPUTS)] == names
+
+
 def test_an_experiment_is_named_by_its_folder_or_by_its_outputs() -> None:
     shutil.copytree(paths.OUTPUTS, "runs/smoke/outputs")
     for name in ("runs/smoke", "runs/smoke/outputs"):

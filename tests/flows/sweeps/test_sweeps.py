@@ -32,7 +32,9 @@ from tasks.system.files import write_json
 from tests.helpers.patience import wait_for
 from tests.helpers.small_workspace import PROJECT, PUBLISHED_DETECTOR
 
-SHIPPED = ("prune-depth", "growth-strategy", "optimizer", "dropped-blocks", "inference-scaling")
+SHIPPED = ("prune-depth", "growth-strategy", "optimizer", "dropped-blocks", "inference-scaling", "sft")
+SCALES = [(name, profile) for name in SHIPPED for profile in (None, "smoke", "gpu") if name != "sft" or profile is None]
+"""The shipped sweeps with the profiles that they can be run for. The sweep sft needs the models of its own profile."""
 DEPTHS = {"from": "prune", "grid": {"prune.depths": [[3], [2]]}, "profile": "smoke"}
 
 
@@ -61,8 +63,7 @@ def written(project: Path, values: dict[str, Any]) -> Sweep:
 # --- a sweep is data
 
 
-@pytest.mark.parametrize("profile", [None, "smoke", "gpu"])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(("name", "profile"), SCALES)
 def test_every_shipped_sweep_is_sound_at_every_scale_and_shares_what_it_can(name: str, profile: str | None) -> None:
     sweep = read_sweep(PROJECT, name, profile)
     points = expand(PROJECT, sweep)
@@ -78,6 +79,23 @@ def test_every_shipped_sweep_has_a_deployment() -> None:
     assert deployed.keys() == set(SHIPPED)
     for name, parameters in deployed.items():
         assert sweep.validate_parameters(parameters) == parameters and parameters["name"] == name
+
+
+def test_the_sweep_of_data_sets_shares_the_chosen_set_and_all_before_it_for_each_seed() -> None:
+    points = expand(PROJECT, read_sweep(PROJECT, "sft"))
+    assert [(point.setting["sft.data"], point.seed) for point in points] == [
+        (data, seed) for data in ("encoded", "encoded-sft") for seed in range(5)
+    ]
+    for point in points:
+        assert {"encode@sft", "evaluate@grown"} <= set(point.shared.only)
+        assert not {"sft@grown", "evaluate@sft-grown"} & set(point.shared.only)
+        assert ("encode@sft" in point.only) == (point.setting["sft.data"] == "encoded-sft")
+
+
+def test_a_sweep_over_data_sets_changes_the_stages_that_read_a_set(project: Path) -> None:
+    sets = [{"sft": {"train_samples": count}} for count in (8, 16)]
+    points = expand(project, written(project, {"from": "shard", "profile": "sft", "grid": {"data.sets": sets}}))
+    assert len({point.key for point in points}) == 2
 
 
 def test_a_grid_is_every_combination_once_and_each_with_every_seed(project: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from PIL import Image, ImageDraw
 
 from tasks.data.scene_shapes import AREAS, CENTROID_Y, coverage
 from tasks.data.scene_vocabulary import COLOURS, HELD_OUT, NUMBERS, RELATIONS, SHAPES, TASKS, is_held_out, lines
-from tasks.data.scenes import TASK_WEIGHTS, Scene, render, sample_scene
+from tasks.data.scenes import TASK_WEIGHTS, Scene, draw_task, render, sample_scene
 from tasks.evaluation.relative_position import relations
+from tasks.params.picture_params import SceneTask
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,22 @@ def test_same_seed_draws_the_same_scenes_and_pixels():
         a, b = sample_scene(first), sample_scene(second)
         assert a == b
         assert np.array_equal(render(a), render(b))
+
+
+def test_scenes_of_chosen_tasks_are_of_these_alone_in_the_proportions_of_all_and_never_held_out():
+    chosen, count = ("position", "single_object"), 2000
+    rng = np.random.default_rng(1)
+    drawn = [sample_scene(rng, draw_task(rng, chosen)) for _ in range(count)]
+    tags = Counter(scene.tag for scene in drawn)
+    share = TASK_WEIGHTS["position"] / (TASK_WEIGHTS["position"] + TASK_WEIGHTS["single_object"])
+    assert tags.keys() == set(chosen)
+    assert abs(tags["position"] - share * count) < 6 * (count * share * (1 - share)) ** 0.5
+    held_out = {line["prompt"] for task in chosen for line in lines(task) if is_held_out(line)}
+    assert held_out and not held_out & {scene.caption for scene in drawn}
+
+
+def test_the_tasks_that_params_may_choose_are_those_of_scenes():
+    assert get_args(SceneTask) == TASKS
 
 
 def test_shapes_never_touch_and_never_leave_the_picture(scenes):

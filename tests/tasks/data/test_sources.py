@@ -454,6 +454,15 @@ def test_scenes_give_the_same_bytes_and_splits_that_differ(tmp_path: Path) -> No
     assert all((train != heldout).any() for train in pictures[0] for heldout in pictures[1])
 
 
+def test_a_further_data_set_has_scenes_of_its_own_from_the_same_seed(tmp_path: Path) -> None:
+    params = shard_params(source="scenes", path=None, train_samples=12, heldout_samples=4, image_size=16)
+    for name, data_set in (("first", None), ("sft", "sft"), ("again", "sft"), ("other", "other")):
+        (tmp_path / name).mkdir()
+        write_scenes(tmp_path / name, params, 3, data_set)
+    tars = {name: (tmp_path / name / "train-00000.tar").read_bytes() for name in ("first", "sft", "again", "other")}
+    assert tars["sft"] == tars["again"] and len(set(tars.values())) == 3
+
+
 def test_own_shards_pass_through_the_webdataset_source_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Claims about parameters: every mistake is one line that names the file, the key and what to write instead."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,16 @@ def test_the_default_loads() -> None:
 
 
 def test_the_profiles_are_these() -> None:
-    assert ALL_PROFILES == ["drawings", "gpu", "grow-published", "paper", "prune-published", "smoke"]
+    assert ALL_PROFILES == [
+        "drawings",
+        "gpu",
+        "grow-published",
+        "paper",
+        "paper-1024",
+        "prune-published",
+        "sft",
+        "smoke",
+    ]
 
 
 @pytest.mark.parametrize("name", ALL_PROFILES)
@@ -76,6 +86,53 @@ def test_the_papers_profile_is_the_papers() -> None:
         "mask2former",
         "evaluation_metadata.jsonl",
     )
+
+
+def test_the_papers_fine_tuning_on_chosen_pairs_is_the_papers() -> None:
+    params = profile("paper")
+    sft, sets = params.sft, params.data.sets
+    assert (sft.models, sft.data, sft.steps, sft.learning_rate) == (("grown",), "encoded-like_geneval", 10_000, 2e-5)
+    assert params.shard_of("high_score") == replace(params.shard, min_caption_score=25.0)
+    assert set(sets) == {"high_score", "like_geneval"} and params.data_sets == ("like_geneval",)
+
+
+def test_the_cascade_continues_the_same_network_at_twice_the_side() -> None:
+    low, high = profile("paper"), profile("paper-1024")
+    assert (low.shard.image_size, high.shard.image_size) == (512, 1024)
+    assert (high.network, high.diffusion, high.autoencoder) == (low.network, low.diffusion, low.autoencoder)
+    assert high.text_encoder == low.text_encoder and high.pretrain.depth == high.grow.depth == low.grow.depth
+    assert (high.pretrain.path, high.train.steps) == ("runs/paper/outputs/grown", 0)
+    assert high.grow.drop_share == 0 and high.pretrain.learning_rate == 2e-5
+    assert high.shard_of("like_geneval").image_size == 1024
+
+
+def test_a_set_differs_from_shard_in_its_own_keys_alone_and_is_checked_as_shard_is() -> None:
+    params = build(data__sets={"sft": {"train_samples": 7, "scene_tasks": ["counting"]}}, train__data="encoded-sft")
+    assert params.shard_of("sft") == replace(params.shard, train_samples=7, scene_tasks=("counting",))
+    assert params.shard_of(None) == params.shard and params.data_sets == ("sft",)
+    assert build(data__sets={"sft": {}}, sft__data="encoded-sft").data_sets == ()  # sft has no models to train
+    assert build(data__sets={"sft": {}}, sft__data="encoded-sft", sft__models=["small"]).data_sets == ("sft",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"data__sets": {"sft": {"train_sample": 7}}}, "data.sets.sft: unknown key 'train_sample': did you mean"),
+        ({"data__sets": {"sft": {"image_size": "32"}}}, "data.sets.sft: image_size is '32' (str): it must be int"),
+        ({"data__sets": {"sft": {"source": "folder"}}}, "data.sets.sft: path is None with source folder"),
+        ({"data__sets": {"My set": {}}}, "sets has the name 'My set': it must be of small letters"),
+        ({"train__data": "encoded-sft"}, "train.data is 'encoded-sft': choose from encoded, or add a set to data.sets"),
+        ({"sft__models": ["pruned-5"]}, "sft.models names 'pruned-5': choose from small, grown, pruned-6, finetuned-6"),
+        ({"sft__models": ["grown", "grown"]}, "name each model once"),
+        ({"shard__min_caption_score": 25.0}, "min_caption_score is 25.0 with source scenes: it is for source sana"),
+        ({"shard__captions_per_sample": 0}, "captions_per_sample is 0: it must be above 0"),
+        ({"shard__scene_tasks": ["colours"]}, "did you mean 'colors'?"),
+    ],
+)
+def test_a_data_set_or_model_that_does_not_fit_is_named(changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(UserError) as error:
+        build(**changes)
+    assert message(error).startswith("params.yaml: ") and part in message(error)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +293,7 @@ def test_a_profile_that_extends_itself_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"'smok' is unknown.*gpu, grow-published, paper, prune-published, smoke"):
+    with pytest.raises(UserError, match=rf"'smok' is unknown.*{', '.join(ALL_PROFILES)}"):
         apply_profile(DEFAULT, "smok", ROOT / PROFILES)
 
 
