@@ -28,9 +28,24 @@ class Convention:
     # Whether the padded empty prompt is read at as many tokens as the caption beside it has; else at its own tokens.
     null_keeps_caption_mask: bool
     cleans_prompts: bool  # whether prompts are lower-cased and stripped
+    instruction_quote: str  # the quotation mark around "Enhanced prompt" in SANA's complex human instruction
 
 
 CONVENTIONS: dict[Numerics, Convention] = {
-    "nvlabs": Convention(1e-8, 1e-6, whole_timesteps=True, null_keeps_caption_mask=True, cleans_prompts=False),
-    "diffusers": Convention(1e-15, 1e-5, whole_timesteps=False, null_keeps_caption_mask=False, cleans_prompts=True),
+    "nvlabs": Convention(
+        1e-8,
+        1e-6,
+        whole_timesteps=True,
+        null_keeps_caption_mask=True,
+        cleans_prompts=False,
+        instruction_quote='"',
+    ),
+    "diffusers": Convention(
+        1e-15,
+        1e-5,
+        whole_timesteps=False,
+        null_keeps_caption_mask=False,
+        cleans_prompts=True,
+        instruction_quote="'",
+    ),
 }

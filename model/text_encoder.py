@@ -44,9 +44,9 @@ class Reading:
 
     `max_tokens` is the length of the longest embedding. With the instruction `sana`, SANA's "complex human instruction"
     goes before a prompt, and of the instruction's tokens only BOS and the last are kept. `numerics` decides how the
-    empty prompt is embedded, and whether prompts are lower-cased and stripped. `precision` is the precision of the
-    weights in use: as stored, or made smaller when they are loaded (int8 and int4 by bitsandbytes). Raises ValueError
-    if `max_tokens` is below 2.
+    empty prompt is embedded, whether prompts are lower-cased and stripped, and how the instruction is quoted.
+    `precision` is the precision of the weights in use: as stored, or made smaller when they are loaded (int8 and int4
+    by bitsandbytes). Raises ValueError if `max_tokens` is below 2.
     """
 
     max_tokens: int
@@ -60,14 +60,20 @@ class Reading:
             raise ValueError(f"max_tokens is {self.max_tokens}: it must be 2 or above")
 
 
-def instruction_text(instruction: Instruction) -> str:
-    """The words before a prompt. diffusers has them as a default argument of its pipeline, line by line."""
+def instruction_text(instruction: Instruction, numerics: Numerics) -> str:
+    """The words before a prompt, as the convention `numerics` has them.
+
+    diffusers has them as a default argument of its pipeline, line by line. The published configs of NVlabs
+    (`text_encoder.chi_prompt`) have the same lines, but put "Enhanced prompt" in double quotes. Attention is causal, so
+    this one mark changes the embedding of every token behind it, and so of every prompt.
+    """
     if instruction == "none":
         return ""
     from diffusers import SanaPipeline
 
     lines = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
-    return "\n".join(lines)
+    quote = CONVENTIONS[numerics].instruction_quote
+    return "\n".join(lines).replace("'Enhanced prompt'", f"{quote}Enhanced prompt{quote}")
 
 
 class TextEncoder:
@@ -76,7 +82,7 @@ class TextEncoder:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reading: Reading) -> None:
         """Count the tokens of the instruction, BOS among them."""
         self.model, self.tokenizer, self.reading = model, tokenizer, reading
-        self._instruction = instruction_text(reading.instruction)
+        self._instruction = instruction_text(reading.instruction, reading.numerics)
         self._instruction_tokens = len(tokenizer(self._instruction)["input_ids"]) if self._instruction else 1
 
     @property

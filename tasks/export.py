@@ -7,12 +7,14 @@ Autoencoder, text encoder and params are taken from its experiment. diffusers' s
 both draw the same picture from the same noise, if `network.numerics` is diffusers.
 """
 
+import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from model.network import parameter_count
+from model.text_encoder import Reading, instruction_text
 from model.weights.diffusers_pipeline import export_pipeline
 from tasks.evaluation.picture_drawing import Painter
 from tasks.evaluation.scorer_labels import SCORER_MEANINGS
@@ -67,7 +69,6 @@ def export(options: Namespace) -> None:
 def card(model: Path, painter: Painter, params: Params) -> str:
     """The model card: how to draw with the model, its lineage, its scores, and the terms that bind its weights."""
     config, reading, sampling = painter.network.config, painter.text_encoder.reading, params.sampling
-    instruction = "" if reading.instruction == "sana" else ", complex_human_instruction=None"
     lines = [
         "---",
         "library_name: diffusers",
@@ -83,9 +84,10 @@ def card(model: Path, painter: Painter, params: Params) -> str:
         "",
         'pipeline = SanaPipeline.from_pretrained("this folder")',
         f"size = {params.shard.image_size}",
+        f"instruction = {instruction_lines(reading)}",
         f'pipeline("a prompt", height=size, width=size, num_inference_steps={sampling.steps},',
-        f"         guidance_scale={sampling.guidance}, max_sequence_length={reading.max_tokens}{instruction},",
-        "         use_resolution_binning=False).images[0]",
+        f"         guidance_scale={sampling.guidance}, max_sequence_length={reading.max_tokens},",
+        "         complex_human_instruction=instruction, use_resolution_binning=False).images[0]",
         "```",
         "",
         "## Lineage",
@@ -102,6 +104,15 @@ def card(model: Path, painter: Painter, params: Params) -> str:
         NOTICE,
     ]
     return "\n".join(lines) + "\n"
+
+
+def instruction_lines(reading: Reading) -> str:
+    """The Python expression of the instruction's lines, which the pipeline does not keep; None if there are none.
+
+    The default of diffusers is quoted in another way than the instruction of the published code.
+    """
+    text = instruction_text(reading.instruction, reading.numerics)
+    return json.dumps(text.split("\n"), indent=4) if text else "None"
 
 
 def lineage(model: Path) -> list[str]:

@@ -6,8 +6,6 @@ machine. The measured values are pinned like every result: of all stages this is
 runs again.
 """
 
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -19,18 +17,12 @@ from model.network import Sana
 from model.surgery import first_blocks
 from tasks.computing.seeds import derive
 from tasks.evaluation.picture_drawing import load_painter
+from tasks.evaluation.picture_timing import PICTURES, ROUNDS, depths_of, seconds_per_picture
 from tasks.evaluation.score_statistics import Interval
-from tasks.params.experiment_params import Params
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
 from tasks.system.files import write_json
-
-PROMPT = "a photo of a red circle"
-PICTURES = 16
-"""Pictures of a batch."""
-ROUNDS = 5
-"""Rounds in which each depth has a turn, after a first one that warms up caches and kernels."""
 
 
 def run(context: Context) -> Metrics:
@@ -41,24 +33,11 @@ def run(context: Context) -> Metrics:
     torch.manual_seed(derive(params.compute.seed, "latency"))
     deepest = Sana(replace(painter.network.config, depth=depths[-1])).to(context.device).eval()
     painters = [replace(painter, network=first_blocks(deepest, depth)) for depth in depths]
-    seconds_RD = np.empty((ROUNDS + 1, len(depths)))
-    for turn in range(ROUNDS + 1):
-        for place, each in enumerate(painters):
-            started = time.perf_counter()
-            # The pictures come back to memory, so a GPU has finished when the clock stops.
-            each.draw([PROMPT], PICTURES, turn, f"latency {turn}/{ROUNDS}, {depths[place]} blocks")
-            seconds_RD[turn, place] = (time.perf_counter() - started) / PICTURES
-    measured = {
-        str(depth): asdict(interval(seconds_R)) for depth, seconds_R in zip(depths, seconds_RD[1:].T, strict=True)
-    }
+    seconds_RD = seconds_per_picture(painters, [f"{depth} blocks" for depth in depths])
+    measured = {str(depth): asdict(interval(seconds_R)) for depth, seconds_R in zip(depths, seconds_RD.T, strict=True)}
     facts = {"pictures": PICTURES, "rounds": ROUNDS, "threads": context.threads, "device": device_name(context.device)}
     write_json(context.out / "latency.json", facts | {"seconds_per_picture": measured})
     return {f"seconds_per_picture/{depth}": value["value"] for depth, value in measured.items()}
-
-
-def depths_of(params: Params) -> Sequence[int]:
-    """The depths of all models of an experiment, ascending."""
-    return sorted({params.pretrain.depth, params.grow.depth, *params.prune.depths})
 
 
 def interval(seconds_R: NDArray[np.float64]) -> Interval:

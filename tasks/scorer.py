@@ -33,14 +33,11 @@ from tasks.evaluation.prompts.evaluation_prompts import Prompt, chosen_prompts, 
 from tasks.evaluation.score_statistics import score
 from tasks.evaluation.scorers.geneval_scorer import GenEvalScorer
 from tasks.evaluation.scorers.matching_scorer import MatchingScorer
-from tasks.evaluation.scorers.scorer_choice import PROMPTS, REAL_FEATURES, SUMMARY
+from tasks.evaluation.scorers.scorer_choice import PROMPTS, REAL_FEATURES, REAL_PICTURES, SUMMARY
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
 from tasks.system.files import write_csv, write_json
-
-REAL_PICTURES = 512
-"""Held-out pictures at most whose features are kept; more would hardly narrow the interval of a distance."""
 
 
 @dataclass(frozen=True)

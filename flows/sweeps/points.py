@@ -66,9 +66,9 @@ def expand(project: Path, sweep: Sweep) -> list[Point]:
     for (setting, seed), values in zip(chosen, all_values, strict=True):
         needed = needed_stages(sweep, values)
         key, label = point_keys.key(values, needed), ", ".join(f"{name}={value}" for name, value in setting.items())
-        of_seed = f", seed {seed}" if len(seeds) > 1 else ""
-        name = f"{sweep.title} {', '.join(map(str, setting.values()))}{of_seed}"
-        folder, label = project / POINTS / key, label + of_seed
+        of_seed = [f"seed {seed}"] if len(seeds) > 1 or not setting else []
+        name = f"{sweep.title} {', '.join([*map(str, setting.values()), *of_seed])}"
+        folder, label = project / POINTS / key, ", ".join(filter(None, [label, *of_seed]))
         points.append(Point(key, label, folder, values, setting, seed, needed, shared.get(seed), sweep.title, name))
     return points
 

@@ -58,7 +58,10 @@ class SweepKeys:
     grid: dict[str, tuple[Any, ...]] | None = None
     """Values by dotted key; every combination is a setting."""
     points: tuple[dict[str, Any], ...] | None = None
-    """Settings one by one, each with its values by dotted key. A sweep has either these or a grid."""
+    """Settings one by one, each with its values by dotted key.
+
+    A sweep has either these or a grid, or neither if it has seeds: its one setting is then that of params.yaml.
+    """
     seeds: tuple[int, ...] | None = None
     """Seeds that every setting is run with; without this key it is the seed of params.yaml."""
     models: tuple[str, ...] | None = None
@@ -139,11 +142,12 @@ def read_sweep(project: Path, name: str, profile: str | None = None) -> Sweep:
     given = _given(file) | _given((file.profiles or {}).get(profile, SweepKeys()))
     if "from_" not in given:
         raise UserError(f"{where}: from is missing: name the first stage that differs")
+    grid, points = given.pop("grid", None), given.pop("points", None)
     return Sweep(
         name=name,
         profile=profile,
         first=given.pop("from_"),
-        settings=_settings(given.pop("grid", None), given.pop("points", None), where),
+        settings=_settings(grid, points, where) if grid or points or "seeds" not in given else ({},),
         own_profile=profile == file.profile,
         **given,
     )
@@ -163,7 +167,7 @@ def _settings(
     Raises UserError if there are both or neither, if a setting is there twice, or if it sets the seed.
     """
     if (grid is None) == (points is None):
-        raise UserError(f"{where}: name either a grid or points")
+        raise UserError(f"{where}: name either a grid or points, or seeds alone")
     settings = points
     if grid is not None:
         settings = tuple(dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values()))

@@ -52,10 +52,14 @@ def judge_picture(
 
 
 def keep(detections: Sequence[Detection], tag: str, thresholds: Thresholds) -> dict[str, list[Detection]]:
-    """The detections that count in the task `tag`, by class, best first. Equal scores keep the detector's order."""
+    """The detections that count in the task `tag`, by class, best first.
+
+    Of equal scores the detector's last comes first, as the published rules turn an ascending order round
+    (`np.argsort(scores)[::-1]`). NumPy leaves the order of equal scores open in long lists; here it is always this.
+    """
     threshold = thresholds.counting if tag == "counting" else thresholds.detection
     by_class: dict[str, list[Detection]] = {}
-    for detection in sorted(detections, key=lambda one: -one.score):
+    for detection in reversed(sorted(detections, key=lambda one: one.score)):
         if detection.score > threshold:
             by_class.setdefault(detection.class_name, []).append(detection)
     return {name: suppress(found[: thresholds.max_objects], thresholds.max_overlap) for name, found in by_class.items()}

@@ -36,7 +36,11 @@ class Judge:
     path: str | None
     """Folder that transformers loads for images and text (vision_language only)."""
     remote_code: bool
-    """Whether Python code that the folder `path` brings is run (vision_language only)."""
+    """Whether Python code that the folder `path` brings is run (vision_language only).
+
+    A folder whose code transformers knows as `AutoModel` alone is asked by that code's `generate_content`, as the
+    published NVILA-Lite-2B-Verifier is.
+    """
     time_limit: float
     """Seconds for a batch of a vision_language judge; what takes longer is an abstention."""
     prompts: int

@@ -20,6 +20,7 @@ from model.text_encoder import Reading, TextEncoder, instruction_text
 from tasks.computing.precision import autocast
 from tasks.evaluation.judges.judge_network import PICTURES_AT_ONCE
 from tasks.evaluation.judges.judge_training import OTHER_PROMPTS, judge_loss
+from tasks.evaluation.matching.pair_training import sigmoid_loss
 from tasks.params.experiment_params import Params
 from tasks.planning.count_without_data import (
     count_flops,
@@ -131,7 +132,8 @@ class EncoderRuns:
     @cached_property
     def instruction_tokens(self) -> int:
         """Tokens of the instruction before a prompt, guessed from its letters: the tokenizer may not be there."""
-        return len(instruction_text(self.params.text_encoder.instruction)) // CHARACTERS_PER_TOKEN
+        text = instruction_text(self.params.text_encoder.instruction, self.params.network.numerics)
+        return len(text) // CHARACTERS_PER_TOKEN
 
     @property
     def null_tokens(self) -> int:
@@ -180,6 +182,21 @@ class EncoderRuns:
             return judge_loss(logits, yes, share)
 
         return _training_step(loss, judge)
+
+    def pair_training(self, pairs: int, text_tokens: int) -> TrainingStep:
+        """A step of a training on pairs: each picture is asked about two captions for each picture of the batch."""
+        network = self.encoders.judge.train()
+        text, mask = self._judge_text(2 * pairs, text_tokens)
+        pictures = self._picture(pairs)
+        with shapes_alone():
+            own = torch.empty(pairs, dtype=torch.long)
+
+        def loss() -> Tensor:
+            with autocast(DEVICE, self.params.compute.dtype):
+                logits = network(pictures, text, mask)
+            return sigmoid_loss(logits, own)
+
+        return _training_step(loss, network)
 
     @cached_property
     def judge_picture_flops(self) -> int:

@@ -95,6 +95,8 @@ def measure_scale(params: Params, samples: int | None = None, caption_tokens: in
     png = tuple(len(encode_png(render(scene, params.shard.image_size))) for scene in scenes[:RENDERED])
     looked_at = f"Captions are {SCENES} rendered scenes', pictures {RENDERED} of them."
     chosen = params.shard
+    if params.scorer == "matching":
+        prompts = _caption_prompts(params, chosen.train_samples, chosen.heldout_samples, max(tokens))
     return Scale(
         chosen.train_samples, chosen.heldout_samples, Captions(texts, tokens, max(tokens)), png, *prompts, (looked_at,)
     )

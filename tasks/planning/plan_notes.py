@@ -125,10 +125,7 @@ def _prompts(experiment: Experiment) -> str:
 
 def _scorer(experiment: Experiment) -> str:
     if experiment.params.scorer == "matching":
-        return (
-            "Not counted is the scorer matching: its training, and its passes on each picture drawn. The training of "
-            "the judge is counted as on labelled pictures."
-        )
+        return "The scorer matching is a network of this project's own, counted with its training."
     if experiment.params.geneval.detector == "scenes":
         return "The scorer is the scenes' and runs on the CPU."
     return "Not counted is the scorer: the passes and weights of Mask2Former and CLIP, on each picture drawn."

@@ -117,12 +117,20 @@ class Experiment:
         """Operations of judging `images` pictures of each prompt. A vision-language judge is not counted: 0."""
         if self.params.judge.kind == "vision_language":
             return 0
+        return self._answer_flops(prompts, images, 1)
+
+    def scoring_flops(self, prompts: int, images: int) -> int:
+        """Operations of scoring `images` pictures of each prompt. Those of a detector are not counted: 0."""
+        if self.params.scorer != "matching":
+            return 0
+        return self._answer_flops(prompts, images, min(self.params.matching.choices, self.scale.heldout_samples))
+
+    def _answer_flops(self, prompts: int, images: int, captions: int) -> int:
+        """Operations of asking a network of the judge's class about pictures with `captions` texts for each prompt."""
         text = self.scale.prompt_tokens
         reading = self.encoder_runs.text_flops(text) + self.encoder_runs.judge_prompt_flops(text)
-        answer = (
-            network_flops.PRODUCT * self.encoders.judge.config.vector
-        )  # the product of the picture's and the prompt's vector
-        return prompts * (reading + images * (self.encoder_runs.judge_picture_flops + answer))
+        answer = network_flops.PRODUCT * self.encoders.judge.config.vector  # of the picture's and the text's vector
+        return prompts * (captions * reading + images * (self.encoder_runs.judge_picture_flops + captions * answer))
 
 
 def open_experiment(params: Params, scale: Scale, gpus: int) -> Experiment:

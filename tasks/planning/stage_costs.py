@@ -5,6 +5,7 @@ from collections.abc import Callable
 from tasks.planning import data_stage_costs as data
 from tasks.planning import network_stage_costs as network
 from tasks.planning import picture_stage_costs as pictures
+from tasks.planning import scorer_stage_costs as scorers
 from tasks.planning.cost_row import Cost
 from tasks.planning.planned_experiment import Experiment
 from tasks.stages import Stage, stages_of
@@ -58,6 +59,8 @@ COSTS: dict[str, Callable[[Experiment, Stage], Cost]] = {
     "text_encoder": lambda experiment, _: data.text_encoder(experiment),
     "encode": lambda experiment, stage: data.encode(experiment.of_data_set(_data_set(stage)), stage.name),
     "pretrain": _pretrain,
+    "scorer": lambda experiment, _: scorers.scorer(experiment),
+    "latency": lambda experiment, _: scorers.latency(experiment),
     "judge": lambda experiment, _: pictures.judge(experiment),
     "grow": lambda experiment, _: network.grow(experiment),
     "train": _train,

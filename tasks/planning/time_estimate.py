@@ -42,6 +42,8 @@ ENCODERS_SHARE = 0.135
 """The same share for training autoencoder and text encoder, whose layers are small."""
 START_SECONDS = 15.0
 """What a flow does before and after its stages: imports, Prefect's temporary server, DVC's look at all outputs."""
+BUSY_SHARE = 0.75
+"""The load of the last minute, as a share of the CPUs, above which the estimate is said to be too short."""
 STAGE_SECONDS = 2.0
 """What a stage costs beside its FLOPs: its process, its files, and DVC's copy of its output."""
 
@@ -60,7 +62,17 @@ def estimate_line(params: Params, workspace: Path, names: Collection[str]) -> st
         return ""
     duration = duration_text(START_SECONDS + makespan(params, stages, stage_seconds(params, samples)))
     missing = f"{len(stages)} of {len(wanted)} stages have no output yet"
-    return f"{missing}: {duration} (estimated from counted FLOPs and a short measurement)"
+    return f"{missing}: {duration} (estimated from counted FLOPs and a short measurement{load_text()})"
+
+
+def load_text() -> str:
+    """What to say of other processes, which the estimate does not know of, if there are many; else an empty text."""
+    busy, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    return (
+        f"; longer, as other processes would keep {busy:.0f} CPUs busy and here are {cpus}"
+        if busy > BUSY_SHARE * cpus
+        else ""
+    )
 
 
 def has_output(stage: Stage, workspace: Path) -> bool:

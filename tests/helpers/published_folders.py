@@ -50,7 +50,7 @@ def write_folders(root: Path, pictures: int) -> None:
 
 def write_gemma(folder: Path) -> None:
     """A Gemma-2 and its tokenizer as transformers saves them."""
-    tokenizer = train_tokenizer([*WORDS, *[instruction_text("sana")] * 2], 512)
+    tokenizer = train_tokenizer([*WORDS, *[instruction_text("sana", "nvlabs")] * 2], 512)
     encoder = build_text_encoder(tokenizer, TEXT_CHANNELS, 1, 2, Reading(300, "none", "diffusers", "stored"))
     encoder.model.save_pretrained(folder)
     encoder.tokenizer.save_pretrained(folder)

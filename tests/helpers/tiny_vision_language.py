@@ -1,5 +1,6 @@
 """Vision-language models of real transformers classes with a few thousand random weights, saved as folders."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -116,4 +117,71 @@ def save_idefics3(folder: Path, seed: int = 0) -> Path:
     )
     Idefics3ForConditionalGeneration(config).save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+OWN_CODE = """
+import torch
+from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor, PretrainedConfig, PreTrainedModel
+
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own_vila"
+
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config)
+        self.llm = LlavaForConditionalGeneration.from_pretrained(config._name_or_path + "/llm").eval()
+        self.processor = LlavaProcessor.from_pretrained(config._name_or_path + "/llm")
+        self.tokenizer = self.processor.tokenizer
+        self.asked = []
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name=None,
+        *args,
+        config=None,
+        cache_dir=None,
+        ignore_mismatched_sizes=False,
+        force_download=False,
+        local_files_only=False,
+        token=None,
+        revision="main",
+        use_safetensors=None,
+        weights_only=True,
+        **kwargs,
+    ):
+        return cls._from_config(AutoConfig.from_pretrained(name, trust_remote_code=True), **kwargs)
+
+    @torch.inference_mode()
+    def generate_content(self, prompt):
+        self.asked.append(prompt)
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in prompt]
+        text = self.processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        pictures = [part for part in prompt if not isinstance(part, str)]
+        inputs = self.processor(text=[text], images=pictures, return_tensors="pt")
+        made = self.llm.generate(
+            **inputs, max_new_tokens=2, do_sample=False, output_scores=True, return_dict_in_generate=True
+        )
+        decoded = self.tokenizer.decode(made.sequences[0, -2:], skip_special_tokens=True).strip()
+        return decoded, made.scores
+"""
+"""Code in the manner of NVILA's `modeling_vila.py`: an own `from_pretrained`, a tokenizer, and `generate_content`."""
+
+
+def save_with_own_code(folder: Path, seed: int = 0) -> Path:
+    """A folder as NVILA's: no class of transformers knows it, and its code asks a LLaVA in the folder `llm` below."""
+    save_llava(folder / "llm", seed)
+    mapped = {name: "modeling_own.OwnModel" for name in ("AutoModel", "AutoModelForCausalLM")}
+    config = {
+        "model_type": "own_vila",
+        "architectures": ["OwnModel"],
+        "auto_map": {"AutoConfig": "modeling_own.OwnConfig", **mapped},
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "modeling_own.py").write_text(OWN_CODE, encoding="utf-8")
     return folder

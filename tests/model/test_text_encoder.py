@@ -14,6 +14,7 @@ from model.text_encoder import (
     Reading,
     TextEncoder,
     build_text_encoder,
+    instruction_text,
     load_text_encoder,
     pad,
     train_tokenizer,
@@ -149,6 +150,24 @@ def test_prompts_are_embedded_as_diffusers_pipeline_embeds_them(encoder: TextEnc
     for embedding, expected, mask in zip(ours.encode(prompts), embeddings, masks.bool(), strict=True):
         torch.testing.assert_close(embedding, expected[mask], atol=2e-5, rtol=0)
     torch.testing.assert_close(ours.encode_null(), nulls[0][null_masks[0].bool()], atol=2e-5, rtol=0)
+
+
+def test_each_convention_has_the_instruction_that_its_weights_were_trained_with(encoder: TextEncoder) -> None:
+    default = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    first, *others = instruction_text("sana", "nvlabs").split("\n")
+    assert first == (
+        'Given a user prompt, generate an "Enhanced prompt" that provides detailed visual descriptions suitable for '
+        "image generation. Evaluate the level of detail in the user prompt:"
+    )  # configs/sana1-5_config/1024ms of the published code, text_encoder.chi_prompt
+    assert others == default[1:] and others[-1] == "User Prompt: "
+    assert instruction_text("sana", "diffusers").split("\n") == default
+    theirs, ours = (
+        TextEncoder(encoder.model, encoder.tokenizer, reading(instruction="sana", numerics=n))
+        for n in ("nvlabs", "diffusers")
+    )
+    caption = "a photo of a circle"
+    told, drawn = theirs.encode([caption])[0], ours.encode([caption])[0]
+    assert len(told) == len(drawn) and (told[1:] != drawn[1:]).any(dim=1).all()  # all but BOS, which comes first
 
 
 def test_under_nvlabs_prompts_keep_their_capitals_and_the_empty_one_is_padded(encoder: TextEncoder) -> None:

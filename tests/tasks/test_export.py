@@ -1,5 +1,6 @@
 """An exported model draws in diffusers what it draws here, and its card tells lineage, scores and terms."""
 
+import ast
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import torch
 import yaml
 from diffusers import SanaPipeline
 
+from model.numerics import Numerics
+from model.text_encoder import instruction_text
 from tasks.computing.seeds import generator
 from tasks.evaluation.detectors.detector import NOTES
 from tasks.evaluation.scorer_labels import SCORER_MEANINGS
@@ -91,6 +94,16 @@ def test_the_card_of_a_model_fine_tuned_on_chosen_pairs_names_what_it_was_made_o
     lines = lineage(model)
     assert "* `pruned-2`, fine-tuned on the data set `encoded`" in lines
     assert "* cut from `grown` by block importance, blocks 0, 2 kept" in lines
+
+
+@pytest.mark.parametrize("numerics", ["nvlabs", "diffusers"])
+def test_the_code_on_the_card_has_the_instruction_that_the_model_was_trained_with(numerics: Numerics) -> None:
+    reading = json.loads((paths.TEXT_ENCODER / "reading.json").read_text())
+    write_json(paths.TEXT_ENCODER / "reading.json", reading | {"instruction": "sana", "numerics": numerics})
+    main(["--model", "grown", "--out", "exported"])
+    text = Path("exported/README.md").read_text(encoding="utf-8")
+    lines = ast.literal_eval(text.partition("instruction = ")[2].partition("\npipeline(")[0])
+    assert "\n".join(lines) == instruction_text("sana", numerics)
 
 
 def test_scores_are_headed_by_their_scorer_and_its_meaning() -> None:

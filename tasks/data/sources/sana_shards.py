@@ -6,7 +6,9 @@ sample is `<key>.json` with height, width and prompt, and a picture.
 
 Further captions of a shard lie beside it. For each of shard.caption_suffixes, `<shard><suffix>.json` holds
 {key: {caption type: text}}, and `<shard><suffix>_clip_score.json` holds CLIP scores, {key: {caption type: "27.10"}}.
-The prompt is a caption of type "prompt", with a score like the others. `choose_caption` chooses one of them.
+The sample's own prompt is a caption of type "prompt", with a score like the others. A caption of type "prompt" in one
+of these files does not replace it, but has the file's suffix as its type (`_named_by_suffix`). `choose_caption` chooses
+one of them.
 
 Pictures are cropped by their own size. The json must have height and width, but they may be the size of an original.
 Latents (`<key>.npy`) are not used, because the autoencoder that made them is not on record. A sample with latents and
@@ -15,7 +17,7 @@ without a picture is a reject.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -134,17 +136,19 @@ class _SanaShard:
         if len(self.tar) != entry["nsamples"]:
             found = f"{len(self.tar)} samples"
             raise UserError(f"{path} has {found}, {META} says {entry['nsamples']}: fetch one of them again")
-        self._files = [_side_files(path, suffix) for suffix in suffixes]
+        self._files = {suffix: _side_files(path, suffix) for suffix in suffixes}
 
     @cached_property
     def captions(self) -> dict[str, dict[str, Any]]:
         """The captions of every key, by caption type."""
-        return _merged([captions for captions, _ in self._files])
+        return _merged(
+            (captions, partial(_named_by_suffix, suffix=suffix)) for suffix, (captions, _) in self._files.items()
+        )
 
     @cached_property
     def scores(self) -> dict[str, dict[str, Any]]:
         """The CLIP scores of every key, by caption type."""
-        return _merged([scores for _, scores in self._files])
+        return _merged((scores, dict) for _, scores in self._files.values())
 
 
 def _side_files(shard: Path, suffix: str) -> tuple[Path | None, Path | None]:
@@ -159,14 +163,25 @@ def _side_files(shard: Path, suffix: str) -> tuple[Path | None, Path | None]:
     return captions if captions.is_file() else None, scores if scores.is_file() else None
 
 
-def _merged(paths: list[Path | None]) -> dict[str, dict[str, Any]]:
-    """The values of each key from all files. A later file overrides an earlier one."""
+def _named_by_suffix(captions: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+    """The captions that a file with this suffix adds to one sample, by caption type.
+
+    A caption of type "prompt" gets the suffix as its type, and the file's other captions of the sample are left out, as
+    in the published code's dataset of several sizes (`SanaWebDatasetMS.getdata`).
+    """
+    return {suffix.replace(".", "_"): captions[PROMPT]} if PROMPT in captions else dict(captions)
+
+
+def _merged(
+    files: Iterable[tuple[Path | None, Callable[[Mapping[str, Any]], dict[str, Any]]]],
+) -> dict[str, dict[str, Any]]:
+    """The values of each key from all files, each passed through the function beside it. Later files override."""
     merged: dict[str, dict[str, Any]] = {}
-    for path in paths:
+    for path, values_of in files:
         for key, values in read_mapping(path).items() if path else ():
             if not isinstance(values, dict):
                 raise UserError(f"{path}: {key!r} is {values!r}: it must be a mapping of caption types")
-            merged.setdefault(key, {}).update(values)
+            merged.setdefault(key, {}).update(values_of(values))
     return merged
 
 

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 QUESTION = (
-    "You are an AI assistant specializing in image analysis and ranking. You are shown an image that was made for a "
-    "prompt, and decide whether it shows what the prompt asks for: the objects, how many of them, their colors and "
-    "where they are. The given prompt is: {prompt}. Please consider the prompt and the image to make a decision and "
-    "response directly with 'yes' or 'no'"
+    "You are an AI assistant specializing in image analysis and ranking. Your task is to analyze and compare image "
+    "based on how well they match the given prompt.\nThe given prompt is:{prompt}. Please consider the prompt and the "
+    "image to make a decision and response directly with 'yes' or 'no'.\n"
 )
-"""The question of the published judge (SANA-1.5 section 2.5). The paper leaves a part out, where the words are ours.
+"""The question of the published judge, word for word (SANA-1.5 section 2.5; tools/inference_scaling of its code).
 
-"response directly" is the published wording.
+It stands here for every model, as no other words have been shown to do better. "compare image" and "response directly"
+are the published wording.
 """
 
 

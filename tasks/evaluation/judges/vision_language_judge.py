@@ -1,37 +1,37 @@
 """A judge that is a published vision-language model: it is shown a picture with its prompt and asked for yes or no.
 
-SANA-1.5 asks its judge in this way (section 2.5), but it takes the raw score of the answer's first token and compares
-pictures in pairs, with two questions for each pair. Here we leave the paper. The score is log P(yes) among yes and no:
-the probability that the answer's first token begins a "yes", divided by the probability that it begins a "yes" or a
-"no". A picture takes one forward pass, nothing is generated, and scores of different pictures can be compared.
+SANA-1.5 asks its judge in these words (section 2.5), but it takes the raw score of the answer's first token and
+compares pictures in pairs, with two questions for each pair. Here we leave the paper. The score is log P(yes) among yes
+and no: the probability that the answer's first token begins a "yes", divided by the probability that it begins a "yes"
+or a "no". So a picture is asked about once, and scores of different pictures can be compared. A model that transformers
+knows needs one forward pass for it (`image_text_model`); a model that brings its own code generates a whole answer
+(`remote_code_model`).
 
 The judge abstains (NaN) if its answer is probably neither, or does not come in time. Answers are kept in a cache, so
 each question is asked once, whichever run asks it.
 
-Shapes: P prompts, N pictures of each, B questions of a batch, T tokens, V words of the vocabulary.
+Shapes: P prompts, N pictures of each, B questions of a batch, V words of the vocabulary.
 """
 
 import hashlib
-import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from tasks.computing import ranks
 from tasks.data.published_files import content_digest
+from tasks.evaluation.judges.answering_model import AnsweringModel
+from tasks.evaluation.judges.image_text_model import load_image_text_model
 from tasks.evaluation.judges.judge_answers import Answer, Key, ScoreCache
-from tasks.evaluation.judges.judge_template import QUESTION, conversation
-from tasks.system.errors import UserError
+from tasks.evaluation.judges.judge_template import QUESTION
+from tasks.evaluation.judges.remote_code_model import is_asked_through_its_own_code, load_remote_code_model
 from tasks.system.manifest import sha256_json
 from tasks.system.progress import progress
 
@@ -41,16 +41,13 @@ LEAST_ANSWER_MASS = 0.01
 
 @dataclass(frozen=True)
 class VisionLanguageJudge:
-    """A `Judge` (see `judge_choice`) of any size and kind that transformers loads for images and text.
+    """A `Judge` (see `judge_choice`) that asks `answerer`, whose name in the cache is `digest`.
 
-    `yes` and `no` are the tokens that begin either answer; `digest` names the model in the cache. A batch that takes
-    longer than `time_limit` seconds is given up at the next layer. Its questions are asked again in the next run.
+    A batch that takes longer than `time_limit` seconds is given up at the next layer. Its questions are asked again in
+    the next run.
     """
 
-    model: PreTrainedModel
-    processor: ProcessorMixin
-    yes: tuple[int, ...]
-    no: tuple[int, ...]
+    answerer: AnsweringModel
     digest: str
     cache: ScoreCache
     batch_size: int
@@ -92,35 +89,13 @@ class VisionLanguageJudge:
     def _ask(self, pictures: Sequence[NDArray[np.uint8]], questions: Sequence[str]) -> list[Answer | None]:
         """The answers of one forward pass. If it takes too long, every answer is None."""
         try:
-            with deadline(self.time_limit):
-                logits_BV = self._answer_logits(pictures, questions).double().cpu()
+            with deadline(self.time_limit), torch.no_grad():
+                logits_BV = self.answerer.answer_logits(pictures, questions).double().cpu()
         except TimeoutError:
             return [None] * len(questions)
         log_BV = logits_BV.log_softmax(dim=-1).nan_to_num(nan=-torch.inf)
-        sides = [log_BV[:, list(tokens)].logsumexp(dim=-1).tolist() for tokens in (self.yes, self.no)]
+        sides = [log_BV[:, list(tokens)].logsumexp(dim=-1).tolist() for tokens in (self.answerer.yes, self.answerer.no)]
         return list(zip(*sides, strict=True))
-
-    @torch.no_grad()
-    def _answer_logits(self, pictures: Sequence[NDArray[np.uint8]], questions: Sequence[str]) -> Tensor:
-        """Logits (B, V) of the first token of each answer.
-
-        Padding is on the right, where no token of the question sees it. Each row is read at its own last token.
-        """
-        inputs = self.processor.apply_chat_template(
-            [conversation(*pair) for pair in zip(pictures, questions, strict=True)],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "right"},
-        ).to(self.model.device, dtype=self.model.dtype)
-        mask_BT = inputs["attention_mask"]
-        last_B = (mask_BT * torch.arange(mask_BT.shape[1], device=mask_BT.device)).argmax(dim=1)
-        rows = torch.arange(len(last_B), device=last_B.device)
-        if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
-            return self.model(**inputs).logits[rows, last_B]
-        kept, place_B = last_B.unique(return_inverse=True)  # logits of all tokens would not fit into memory
-        return self.model(**inputs, logits_to_keep=kept).logits[rows, place_B]
 
 
 def score(answer: Answer | None) -> float:
@@ -173,71 +148,9 @@ def load_vision_language_judge(
     brings Python code of its own and `remote_code` is false.
     """
     digest = sha256_json({"model": content_digest(folder), "dtype": dtype})
-    processor = _load(lambda **options: AutoProcessor.from_pretrained(folder, **options), folder, remote_code)
-    check_processor(processor, folder)
-    yes, no = (answer_tokens(processor, word, folder) for word in ("yes", "no"))
-    model = load_model(folder, dtype, remote_code)
-    return VisionLanguageJudge(model.to(device), processor, yes, no, digest, cache, batch_size, time_limit)
-
-
-def load_model(folder: Path, dtype: str, remote_code: bool) -> PreTrainedModel:
-    """The network of a folder, with all weights read from safetensors files, which hold no pickle.
-
-    Raises UserError naming the folder if weights are missing, or if the model is not decoder-only.
-    """
-
-    def load(**options: bool) -> tuple[PreTrainedModel, dict[str, Any]]:
-        return AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
-        )
-
-    model, report = _load(load, folder, remote_code)
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{folder} lacks {len(missing)} weights of its model, {missing[0]} first")
-    if model.config.is_encoder_decoder:
-        raise UserError(f"{folder} encodes the question apart from the answer: choose a decoder-only model as judge")
-    return model.eval().requires_grad_(False)
-
-
-def check_processor(processor: Any, folder: Path) -> None:
-    """Raises UserError unless the processor takes pictures and text and has a chat template.
-
-    A tokenizer without a padding token gets its end token as one: batches need padding, which the mask hides.
-    """
-    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
-        raise UserError(f"{folder} has no processor for pictures and text: it holds no vision-language model")
-    if processor.chat_template is None:
-        raise UserError(f"{folder} has no chat template: choose a model that was tuned to answer as judge.path")
-    if processor.tokenizer.pad_token is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
-
-
-def answer_tokens(processor: Any, word: str, folder: Path) -> tuple[int, ...]:
-    """The single tokens that spell `word`: in lower case or capitalised, with or without a space before it.
-
-    Raises UserError if there is none: then the first token of an answer does not tell yes from no.
-    """
-    tokenizer = processor.tokenizer
-    found = set()
-    for variant in (word, word.capitalize(), f" {word}", f" {word.capitalize()}"):
-        tokens = tokenizer.encode(variant, add_special_tokens=False)
-        if len(tokens) == 1 and tokenizer.decode(tokens).strip().lower() == word:
-            found.add(tokens[0])
-    if not found:
-        raise UserError(f"{folder} has no single token for {word!r}: choose another model as judge.path")
-    return tuple(sorted(found))
-
-
-def _load(load: Callable[..., Any], folder: Path, remote_code: bool) -> Any:
-    """Call transformers' `load`, and turn any error of it into a UserError of one line."""
-    try:
-        return load(local_files_only=True, trust_remote_code=remote_code)
-    except Exception as error:  # each model class has its own way to fail on files that do not fit it
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{folder} brings Python code of its own, which is not run: "
-                "set judge.remote_code to true if you trust it, or choose another model"
-            ) from None
-        raise UserError(
-            f"{folder} cannot be loaded as a vision-language model: {' '.join(str(error).split())}"
-        ) from None
+    answerer: AnsweringModel
+    if is_asked_through_its_own_code(folder):
+        answerer = load_remote_code_model(folder, remote_code=remote_code, device=device)
+    else:
+        answerer = load_image_text_model(folder, remote_code=remote_code, dtype=dtype, device=device)
+    return VisionLanguageJudge(answerer, digest, cache, batch_size, time_limit)

@@ -32,8 +32,8 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The words that the model is given."""
-        return self.line["prompt"]
+        """The words that the model is given. The published inference strips them too (scripts/inference_geneval.py)."""
+        return self.line["prompt"].strip()
 
     @property
     def tag(self) -> str:

@@ -14,6 +14,8 @@ PROMPTS = "prompts.json"
 SUMMARY = "summary.json"
 REAL_FEATURES = "real_features.npy"
 """File of the features (M, D) of real held-out pictures, float32."""
+REAL_PICTURES = 512
+"""Held-out pictures at most whose features are kept; more would hardly narrow the interval of a distance."""
 
 
 def open_scorer(params: Params, text_encoder: TextEncoder, device: str) -> Scorer:

@@ -32,7 +32,7 @@ from tasks.system.files import write_json
 from tests.helpers.patience import wait_for
 from tests.helpers.small_workspace import PROJECT, PUBLISHED_DETECTOR
 
-SHIPPED = ("prune-depth", "growth-strategy", "optimizer", "dropped-blocks", "inference-scaling", "sft")
+SHIPPED = ("prune-depth", "growth-strategy", "optimizer", "dropped-blocks", "inference-scaling", "seeds", "sft")
 SCALES = [(name, profile) for name in SHIPPED for profile in (None, "smoke", "gpu") if name != "sft" or profile is None]
 """The shipped sweeps with the profiles that they can be run for. The sweep sft needs the models of its own profile."""
 DEPTHS = {"from": "prune", "grid": {"prune.depths": [[3], [2]]}, "profile": "smoke"}
@@ -69,7 +69,16 @@ def test_every_shipped_sweep_is_sound_at_every_scale_and_shares_what_it_can(name
     points = expand(PROJECT, sweep)
     assert len(points) == len(sweep.settings) * max(1, len(sweep.seeds)) > 1
     assert len({point.key for point in points}) == len(points)
-    assert "encode" in points[0].shared.only and "report" not in points[0].shared.only
+    if sweep.first == "shard":
+        assert {point.shared for point in points} == {None}
+    else:
+        assert "encode" in points[0].shared.only and "report" not in points[0].shared.only
+
+
+def test_seeds_alone_are_a_sweep_of_the_params_as_they_are(project: Path) -> None:
+    points = expand(project, written(project, {"from": "shard", "profile": "smoke", "seeds": [0, 3]}))
+    assert [(dict(point.setting), point.values["compute"]["seed"]) for point in points] == [({}, 0), ({}, 3)]
+    assert [point.label for point in points] == ["seed 0", "seed 3"]
 
 
 def test_every_shipped_sweep_has_a_deployment() -> None:

@@ -223,6 +223,20 @@ def test_captions_and_scores_are_read_from_the_files_beside_each_shard(tmp_path:
     }
 
 
+def test_a_caption_file_of_type_prompt_does_not_replace_the_samples_own_prompt(tmp_path: Path) -> None:
+    members = {}
+    for key in ("own", "recaptioned"):
+        members |= {f"{key}.json": record(f"prompt of {key}"), f"{key}.png": picture()}
+    one_shard(tmp_path, members)
+    others = {key: {"prompt": f"{key} by v1.5", "short": "left out"} for key in ("own", "recaptioned")}
+    write_side(tmp_path, "00000_v1.5.json", others)
+    scores = {"own": {"prompt": "30.0", "short": "40.0"}, "recaptioned": {"_v1_5": "30.0", "prompt": "9.0"}}
+    write_side(tmp_path, "00000_v1.5_clip_score.json", scores)
+    taken, rejected = outcome(tmp_path, replace(CHOICE, suffixes=("_v1.5",)))
+    assert rejected == {}
+    assert taken == {"00000.tar:own": "prompt of own", "00000.tar:recaptioned": "recaptioned by v1.5"}
+
+
 def test_every_fault_of_a_sample_is_named_with_its_reason(tmp_path: Path) -> None:
     npy = io.BytesIO()
     np.save(npy, np.zeros((32, 2, 2), np.float16))

@@ -5,7 +5,13 @@ from collections import Counter
 import pytest
 
 from tasks.data.scene_vocabulary import TASKS, combination, is_held_out, lines
-from tasks.evaluation.prompts.evaluation_prompts import evaluation_prompts, judge_prompts
+from tasks.evaluation.prompts.evaluation_prompts import (
+    Prompt,
+    evaluation_prompts,
+    judge_prompts,
+    read_prompts,
+    write_prompts,
+)
 
 EVALUATION = evaluation_prompts(seed=0, prompts_per_task=20)
 
@@ -54,6 +60,12 @@ def test_the_judge_never_trains_on_what_it_will_be_asked_where_that_can_be_avoid
 
 def test_the_judge_trains_on_seen_combinations_only():
     assert not any(is_held_out(prompt.line) for prompt in judge_prompts(0, 10_000, EVALUATION))
+
+
+def test_a_model_is_given_its_prompt_without_white_space_around_it(tmp_path):
+    path = tmp_path / "prompts.json"
+    write_prompts(path, [Prompt({"tag": "colors", "include": [], "prompt": " a photo of\ta red cup \n"}, seen=None)])
+    assert [prompt.text for prompt in read_prompts(path)] == ["a photo of\ta red cup"]
 
 
 def test_word_order_does_not_make_a_new_combination():

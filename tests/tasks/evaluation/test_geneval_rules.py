@@ -58,7 +58,7 @@ def exact_verdict(line, detections, colour_of, thresholds) -> bool:
 
     def best(name):
         indices = [i for i, d in enumerate(detections) if d.class_name == name and d.score > least]
-        waiting = [detections[i] for i in sorted(indices, key=lambda i: (-detections[i].score, i))][
+        waiting = [detections[i] for i in sorted(indices, key=lambda i: (-detections[i].score, -i))][
             : thresholds.max_objects
         ]
         kept = []
@@ -109,6 +109,14 @@ def test_verdicts_equal_a_second_statement_of_the_rules(tag, max_overlap):
         assert verdict.correct == (verdict.reason == "")
         verdicts.append(verdict.correct)
     assert 0.02 < np.mean(verdicts) < 0.98
+
+
+def test_of_equal_scores_the_last_counts():
+    line = line_of("a red circle")
+    red, blue = thing("circle", 0.9), thing("circle", 0.9, (8, 8, 12, 12))
+    for found, correct in (([red, blue], False), ([blue, red], True), ([red, thing("circle", 0.8)], True)):
+        verdict = judge_picture(line, found, lambda some: ["red" if one is red else "blue" for one in some])
+        assert verdict.correct == correct
 
 
 def test_relations_equal_exact_arithmetic():

@@ -1,8 +1,8 @@
 """GenEval's rules, said plainly and apart from the project's code: verdicts and reasons on detections drawn afresh.
 
 The statement below follows the published description: per class the objects above a threshold (0.3, or 0.9 where
-objects are counted), at most 16, optionally without those that overlap a better one; everything in `include`, nothing
-in `exclude`; colours and places of the best objects only.
+objects are counted), of equal scores the last first, at most 16, optionally without those that overlap a better one;
+everything in `include`, nothing in `exclude`; colours and places of the best objects only.
 """
 
 import math
@@ -57,8 +57,9 @@ def counted(line: dict[str, Any], found: list[Detection], limits: Thresholds) ->
     least = limits.counting if line["tag"] == "counting" else limits.detection
     groups = {}
     for name in {one.class_name for one in found}:
-        waiting = [one for one in found if one.class_name == name and one.score > least]
-        waiting = sorted(waiting, key=lambda one: one.score, reverse=True)[: limits.max_objects]
+        named = [one for one in found if one.class_name == name]
+        order = np.argsort([one.score for one in named], kind="stable")[::-1]
+        waiting = [named[place] for place in order if named[place].score > least][: limits.max_objects]
         groups[name] = []
         while waiting:
             best = waiting.pop(0)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from tasks import evaluate as evaluate
 from tasks.computing import ranks
@@ -39,7 +39,7 @@ from tasks.system import paths
 from tasks.system.errors import UserError
 from tests.helpers.drawing_workspace import all_bytes, run, write_workspace
 from tests.helpers.patience import PATIENCE_SECONDS
-from tests.helpers.tiny_vision_language import save_idefics3, save_llava
+from tests.helpers.tiny_vision_language import save_idefics3, save_llava, save_with_own_code
 from tests.kernels.processes import run_processes
 
 PROJECT = Path(__file__).parents[3]
@@ -72,7 +72,7 @@ def pictures(prompts: int = 3, images: int = 3, seed: int = 0) -> np.ndarray:
 def counted(judge: VisionLanguageJudge) -> Iterator[list[int]]:
     """How many questions each forward pass of the model answers."""
     rows: list[int] = []
-    hook = judge.model.register_forward_pre_hook(
+    hook = judge.answerer.network.register_forward_pre_hook(
         lambda _module, _args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
     )
     yield rows
@@ -139,7 +139,7 @@ def test_a_killed_evaluation_resumes_to_the_same_numbers(folders: dict[str, Path
     whole = load(folders["llava"], tmp_path / "whole").log_yes(shown, PROMPTS)
     judge = load(folders["llava"], tmp_path / "cut")
     with counted(judge) as rows:
-        stop = judge.model.register_forward_pre_hook(lambda *_: stop_after(rows, 2))
+        stop = judge.answerer.network.register_forward_pre_hook(lambda *_: stop_after(rows, 2))
         with pytest.raises(KeyboardInterrupt):
             judge.log_yes(shown, PROMPTS)
         stop.remove()
@@ -181,7 +181,7 @@ def test_a_batch_out_of_time_abstains_and_is_asked_again(folders: dict[str, Path
     expected = load(folders["llava"], tmp_path / "other").log_yes(shown, PROMPTS[:1])
     judge = load(folders["llava"], tmp_path / "cache", time_limit=10.0)
     started, finished = [0], [0]
-    layers = judge.model.model.language_model.layers
+    layers = judge.answerer.network.model.language_model.layers
     hooks = [
         layers[0].register_forward_pre_hook(lambda *_: started.append(started[-1] + 1)),
         layers[1].register_forward_pre_hook(lambda *_: finished.append(finished[-1] + 1)),
@@ -231,6 +231,72 @@ def test_code_of_a_folder_runs_only_where_it_is_switched_on(tmp_path: Path, monk
     with pytest.raises(UserError):  # it is no configuration of any vision-language class, but it is read
         load(folder, tmp_path / "cache", remote_code=True)
     assert marker.exists()
+
+
+def test_the_question_is_the_published_one_word_for_word() -> None:
+    prompt = "a photo of a bench"
+    # The pick script of the published code's tools/inference_scaling, as it writes its question.
+    published = f"""You are an AI assistant specializing in image analysis and ranking. Your task is to analyze and compare image based on how well they match the given prompt.
+The given prompt is:{prompt}. Please consider the prompt and the image to make a decision and response directly with 'yes' or 'no'.
+"""  # noqa: E501
+    assert QUESTION.format(prompt=prompt) == published
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose model brings its own code, as NVILA's does."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return save_with_own_code(tmp_path / "model")
+
+
+@pytest.mark.usefixtures("any_answer")
+def test_a_model_with_code_of_its_own_is_asked_as_the_published_script_asks_it(own_code: Path, tmp_path: Path) -> None:
+    shown = pictures()
+    found = load(own_code, tmp_path / "cache", remote_code=True).log_yes(shown, PROMPTS)
+    network = AutoModel.from_pretrained(own_code, trust_remote_code=True)
+    ids = [network.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no")]
+    for row, prompt, expected in zip(shown, PROMPTS, found, strict=True):
+        for picture, one in zip(row, expected, strict=True):
+            _, scores = network.generate_content([Image.fromarray(picture), QUESTION.format(prompt=prompt)])
+            yes, no = (scores[0][0, place].item() for place in ids)
+            assert one == pytest.approx(-math.log1p(math.exp(no - yes)), abs=1e-6)
+    assert found.std() > 0.01 and len(network.asked) == 9
+
+
+@pytest.mark.usefixtures("any_answer")
+def test_the_code_of_a_folder_reads_what_transformers_reads(own_code: Path, tmp_path: Path) -> None:
+    theirs = load(own_code, tmp_path / "one", remote_code=True).answerer
+    ours = load(own_code / "llm", tmp_path / "other").answerer
+    shown, asked = pictures()[:, 0], [QUESTION.format(prompt=prompt) for prompt in PROMPTS]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.answer_logits(shown, asked), ours.answer_logits(shown, asked))
+    assert {*theirs.yes, *theirs.no} < {*ours.yes, *ours.no}  # the published script reads "yes" and "no" alone
+
+
+def test_code_of_its_own_does_not_run_unless_it_is_switched_on(own_code: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"code of its own, which is not run: set judge\.remote_code to true"):
+        load(own_code, tmp_path / "cache")
+    assert not (tmp_path / "modules").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "line"),
+    [
+        ("decoded, made.scores", "decoded", "answers without scores"),
+        ("def generate_content", "def answer", "has a model without generate_content"),
+        ("self.tokenizer =", "self.words =", "has a model without tokenizer"),
+        ("import torch", "import torch_of_another_time", "cannot be loaded as a vision-language model"),
+    ],
+)
+def test_own_code_that_cannot_be_asked_is_named_in_one_line(
+    own_code: Path, tmp_path: Path, written: str, instead: str, line: str
+) -> None:
+    code = (own_code / "modeling_own.py").read_text()
+    assert code.count(written) >= 1
+    (own_code / "modeling_own.py").write_text(code.replace(written, instead))
+    with pytest.raises(UserError, match=line) as error:
+        load(own_code, tmp_path / "cache", remote_code=True).log_yes(pictures(), PROMPTS)
+    assert str(own_code) in str(error.value) and "\n" not in str(error.value)
 
 
 def drop_weight(path: Path) -> None:

@@ -25,7 +25,7 @@ from tasks.data.picture_dataset import PictureDataset
 from tasks.data.shards import SPLITS
 from tasks.params.experiment_params import Params
 from tasks.params.params_files import apply_overrides, apply_profile, build_params, load_params, read_yaml
-from tasks.planning import data_stage_costs, disk_bytes, network_stage_costs, picture_stage_costs
+from tasks.planning import data_stage_costs, disk_bytes, network_stage_costs, picture_stage_costs, scorer_stage_costs
 from tasks.planning.cost_plan import Plan, Settings, make_plan
 from tasks.planning.cost_row import Cost, Memory
 from tasks.planning.count_without_data import count_peak_bytes, without_data
@@ -234,7 +234,8 @@ def drawing_experiment(monkeypatch: pytest.MonkeyPatch, instruction_tokens: int 
 
     params = drawing_workspace.write_workspace()
     monkeypatch.setattr(TextEncoder, "tokens", tokens)
-    found = measure_scale(params)
+    written = replace(params.shard, train_samples=8, heldout_samples=4)
+    found = measure_scale(replace(params, shard=written))
     counts = {name: getattr(found, name) for name in ("evaluation_prompts", "judge_prompts", "unseen_prompts")}
     captions = tuple(PictureDataset(paths.SHARDS, "train").captions)
     return Experiment(params, scale_of(8, 4, **counts), build_encoders(params, captions), gpus=1)
@@ -272,7 +273,7 @@ def test_an_instruction_lengthens_what_the_text_encoder_learns_and_predicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    before = len(instruction_text("sana")) // CHARACTERS_PER_TOKEN
+    before = len(instruction_text("sana", "diffusers")) // CHARACTERS_PER_TOKEN
     drawn = drawing_experiment(monkeypatch, before, text_encoder__instruction="sana")
     stage = stage_of("text_encoder", drawn.params)
     done = measured_flops(lambda: drawing_workspace.run(stage, drawn.params, Path("again")))
@@ -300,6 +301,37 @@ def test_judge_and_controls_cost_what_the_stages_do(drawn: Experiment) -> None:
             lambda stage=stage, out=out: drawing_workspace.run(stage_of(stage, drawn.params), drawn.params, out)
         )
         assert done == cost(drawn).flops
+
+
+def measured_again(experiment: Experiment, stem: str) -> tuple[int, Path]:
+    """The operations of a stage, run into another folder, and that folder."""
+    out = Path(f"{stem}-again")
+    stage = stage_of(stem, experiment.params)
+    return measured_flops(lambda: drawing_workspace.run(stage, experiment.params, out)), out
+
+
+def test_the_scorer_and_the_latency_cost_what_the_stages_do(drawn: Experiment) -> None:
+    flops, out = measured_again(drawn, "scorer")
+    cost = scorer_stage_costs.scorer(drawn)
+    assert flops == cost.flops
+    assert 0 <= (out / "real_features.npy").stat().st_size - cost.outputs <= 128  # the header
+    assert measured_again(drawn, "latency")[0] == scorer_stage_costs.latency(drawn).flops
+
+
+def test_matching_costs_what_the_stages_do_but_for_captions_that_repeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    matching = {"evaluation__scorer": "matching", "matching__steps": 2, "matching__choices": 3}
+    asked = drawing_experiment(monkeypatch, **matching)
+    # A caption that repeats in a batch is encoded and read once, and is counted each time.
+    for stem, count in (("scorer", scorer_stage_costs.scorer), ("judge", picture_stage_costs.judge)):
+        flops, _ = measured_again(asked, stem)
+        assert 0.5 * count(asked).flops < flops <= count(asked).flops  # of 8 samples, most repeat
+    assert measured_again(asked, "controls")[0] == picture_stage_costs.controls(asked).flops
+    evaluate = stage_of("evaluate", asked.params, "small")
+    flops = measured_flops(lambda: drawing_workspace.run(evaluate, asked.params))
+    assert flops == picture_stage_costs.evaluate(asked, "small", 1).flops
 
 
 def test_encoding_costs_what_the_stage_does_and_writes_the_bytes_that_it_says(drawn: Experiment) -> None:

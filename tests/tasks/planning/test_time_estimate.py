@@ -72,6 +72,15 @@ def test_only_stages_without_an_output_are_estimated(tmp_path: Path, monkeypatch
     assert estimate_line(params(), tmp_path, stages) == ""
 
 
+@pytest.mark.parametrize(
+    ("load", "said"), [(0.4, ""), (3.2, "as other processes would keep 3 CPUs busy and here are 2")]
+)
+def test_a_busy_machine_is_said_to_take_longer(load: float, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert time_estimate.load_text().removeprefix("; longer, ") == said
+
+
 def test_own_pictures_are_counted_and_those_that_cannot_be_are_not_guessed(tmp_path: Path) -> None:
     for name in ("a.png", "b.JPG", "a.txt", "notes.pdf"):
         (tmp_path / name).touch()
