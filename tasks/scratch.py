@@ -23,7 +23,8 @@ def run(context: Context, depth: int) -> Metrics:
     folder = paths.OUTPUTS / chosen.data
     encoded = EncodedDataset(folder, "train")
     torch.manual_seed(derive(params.compute.seed, context.name, "initial weights"))
-    network = Sana(network_config(params.network, depth, encoded.latent_shape[0], encoded.null_text.shape[1]))
+    config = network_config(params.network, depth, encoded.latent_shape[0], encoded.null_text.shape[1])
+    network = Sana(config, params.network.initialisation)
     return Trainer(context, network, folder, chosen).run()
 
 
