@@ -31,6 +31,7 @@ from tasks.generate import (
 )
 from tasks.system import paths
 from tasks.system.errors import UserError
+from tasks.system.readable_digits import three_significant_digits
 from tasks.tracking.model_registry import describe, params_of
 
 Report = Callable[[str, float], object]
@@ -107,7 +108,7 @@ class DrawnByModel:
         """The judge's score of a picture, or that the judge abstained; an empty text if there is no judge."""
         if self.scores_N is None:
             return ""
-        return "abstained" if isnan(self.scores_N[index]) else f"{self.scores_N[index]:.3g}"
+        return "abstained" if isnan(self.scores_N[index]) else three_significant_digits(self.scores_N[index])
 
 
 def find_outputs(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tasks.evaluation.scorer_labels import SCORER_LABELS
 from tasks.reporting.learned import has_learned
-from tasks.system.readable_digits import COUNTS, scaled
+from tasks.system.readable_digits import COUNTS, scaled, three_significant_digits
 
 Record = Mapping[str, Any]
 PIPED_WIDTH = 140
@@ -65,11 +65,11 @@ def _row(model: Record) -> dict[str, str]:
     }
     row |= {f"best of {n}": f"{best['overall']:.3f}" for n, best in model.get("best_of", {}).items() if n != "1"}
     if (distance := model.get("distance")) is not None:
-        row["distance"] = f"{distance['value']:.3g}"
+        row["distance"] = three_significant_digits(distance["value"])
     if (clip := model.get("clip_score")) is not None:
-        row["CLIP score"] = f"{clip['value'] if isinstance(clip, Mapping) else clip:.3g}"
+        row["CLIP score"] = three_significant_digits(clip["value"] if isinstance(clip, Mapping) else clip)
     if (seconds := model.get("seconds_per_picture")) is not None:
-        row["seconds a picture"] = f"{seconds:.3g}"
+        row["seconds a picture"] = three_significant_digits(seconds)
     return row
 
 

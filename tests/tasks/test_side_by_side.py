@@ -158,7 +158,7 @@ def test_a_picture_on_which_the_judge_abstains_has_no_score_and_is_not_chosen() 
     scores_N = np.array([np.nan, -2.0])
     assert picture_record(["a.png", "b.png"], scores_N, 0) == {"file": "a.png"}
     one = DrawnByModel(OfferedModel(Path("small"), 1, 10), np.zeros((2, 4, 4, 3), np.uint8), scores_N, 1.0)
-    assert (one.chosen, one.score_text(0), one.score_text(1)) == (1, "abstained", "-2")
+    assert (one.chosen, one.score_text(0), one.score_text(1)) == (1, "abstained", "-2.00")
     with zipfile.ZipFile(io.BytesIO(zip_of(wish("small"), [one]))) as archive:
         rows = json.loads(archive.read("scores.json"))["models"]["small"]
     assert rows == [{"file": "small/0001.png", "log_yes": -2.0}, {"file": "small/0000.png"}]

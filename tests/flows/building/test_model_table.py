@@ -30,9 +30,9 @@ def test_rows_have_readable_digits_and_leave_out_what_was_not_measured() -> None
 
 
 def test_a_score_by_matching_is_nowhere_called_geneval() -> None:
-    more = {"scorer": "matching", "distance": {"value": 12.345, "low": 11, "high": 13}, "clip_score": 0.25}
+    more = {"scorer": "matching", "distance": {"value": 12.345, "low": 11, "high": 13}, "clip_score": 0.61}
     (row,) = model_rows([record("grown", 0.4, 0.6, **more)])
-    assert row["Matching [95 %]"] == "0.500 [0.400, 0.600]" and (row["distance"], row["CLIP score"]) == ("12.3", "0.25")
+    assert row["Matching [95 %]"] == "0.500 [0.400, 0.600]" and (row["distance"], row["CLIP score"]) == ("12.3", "0.610")
     warned = too_short_to_learn({"models": [record("grown", 0.1, 0.3, **more)], "controls": {"noise": more_noise()}})
     assert warned.startswith("Matching") and "GenEval" not in warned + str(row)
 
