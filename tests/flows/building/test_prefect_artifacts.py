@@ -29,7 +29,9 @@ def test_a_server_that_takes_no_artifact_fails_no_stage_that_is_built(
     assert "no answer" in caplog.text
 
 
-def test_a_line_of_a_stage_tells_its_name_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_of_a_stage_tells_its_name_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def building(name: str, log: Any) -> BuiltStage:
         for line in ("finetune@6: 10/60 5.0/s", "blocks: 6", "a note on finetune@6: it is short"):
             log(line)
