@@ -32,7 +32,7 @@ def model_rows(summary: Record) -> list[dict[str, str]]:
 
 
 def print_models(summary: Record, report: str, console: Console | None = None) -> None:
-    """Print a summary's models as a table, and lines: which is best, whether the run was too short, the report's path."""
+    """Print a summary's models, which of them is best, whether the run was too short, and where the report is."""
     console = console or Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     rows = model_rows(summary)
     table = Table(header_style="bold", box=None, pad_edge=False)
