@@ -107,7 +107,14 @@ status: setup ## show which of them are up
 down: setup ## stop them
 	$(BIN)/python -m flows.servers down
 
-demo: $(DEMO_READY) ## show a page that draws a prompt with several models (OUTPUTS=runs/smoke, DEMO_PORT=)
+# before the page's packages are installed, which takes most of a minute
+demo: ## show a page that draws a prompt with several models (OUTPUTS=runs/smoke, DEMO_PORT=)
+	@for outputs in "$(or $(OUTPUTS),.)" "$(or $(OUTPUTS),.)"/outputs; do \
+		for model in "$$outputs"/small "$$outputs"/grown "$$outputs"/*-*; do \
+			case "$${model##*/}" in small|grown|scratch-*|pruned-*|finetuned-*|sft-*) \
+				test ! -e "$$model/model.safetensors" || exit 0;; esac; done; done; \
+	echo "$(or $(OUTPUTS),outputs) has no finished model: run make run first" >&2; exit 2
+	@$(MAKE) --no-print-directory $(DEMO_READY)
 	$(BIN)/python -m flows.demo $(if $(OUTPUTS),--outputs $(OUTPUTS))
 
 clean: setup ## delete what runs have made, after a question; code, params, your pictures and .venv stay

@@ -27,6 +27,7 @@ from tasks.side_by_side import (
     Wish,
     draw_side_by_side,
     find_outputs,
+    first_prompt,
     has_judge,
     offered_models,
     png_bytes,
@@ -43,7 +44,6 @@ except ModuleNotFoundError:
     sys.exit(complain(UserError("nicegui is missing: run make demo, which installs it"), BAD_INPUT))
 
 PORT_VARIABLE, DEFAULT_PORT = "DEMO_PORT", 7860
-PROMPT = "a photo of a red circle and a blue square"
 PICTURES = 4
 SMALL_PICTURE = 128
 """Pictures whose height has fewer pixels are enlarged without smoothing, so that a person sees what was drawn."""
@@ -76,6 +76,7 @@ def build_page(outputs: Path) -> None:
     try:
         models = offered_models(outputs)
         params = params_of(models[0].folder)
+        first = first_prompt(outputs, params)
     except UserError as error:
         ui.label(str(error)).classes("status error")
         return
@@ -87,7 +88,7 @@ def build_page(outputs: Path) -> None:
         ui.label(str(outputs)).classes("where")
     with ui.element("div").classes("columns"):
         with ui.element("form").classes("fields").on("submit.prevent", lambda: draw()):
-            prompt = ui.textarea("Prompt", value=PROMPT).props("outlined autogrow").classes("wide")
+            prompt = ui.textarea("Prompt", value=first).props("outlined autogrow").classes("wide")
             prompt.on("keydown.enter.prevent", lambda: draw())
             with ui.element("fieldset").classes("wide"):
                 ticks = {model: ui.checkbox(model.name, value=is_ticked(model)).props("dense") for model in models}

@@ -125,11 +125,11 @@ def checked_stages(
 
 def record_results(builder: StageBuilder, results: Path, log: Callable[[str], None]) -> None:
     """Record the models and the report of a finished run in MLflow, and show them in Prefect's UI."""
-    models, report = read_json(results / "summary.json")["models"], results / "report.html"
-    builder.mlflow_runs.record_models(models)
+    summary, report = read_json(results / "summary.json"), results / "report.html"
+    builder.mlflow_runs.record_models(summary["models"])
     builder.mlflow_runs.record_report(report, results / "family.png")
     with best_effort(log):
-        publish_models(models)
+        publish_models(summary)
         publish_report(report, builder.mlflow_runs.address(report.name))
 
 

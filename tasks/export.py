@@ -165,7 +165,8 @@ def scores(model: Path) -> list[str]:
     about = model.parent / paths.SCORER.name / "summary.json"
     scorer = read_json(about) if about.exists() else {}
     name, meaning = full_name(summary["scorer"], scorer.get("detector")), SCORER_MEANINGS[summary["scorer"]]
-    rows = [("overall", summary["score"]), *summary["score"]["tasks"].items()]
+    tasks = summary["score"]["tasks"]
+    rows = [("overall", summary["score"]), *(tasks.items() if len(tasks) > 1 else ())]  # one task is the whole score
     table = [f"| {name.replace('_', ' ')} | {_interval(score)} |" for name, score in rows]
     head = f"{summary['prompts']} prompts, {summary['pictures_per_prompt']} pictures each, 95 % intervals over prompts."
     notes = [note, ""] if (note := scorer.get("note")) else []

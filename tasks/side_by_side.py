@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 
 from tasks.evaluation.detectors.detector import Pictures
 from tasks.evaluation.picture_drawing import Painter
+from tasks.evaluation.prompts.evaluation_prompts import read_prompts
+from tasks.evaluation.scorers.scorer_choice import PROMPTS
 from tasks.generate import (
     best_first_order,
     draw_from_seed,
@@ -29,13 +31,16 @@ from tasks.generate import (
     picture_record,
     require_beside,
 )
+from tasks.params.experiment_params import Params
 from tasks.system import paths
 from tasks.system.errors import UserError
+from tasks.system.readable_digits import three_significant_digits
 from tasks.tracking.model_registry import describe, params_of
 
 Report = Callable[[str, float], object]
 """A function that is told what is done now, and which part of the work is done, from 0 to 1."""
 
+PROMPT_OF_SCENES = "a photo of a red circle and a blue square"
 MOST_PICTURES, MOST_STEPS, MOST_GUIDANCE = 64, 1000, 100
 """The largest values of a wish. A slip of the finger could otherwise keep the machine busy for hours."""
 SFT = "sft-"
@@ -107,7 +112,7 @@ class DrawnByModel:
         """The judge's score of a picture, or that the judge abstained; an empty text if there is no judge."""
         if self.scores_N is None:
             return ""
-        return "abstained" if isnan(self.scores_N[index]) else f"{self.scores_N[index]:.3g}"
+        return "abstained" if isnan(self.scores_N[index]) else three_significant_digits(self.scores_N[index])
 
 
 def find_outputs(folder: Path) -> Path:
@@ -144,6 +149,18 @@ def _place(model: OfferedModel) -> tuple[int, int, int, bool]:
     name = model.name.removeprefix(SFT)
     family = FAMILIES.index(name.partition("-")[0])
     return min(family, FAMILIES.index("pruned")), -model.depth, family, name != model.name
+
+
+def first_prompt(outputs: Path, params: Params) -> str:
+    """The prompt that a person meets first: for own pictures it is the first that the models are scored on.
+
+    It is empty for own pictures without the stage `scorer`, which holds the prompts. Raises UserError if its file
+    cannot be read.
+    """
+    if params.shard.source == "scenes":
+        return PROMPT_OF_SCENES
+    prompts = outputs / paths.SCORER.name / PROMPTS
+    return read_prompts(prompts)[0].text if prompts.exists() else ""
 
 
 def has_judge(outputs: Path) -> bool:

@@ -4,32 +4,37 @@ A record is one of `models` in `results/summary.json`. What a record lacks is le
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from tasks.evaluation.scorer_labels import SCORER_LABELS
+from tasks.reporting.best_model import MARK, Best, best_in_words, best_model
 from tasks.reporting.learned import has_learned
-from tasks.system.readable_digits import COUNTS, scaled
+from tasks.system.readable_digits import COUNTS, scaled, three_significant_digits
 
 Record = Mapping[str, Any]
 PIPED_WIDTH = 140
 """The width of the table in characters where the output is no terminal."""
 
 
-def model_rows(models: Sequence[Record]) -> list[dict[str, str]]:
-    """A row for each model, in readable digits. All rows have the same columns; a cell may be empty."""
-    rows = [_row(model) for model in models]
+def model_rows(summary: Record) -> list[dict[str, str]]:
+    """A row for each model, in readable digits. All rows have the same columns; a cell may be empty.
+
+    A star marks the best score, or the best held-out loss if the run was too short for its scores to mean anything.
+    """
+    best = best_model(summary)
+    rows = [_row(model, best) for model in summary["models"]]
     columns = dict.fromkeys(column for row in rows for column in row)
     return [{column: row.get(column, "") for column in columns} for row in rows]
 
 
 def print_models(summary: Record, report: str, console: Console | None = None) -> None:
-    """Print the models of a summary as a table, a warning if the run was too short, and the path of the report."""
+    """Print a summary's models, which of them is best, whether the run was too short, and where the report is."""
     console = console or Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    rows = model_rows(summary["models"])
+    rows = model_rows(summary)
     table = Table(header_style="bold", box=None, pad_edge=False)
     for column in rows[0]:
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
@@ -38,9 +43,15 @@ def print_models(summary: Record, report: str, console: Console | None = None) -
     console.print()
     # On a narrow terminal the lines break. Otherwise rich would cut figures short.
     console.print(table, width=max(console.width, PIPED_WIDTH), crop=False, no_wrap=True, overflow="ignore")
-    for line in (too_short_to_learn(summary), f"report: {report}"):
+    for line in (best_in_a_line(summary), too_short_to_learn(summary), f"report: {report}"):
         if line:
             console.print(line, markup=False, soft_wrap=True)
+
+
+def best_in_a_line(summary: Record) -> str:
+    """Which model is best, and which others the intervals do not tell from it; empty if there is nothing to compare."""
+    best = best_model(summary)
+    return best_in_words(best, SCORER_LABELS[summary["models"][0]["scorer"]]) if best else ""
 
 
 def too_short_to_learn(summary: Record) -> str:
@@ -55,21 +66,23 @@ def too_short_to_learn(summary: Record) -> str:
     )
 
 
-def _row(model: Record) -> dict[str, str]:
+def _row(model: Record, best: Best | None) -> dict[str, str]:
+    is_best = best is not None and model["name"] in best.names
+    score_mark, loss_mark = (f"{MARK} " * (is_best and best.by_score == by_score) for by_score in (True, False))
     row = {
         "model": model["name"],
         "blocks": str(model["depth"]),
         "parameters": scaled(model["parameters"], COUNTS),
-        "held-out loss": f"{model['heldout_loss']:.3f}",
-        f"{SCORER_LABELS[model['scorer']]} [95 %]": _interval(model["score"]),
+        "held-out loss": f"{loss_mark}{model['heldout_loss']:.3f}",
+        f"{SCORER_LABELS[model['scorer']]} [95 %]": score_mark + _interval(model["score"]),
     }
     row |= {f"best of {n}": f"{best['overall']:.3f}" for n, best in model.get("best_of", {}).items() if n != "1"}
     if (distance := model.get("distance")) is not None:
-        row["distance"] = f"{distance['value']:.3g}"
+        row["distance"] = three_significant_digits(distance["value"])
     if (clip := model.get("clip_score")) is not None:
-        row["CLIP score"] = f"{clip['value'] if isinstance(clip, Mapping) else clip:.3g}"
+        row["CLIP score"] = three_significant_digits(clip["value"] if isinstance(clip, Mapping) else clip)
     if (seconds := model.get("seconds_per_picture")) is not None:
-        row["seconds a picture"] = f"{seconds:.3g}"
+        row["seconds a picture"] = three_significant_digits(seconds)
     return row
 
 

@@ -3,7 +3,7 @@
 import flows.entry.prefect_environment  # noqa: F401
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.building.model_table import model_rows
+from flows.building.model_table import best_in_a_line, model_rows
 from flows.building.stage_builder import BuiltStage
 
 
@@ -57,9 +57,13 @@ def publish_stages(stages: Sequence[BuiltStage]) -> None:
     create_table_artifact(rows, key="stages", description="What ran and what was up to date")
 
 
-def publish_models(models: Sequence[dict[str, Any]]) -> None:
-    """Publish a table of models: size, held-out loss, score with its interval, best of N, and seconds for a picture."""
-    create_table_artifact(model_rows(models), key="models", description="The family of models")
+def publish_models(summary: Mapping[str, Any]) -> None:
+    """Publish a table of models: size, held-out loss, score with its interval, best of N, and seconds for a picture.
+
+    Its description says which model is best.
+    """
+    words = f"The family of models. {best_in_a_line(summary)}".rstrip()
+    create_table_artifact(model_rows(summary), key="models", description=words)
 
 
 def publish_report(report: Path, address: str | None) -> None:

@@ -34,7 +34,8 @@ def stage_task(
     def run() -> dict[str, Any] | State:
         log = get_run_logger().getChild(LOGGER)
         try:
-            built = builder.build(name, lambda line: log.info("%s | %s", name, line))
+            # a stage begins its lines with its own name, for a person who runs it alone
+            built = builder.build(name, lambda line: log.info("%s | %s", name, line.removeprefix(f"{name}: ")))
             if name == "shard":
                 refuse_unfit_shards(stages, builder.params)
         except (ChildFailed, UserError) as error:

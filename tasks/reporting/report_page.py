@@ -1,16 +1,19 @@
 """The page `report.html`: one file with no script, which needs no other file and no network."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from tasks.reporting.best_model import MARK, best_in_words, best_model
 from tasks.reporting.figure_style import variable
 from tasks.reporting.learned import has_learned
 from tasks.reporting.report_numbers import Record
+from tasks.system.readable_digits import COUNTS, scaled
 
 TEMPLATE = "report_page.html.j2"
 MISSING = "–"
@@ -49,8 +52,13 @@ def render_page(summary: Record, origin: Record, page: Page) -> str:
     )
     environment.filters |= {"number": number, "interval": interval, "percent": percent, "millions": millions}
     environment.filters |= {"png": lambda data: data_uri(data, PNG), "variable": variable, "task": task_in_words}
-    environment.filters |= {"heldout": heldout, "seconds": seconds_per_picture}
-    return environment.get_template(TEMPLATE).render(**summary_with_defaults(summary), origin=origin, page=page)
+    environment.filters |= {"stacked": stacked, "spread": spread, "count": lambda count: scaled(count, COUNTS)}
+    shown = summary_with_defaults(summary)
+    best = best_model(summary)
+    words = best_in_words(best, origin["score_name"]) if best else ""
+    return environment.get_template(TEMPLATE).render(
+        **shown, origin=origin, page=page, best_model=best, best_in_words=words, mark=MARK
+    )
 
 
 def summary_with_defaults(summary: Record) -> dict[str, Any]:
@@ -74,6 +82,8 @@ def summary_with_defaults(summary: Record) -> dict[str, Any]:
         "numbers": numbers,
         "best": models["grown"]["best_of"][numbers[-1]],
         "deepest": min(summary["cuts"], key=lambda cut: cut["depth"]),
+        "time": time_unit(summary["models"]),
+        "judge_note": judge_note(summary["judge"]),
         "seconds": sum(stage["seconds"] for stage in summary["stages"]),
     }
     return {"sft": [], "scratch": []} | summary | shown
@@ -84,20 +94,57 @@ def task_in_words(tag: str) -> str:
     return tag.replace("_", " ")
 
 
-def heldout(model: Record) -> str:
-    """A model's held-out loss, with its interval where it was measured."""
-    if model.get("heldout_loss_low") is None:
-        return number(model["heldout_loss"], 4)
-    ends = {"low": model["heldout_loss_low"], "high": model["heldout_loss_high"]}
-    return interval({"value": model["heldout_loss"]} | ends, 4)
+def spread(model: Record, key: str, factor: float = 1) -> Record | None:
+    """A model's number under `key` times `factor`, with the ends of its interval; None where it was not measured.
+
+    Without an interval, it has no ends.
+    """
+    if model.get(key) is None:
+        return None
+    ends = {end: model.get(f"{key}_{end}") for end in ("low", "high")}
+    return {"value": factor * model[key]} | {end: factor * value for end, value in ends.items() if value is not None}
 
 
-def seconds_per_picture(model: Record) -> str:
-    """The seconds that a model takes for a picture, with their interval where it was measured."""
-    if model.get("seconds_per_picture_low") is None:
-        return number(model.get("seconds_per_picture"), 4)
-    ends = {"low": model["seconds_per_picture_low"], "high": model["seconds_per_picture_high"]}
-    return interval({"value": model["seconds_per_picture"]} | ends, 4)
+def time_unit(models: Sequence[Record]) -> Record:
+    """Seconds, or milliseconds if every measured model draws a picture in less than a second."""
+    measured = [seconds for model in models if (seconds := model.get("seconds_per_picture")) is not None]
+    return {"unit": "ms", "in_a_second": 1000} if max(measured, default=1) < 1 else {"unit": "s", "in_a_second": 1}
+
+
+def stacked(scored: Mapping[str, float] | None, digits: int | None = None) -> str:
+    """A number to three significant digits with its interval in a line below it, or a dash for None.
+
+    Stacked, a table of many measures is narrow enough for a screen. The ends have the decimals of the number. A number
+    near zero has those of half its interval, since its own first digits say nothing. `digits` sets the decimals.
+    """
+    if scored is None:
+        return MISSING
+    value = scored["overall"] if "overall" in scored else scored["value"]
+    if "low" not in scored:
+        return number(value, decimals(value) if digits is None else digits)
+    low, high = scored["low"], scored["high"]
+    digits = decimals(max(abs(value), (high - low) / 2)) if digits is None else digits
+    ends = f"({number(low, digits)} to {number(high, digits)})"
+    return Markup('{} <span class="ends">{}</span>').format(number(value, digits), ends)
+
+
+def decimals(value: float) -> int:
+    """How many decimals show a number to three significant digits: 3 for 0.61, 0 for 123. At most six."""
+    if value == 0:
+        return 3
+    exponent = int(f"{abs(value):.2e}".partition("e")[2])
+    return min(max(2 - exponent, 0), 6)
+
+
+def judge_note(judge: Record) -> str:
+    """Why the judge has no AUC on new prompts, or none within prompts; empty if it has both."""
+    if "auc" not in judge:
+        all_are = "wrong" if judge["unseen_yes_share"] == 0 else "right"
+        tested = f"The scorer finds all pictures {all_are} that the judge was tested on"
+        return f"{tested}. The judge therefore has no AUC, which compares right pictures with wrong ones."
+    if "auc_within_prompts" not in judge:
+        return "The judge has no AUC within a prompt's pictures, since no prompt of the test has right and wrong ones."
+    return ""
 
 
 def number(value: float | None, digits: int = 2) -> str:

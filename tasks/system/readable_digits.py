@@ -23,3 +23,10 @@ def three_digits(value: float) -> str:
     """A value of at least 1 to three digits."""
     digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
     return f"{value:,.{digits}f}"
+
+
+def three_significant_digits(value: float) -> str:
+    """A value of any size and sign to three significant digits. Zeros at the end stay, as in `0.610` and `-3.10`."""
+    if abs(value) >= 999.5:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".removesuffix(".")

@@ -154,7 +154,7 @@ def test_the_page_draws_with_the_ticked_models_and_marks_the_judges_choice(brows
         for index, figure in enumerate(every):
             np.testing.assert_array_equal(pixels(figure.locator("img")), one.pictures_NHW3[index])
             star = "★ " if index == one.chosen else ""
-            expect(figure).to_have_text(f"{star}{one.scores_N[index]:.3g}")
+            expect(figure).to_have_text(f"{star}{one.scores_N[index]:#.3g}")
             assert ("chosen" in (figure.get_attribute("class") or "").split()) == bool(star)
     here = demo.url.partition("://")[2]
     assert [url for url in asked if not url.startswith((f"http://{here}/", f"ws://{here}/", "data:"))] == []

@@ -114,6 +114,7 @@ def test_scores_are_headed_by_their_scorer_and_its_meaning() -> None:
     write_json(paths.SCORER / "summary.json", {"scorer": "matching", "note": NOTE})
     text = "\n".join(scores(paths.GROWN))
     assert text.startswith(f"### Matching\n\nThe score is the {SCORER_MEANINGS['matching']}.\n")
+    assert text.count("0.500 [0.400, 0.600]") == 1, "the score of one task is the whole score"
     assert "GenEval" not in text.replace(SCORER_MEANINGS["matching"], "").replace(NOTE, "")
     write_json(paths.EVALUATION / "grown/summary.json", summary | {"scorer": "geneval"})
     about = {"scorer": "geneval", "detector": "mask2former", "note": NOTES["mask2former"]}

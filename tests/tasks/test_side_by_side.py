@@ -15,8 +15,20 @@ from PIL import Image
 from model.text_encoder import load_text_encoder
 from tasks.evaluation import picture_drawing
 from tasks.evaluation.judges.judge_network import load_judge, log_yes
+from tasks.evaluation.prompts.evaluation_prompts import Prompt, write_prompts
 from tasks.generate import main, picture_record
-from tasks.side_by_side import DrawnByModel, OfferedModel, Wish, draw_side_by_side, find_outputs, offered_models, zip_of
+from tasks.params.params_files import load_params
+from tasks.side_by_side import (
+    PROMPT_OF_SCENES,
+    DrawnByModel,
+    OfferedModel,
+    Wish,
+    draw_side_by_side,
+    find_outputs,
+    first_prompt,
+    offered_models,
+    zip_of,
+)
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tests.helpers.drawing_workspace import write_workspace
@@ -74,6 +86,19 @@ def test_an_experiment_is_named_by_its_folder_or_by_its_outputs() -> None:
     Path("empty/outputs").mkdir(parents=True)
     with pytest.raises(UserError, match="empty/outputs has no finished model"):
         offered_models(find_outputs(Path("empty")))
+
+
+def test_the_first_prompt_is_a_held_out_caption_of_own_pictures() -> None:
+    params = load_params()
+    own = replace(params, shard=replace(params.shard, source="folder", path="pictures"))
+    shutil.rmtree(paths.SCORER, ignore_errors=True)
+    assert (first_prompt(paths.OUTPUTS, params), first_prompt(paths.OUTPUTS, own)) == (PROMPT_OF_SCENES, "")
+    paths.SCORER.mkdir(parents=True)
+    captions = ("a picture of a red apple", "a picture of a boat")
+    lines = [{"prompt": caption, "tag": "matching", "include": []} for caption in captions]
+    write_prompts(paths.SCORER / "prompts.json", [Prompt(line, seen=None) for line in lines])
+    assert first_prompt(paths.OUTPUTS, own) == captions[0]
+    assert first_prompt(paths.OUTPUTS, params) == PROMPT_OF_SCENES
 
 
 @pytest.fixture
@@ -158,7 +183,7 @@ def test_a_picture_on_which_the_judge_abstains_has_no_score_and_is_not_chosen() 
     scores_N = np.array([np.nan, -2.0])
     assert picture_record(["a.png", "b.png"], scores_N, 0) == {"file": "a.png"}
     one = DrawnByModel(OfferedModel(Path("small"), 1, 10), np.zeros((2, 4, 4, 3), np.uint8), scores_N, 1.0)
-    assert (one.chosen, one.score_text(0), one.score_text(1)) == (1, "abstained", "-2")
+    assert (one.chosen, one.score_text(0), one.score_text(1)) == (1, "abstained", "-2.00")
     with zipfile.ZipFile(io.BytesIO(zip_of(wish("small"), [one]))) as archive:
         rows = json.loads(archive.read("scores.json"))["models"]["small"]
     assert rows == [{"file": "small/0001.png", "log_yes": -2.0}, {"file": "small/0000.png"}]

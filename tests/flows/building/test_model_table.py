@@ -15,14 +15,19 @@ def record(name: str, low: float, high: float, **more: Any) -> dict[str, Any]:
     return base | {"score": score, "best_of": best} | more
 
 
+def rows_of(*models: dict[str, Any]) -> list[dict[str, str]]:
+    """The rows of a run in which noise scores 0.1."""
+    return model_rows({"models": models, "controls": {"noise": more_noise()}})
+
+
 def test_rows_have_readable_digits_and_leave_out_what_was_not_measured() -> None:
-    first, second = model_rows([record("grown", 0.4, 0.6, seconds_per_picture=0.094414), record("pruned-3", 0, 0.1)])
+    first, second = rows_of(record("grown", 0.4, 0.6, seconds_per_picture=0.094414), record("pruned-3", 0, 0.1))
     assert first == {
         "model": "grown",
         "blocks": "8",
         "parameters": "3.20 M",
         "held-out loss": "0.394",
-        "GenEval [95 %]": "0.500 [0.400, 0.600]",
+        "GenEval [95 %]": "★ 0.500 [0.400, 0.600]",
         "best of 4": "0.742",
         "seconds a picture": "0.0944",
     }
@@ -30,9 +35,12 @@ def test_rows_have_readable_digits_and_leave_out_what_was_not_measured() -> None
 
 
 def test_a_score_by_matching_is_nowhere_called_geneval() -> None:
-    more = {"scorer": "matching", "distance": {"value": 12.345, "low": 11, "high": 13}, "clip_score": 0.25}
-    (row,) = model_rows([record("grown", 0.4, 0.6, **more)])
-    assert row["Matching [95 %]"] == "0.500 [0.400, 0.600]" and (row["distance"], row["CLIP score"]) == ("12.3", "0.25")
+    more = {"scorer": "matching", "distance": {"value": 12.345, "low": 11, "high": 13}, "clip_score": 0.61}
+    (row,) = rows_of(record("grown", 0.4, 0.6, **more))
+    assert row["Matching [95 %]"] == "0.500 [0.400, 0.600]" and (row["distance"], row["CLIP score"]) == (
+        "12.3",
+        "0.610",
+    )
     warned = too_short_to_learn({"models": [record("grown", 0.1, 0.3, **more)], "controls": {"noise": more_noise()}})
     assert warned.startswith("Matching") and "GenEval" not in warned + str(row)
 
@@ -57,5 +65,15 @@ def test_a_piped_table_is_plain_text_with_a_line_for_each_model_and_the_report_l
     written = piped.file.getvalue()
     assert "\x1b" not in written
     lines = [line.rstrip() for line in written.splitlines() if line.strip()]
-    assert [line.split()[0] for line in lines] == ["model", "grown", "a_name_of_more_letters", "report:"]
+    assert [line.split()[0] for line in lines] == ["model", "grown", "a_name_of_more_letters", "GenEval", "report:"]
+    assert "highest for a_name_of_more_letters. Its 95 % interval meets that of grown" in lines[-2]
     assert lines[-1] == "report: /a/folder/with [brackets]/report.html"
+
+
+def test_a_star_marks_the_best_score_or_the_best_loss_of_a_run_too_short_for_scores() -> None:
+    models = (record("grown", 0.4, 0.6, heldout_loss=0.5), record("pruned-3", 0.3, 0.5, heldout_loss=0.4))
+    assert [row["GenEval [95 %]"][0] for row in rows_of(*models)] == ["★", "0"]
+    short = model_rows({"models": models, "controls": {"noise": {"overall": 0.4, "low": 0.3, "high": 0.5}}})
+    assert [row["held-out loss"] for row in short] == ["0.500", "★ 0.400"]
+    assert not any("★" in row["GenEval [95 %]"] for row in short)
+    assert not any("★" in cell for row in rows_of(models[0]) for cell in row.values())

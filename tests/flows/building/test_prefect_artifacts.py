@@ -29,6 +29,24 @@ def test_a_server_that_takes_no_artifact_fails_no_stage_that_is_built(
     assert "no answer" in caplog.text
 
 
+def test_a_line_of_a_stage_tells_its_name_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def building(name: str, log: Any) -> BuiltStage:
+        for line in ("finetune@6: 10/60 5.0/s", "blocks: 6", "a note on finetune@6: it is short"):
+            log(line)
+        return BuiltStage(name, {}, False, 1.0)
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(stage_retry, "get_run_logger", lambda: logging.getLogger("test"))
+    build: Any = SimpleNamespace(build=building, params=SimpleNamespace(workflow=SimpleNamespace(retries=0)))
+    progress: Any = SimpleNamespace(advance=lambda: None)
+    stage_retry.stage_task(build, "finetune@6", progress, ["finetune@6"]).fn()
+    told = [record.getMessage() for record in caplog.records if " | " in record.getMessage()]
+    after = ["10/60 5.0/s", "blocks: 6", "a note on finetune@6: it is short"]
+    assert told == [f"finetune@6 | {line}" for line in after]
+
+
 @pytest.mark.parametrize("address", [None, "http://127.0.0.1:5000/#/experiments/1/runs/2/artifacts/report.html"])
 def test_the_report_is_linked_through_mlflow_and_its_path_is_text(
     monkeypatch: pytest.MonkeyPatch, address: str | None

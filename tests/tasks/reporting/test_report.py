@@ -64,7 +64,7 @@ from tasks.reporting.loss_curves import Curve, read_curve
 from tasks.reporting.report_figures import loss_curves
 from tasks.reporting.report_numbers import collect, measured_costs, seconds_per_picture
 from tasks.reporting.report_origin import commit_in_words, pictures_in_words, report_origin
-from tasks.reporting.report_page import FigureOnPage, Page, interval, number, render_page
+from tasks.reporting.report_page import FigureOnPage, Page, interval, number, render_page, stacked, time_unit
 from tasks.reporting.sample_strips import BAR, FRAME, GAP, choose_prompts, strip, thumbnail
 from tasks.runtime.stage_run import run_stage
 from tasks.stages import stage_of, stages_of
@@ -396,15 +396,79 @@ def test_text_and_lines_stand_out_from_a_light_and_a_dark_ground(number_of: tupl
 
 
 def test_page_tells_the_summarys_numbers(page: PageText, summary: dict[str, Any]) -> None:
+    table = page.words.partition("\nModels\n")[2].partition("\nBest of N\n")[0]
     for model in summary["models"]:
-        assert interval(model["score"]) in page.words
-        assert number(model["heldout_loss"], 4) in page.words
+        assert interval(model["score"], 3) in table
+        loss = {"value": model["heldout_loss"], "low": model["heldout_loss_low"], "high": model["heldout_loss_high"]}
+        assert interval(loss, 3) in table
+        milliseconds = 1000 * model["seconds_per_picture"]
+        assert f"{milliseconds:#.3g}".removesuffix(".") in table or milliseconds >= 999.5
     assert interval(summary["models"][1]["best_of"]["4"]) in page.words
     assert (
         "trained on labels of the scorer" in page.words
         and "seed, which is 0 alone" in page.words
         and interval(summary["grown_gain"]) in page.words
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown"),
+    [
+        (0.6104, 0.1152, 1.1056, "0.610 (0.115 to 1.106)"),
+        (-0.005, -0.041, 0.032, "−0.0050 (−0.0410 to 0.0320)"),
+        (2.0, 1.07, 2.9, "2.00 (1.07 to 2.90)"),
+        (512.3, 480.1, 540.9, "512 (480 to 541)"),
+        (0.0, 0.0, 0.0, "0.000 (0.000 to 0.000)"),
+    ],
+)
+def test_a_cell_of_the_table_of_models_has_three_digits_and_its_interval_in_a_line_below(
+    value: float, low: float, high: float, shown: str
+) -> None:
+    cell = stacked({"value": value, "low": low, "high": high})
+    assert PageText(cell).words == shown and '<span class="ends">(' in cell
+    assert stacked({"value": value}) == shown.partition(" ")[0].replace("−0.0050", "−0.00500")
+    assert stacked(None) == "–"
+
+
+def test_times_are_in_milliseconds_where_all_are_below_a_second() -> None:
+    fast, slow, unmeasured = {"seconds_per_picture": 0.9}, {"seconds_per_picture": 1.2}, {"name": "grown"}
+    assert time_unit([fast, unmeasured]) == {"unit": "ms", "in_a_second": 1000}
+    assert time_unit([fast, slow]) == time_unit([unmeasured]) == {"unit": "s", "in_a_second": 1}
+
+
+def test_the_page_marks_the_best_model_and_says_what_its_interval_leaves_open(
+    summary: dict[str, Any], origin: dict[str, Any]
+) -> None:
+    grown = summary["models"][MODELS.index("grown")]["score"]
+    grown |= {"overall": 0.9, "low": 0.85, "high": 0.95}
+    near = summary["models"][MODELS.index("scratch-3")]["score"]
+    near |= {"overall": 0.8, "low": 0.75, "high": 0.86}
+    for model in summary["models"]:
+        if model["name"] not in ("grown", "scratch-3"):
+            model["score"] |= {"overall": 0.3, "low": 0.2, "high": 0.4}
+    words = words_of(summary, origin)
+    assert "grown★ 0.900 (0.850 to 0.950)" in words and words.count("★ 0.") == 1
+    assert "is highest for grown. Its 95 % interval meets that of scratch-3, and does not tell them apart." in words
+    summary["controls"]["noise"] = {"overall": 0.9, "low": 0.8, "high": 1.0}
+    summary["models"][MODELS.index("small")] |= {"heldout_loss": 0.0, "heldout_loss_low": 0.0, "heldout_loss_high": 0.0}
+    words = words_of(summary, origin)
+    assert "Held-out loss is lowest for small." in words and "★ 0.000 (0.000 to 0.000)" in words
+    assert "★ 0.9" not in words
+
+
+@pytest.mark.parametrize(("share", "all_are"), [(0.0, "wrong"), (1.0, "right")])
+def test_the_page_says_why_the_judge_has_no_area_under_the_curve(
+    summary: dict[str, Any], origin: dict[str, Any], share: float, all_are: str
+) -> None:
+    judge = {"unseen_yes_share": share}
+    words = words_of(summary | {"judge": judge}, origin)
+    assert f"The scorer finds all pictures {all_are} that the judge was tested on." in words
+    areas = {"auc": 0.7, "auc_low": 0.6, "auc_high": 0.8, "untrained_auc": 0.5}
+    within = {"auc_within_prompts": 0.6, "untrained_auc_within_prompts": 0.5}
+    mixed = {"unseen_yes_share": 0.5} | areas
+    words = words_of(summary | {"judge": mixed}, origin)
+    assert "no AUC within a prompt's pictures" in words and "finds all pictures" not in words
+    assert "has no AUC" not in words_of(summary | {"judge": mixed | within}, origin)
 
 
 def test_every_interval_of_cuts_and_controls_is_on_the_page(summary: dict[str, Any], origin: dict[str, Any]) -> None:
@@ -529,14 +593,15 @@ def test_the_page_shows_what_the_scorer_gives_real_pictures_and_wrong_captions(
         "heldout_loss_high": 0.7522,
         "distance": {"value": 0.0312, "low": 0.03, "high": 0.04},
         "clip_score": {"value": 0.21, "low": 0.2, "high": 0.22},
+        "seconds_per_picture": 0.5016,
         "seconds_per_picture_low": 0.5011,
-        "seconds_per_picture_high": 0.5022,
+        "seconds_per_picture_high": 0.5042,
     }
     without = words_of(summary | {"scorer": scorer | {"ceiling": None, "shuffled": None}}, origin)
     words = words_of(summary | {"scorer": scorer}, origin)
     for text in (interval(ceiling), interval(floor), "ceiling: real held-out pictures"):
         assert text in words and text not in without
-    for text in ("0.7511 to 0.7522", "0.0312 (0.0300 to 0.0400)", "0.21 (0.20 to 0.22)", "0.5011 to 0.5022"):
+    for text in ("(0.751 to 0.752)", "0.0312 (0.0300 to 0.0400)", "0.210 (0.200 to 0.220)", "502 (501 to 504)"):
         assert text in words
     assert "The scorer saw half." in words and "in f; smaller is better" in words
     levels = report_figures.levels(summary | {"scorer": scorer})
@@ -708,18 +773,68 @@ def test_sixty_blocks_have_room_for_their_numbers() -> None:
 @pytest.mark.parametrize("width", [390, 1300])
 def test_the_page_is_no_wider_than_a_phone_or_a_screen(workspace: Path, tmp_path: Path, width: int) -> None:
     page = (workspace / "results" / "report.html").as_uri()
-    frame = tmp_path / "frame.html"  # a frame, since a window of Chromium has at least 500 pixels
+    found = found_in_chromium(page, width, tmp_path, "root.scrollWidth + ' of ' + root.clientWidth")
+    assert found == f"{width} of {width}"
+
+
+@needs_chromium
+@pytest.mark.integration
+def test_the_table_of_models_has_no_column_beyond_its_box_on_a_screen(
+    summary: dict[str, Any], origin: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "all.html").write_text(page_with_all_measures(summary, origin), encoding="utf-8")
+    box = "const box = root.querySelector('#models .scroll');"
+    found = found_in_chromium(
+        (tmp_path / "all.html").as_uri(), 1300, tmp_path, "box.scrollWidth - box.clientWidth", box
+    )
+    assert found == "0"
+
+
+@needs_chromium
+@pytest.mark.integration
+def test_on_a_phone_model_and_score_stay_in_view_and_a_line_says_that_the_table_goes_on(
+    summary: dict[str, Any], origin: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "all.html").write_text(page_with_all_measures(summary, origin), encoding="utf-8")
+    look = """
+        const box = root.querySelector('#models .scroll'), row = box.querySelectorAll('tbody tr')[1];
+        box.scrollLeft = 300;
+        const edge = box.getBoundingClientRect(), ends = index => row.children[index].getBoundingClientRect();
+        const hint = root.querySelector('.swipe').getBoundingClientRect().height > 0;
+        const seen = [ends(0).left >= edge.left, ends(1).left >= ends(0).right - 1, ends(1).right < edge.right];
+        const gone = ends(2).left < edge.left + 150;"""
+    found = found_in_chromium((tmp_path / "all.html").as_uri(), 390, tmp_path, "[...seen, gone, hint].join(' ')", look)
+    assert found == "true true true true true"
+
+
+def page_with_all_measures(summary: dict[str, Any], origin: dict[str, Any]) -> str:
+    """The page of a summary whose models have every measure that the table of models shows."""
+    measured = {"distance": {"value": -0.8068, "low": -1.2281, "high": 1.3855}}
+    measured |= {"clip_score": {"value": 0.2612, "low": 0.2511, "high": 0.2713}}
+    models = [model | measured for model in summary["models"]]
+    models[-1]["name"] = "sft-finetuned-12"
+    assert {"seconds_per_picture_low", "heldout_loss_low"} <= set(models[0]) and models[0]["by_seen"]
+    figures = dict.fromkeys(FIGURES, FigureOnPage("", ""))
+    page = Page(figures, {}, {"names": [], "rows": []}, [], b"")
+    return render_page(summary | {"models": models}, origin, page)
+
+
+def found_in_chromium(page: str, width: int, folder: Path, value: str, before: str = "") -> str:
+    """The value of an expression of JavaScript in a page `width` pixels wide, whose `root` is its first element."""
+    frame = folder / "frame.html"  # a frame, since a window of Chromium has at least 500 pixels
     frame.write_text(
         f"""<iframe src="{page}" style="width: {width}px; height: 900px; border: 0" onload="
-        const root = this.contentDocument.documentElement;
-        document.body.dataset.found = root.scrollWidth + ' of ' + root.clientWidth"></iframe>""",
+        const root = this.contentDocument.documentElement; {before}
+        document.body.dataset.found = {value}"></iframe>""",
         encoding="utf-8",
     )
     flags = ("--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--hide-scrollbars")
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    profile = f"--user-data-dir={folder / 'profile'}"
     command = [str(CHROMIUM), *flags, profile, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
-    assert f'data-found="{width} of {width}"' in done.stdout
+    said = re.search('data-found="([^"]*)"', done.stdout)
+    assert said, done.stdout[-2000:]
+    return said[1]
 
 
 def test_prompts_are_called_seen_or_unseen_only_where_that_is_known(
