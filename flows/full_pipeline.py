@@ -125,8 +125,10 @@ def checked_stages(
 
 def record_results(builder: StageBuilder, results: Path, log: Callable[[str], None]) -> None:
     """Record the models and the report of a finished run in MLflow, and show them in Prefect's UI."""
-    models, report = read_json(results / "summary.json")["models"], results / "report.html"
+    summary, report = read_json(results / "summary.json"), results / "report.html"
+    models = summary["models"]
     builder.mlflow_runs.record_models(models)
+    builder.mlflow_runs.describe_models(summary)
     builder.mlflow_runs.record_report(report, results / "family.png")
     with best_effort(log):
         publish_models(models)

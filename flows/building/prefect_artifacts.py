@@ -15,7 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.building.model_table import model_rows
+from flows.building.model_table import brief_rows
 from flows.building.stage_builder import BuiltStage
 
 
@@ -58,8 +58,8 @@ def publish_stages(stages: Sequence[BuiltStage]) -> None:
 
 
 def publish_models(models: Sequence[dict[str, Any]]) -> None:
-    """Publish a table of models: size, held-out loss, score with its interval, best of N, and seconds for a picture."""
-    create_table_artifact(model_rows(models), key="models", description="The family of models")
+    """Publish a table of models, which fits a narrow window: score, best of the largest N, parameters and seconds."""
+    create_table_artifact(brief_rows(models), key="models", description="The family of models")
 
 
 def publish_report(report: Path, address: str | None) -> None:
