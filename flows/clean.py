@@ -64,7 +64,9 @@ def found_in(project: Path) -> list[Found]:
     for pattern, meaning in MADE_BY_RUNS:
         for path in sorted(project.glob(pattern)):
             if not (path.name == "dvc.lock" and _git_tracks(path)) and _lies_in(path, project):
-                resumable = ", with checkpoints to resume from" if any(one.is_relative_to(path) for one in checkpoints) else ""
+                resumable = (
+                    ", with checkpoints to resume from" if any(one.is_relative_to(path) for one in checkpoints) else ""
+                )
                 found.append(Found(path, meaning + resumable, size_of(path, seen)))
     return found
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flows.building.model_table import brief_rows, too_short_to_learn
+from flows.building.model_table import INTERVAL, brief_rows, too_short_to_learn
 from tasks.evaluation.scorer_labels import SCORER_LABELS
 
 Record = Mapping[str, Any]
@@ -12,7 +12,11 @@ Record = Mapping[str, Any]
 def model_sentence(model: Record) -> str:
     """One sentence on a record of `models` in `results/summary.json`: what the model is, and its main numbers."""
     (row,) = brief_rows([model])
-    numbers = [f"{column} {value}" for column, value in row.items() if column not in ("model", "blocks") and value]
+    numbers = [
+        f"{column.removesuffix(INTERVAL)} {value}"
+        for column, value in row.items()
+        if column not in ("model", "blocks") and value
+    ]
     return f"{what_it_is(model['name'], model['depth'])}: {', '.join(numbers)}."
 
 

@@ -223,9 +223,12 @@ def _metrics(rows: list[Row]) -> list["Metric"]:
 
 
 def _models_note(experiment: str, models: str) -> str:
-    """The markdown on a run's models, with a link to the table of all models. Empty if the run has none yet."""
+    """The markdown on a run's models, below a link to the table of all models. Empty if the run has none yet.
+
+    MLflow's UI shows a few lines and hides the others behind a click, so the link comes first.
+    """
     link = f"[All models with their scores]({models_path(experiment).lstrip('/')})"
-    return f"{models}\n\n{link}\n\n" if models else ""
+    return f"{link}\n\n{models}\n\n" if models else ""
 
 
 def _cached_stages_note(experiment: str, makers: Mapping[str, str | None]) -> str:

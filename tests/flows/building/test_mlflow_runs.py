@@ -172,23 +172,22 @@ def test_the_parents_description_has_the_best_model_and_a_table_of_models_above_
         mlflow_runs.describe_models({"models": models, "controls": {"noise": scored("noise", 0.1)["score"]}})
     client, experiment = connect()
     (run,) = client.search_runs([experiment])
-    first, *lines = run.data.tags["mlflow.note.content"].splitlines()
-    assert "grown, GenEval 0.500" in first
+    link, _, best, *lines = run.data.tags["mlflow.note.content"].splitlines()
+    assert link.endswith(f"](#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=models)")
+    assert "grown, GenEval 0.500" in best
     assert [line.split(" | ")[0] for line in lines if line.startswith("|")] == [
         "| model",
         "| ---",
         *(f"| {model['name']}" for model in models),
     ]
-    assert f"](#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=models)" in "".join(lines)
 
 
 def test_a_models_run_says_in_a_sentence_what_the_model_is_and_how_well_it_does(workspace: Path) -> None:
     with open_mlflow_runs(workspace, "a flow run", {}) as mlflow_runs:
         mlflow_runs.record_models([scored("finetuned-6", 0.4) | {"depth": 6, "seconds_per_picture": 0.0944}])
-    client, experiment = connect()
-    (run,) = client.search_runs([experiment], "attributes.run_name = 'model finetuned-6'")
+    (run,) = runs("model finetuned-6")
     note = run.data.tags["mlflow.note.content"]
-    assert note.startswith("The grown model cut to 6 blocks and fine-tuned: GenEval [95 %] 0.400 [0.350, 0.450], ")
+    assert note.startswith("The grown model cut to 6 blocks and fine-tuned: GenEval 0.400 [0.350, 0.450], ")
     assert "seconds a picture 0.0944" in note
 
 
