@@ -27,7 +27,7 @@ MADE_BY_RUNS = (
     (str(OUTPUTS), "models, pictures and scores"),
     (str(RESULTS), "the report, and the tables of sweeps"),
     (str(COPIES), "copies of the project for profiles, overrides and points of sweeps"),
-    (str(STATE), "checkpoints to resume from, records, the servers' logs and password"),
+    (str(STATE), "records, the servers' logs and password"),
     (f"{DATABASE}*", "MLflow's runs"),
     (ARTIFACTS, "MLflow's pictures"),
     ("mlruns", "MLflow's files"),
@@ -43,6 +43,8 @@ LOCKS = (str(FLOW_LOCK), f"{STATE}/locks/*", f"{STATE}/sweeps/*.lock", f"{STATE}
 """The locks that flow runs, stages, sweeps and points hold in a workspace while they run."""
 WORKSPACES = ("", f"{COPIES}/*/", f"{COPIES}/points/*/")
 """The project itself, its copies, and the points of sweeps."""
+CHECKPOINTS = f"{STATE}/state/*"
+"""The folders of a workspace from which stages resume that were interrupted."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,15 @@ class Found:
 def found_in(project: Path) -> list[Found]:
     """What runs have made in a project. A `dvc.lock` that git tracks is the project's own and is left out."""
     seen: set[tuple[int, int]] = set()
+    checkpoints = [path for workspace in WORKSPACES for path in project.glob(workspace + CHECKPOINTS)]
     found = []
     for pattern, meaning in MADE_BY_RUNS:
         for path in sorted(project.glob(pattern)):
             if not (path.name == "dvc.lock" and _git_tracks(path)) and _lies_in(path, project):
-                found.append(Found(path, meaning, size_of(path, seen)))
+                resumable = (
+                    ", with checkpoints to resume from" if any(one.is_relative_to(path) for one in checkpoints) else ""
+                )
+                found.append(Found(path, meaning + resumable, size_of(path, seen)))
     return found
 
 

@@ -127,6 +127,7 @@ def record_results(builder: StageBuilder, results: Path, log: Callable[[str], No
     """Record the models and the report of a finished run in MLflow, and show them in Prefect's UI."""
     summary, report = read_json(results / "summary.json"), results / "report.html"
     builder.mlflow_runs.record_models(summary["models"])
+    builder.mlflow_runs.describe_models(summary)
     builder.mlflow_runs.record_report(report, results / "family.png")
     with best_effort(log):
         publish_models(summary)

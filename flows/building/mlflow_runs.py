@@ -1,8 +1,8 @@
 """A flow run in MLflow: a parent run, a child run for each stage that ran, and a child run for each scored model.
 
 The parent run is named by its profile and overrides, as its folder under `runs/` is (`default`, `smoke`). Its
-description links the flow run in Prefect and the runs that made what was up to date. A point of a sweep has no parent
-run of its own, since the sweep has opened one for it.
+description links the flow run in Prefect and the runs that made what was up to date, and has the table of models when
+the run has ended. A point of a sweep has no parent run of its own, since the sweep has opened one for it.
 
 Tags connect a run with git, DVC and Prefect: the commit, the stage's entry of dvc.lock (on the parent run the digest of
 the whole file), and the id of the flow run. Everything is written to files on disk (spools), which one thread of the
@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.building.dvc_lock import DVC_LOCK_FILE
+from flows.building.model_words import model_sentence, models_in_markdown
 from flows.building.workspace import run_name
 from flows.entry.password import API_VARIABLE
-from flows.entry.project_servers import mlflow_server
+from flows.entry.project_servers import HOST, mlflow_server
 from tasks.system import paths
 from tasks.system.manifest import MANIFEST, sha256_file
 from tasks.tracking import model_registry
-from tasks.tracking.mlflow_sender import Sender
+from tasks.tracking.mlflow_sender import NOTE_TAG, Sender
 from tasks.tracking.mlflow_store import connect
 from tasks.tracking.mlflow_views import run_path
 from tasks.tracking.report_spool import SPOOLS, Spool, open_spool, status_after
@@ -53,6 +54,7 @@ class MlflowRuns:
         self._root, self._sender, self._flow_run_id, self._name = root, sender, flow_run_id, name
         self._stages: dict[str, Spool] = {}
         self._cached: dict[str, str] = {}
+        self._models = ""
         self.parent = self._open(name, None) if point is None else None
         self._parent_key = self.parent.header["key"] if self.parent is not None else point
         self._describe()
@@ -88,7 +90,11 @@ class MlflowRuns:
             self._log_sample_sheet(spool, model["name"])
             tasks = {f"{model['scorer']}/{task}" for task in model["score"].get("tasks", {})}
             self._tag_version(spool, model["name"], numbers, tasks)
-            self._end(spool, {MODEL_TAG: model["name"]})
+            self._end(spool, {MODEL_TAG: model["name"], NOTE_TAG: model_sentence(model)})
+
+    def describe_models(self, summary: Record) -> None:
+        """Give the parent run's description the table of the models of `results/summary.json`, when the run ends."""
+        self._models = models_in_markdown(summary)
 
     def record_report(self, *files: Path) -> None:
         """Make these files artifacts of the parent run, where it is this flow run's own."""
@@ -125,7 +131,7 @@ class MlflowRuns:
         """Write the description of the parent run."""
         if self.parent is not None:
             text = description(self._root, self._flow_run_id, self.parent.header["tags"].get(COMMIT_TAG))
-            self.parent.append("note", text=text, cached=dict(self._cached))
+            self.parent.append("note", text=text, models=self._models, cached=dict(self._cached))
 
     def _log_sample_sheet(self, spool: Spool, model: str) -> None:
         pictures = self._root / paths.EVALUATION / model / PICTURES
@@ -180,14 +186,16 @@ def open_mlflow_runs(root: Path, flow_run_id: str, flow_parameters: Mapping[str,
 def description(root: Path, flow_run_id: str, commit: str | None) -> str:
     """What MLflow's UI shows above a parent run, in markdown: the flow run in Prefect, the report and the commit.
 
-    A temporary server of Prefect ends with the flow, so its flow run is named without a link.
+    A temporary server of Prefect ends with the flow. `make up` starts a server that shows its runs too, so the link
+    leads there.
     """
-    api = os.environ.get(API_VARIABLE)
-    flow_run = f"`{flow_run_id}` (on a temporary server)"
-    if api:
-        flow_run = f"[{flow_run_id}]({api.rstrip('/').removesuffix('/api')}/runs/flow-run/{flow_run_id})"
+    api, later = os.environ.get(API_VARIABLE), ""
+    if not api:
+        api = f"http://{HOST}:{os.environ.get('PREFECT_PORT', '4200')}/api"
+        later = " (it had a temporary server: `make up` starts one that shows it)"
+    address = f"{api.rstrip('/').removesuffix('/api')}/runs/flow-run/{flow_run_id}"
     lines = [
-        f"* Flow run in Prefect: {flow_run}",
+        f"* Flow run in Prefect: [{flow_run_id}]({address}){later}",
         f"* Report: `{root.resolve() / paths.RESULTS / 'report.html'}`, also below *Artifacts*",
         f"* Commit: `{commit}`" if commit else "* Commit: none, since the folder is not in git",
     ]

@@ -1,4 +1,4 @@
-"""The table of models that a run ends with, for people: on the terminal, and in Prefect's UI.
+"""The table of models that a run ends with, for people: on the terminal, and in Prefect's and MLflow's UI.
 
 A record is one of `models` in `results/summary.json`. What a record lacks is left out of its row.
 """
@@ -16,6 +16,8 @@ from tasks.reporting.learned import has_learned
 from tasks.system.readable_digits import COUNTS, scaled, three_significant_digits
 
 Record = Mapping[str, Any]
+BEST_OF = "best of "
+INTERVAL = " [95 %]"
 PIPED_WIDTH = 140
 """The width of the table in characters where the output is no terminal."""
 
@@ -29,6 +31,19 @@ def model_rows(summary: Record) -> list[dict[str, str]]:
     rows = [_row(model, best) for model in summary["models"]]
     columns = dict.fromkeys(column for row in rows for column in row)
     return [{column: row.get(column, "") for column in columns} for row in rows]
+
+
+def brief_rows(summary: Record) -> list[dict[str, str]]:
+    """Fewer columns of `model_rows` for a narrow page, those by which one chooses a model first.
+
+    Of the best of N, only the largest N is shown.
+    """
+    rows = model_rows(summary)
+    best = [column for column in rows[0] if column.startswith(BEST_OF)]
+    largest = sorted(best, key=lambda column: int(column.removeprefix(BEST_OF)))[-1:]
+    scores = [column for column in rows[0] if column.endswith(INTERVAL)]
+    chosen = ["model", *scores, *largest, "parameters", "seconds a picture", "blocks", "held-out loss"]
+    return [{column: row[column] for column in chosen if column in row} for row in rows]
 
 
 def print_models(summary: Record, report: str, console: Console | None = None) -> None:
@@ -74,9 +89,9 @@ def _row(model: Record, best: Best | None) -> dict[str, str]:
         "blocks": str(model["depth"]),
         "parameters": scaled(model["parameters"], COUNTS),
         "held-out loss": f"{loss_mark}{model['heldout_loss']:.3f}",
-        f"{SCORER_LABELS[model['scorer']]} [95 %]": score_mark + _interval(model["score"]),
+        f"{SCORER_LABELS[model['scorer']]}{INTERVAL}": score_mark + _interval(model["score"]),
     }
-    row |= {f"best of {n}": f"{best['overall']:.3f}" for n, best in model.get("best_of", {}).items() if n != "1"}
+    row |= {f"{BEST_OF}{n}": f"{best['overall']:.3f}" for n, best in model.get("best_of", {}).items() if n != "1"}
     if (distance := model.get("distance")) is not None:
         row["distance"] = three_significant_digits(distance["value"])
     if (clip := model.get("clip_score")) is not None:

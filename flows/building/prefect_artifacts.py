@@ -15,7 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.building.model_table import best_in_a_line, model_rows
+from flows.building.model_table import best_in_a_line, brief_rows
 from flows.building.stage_builder import BuiltStage
 
 
@@ -58,12 +58,12 @@ def publish_stages(stages: Sequence[BuiltStage]) -> None:
 
 
 def publish_models(summary: Mapping[str, Any]) -> None:
-    """Publish a table of models: size, held-out loss, score with its interval, best of N, and seconds for a picture.
+    """Publish a table of models, which fits a narrow window: score, best of the largest N, parameters and seconds.
 
     Its description says which model is best.
     """
     words = f"The family of models. {best_in_a_line(summary)}".rstrip()
-    create_table_artifact(model_rows(summary), key="models", description=words)
+    create_table_artifact(brief_rows(summary), key="models", description=words)
 
 
 def publish_report(report: Path, address: str | None) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tasks.system.paths import main_project
 from tasks.tracking import model_registry
 from tasks.tracking.mlflow_store import connect, tracking_uri
-from tasks.tracking.mlflow_views import run_path
+from tasks.tracking.mlflow_views import models_path, run_path
 from tasks.tracking.report_spool import POINT_TAG, SPOOLS, Row, Spool, claim_spools, find_spool
 
 if TYPE_CHECKING:
@@ -207,7 +207,9 @@ def _send_row(client: "MlflowClient", experiment: str, run_id: str, spool: Spool
         )
     elif kind == "note":
         makers = {stage: _find_run(client, experiment, DIGEST_TAG, one) for stage, one in row["cached"].items()}
-        client.set_tag(run_id, NOTE_TAG, row["text"] + _cached_stages_note(experiment, makers))
+        # a spool that an older version of the project has left lacks `models`
+        models = _models_note(experiment, row.get("models", ""))
+        client.set_tag(run_id, NOTE_TAG, models + row["text"] + _cached_stages_note(experiment, makers))
         if makers:
             client.set_tag(run_id, CACHED_TAG, json.dumps(makers))
     elif kind == "end":
@@ -218,6 +220,15 @@ def _metrics(rows: list[Row]) -> list["Metric"]:
     from mlflow.entities import Metric
 
     return [Metric(key, value, row["time"], row["step"]) for row in rows for key, value in row["values"].items()]
+
+
+def _models_note(experiment: str, models: str) -> str:
+    """The markdown on a run's models, below a link to the table of all models. Empty if the run has none yet.
+
+    MLflow's UI shows a few lines and hides the others behind a click, so the link comes first.
+    """
+    link = f"[All models with their scores]({models_path(experiment).lstrip('/')})"
+    return f"{link}\n\n{models}\n\n" if models else ""
 
 
 def _cached_stages_note(experiment: str, makers: Mapping[str, str | None]) -> str:

@@ -1,6 +1,7 @@
 """`make clean` deletes what runs have made, only that, and only when nothing is running."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,6 +102,16 @@ def test_it_says_what_goes_and_asks_first(
     clean(project)
     assert capsys.readouterr().out == "there is nothing to delete\n"
     assert files_of(project) == set(KEPT)
+
+
+@pytest.mark.parametrize("workspace", ["", "runs/smoke", "runs/points/ab12"])
+def test_checkpoints_are_named_where_they_lie(project: Path, workspace: str) -> None:
+    for path in project.glob(".sana15/state/*"):
+        shutil.rmtree(path)
+    assert not [one for one in found_in(project) if "checkpoints" in one.meaning]
+    (project / workspace / ".sana15/state/train/12ab").mkdir(parents=True)
+    named = [one.path.name for one in found_in(project) if "checkpoints to resume from" in one.meaning]
+    assert named == ["runs" if workspace else ".sana15"]
 
 
 def test_links_go_and_what_they_lead_to_stays(project: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from flows.building.mlflow_runs import open_mlflow_runs
+from flows.building.mlflow_runs import description, open_mlflow_runs
 from flows.building.workspace import copy_name
 from flows.sweeps.place_interface import PointState
 from flows.sweeps.point_folder import OUTCOME_FILE, Outcome
@@ -76,6 +76,12 @@ def metrics_of(run_name: str) -> dict[str, float]:
     client, experiment = connect()
     (run,) = client.search_runs([experiment], f"attributes.run_name = '{run_name}'")
     return run.data.metrics
+
+
+def scored(name: str, score: float) -> dict[str, Any]:
+    """A record of a model whose score has a narrow interval."""
+    interval = {"overall": score, "low": score - 0.05, "high": score + 0.05}
+    return {"name": name, "depth": 4, "parameters": 10, "heldout_loss": 0.3, "scorer": "geneval", "score": interval}
 
 
 def record_of_a_model(name: str) -> dict[str, Any]:
@@ -149,6 +155,40 @@ def test_a_run_is_named_by_its_profile_and_overrides_and_says_where_its_report_a
         note = run.data.tags["mlflow.note.content"]
         assert "[id-of-the-flow-run](http://127.0.0.1:4321/runs/flow-run/id-of-the-flow-run)" in note
         assert str(workspace.resolve() / "results/report.html") in note
+
+
+def test_a_run_without_a_server_says_where_prefect_will_show_it(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_PORT", "4322")
+    text = description(workspace, "id-of-the-flow-run", None)
+    assert "(http://127.0.0.1:4322/runs/flow-run/id-of-the-flow-run)" in text and "`make up` starts one" in text
+
+
+def test_the_parents_description_has_the_best_model_and_a_table_of_models_above_all_else(workspace: Path) -> None:
+    models = [scored("small", 0.2), scored("grown", 0.5), scored("finetuned-6", 0.4)]
+    with open_mlflow_runs(workspace, "a flow run", {}) as mlflow_runs:
+        mlflow_runs.describe_models({"models": models, "controls": {"noise": scored("noise", 0.1)["score"]}})
+    client, experiment = connect()
+    (run,) = client.search_runs([experiment])
+    link, _, best, *lines = run.data.tags["mlflow.note.content"].splitlines()
+    assert link.endswith(f"](#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=models)")
+    assert "grown, GenEval 0.500" in best
+    assert [line.split(" | ")[0] for line in lines if line.startswith("|")] == [
+        "| model",
+        "| ---",
+        *(f"| {model['name']}" for model in models),
+    ]
+
+
+def test_a_models_run_says_in_a_sentence_what_the_model_is_and_how_well_it_does(workspace: Path) -> None:
+    with open_mlflow_runs(workspace, "a flow run", {}) as mlflow_runs:
+        mlflow_runs.record_models([scored("finetuned-6", 0.4) | {"depth": 6, "seconds_per_picture": 0.0944}])
+    (run,) = runs("model finetuned-6")
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("The grown model cut to 6 blocks and fine-tuned: GenEval 0.400 [0.350, 0.450], ")
+    assert "seconds a picture 0.0944" in note
 
 
 def test_stages_that_were_up_to_date_have_no_run_and_are_counted_in_the_parents_description(workspace: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.building.model_table import model_rows, print_models, too_short_to_learn
+from flows.building.model_table import brief_rows, model_rows, print_models, too_short_to_learn
 
 
 def record(name: str, low: float, high: float, **more: Any) -> dict[str, Any]:
@@ -32,6 +32,22 @@ def test_rows_have_readable_digits_and_leave_out_what_was_not_measured() -> None
         "seconds a picture": "0.0944",
     }
     assert second["seconds a picture"] == ""
+
+
+def test_a_narrow_table_begins_with_what_one_chooses_a_model_by() -> None:
+    best = {str(n): {"overall": n / 20} for n in (1, 2, 4, 16)}
+    grown = record("grown", 0.4, 0.6, seconds_per_picture=0.1, best_of=best, distance={"value": 2.0})
+    models = [record("pruned-3", 0, 0.1), grown]
+    first, second = brief_rows({"models": models, "controls": {"noise": more_noise()}})
+    assert list(first) == list(second)
+    assert list(second.items())[:5] == [
+        ("model", "grown"),
+        ("GenEval [95 %]", "★ 0.500 [0.400, 0.600]"),
+        ("best of 16", "0.800"),
+        ("parameters", "3.20 M"),
+        ("seconds a picture", "0.100"),
+    ]
+    assert list(second)[5:] == ["blocks", "held-out loss"] and first["seconds a picture"] == ""
 
 
 def test_a_score_by_matching_is_nowhere_called_geneval() -> None:
