@@ -36,6 +36,8 @@ logging.disable_progress_bar()  # transformers shows bars while it loads and sav
 PAD, EOS, BOS = SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>")  # ids 0, 1, 2, as Gemma has them
 LEAST_VOCABULARY = len(SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet())
 READING = "reading.json"
+QUOTED = "'Enhanced prompt'"
+"""The words of the instruction that the two conventions quote in different ways, as diffusers has them."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ def instruction_text(instruction: Instruction, numerics: Numerics) -> str:
     from diffusers import SanaPipeline
 
     lines = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
-    quote = CONVENTIONS[numerics].instruction_quote
-    return "\n".join(lines).replace("'Enhanced prompt'", f"{quote}Enhanced prompt{quote}")
+    text, quote = "\n".join(lines), CONVENTIONS[numerics].instruction_quote
+    if QUOTED not in text:
+        raise ValueError(f"diffusers' instruction has no {QUOTED}: this release of it has other words")
+    return text.replace(QUOTED, f"{quote}Enhanced prompt{quote}")
 
 
 class TextEncoder:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from tasks.params.experiment_params import Params
+from tasks.params.judge_finetune_params import JudgeFinetune
 from tasks.params.params_files import section_values
 from tasks.params.training_params import Training
 from tasks.system import paths
@@ -31,6 +32,8 @@ SFT_TRAINING = tuple(f"sft.{field.name}" for field in fields(Training))
 """The keys of the section `sft` but for the list of models, which changes no model."""
 SCRATCH_TRAINING = tuple(f"scratch.{field.name}" for field in fields(Training))
 """The keys of the section `scratch` but for the list of depths."""
+JUDGE_FINETUNING = tuple(f"judge_finetune.{field.name}" for field in fields(JudgeFinetune) if field.name != "ways")
+"""The keys of the section `judge_finetune` but for the list of ways, which changes no way."""
 PLACEHOLDER = re.compile(r"(?<!\$)\{([\w.]+)\}")
 """`{item}` or a key of params in braces. DVC's own `${item}` is none."""
 DETECTOR_MODELS = ("geneval.mask2former_path", "geneval.clip_path")
@@ -95,7 +98,13 @@ WAYS = Family(
 )
 
 DATA_SETS = Family(
-    "data", str, lambda params: params.data_sets, "data.sets", {"foreach": "${data.sets}"}, "${key}", suffix="_set"
+    "data",
+    str,
+    lambda params: tuple(params.data.sets),
+    "data.sets",
+    {"foreach": "${data.sets}"},
+    "${key}",
+    suffix="_set",
 )
 SCRATCH = Family(
     "depth", int, lambda params: params.scratch.depths, "scratch.depths", {"foreach": "${scratch.depths}"}, "${item}"
@@ -412,7 +421,7 @@ TABLE = (
         "judge_finetune",
         output=paths.JUDGE_FINETUNED / "{item}",
         inputs=(paths.JUDGE_EXAMPLES,),
-        sections=(*COMPUTE_SECTIONS, BRANCH_THREADS, "judge_finetune", "evaluation.bootstrap_samples"),
+        sections=(*COMPUTE_SECTIONS, BRANCH_THREADS, *JUDGE_FINETUNING, "evaluation.bootstrap_samples"),
         family=WAYS,
         user_files=("judge_finetune.path",),
     ),
@@ -442,26 +451,34 @@ TABLE = (
 """All stages. Each comes after those whose outputs it reads."""
 
 
-def stages_of(params: Params) -> dict[str, Stage]:
-    """Every stage of an experiment by its name. Each comes after those whose outputs it reads."""
+def stages_of(params: Params, unused_sets: bool = False) -> dict[str, Stage]:
+    """Every stage of an experiment by its name. Each comes after those whose outputs it reads.
+
+    With `unused_sets` the stages of data sets that no section learns from are among them. DVC has them too, since its
+    templates cannot leave an item out.
+    """
     stages: dict[str, Stage] = {}
     for row in TABLE:
-        members = [row] if row.family is None else [row.for_item(item) for item in row.family.items(params)]
+        items = () if row.family is None else row.family.items(params)
+        if row.family is DATA_SETS and not unused_sets:
+            items = [name for name in items if name in params.data_sets]
+        members = [row] if row.family is None else [row.for_item(item) for item in items]
         stages |= {stage.name: stage.for_params(params) for stage in members}
     return stages
 
 
 def stage_of(stem: str, params: Params, item: Argument | None = None) -> Stage:
     """The stage of this stem and item. Raises UserError if the family has no such item in this experiment."""
-    stages = stages_of(params)
+    stages = stages_of(params, unused_sets=True)  # `dvc repro` runs those too
     name = stem if item is None else f"{stem}@{item}"
     if name not in stages:
         if not (found := families(stem)):
             raise UserError(f"{name} is no stage: choose from {', '.join(stages)}")
         family = found[0]
-        known = [str(stage.item) for stage in stages.values() if stage.stem == stem]
+        known = [str(stage.item) for stage in stages.values() if stage.stem == stem and stage.item is not None]
         sources = " and ".join(dict.fromkeys(one.source for one in found))
-        raise UserError(f"--{family.argument} {item} is not in params.yaml's {sources}: choose from {', '.join(known)}")
+        choice = f"choose from {', '.join(known)}" if known else "it is empty; add it there"
+        raise UserError(f"--{family.argument} {item} is not in params.yaml's {sources}: {choice}")
     return stages[name]
 
 
@@ -501,7 +518,7 @@ def edges(stages: Iterable[Stage]) -> dict[str, list[str]]:
 
 
 def scored_models(params: Params) -> list[str]:
-    """The models that GenEval scores: the baselines (`small`, `grown`), then the cut ones (`pruned-6`)."""
+    """The models that are scored: `small`, `grown`, those from scratch, the cut ones (`pruned-6`), then `sft-M`."""
     return [str(stage.item) for stage in stages_of(params).values() if stage.stem == EVALUATE.stem]
 
 

@@ -79,6 +79,8 @@ def read_questions(file: Path) -> list[QuestionedPrompt]:
                 raise UserError(f"{file} has no column {lacking[0]}: it must be in the form of dpg_bench.csv")
             for row in rows:
                 question = _question(row, f"{file} line {rows.line_num}")
+                if Path(row["item_id"]).name != row["item_id"]:
+                    raise UserError(f"{file} line {rows.line_num}: item_id {row['item_id']!r} is no name of a file")
                 texts.setdefault(row["item_id"], row["text"] or "")
                 questions.setdefault(row["item_id"], {})[question.number] = question
     except (OSError, UnicodeDecodeError, csv.Error) as error:

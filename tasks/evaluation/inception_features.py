@@ -4,8 +4,9 @@ The FID's network is the Inception of 2015-12-05. NVIDIA's TorchScript file of i
 one that StyleGAN and clean-fid use. SANA's evaluation uses pytorch-fid's copy of the same weights. Nothing is
 downloaded: the user names the file.
 
-A TorchScript file is a program that torch runs. It is no pickle, but name only a file that you trust. The published
-file is known by its sha256, and only its features are called by its name.
+A TorchScript file is a program that torch runs, with data that libtorch's own unpickler reads. It calls no Python, but
+name only a file that you trust. The published file is known by its sha256, and only its features are called by its
+name.
 
 Pictures become 299 pixels square by clean-fid's rule (Parmar et al. 2022): bicubic with antialiasing by Pillow, channel
 by channel in float32, without rounding to whole values. Here we leave SANA's evaluation, since pytorch-fid resizes

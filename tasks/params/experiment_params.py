@@ -97,9 +97,13 @@ class Params:
             f"prune.depths {self.prune.depths} must all be below grow.depth {self.grow.depth}",
         )
         self._check_data_sets()
-        known = ["small", "grown", *(f"{kind}-{depth}" for depth in self.prune.depths for kind in CUT_KINDS)]
+        scored = [*self.workflow.baselines, *(f"{kind}-{depth}" for depth in self.prune.depths for kind in CUT_KINDS)]
         for model in self.sft.models:
-            check(model in known, f"sft.models names {model!r}: choose from {', '.join(known)}")
+            check(
+                model in scored,
+                f"sft.models names {model!r}: choose from {', '.join(scored)}, or add small or grown to "
+                "workflow.baselines, as the gain is over the model's own score",
+            )
         check(
             self.evaluation.dpg_questions is None or self.judge.kind == "vision_language",
             f"evaluation.dpg_questions is {self.evaluation.dpg_questions!r} with judge.kind {self.judge.kind}: only a "

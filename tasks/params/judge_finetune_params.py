@@ -59,6 +59,9 @@ class JudgeFinetune:
             self.batch_size % self.grad_accumulation == 0,
             f"batch_size {self.batch_size} is no multiple of grad_accumulation {self.grad_accumulation}",
         )
+        for name in ("pictures_of", "ways"):
+            values = getattr(self, name)
+            check(len(set(values)) == len(values), f"{name} is {list(values)}: each can be there once")
         check(
             not self.ways or self.path is not None,
             f"path is None with ways {list(self.ways)}: name the folder of a vision-language model",

@@ -123,8 +123,8 @@ class Data:
     def __post_init__(self) -> None:
         for name in self.sets:
             check(
-                re.fullmatch(r"[a-z][a-z0-9_]*", name) is not None,
-                f"sets has the name {name!r}: it must be of small letters, digits and _",
+                re.fullmatch(r"[a-z][a-z0-9_]*", str(name)) is not None,
+                f"sets has the name {name!r}: it must begin with a small letter and go on with these, digits and _",
             )
 
 

@@ -1,4 +1,4 @@
-"""Sections `pretrain`, `train`, `finetune` and `sft`: runs of the training loop."""
+"""Sections `pretrain`, `train`, `scratch`, `finetune` and `sft`: runs of the training loop."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +36,7 @@ class Training:
     bias_correction: bool
     """Whether CAME corrects its means for beginning at 0, as AdamW does; the paper's does not.
 
-    Without it CAME's first update is 11 times the rate (docs/log.md).
+    Without it CAME's first update is about 11 times the rate (docs/log.md). Only came8bit and came take it.
     """
     schedule: Literal["constant", "cosine"]
     """Rate after the warm-up: constant or cosine (to a tenth of the peak)."""
@@ -74,6 +74,10 @@ class Training:
         check(
             self.batch_size % self.grad_accumulation == 0,
             f"batch_size {self.batch_size} is no multiple of grad_accumulation {self.grad_accumulation}",
+        )
+        check(
+            not self.bias_correction or self.optimizer in CAMES,
+            f"bias_correction is true with optimizer {self.optimizer}, which corrects by itself: set it to false",
         )
         self._check_bfloat16_weights()
         self._check_step_in_backward()

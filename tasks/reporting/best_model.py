@@ -34,6 +34,8 @@ def best_model(summary: Record) -> Best | None:
     The best score is the highest, and the best held-out loss the lowest. The comparison is by each model's own 95 %
     interval. It is not paired by prompt, so that two models may differ although their intervals meet.
     """
+    if len(summary["models"]) < 2:
+        return None
     by_score = has_learned(summary)
     compared = {
         model["name"]: _score(model) if by_score else _negative_loss(model)

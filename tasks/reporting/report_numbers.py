@@ -154,7 +154,7 @@ def scratch_record(depth: int, params: Params) -> Record:
 def sft_record(model: str, params: Params) -> Record:
     """One model that was fine-tuned on chosen pairs: its data set, and its gain, in all and by task.
 
-    The gain is of GenEval scores, paired by prompt.
+    The gain is of the experiment's scorer, paired by prompt.
     """
     (after, tasks), (before, _) = correctness(f"sft-{model}"), correctness(model)
     rng = numpy_generator(params.compute.seed, "report bootstrap", "sft", model)

@@ -193,14 +193,20 @@ def _captions_and_scores(shard: _SanaShard, sample: int) -> tuple[dict[str, str]
 
 
 def _kept_captions(shard: _SanaShard, sample: int, choice: CaptionChoice) -> dict[str, float]:
-    """The captions that an epoch draws from, with their weights: the one that was drawn, then the heaviest others."""
+    """The captions that an epoch draws from, with their weights: the one that was drawn, then the heaviest others.
+
+    Another caption that is empty or not UTF-8 is passed over.
+    """
     captions, scores = _captions_and_scores(shard, sample)
     weights = caption_weights(captions, scores, choice)
     drawn = choose_caption(captions, scores, shard.tar.keys[sample], choice)
     others = sorted((kind for kind in weights if kind != drawn), key=lambda kind: -weights[kind])
     kept: dict[str, float] = {}
     for kind in (drawn, *others):
-        text = clean_caption(captions[kind])
+        try:
+            text = clean_caption(captions[kind])
+        except Reject:  # the caption that was drawn is clean, or `_read` has rejected the picture
+            continue
         if text in kept or len(kept) < choice.kept:  # two types may have the same words
             kept[text] = kept.get(text, 0.0) + weights[kind]
     return kept

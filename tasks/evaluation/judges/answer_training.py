@@ -104,6 +104,7 @@ class AnswerTrainer:
     def update(self) -> float:
         """Make one update over its micro-batches; returns the mean loss."""
         chosen, parts = self.chosen, self.chosen.grad_accumulation
+        # All ways of fine-tuning see the same batches, so that their results can be compared pair by pair.
         seed = derive(self.context.params.compute.seed, "judge_finetune")
         rows = batch_indices(seed, self.step, chosen.batch_size, len(self.examples))
         rate = learning_rate(chosen.learning_rate, self.step, self.steps, chosen.warmup_share)

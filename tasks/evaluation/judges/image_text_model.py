@@ -47,7 +47,9 @@ class ImageTextModel:
         mask_BT = inputs["attention_mask"]
         last_B = (mask_BT * torch.arange(mask_BT.shape[1], device=mask_BT.device)).argmax(dim=1)
         rows = torch.arange(len(last_B), device=last_B.device)
-        if "logits_to_keep" not in inspect.signature(self.network.forward).parameters:
+        # Behind LoRA's wrapper is the model whose signature says what it takes; the wrapper passes all on.
+        inner = self.network.get_base_model() if hasattr(self.network, "get_base_model") else self.network
+        if "logits_to_keep" not in inspect.signature(inner.forward).parameters:
             return self.network(**inputs).logits[rows, last_B]
         kept, place_B = last_B.unique(return_inverse=True)  # logits of all tokens would not fit into memory
         return self.network(**inputs, logits_to_keep=kept).logits[rows, place_B]

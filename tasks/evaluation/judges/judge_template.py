@@ -16,8 +16,8 @@ QUESTION = (
 )
 """The question of the published judge, word for word (SANA-1.5 section 2.5; tools/inference_scaling of its code).
 
-It stands here for every model, as no other words have been shown to do better. "compare image" and "response directly"
-are the published wording.
+It stands here for every model; no other words were tried. "compare image" and "response directly" are the published
+wording.
 """
 
 

@@ -120,7 +120,7 @@ def test_a_set_differs_from_shard_in_its_own_keys_alone_and_is_checked_as_shard_
         ({"data__sets": {"sft": {"train_sample": 7}}}, "data.sets.sft: unknown key 'train_sample': did you mean"),
         ({"data__sets": {"sft": {"image_size": "32"}}}, "data.sets.sft: image_size is '32' (str): it must be int"),
         ({"data__sets": {"sft": {"source": "folder"}}}, "data.sets.sft: path is None with source folder"),
-        ({"data__sets": {"My set": {}}}, "sets has the name 'My set': it must be of small letters"),
+        ({"data__sets": {"My set": {}}}, "sets has the name 'My set': it must begin with a small letter"),
         ({"train__data": "encoded-sft"}, "train.data is 'encoded-sft': choose from encoded, or add a set to data.sets"),
         ({"sft__models": ["pruned-5"]}, "sft.models names 'pruned-5': choose from small, grown, pruned-6, finetuned-6"),
         ({"sft__models": ["grown", "grown"]}, "name each model once"),
