@@ -107,7 +107,7 @@ status: setup ## show which of them are up
 down: setup ## stop them
 	$(BIN)/python -m flows.servers down
 
-# before the page's packages are installed, which takes most of a minute
+# It looks for a finished model first, since installing the page's packages takes most of a minute.
 demo: ## show a page that draws a prompt with several models (OUTPUTS=runs/smoke, DEMO_PORT=)
 	@for outputs in "$(or $(OUTPUTS),.)" "$(or $(OUTPUTS),.)"/outputs; do \
 		for model in "$$outputs"/small "$$outputs"/grown "$$outputs"/*-*; do \
