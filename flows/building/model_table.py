@@ -19,7 +19,9 @@ Record = Mapping[str, Any]
 BEST_OF = "best of "
 INTERVAL = " [95 %]"
 PIPED_WIDTH = 140
-"""The width of the table in characters where the output is no terminal."""
+"""The width in characters of what is printed where the output is no terminal."""
+WIDEST = 1000
+"""More characters than the table needs, whose own width is asked for."""
 
 
 def model_rows(summary: Record) -> list[dict[str, str]]:
@@ -57,7 +59,8 @@ def print_models(summary: Record, report: str, console: Console | None = None) -
         table.add_row(*row.values())
     console.print()
     # On a narrow terminal the lines break. Otherwise rich would cut figures short.
-    console.print(table, width=max(console.width, PIPED_WIDTH), crop=False, no_wrap=True, overflow="ignore")
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=WIDEST)).maximum)
+    console.print(table, no_wrap=True)
     for line in (best_in_a_line(summary), too_short_to_learn(summary), f"report: {report}"):
         if line:
             console.print(line, markup=False, soft_wrap=True)
