@@ -16,6 +16,7 @@ from PIL import Image
 from tasks.data.heldout_split import usable
 from tasks.data.picture_dataset import PictureDataset
 from tasks.data.rejected_pictures import Rejects
+from tasks.data.sources.picture_candidate import Reject
 from tasks.data.sources.sana_shards import CaptionChoice, caption_weights, choose_caption, sana_candidates
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
 from tasks.shard import own_candidates, write_own_pictures
@@ -162,6 +163,23 @@ def test_the_caption_that_is_drawn_is_kept_first_and_the_heaviest_others_behind_
             assert all(found[text] == pytest.approx(by_text[text]) for text in found)
             if kept == 2 and drawn != "b text":
                 assert set(found) == {drawn, "b text"}
+
+
+def test_a_further_caption_that_cannot_be_used_is_passed_over(tmp_path: Path) -> None:
+    one_shard(tmp_path, {"k.json": record(), "k.png": picture()})
+    write_side(tmp_path, "00000_x.json", {"k": {"a": "a text", "b": "bad \ud800 text", "c": "  "}})
+    write_side(tmp_path, "00000_x_clip_score.json", {"k": {"a": 29.0, "b": 28.0, "c": 28.0}})
+    read = 0
+    for seed in range(12):
+        choice = replace(CHOICE, suffixes=("_x",), seed=seed, kept=3)
+        (candidate,) = sana_candidates(tmp_path, choice)
+        try:
+            caption = candidate.read()[1]
+        except Reject:
+            continue  # it is the one that was drawn
+        read += 1
+        assert (caption, list(candidate.captions())) == ("a text", ["a text"])
+    assert read
 
 
 def test_temperature_of_almost_nothing_takes_the_best_and_overflows_nowhere() -> None:
