@@ -23,8 +23,9 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PYTHONS = ("3.11", "3.12", "3.13")
-# imported where they are used: without them there is no `adamw8bit`, and reports to MLflow wait in a folder
-OPTIONAL = {"bitsandbytes", "mlflow"}
+# imported where they are used: without them there is no `adamw8bit`, no judge tuned by LoRA and no Frechet distance,
+# and reports to MLflow wait in a folder
+OPTIONAL = {"bitsandbytes", "mlflow", "peft", "torchmetrics"}
 
 
 def listed(file: str) -> set[str]:
