@@ -23,8 +23,15 @@ SIZES = {
     "tiny": [(1, 17, 64, torch.float32)],
 }
 Operation = Callable[..., Tensor]
+
+
+def eager_modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    """The reference in the dtype of its tokens."""
+    return reference.modulate(x_BND, shift_B1D, scale_B1D, x_BND.dtype)
+
+
 OPERATIONS: dict[str, tuple[Operation, Operation]] = {
-    "modulate": (modulate, reference.modulate),
+    "modulate": (modulate, eager_modulate),
     "gated_residual": (gated_residual, reference.gated_residual),
 }
 
