@@ -190,7 +190,9 @@ def test_where_no_rounding_is_blown_up_all_weights_are_those_of_one_process(tmp_
     for parallelism in PARALLELISMS:
         found = load_file(tmp_path / f"{parallelism}-2" / "model.safetensors")
         for name in expected:
-            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+            # AdamW divides by the size of gradients too: of seeds 0 to 3 the worst entry differs by 1.8e-5, where a
+            # step moves each by up to 2e-3
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=5e-5)
         losses = [
             (tmp_path / f"{kind}" / "heldout.csv").read_text().splitlines()[-1]
             for kind in ("ddp-1", f"{parallelism}-2")
