@@ -36,7 +36,7 @@ from flows.entry.password import (
     credentials,
     password_file,
 )
-from flows.entry.project_servers import HOST, SERVERS_FOLDER, listens, recorded_process
+from flows.entry.project_servers import HOST, SERVERS_FOLDER, listens, prefect_port, recorded_process
 from tasks.system.errors import UserError
 from tasks.system.exit_codes import BAD_INPUT, complain
 from tasks.system.files import write_bytes
@@ -133,7 +133,7 @@ class Server:
 
 def servers() -> tuple[Server, Server, Server]:
     """Prefect's server, MLflow's server, and the worker."""
-    prefect, mlflow = int(os.environ.get("PREFECT_PORT", "4200")), int(os.environ.get("MLFLOW_PORT", "5000"))
+    prefect, mlflow = prefect_port(), int(os.environ.get("MLFLOW_PORT", "5000"))
     guarded = ("--app-name", "basic-auth", "--workers", "1")
     return (
         Server(

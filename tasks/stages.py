@@ -16,7 +16,7 @@ from pathlib import Path
 from tasks.params.experiment_params import Params
 from tasks.params.judge_finetune_params import JudgeFinetune
 from tasks.params.params_files import section_values
-from tasks.params.training_params import Training
+from tasks.params.training_params import Scratch, Sft
 from tasks.system import paths
 from tasks.system.errors import UserError
 
@@ -28,15 +28,14 @@ RANK_SECTIONS = ("compute.nodes", "compute.processes_per_node", "compute.paralle
 TRAINING_SECTIONS = (*COMPUTE_SECTIONS, "diffusion")
 DRAWING_SECTIONS = (*COMPUTE_SECTIONS, "shard.image_size", "diffusion.flow_shift", "sampling")
 BRANCH_THREADS = "compute.branch_threads"
-SFT_TRAINING = tuple(f"sft.{field.name}" for field in fields(Training))
-"""The keys of the section `sft` but for the list of models, which changes no model."""
-SCRATCH_TRAINING = tuple(f"scratch.{field.name}" for field in fields(Training))
-"""The keys of the section `scratch` but for the list of depths."""
-JUDGE_FINETUNING = tuple(f"judge_finetune.{field.name}" for field in fields(JudgeFinetune) if field.name != "ways")
-"""The keys of the section `judge_finetune` but for the list of ways, which changes no way."""
 PLACEHOLDER = re.compile(r"(?<!\$)\{([\w.]+)\}")
 """`{item}` or a key of params in braces. DVC's own `${item}` is none."""
 DETECTOR_MODELS = ("geneval.mask2former_path", "geneval.clip_path")
+
+
+def keys_but(section: str, params: type, *left_out: str) -> tuple[str, ...]:
+    """The keys of a section whose values are `params`, but for lists of items, which change none of the items."""
+    return tuple(f"{section}.{field.name}" for field in fields(params) if field.name not in left_out)
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,25 @@ class Family:
     suffix: str = ""
 
 
-DEPTHS = Family(
-    "depth", int, lambda params: params.prune.depths, "prune.depths", {"foreach": "${prune.depths}"}, "${item}"
-)
-BASELINES = Family(
-    "model",
-    str,
-    lambda params: params.workflow.baselines,
-    "workflow.baselines",
-    {"foreach": "${workflow.baselines}"},
-    "${item}",
-)
+def family_of(
+    source: str, argument: str, kind: type[int] | type[str] = str, *, prefix: str = "", item: str = "item"
+) -> Family:
+    """The family over the list that the key `source` of params names, each item behind `prefix`.
+
+    A mapping's items are its keys, which DVC's templates call `key` instead of `item`. DVC has one group for each list,
+    so a family whose items have a prefix, or are keys, has a group of its own.
+    """
+    suffix = f"_{prefix.rstrip('-')}" if prefix else "_set" if item == "key" else ""
+
+    def items(params: Params) -> Sequence[Argument]:
+        listed = section_values(params, (source,))[source]
+        return [f"{prefix}{one}" for one in listed] if prefix else list(listed)
+
+    return Family(argument, kind, items, source, {"foreach": f"${{{source}}}"}, f"{prefix}${{{item}}}", suffix)
+
+
+DEPTHS = family_of("prune.depths", "depth", int)
+BASELINES = family_of("workflow.baselines", "model")
 CUTS = Family(
     "model",
     str,
@@ -80,54 +87,13 @@ CUTS = Family(
     "${item.kind}-${item.depth}",
     suffix="_cut",  # a group of DVC has one list, so the cut models need a second group
 )
-EXAMPLES = Family(
-    "model",
-    str,
-    lambda params: params.judge_finetune.pictures_of,
-    "judge_finetune.pictures_of",
-    {"foreach": "${judge_finetune.pictures_of}"},
-    "${item}",
-)
-WAYS = Family(
-    "way",
-    str,
-    lambda params: params.judge_finetune.ways,
-    "judge_finetune.ways",
-    {"foreach": "${judge_finetune.ways}"},
-    "${item}",
-)
-
-DATA_SETS = Family(
-    "data",
-    str,
-    lambda params: tuple(params.data.sets),
-    "data.sets",
-    {"foreach": "${data.sets}"},
-    "${key}",
-    suffix="_set",
-)
-SCRATCH = Family(
-    "depth", int, lambda params: params.scratch.depths, "scratch.depths", {"foreach": "${scratch.depths}"}, "${item}"
-)
-SCRATCH_MODELS = Family(
-    "model",
-    str,
-    lambda params: [f"scratch-{depth}" for depth in params.scratch.depths],
-    "scratch.depths",
-    {"foreach": "${scratch.depths}"},
-    "scratch-${item}",
-    suffix="_scratch",
-)
-SFT = Family("model", str, lambda params: params.sft.models, "sft.models", {"foreach": "${sft.models}"}, "${item}")
-SFT_MODELS = Family(
-    "model",
-    str,
-    lambda params: [f"sft-{model}" for model in params.sft.models],
-    "sft.models",
-    {"foreach": "${sft.models}"},
-    "sft-${item}",
-    suffix="_sft",
-)
+EXAMPLES = family_of("judge_finetune.pictures_of", "model")
+WAYS = family_of("judge_finetune.ways", "way")
+DATA_SETS = family_of("data.sets", "data", item="key")
+SCRATCH = family_of("scratch.depths", "depth", int)
+SCRATCH_MODELS = family_of("scratch.depths", "model", prefix="scratch-")
+SFT = family_of("sft.models", "model")
+SFT_MODELS = family_of("sft.models", "model", prefix="sft-")
 
 
 @dataclass(frozen=True)
@@ -347,7 +313,13 @@ TABLE = (
         "scratch",
         output=paths.OUTPUTS / "scratch-{item}",
         inputs=(paths.OUTPUTS / "{scratch.data}",),
-        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, "network", *SCRATCH_TRAINING),
+        sections=(
+            *TRAINING_SECTIONS,
+            *RANK_SECTIONS,
+            BRANCH_THREADS,
+            "network",
+            *keys_but("scratch", Scratch, "depths"),
+        ),
         family=SCRATCH,
         on_ranks=True,
     ),
@@ -393,7 +365,7 @@ TABLE = (
         "sft",
         output=paths.OUTPUTS / "sft-{item}",
         inputs=(paths.OUTPUTS / "{item}", paths.OUTPUTS / "{sft.data}"),
-        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, *SFT_TRAINING),
+        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, *keys_but("sft", Sft, "models")),
         family=SFT,
         on_ranks=True,
     ),
@@ -421,7 +393,12 @@ TABLE = (
         "judge_finetune",
         output=paths.JUDGE_FINETUNED / "{item}",
         inputs=(paths.JUDGE_EXAMPLES,),
-        sections=(*COMPUTE_SECTIONS, BRANCH_THREADS, *JUDGE_FINETUNING, "evaluation.bootstrap_samples"),
+        sections=(
+            *COMPUTE_SECTIONS,
+            BRANCH_THREADS,
+            *keys_but("judge_finetune", JudgeFinetune, "ways"),
+            "evaluation.bootstrap_samples",
+        ),
         family=WAYS,
         user_files=("judge_finetune.path",),
     ),

@@ -22,7 +22,7 @@ from flows.building.dvc_lock import DVC_LOCK_FILE
 from flows.building.model_words import model_sentence, models_in_markdown
 from flows.building.workspace import run_name
 from flows.entry.password import API_VARIABLE
-from flows.entry.project_servers import HOST, mlflow_server
+from flows.entry.project_servers import HOST, mlflow_server, prefect_port
 from tasks.system import paths
 from tasks.system.manifest import MANIFEST, sha256_file
 from tasks.tracking import model_registry
@@ -191,7 +191,7 @@ def description(root: Path, flow_run_id: str, commit: str | None) -> str:
     """
     api, later = os.environ.get(API_VARIABLE), ""
     if not api:
-        api = f"http://{HOST}:{os.environ.get('PREFECT_PORT', '4200')}/api"
+        api = f"http://{HOST}:{prefect_port()}/api"
         later = " (it had a temporary server: `make up` starts one that shows it)"
     address = f"{api.rstrip('/').removesuffix('/api')}/runs/flow-run/{flow_run_id}"
     lines = [

@@ -12,6 +12,11 @@ HOST = "127.0.0.1"
 SERVERS_FOLDER = STATE / "servers"
 
 
+def prefect_port() -> int:
+    """The port of the Prefect server that `make up` starts: `PREFECT_PORT`, or 4200."""
+    return int(os.environ.get("PREFECT_PORT", "4200"))
+
+
 def is_own_server(url: str) -> bool:
     """Whether `url` is the address of the Prefect server that `make up` has started for this project.
 

@@ -1,9 +1,8 @@
 """How long stages will take on the CPU here: `python -m tasks.planning.time_estimate FOLDER STAGE...`.
 
-It reads from its standard input a mapping with `params` and with the stages `cached`, which DVC's cache can fill. It
-prints one line for the other stages that have no output in FOLDER yet. It prints nothing on a GPU, if nothing is
-missing, or if the number of pictures is not known. A flow runs it as a process of its own, so it changes no number of
-any stage.
+It reads params from its standard input and prints one line for those stages that have no output in FOLDER yet. It
+prints nothing on a GPU, if nothing is missing, or if the number of pictures is not known. A flow runs it as a process
+of its own, so it changes no number of any stage.
 
 The estimate is a stage's counted FLOPs over the rate of matrix products, which is measured for a moment, times the
 share of that rate that training reaches. The shares and the constant costs of a stage were fitted to the default and
@@ -49,23 +48,22 @@ STAGE_SECONDS = 2.0
 """What a stage costs beside its FLOPs: its process, its files, and DVC's copy of its output."""
 
 
-def estimate_line(params: Params, workspace: Path, names: Collection[str], cached: Collection[str] = ()) -> str:
+def estimate_line(params: Params, workspace: Path, names: Collection[str]) -> str:
     """The line to print on the stages `names`, or an empty text if there is nothing to say.
-
-    The stages `cached` cost no time, since DVC's cache can fill them.
 
     Raises UserError if the params do not fit.
     """
     wanted = {name: stage for name, stage in stages_of(params).items() if name in names}
-    stages = {name: stage for name, stage in wanted.items() if name not in cached and not has_output(stage, workspace)}
+    stages = {name: stage for name, stage in wanted.items() if not has_output(stage, workspace)}
     samples = own_pictures(params)
     if not stages or (params.shard.source != "scenes" and samples is None):
         return ""
     if choose_device(params.compute.device, "compute.device") != "cpu":
         return ""
     duration = duration_text(START_SECONDS + makespan(params, stages, stage_seconds(params, samples)))
-    missing = f"{len(stages)} of {len(wanted)} stages have no output yet, here or in DVC's cache"
-    return f"{missing}: {duration} (estimated from counted FLOPs and a short measurement{load_text()})"
+    missing = f"{len(stages)} of {len(wanted)} stages have no output here yet"
+    how = f"estimated from counted FLOPs and a short measurement{load_text()}"
+    return f"{missing}: {duration}, or less where DVC's cache has one ({how})"
 
 
 def load_text() -> str:
@@ -152,8 +150,7 @@ def main() -> None:
     die_with_parent()
     try:
         folder, *names = sys.argv[1:]
-        told = yaml.safe_load(sys.stdin)
-        if line := estimate_line(build_params(told["params"], "params"), Path(folder), names, told["cached"]):
+        if line := estimate_line(build_params(yaml.safe_load(sys.stdin), "params"), Path(folder), names):
             print(line)
     except UserError:
         return

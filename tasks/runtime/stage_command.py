@@ -6,7 +6,6 @@ of a signal that stopped it.
 
 import atexit
 import gc
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -35,8 +34,6 @@ def stage_command(stem: str, doc: str | None, argv: Sequence[str] | None = None)
     except RankFailed as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
     print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
 
 

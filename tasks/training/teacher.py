@@ -3,7 +3,7 @@
 The teacher sees the samples that the cut model sees, with the same noise, times and captions. Its velocity takes the
 place of the data's in the loss. With `features` the cut model's blocks are also held to the teacher's: a kept block has
 to do what it did and what the removed blocks behind it did, so its output is held to the teacher's tokens before the
-next kept block, or behind the teacher's last block. Work on pruned diffusion transformers of 2024 and 2025 (such as
+next kept block, or behind the teacher's last block. Published work on pruned diffusion transformers (such as
 TinyFusion, arXiv 2412.01199) trains on outputs and features of the uncut model in this way.
 
 Shapes: B samples, N tokens, D channels, C latent channels, H and W of a latent.

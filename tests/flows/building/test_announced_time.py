@@ -6,11 +6,9 @@ import psutil
 import pytest
 
 from flows.building import announced_time
-from tasks.params.params_files import PARAMS_FILE, read_yaml
 from tests.helpers.patience import wait_for
-from tests.helpers.small_workspace import PROJECT
 
-ECHO = "import sys, yaml; print(sys.argv[1:], yaml.safe_load(sys.stdin))"
+ECHO = "import sys; print(sys.argv[1:], sys.stdin.read().split())"
 HANGS = "import time; time.sleep(3600)"
 
 
@@ -23,26 +21,13 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_the_estimate_says_of_these_params_is_printed_while_the_flow_runs(
-    module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    module: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     module.write_text(ECHO)
-    monkeypatch.setattr(announced_time, "stages_in_cache", lambda _project, _params: {"grow"})
     with announced_time.announced_time({"seed": 3}, tmp_path / "runs", ["shard", "grow"]):
         said: list[str] = []
         wait_for(lambda: said.append(capfd.readouterr().err) or "".join(said).endswith("\n"), "the estimate")
-    told = {"cached": ["grow"], "params": {"seed": 3}}
-    assert "".join(said) == f"{[str(tmp_path / 'runs'), 'shard', 'grow']} {told}\n"
-
-
-def test_a_project_that_cannot_be_read_has_nothing_cached(
-    module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    module.write_text(ECHO)
-    monkeypatch.chdir(tmp_path)
-    with announced_time.announced_time(read_yaml(PROJECT / PARAMS_FILE), tmp_path / "runs", ["shard"]):
-        said: list[str] = []
-        wait_for(lambda: said.append(capfd.readouterr().err) or "".join(said).endswith("\n"), "the estimate")
-    assert "'cached': []" in "".join(said)
+    assert "".join(said) == f"{[str(tmp_path / 'runs'), 'shard', 'grow']} ['seed:', '3']\n"
 
 
 def test_an_estimate_that_is_not_ready_when_the_flow_ends_is_ended_with_it(

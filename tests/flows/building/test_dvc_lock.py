@@ -12,11 +12,10 @@ import pytest
 from dvc.config import Config
 from dvc.repo import Repo
 
-from flows.building.cached_stages import stages_in_cache
 from flows.building.child_processes import ChildFailed, ChildProcesses
 from flows.building.dvc_lock import DvcLock, push
 from flows.building.stage_builder import open_builder
-from flows.building.workspace import merged_params, open_workspace
+from flows.building.workspace import open_workspace
 from tasks import stages
 from tasks.stages import Stage
 from tasks.system.errors import UserError
@@ -192,38 +191,6 @@ def test_a_copy_whose_override_no_stage_reads_has_a_report_of_its_own(project: P
     copy = open_workspace(project, None, {"workflow.retries": 2})
     assert build(copy) == taken("restored", "restored", "ran")
     assert read_json(copy / "results" / "manifest.json")["files"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "took"),
-    [
-        ({"workflow.retries": 2}, ("restored", "restored", "ran")),
-        ({"finetune.checkpoint_every": 2}, ("restored", "ran", "ran")),
-        ({"compute.seed": 2}, ("ran", "ran", "ran")),
-    ],
-)
-@pytest.mark.parametrize("folder", [False, True])
-def test_what_a_copy_will_take_out_of_the_cache_is_known_before_it_is_written(
-    project: Path, overrides: dict[str, int], took: tuple[str, str, str], folder: bool
-) -> None:
-    if folder:
-        (project / "code").unlink()
-        (project / ".dvcignore").write_text("__pycache__\n*.pyc\n")
-        for name in ("b.py", "a/c.py", "a/__pycache__/c.py"):
-            (project / "code" / name).parent.mkdir(parents=True, exist_ok=True)
-            (project / "code" / name).write_text(name)
-    assert stages_in_cache(project, merged_params(project, None, {})) == set()
-    build(project)
-    assert stages_in_cache(project, merged_params(project, None, {})) == {"first", "second"}
-    foreseen = stages_in_cache(project, merged_params(project, None, overrides))
-    copy = open_workspace(project, None, overrides)
-    if folder:
-        shutil.copytree(project / "code", copy / "code")  # a project without git has its code in other folders
-        shutil.copyfile(project / ".dvcignore", copy / ".dvcignore")
-    assert build(copy) == taken(*took)
-    assert foreseen == {name for name, way in taken(*took).items() if way == "restored"}
-    shutil.rmtree(project / ".dvc" / "cache" / "files")
-    assert stages_in_cache(project, merged_params(project, None, overrides)) == set()
 
 
 @pytest.mark.parametrize(

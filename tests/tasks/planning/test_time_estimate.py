@@ -61,9 +61,7 @@ def test_only_stages_without_an_output_are_estimated(tmp_path: Path, monkeypatch
     monkeypatch.setattr(time_estimate, "matrix_rate", lambda _dtype: 1e9)
     stages = stages_of(params())
     assert estimate_line(params(), tmp_path, stages).startswith(f"{len(stages)} of {len(stages)} stages have no output")
-    assert estimate_line(params(), tmp_path, ["shard", "encode"]).startswith("2 of 2 stages have no output yet, ")
-    assert estimate_line(params(), tmp_path, ["shard", "encode"], ["shard"]).startswith("1 of 2 stages have no output")
-    assert estimate_line(params(), tmp_path, ["shard", "encode"], ["encode", "shard", "train"]) == ""
+    assert estimate_line(params(), tmp_path, ["shard", "encode"]).startswith("2 of 2 stages have no output here yet: ")
     (tmp_path / stages["shard"].output).mkdir(parents=True)
     assert not has_output(stages["shard"], tmp_path)
     for stage in stages.values():
