@@ -4,9 +4,11 @@ The parent run is named by its profile and overrides, as its folder under `runs/
 description links the flow run in Prefect and the runs that made what was up to date, and has the table of models when
 the run has ended. A point of a sweep has no parent run of its own, since the sweep has opened one for it.
 
-Tags connect a run with git, DVC and Prefect: the commit, the stage's entry of dvc.lock (on the parent run the digest of
-the whole file), and the id of the flow run. Everything is written to files on disk (spools), which one thread of the
-flow sends. So the processes of the stages need no MLflow, and if its server is away the runs only appear later.
+Tags connect a run with git, DVC and Prefect: the commit, the digests that DVC knows the stage's outputs by (on the
+parent run the digest of the whole dvc.lock), and the id of the flow run. The stage's whole entry of dvc.lock is an
+artifact, since it names all files of the stage's code and is longer than a tag may be. Everything is written to files
+on disk (spools), which one thread of the flow sends. So the processes of the stages need no MLflow, and if its server
+is away the runs only appear later.
 """
 
 import json
@@ -34,15 +36,15 @@ from tasks.tracking.sample_sheet import write_sample_sheet
 from tasks.tracking.tracker import COMMIT_TAG, SPOOL_VARIABLE, Tracker, run_tags
 
 PREFECT_TAG = "prefect.flow_run_id"
-ENTRY_TAG = "dvc.lock_entry"
+OUTPUTS_TAG = "dvc.outs"
 LOCK_TAG = "dvc.lock_sha256"
 MODEL_TAG = "sana15.model"
 ADDRESS_SECONDS = 15.0
 """How long a flow waits for MLflow's id of its run. A run in which all is up to date may be faster than MLflow."""
 PICTURES = "pictures.npy"
 """The file of `tasks.evaluation.picture_pool` with a model's pictures. To import its name from there imports torch."""
-MAX_TAG = 8000
-"""MLflow's limit for a tag, in characters. A longer value is cut."""
+ENTRY_FILE = "dvc.lock.json"
+"""The artifact with a stage's entry of dvc.lock."""
 
 Record = dict[str, Any]
 
@@ -69,7 +71,11 @@ class MlflowRuns:
 
     def finish_stage(self, stage: str, entry: Mapping[str, Any]) -> None:
         """End the MLflow run of a stage that is built, and give it the stage's entry of dvc.lock."""
-        self._end(self._stages.pop(stage), {ENTRY_TAG: json.dumps(entry)})
+        spool = self._stages.pop(stage)
+        with tempfile.TemporaryDirectory() as folder:
+            (file := Path(folder) / ENTRY_FILE).write_text(json.dumps(entry, indent=2), encoding="utf-8")
+            spool.append_artifact(file)
+        self._end(spool, {OUTPUTS_TAG: json.dumps({out["path"]: out["md5"] for out in entry["outs"]})})
 
     def record_cached_stage(self, stage: str, digest: str) -> None:
         """Note a stage that was up to date. The parent run will link the run that made the output with this digest."""
@@ -156,7 +162,7 @@ class MlflowRuns:
         return spool
 
     def _end(self, spool: Spool, tags: Mapping[str, str], status: str = "FINISHED") -> None:
-        spool.append("tags", values={key: value[:MAX_TAG] for key, value in tags.items()})
+        spool.append("tags", values=dict(tags))
         spool.append("end", status=status)
 
 

@@ -74,6 +74,10 @@ class Clone:
         client = MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
         return client.search_runs([client.get_experiment_by_name("sana15").experiment_id], query, max_results=1000)
 
+    def mlflow_artifact(self, run: Run, name: str) -> Any:
+        """What a run's artifact of this name, a JSON file, says."""
+        return json.loads((self.root / "mlartifacts" / run.info.run_id / "artifacts" / name).read_text())
+
 
 def new_origin(root: Path, params: Mapping[str, Any]) -> Path:
     """A git repository of the project's code as it is now, with these params as its own."""

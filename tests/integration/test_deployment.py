@@ -277,7 +277,8 @@ def test_tags_join_git_dvc_and_prefect_in_mlflow(deployed: Clone) -> None:
         run = by_name[address.replace("_cut", "")]
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.source.git.commit"] == commit
-        assert json.loads(run.data.tags["dvc.lock_entry"])["cmd"] == entry["cmd"]
+        assert json.loads(run.data.tags["dvc.outs"]) == {out["path"]: out["md5"] for out in entry["outs"]}
+        assert deployed.mlflow_artifact(run, "dvc.lock.json") == entry
     for model in json.loads((deployed.root / "results/summary.json").read_text())["models"]:
         run = by_name[f"model {model['name']}"]
         assert run.data.metrics["geneval/overall"] == model["score"]["overall"]

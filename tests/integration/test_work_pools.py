@@ -346,7 +346,7 @@ def test_a_killed_sweep_goes_on_a_lost_hosts_point_is_run_again_and_the_table_is
         for sweep in sweeps:
             kill_all(sweep, signal.SIGTERM)
     assert "lost: nothing was heard of it for" in logs[1].read_text()
-    assert re.search(r"finetune@\d: resuming after step", (folder / LOG_FILE).read_text())
+    assert re.search(r"finetune@\d \| resuming after step", (folder / LOG_FILE).read_text())
     runs = [tag for run in pool._runs() for tag in run.tags]
     points = [path.name for path in (clone.root / "runs/points").iterdir()]
     assert {point: runs.count(point) for point in points} == {point: 1 + (point == folder.name) for point in points}

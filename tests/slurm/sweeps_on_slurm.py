@@ -233,7 +233,7 @@ def test_a_sweep_survives_a_requeued_job_and_a_killed_flow_and_runs_no_point_twi
     assert f"({stopped.name}): running" in second.log.read_text()
 
     assert {name: job for job, (name, _) in cluster.jobs().items() if name in keys} == jobs  # the very same jobs
-    assert "finetune@3: resuming after step" in (stopped / LOG_FILE).read_text()
+    assert "finetune@3 | resuming after step" in (stopped / LOG_FILE).read_text()
     runs = [seconds_of(line) for line in (cluster.folder / "log/jobcomp.txt").read_text().splitlines()]
     for key in keys:
         times = sorted((start, end) for name, start, end in runs if name == key)
