@@ -4,7 +4,7 @@ Shapes: B samples, C latent channels, H and W of a latent, T text tokens, E capt
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,8 +32,16 @@ class NoisedBatch:
     mask_BT: Tensor
 
     def part(self, index: int, parts: int, device: str) -> "NoisedBatch":
-        """Micro-batch `index` of `parts` equal ones, on `device`."""
-        return NoisedBatch(*(tensor.chunk(parts)[index].to(device) for tensor in vars(self).values()))
+        """Micro-batch `index` of `parts` equal ones, on `device`.
+
+        Its text is cut to its own longest caption. So it has the shapes, and rounds as, the batch of a process that
+        works on these rows alone.
+        """
+        part = NoisedBatch(*(tensor.chunk(parts)[index] for tensor in vars(self).values()))
+        longest = int(part.mask_BT.any(0).nonzero().max()) + 1
+        text_BTE, mask_BT = part.text_BTE[:, :longest].contiguous(), part.mask_BT[:, :longest].contiguous()
+        part = replace(part, text_BTE=text_BTE, mask_BT=mask_BT)
+        return NoisedBatch(*(tensor.to(device) for tensor in vars(part).values()))
 
 
 class FlowMatchingLoss(nn.Module):

@@ -147,7 +147,9 @@ def test_two_processes_train_the_smoke_profile_to_the_held_out_loss_of_one(
 
 
 def test_in_the_profiles_own_bfloat16_adamw_ends_where_one_process_does(encoded: Path) -> None:
-    adamw, two = {"pretrain.optimizer": "adamw"}, {"compute.processes_per_node": 2}
+    # without clipping, since the norm of shards is summed in another order
+    adamw = {"pretrain.optimizer": "adamw", "pretrain.clip_norm": None}
+    two = {"compute.processes_per_node": 2}
     runs = {"alone": {}, "halves": {"pretrain.grad_accumulation": 2}} | {
         parallelism: two | {"compute.parallelism": parallelism} for parallelism in PARALLELISMS
     }
@@ -158,7 +160,7 @@ def test_in_the_profiles_own_bfloat16_adamw_ends_where_one_process_does(encoded:
         loss[name] = column(folder, "heldout.csv", 2)[-1].item()
     assert abs(loss["ddp"] - loss["alone"]) < 1e-3 and abs(loss["fully_shard"] - loss["alone"]) < 1e-3
     # two processes are one in two micro-batches, whose gradients are rounded alike
-    assert abs(loss["ddp"] - loss["halves"]) < 1e-6 and abs(loss["fully_shard"] - loss["halves"]) < 1e-4
+    assert abs(loss["ddp"] - loss["halves"]) < 1e-6 and abs(loss["fully_shard"] - loss["halves"]) < 1e-6
 
 
 def train_with_adamw(folder: Path) -> None:
