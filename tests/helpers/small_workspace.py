@@ -35,8 +35,11 @@ def write_params(workspace: Path, changes: dict[str, Any]) -> None:
     (workspace / PARAMS_FILE).write_text(yaml.safe_dump(values), encoding="utf-8")
 
 
-def write_encoded(workspace: Path, train: int = 4, heldout: int = 12) -> None:
-    """The output of stage `encode` with random numbers; two of its samples share a caption."""
+def write_encoded(workspace: Path, train: int = 4, heldout: int = 12, tokens: tuple[int, ...] = (2, 3, 4)) -> None:
+    """The output of stage `encode` with random numbers; two of its samples share a caption.
+
+    `tokens` are the lengths of the captions, in turn.
+    """
     random = np.random.default_rng(0)
     folder = workspace / paths.ENCODED
     folder.mkdir(parents=True)
@@ -47,7 +50,7 @@ def write_encoded(workspace: Path, train: int = 4, heldout: int = 12) -> None:
                 f"{i:04d}",
                 {
                     "latent.npy": to_npy(random.standard_normal((3, 4, 4)).astype(np.float16)),
-                    "text.npy": to_npy(random.standard_normal((2 + i % 3, 6)).astype(np.float16)),
+                    "text.npy": to_npy(random.standard_normal((tokens[i % len(tokens)], 6)).astype(np.float16)),
                     "json": describe(32, 32, f"a photo of {max(i, 1)} things"),
                 },
             )

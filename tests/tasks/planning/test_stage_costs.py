@@ -106,9 +106,9 @@ TRAINED = {
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
-    """A workspace of encoded samples, padded alike in every batch, and the experiment that it is."""
+    """A workspace of encoded samples, of one length in every micro-batch, and the experiment that it is."""
     write_params(tmp_path, TRAINED)
-    write_encoded(tmp_path, train=6, heldout=120)
+    write_encoded(tmp_path, train=6, heldout=120, tokens=(4,))
     monkeypatch.chdir(tmp_path)
     for folder, depth in ((paths.SMALL, 2), (paths.GROWN, 5)):
         folder.mkdir()
