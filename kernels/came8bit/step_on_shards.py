@@ -92,7 +92,8 @@ class Rows:
         self.works, self.settings, self.whole = works, works[0].settings, parameter.shape
         # The index, in the whole flattened parameter, of the first entry that is here.
         self.first = first_row(parameter) * parameter.shape[1:].numel()
-        self.parameters = [work.parameter.to_local() for work in works]
+        # `to_local` would make a view of each parameter, since it is an `nn.Parameter`: an operator for each.
+        self.parameters = [work.parameter._local_tensor for work in works]
         self.states = {name: [_local(work.state[name]) for work in works] for name in works[0].state}
 
     def state(self, name: str) -> Tensor:
