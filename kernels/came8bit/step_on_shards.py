@@ -11,9 +11,9 @@ before it knew, so that a step needs four collectives, however many parameters t
     apply
 
 So no process holds rows of another process. Parameters of one shape are stacked, so that a network of more equal blocks
-takes more entries in each operation and not more operations, up to ENTRIES entries at once. Beside its state each
-process holds a few copies of one stack, or of one larger parameter's rows, at a time. Every process must have gradients
-of the same parameters.
+takes more entries in each operation and not more operations, up to ENTRIES or GPU_ENTRIES at once. Beside its state
+each process holds a few copies of one stack, or of one larger parameter's rows, at a time. Every process must have
+gradients of the same parameters.
 
 Shapes: K parameters, of which o of the O rows are here, I inputs; B blocks of a whole parameter, each with P bounds.
 """
@@ -32,9 +32,11 @@ from kernels.came8bit.batches import batches, descend, put_back, stacked
 from kernels.came8bit.came_step import FactoredMean
 from kernels.came8bit.state import Work, first_row, is_matrix, sharded_dimension
 
-# So many entries of this process are updated together. They are more than a core's cache holds, since each operation
-# is repeated in four passes.
+# So many entries of this process are updated together on a CPU. They are more than a core's cache holds: with fewer the
+# calls take longer than the cache saves (docs/log.md).
 ENTRIES = 2**20
+# A GPU would wait for the launches of smaller stacks. This size was not measured; one float32 copy takes 128 MiB.
+GPU_ENTRIES = 2**25
 
 
 def step(works: list[Work], map: Map | None) -> None:
@@ -44,7 +46,8 @@ def step(works: list[Work], map: Map | None) -> None:
     """
     by_group: dict[dist.ProcessGroup, list[Rows]] = {}
     for group, alike in _sharded_alike(works):
-        for batch in batches(alike, ENTRIES, group.size()):
+        entries = ENTRIES if alike[0].parameter.device.type == "cpu" else GPU_ENTRIES
+        for batch in batches(alike, entries, group.size()):
             rows = MatrixRows(batch, map) if is_matrix(batch[0].parameter) else OtherRows(batch)
             by_group.setdefault(group, []).append(rows)
     for group, batched in by_group.items():
@@ -92,7 +95,8 @@ class Rows:
         self.works, self.settings, self.whole = works, works[0].settings, parameter.shape
         # The index, in the whole flattened parameter, of the first entry that is here.
         self.first = first_row(parameter) * parameter.shape[1:].numel()
-        self.parameters = [work.parameter.to_local() for work in works]
+        # `to_local` would make a view of each parameter, since it is an `nn.Parameter`: an operator for each.
+        self.parameters = [work.parameter._local_tensor for work in works]
         self.states = {name: [_local(work.state[name]) for work in works] for name in works[0].state}
 
     def state(self, name: str) -> Tensor:

@@ -1,5 +1,6 @@
 """CAME over several processes: FSDP2's shards and DDP against one process, collectives counted, checkpoints moved."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.came8bit import Came, Came8bit
+from kernels.came8bit import Came, Came8bit, step_on_shards
 from tests.kernels.processes import run_processes
 
 # rows that 2 and 3 do not divide, blocks that straddle shards, shards without rows, all kinds of layers
@@ -31,18 +33,18 @@ STEPS = 4
 
 
 class Network(nn.Module):
-    """Parameters of all shapes, which no forward pass uses."""
+    """Parameters of all shapes, as many of each as there are blocks, which no forward pass uses."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, blocks: int = 1) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
-        for index, shape in enumerate(SHAPES):
+        for index, shape in enumerate(SHAPES * blocks):
             self.register_parameter(f"p{index}", nn.Parameter(torch.randn(shape, generator=generator).to(dtype)))
 
 
-def build(kind: str, shard: bool) -> tuple[Network, Came]:
+def build(kind: str, shard: bool, blocks: int = 1) -> tuple[Network, Came]:
     """The network, sharded over all processes or whole, and its optimizer."""
-    network = Network(torch.bfloat16 if kind == "stochastic" else torch.float32)
+    network = Network(torch.bfloat16 if kind == "stochastic" else torch.float32, blocks)
     if shard:
         fully_shard(network, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer, options = OPTIMIZERS[kind]
@@ -222,6 +224,43 @@ def test_a_checkpoint_of_two_loads_bit_for_bit_on_three(three: Path, kind: str) 
     expected, found = load(three / f"{kind}.pt"), load(three / f"{kind}-3.pt")
     assert same_bits(found["loaded"], expected["saved"])
     assert_near(found["ended"], expected["ended"], kind)
+
+
+class Operators(TorchDispatchMode):
+    """How often each operator is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def check_depth(folder: Path) -> None:
+    """Blocks that step together, against the same blocks that step one after the other; operators are counted."""
+    for kind in OPTIMIZERS:
+        counts, ended = {}, {}
+        for blocks in (2, 6):
+            network, optimizer = build(kind, shard=True, blocks=blocks)
+            train(network, optimizer, range(STEPS - 1))  # the first step makes the state
+            set_gradients(network, STEPS - 1)
+            with CommDebugMode() as communication, Operators() as operators:
+                optimizer.step()
+            counts[blocks] = dict(operators.counts), sum(communication.get_comm_counts().values())
+            ended[blocks] = contents(network, optimizer)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(step_on_shards, "ENTRIES", 1)
+            network, optimizer = build(kind, shard=True, blocks=6)
+            train(network, optimizer, range(STEPS))
+        assert counts[2] == counts[6], kind
+        assert sum(counts[6][0].values()) > 100
+        assert_near(ended[6], contents(network, optimizer), kind)
+
+
+def test_operators_and_collectives_of_a_step_do_not_grow_with_depth(tmp_path: Path) -> None:
+    run_processes(2, tmp_path, check_depth)
 
 
 def check_backward(_: Path) -> None:
