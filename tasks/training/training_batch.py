@@ -4,7 +4,7 @@ Shapes: B samples, C latent channels, H and W of a latent, T text tokens, E capt
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,11 +37,10 @@ class NoisedBatch:
         Its text is cut to its own longest caption. So it has the shapes, and rounds as, the batch of a process that
         works on these rows alone.
         """
-        part = NoisedBatch(*(tensor.chunk(parts)[index] for tensor in vars(self).values()))
-        longest = int(part.mask_BT.any(0).nonzero().max()) + 1
-        text_BTE, mask_BT = part.text_BTE[:, :longest].contiguous(), part.mask_BT[:, :longest].contiguous()
-        part = replace(part, text_BTE=text_BTE, mask_BT=mask_BT)
-        return NoisedBatch(*(tensor.to(device) for tensor in vars(part).values()))
+        part = {name: tensor.chunk(parts)[index] for name, tensor in vars(self).items()}
+        longest = int(part["mask_BT"].any(0).nonzero().max()) + 1
+        part |= {name: part[name][:, :longest].contiguous() for name in ("text_BTE", "mask_BT")}
+        return NoisedBatch(**{name: tensor.to(device) for name, tensor in part.items()})
 
 
 class FlowMatchingLoss(nn.Module):
