@@ -42,10 +42,11 @@ class HeldoutLoss:
 def heldout_batch_size(config: NetworkConfig, tokens: int, text_tokens: int) -> int:
     """Samples of a forward pass, at latents of `tokens` and texts of `text_tokens` tokens.
 
-    It keeps to `HELDOUT_BYTES` an upper bound on what lives at once. The bound is taken in float32, so that the number is
-    the same in every precision and on every device. It counts for each token of the latent the Mix-FFN's values before
-    and behind SiLU and behind the convolution, and the stream beside them; the probabilities of attention to the text;
-    and for each token of the text the encoder's states, the embedded text, and one block's keys and values.
+    An upper bound on what lives at once is kept within `HELDOUT_BYTES`. The bound is taken in float32, so that the
+    number is the same in every precision and on every device. For each token of the latent it counts the Mix-FFN's
+    values before and behind SiLU and behind the convolution, and the stream beside them. It counts the probabilities of
+    attention to the text. For each token of the text it counts the encoder's states, the embedded text, and the keys
+    and values of one block.
     """
     hidden, inner = config.hidden_size, int(config.mlp_ratio * config.hidden_size)
     latent = tokens * (8 * inner + 8 * hidden)
