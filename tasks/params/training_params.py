@@ -51,7 +51,7 @@ class Training:
     This allows no clipping, no accumulation and one process only, and needs came8bit or came.
     """
     recompute_blocks: int
-    """Number of first blocks that the backward pass computes once more; 0 keeps all activations.
+    """Number of blocks, from the first, that the backward pass computes once more; 0 is none.
 
     This is activation checkpointing, also known as gradient checkpointing: of such a block only the inputs are kept. It
     changes no bit of the result. A number at or above the depth means all blocks.
