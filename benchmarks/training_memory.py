@@ -65,7 +65,7 @@ def train(network: Sana, sizes: Encodings, name: str, in_backward: bool, batch: 
     optimizer = build_optimizer(name, network.parameters(), 1e-5, 0.0)
     stepping = StepInBackward(optimizer, network) if in_backward else None
     for _ in range(STEPS):
-        network(latents, timesteps, network.encode_text(text, mask)).float().square().mean().backward()
+        network(latents, timesteps, network.embed_text(text, mask)).float().square().mean().backward()
         if stepping is not None:
             stepping.finish()
         else:

@@ -96,8 +96,12 @@ class CrossAttention(nn.Module):
         keys, values = self.kv_linear(y_BTD).chunk(2, dim=-1)
         return split_heads(self.k_norm(keys), self.head_dim), split_heads(values, self.head_dim)
 
-    def forward(self, x_BND: Tensor, text: tuple[Tensor, Tensor], mask_BT: Tensor) -> Tensor:
-        """Attend from N latent tokens to T text tokens. Text where `mask_BT` is false is not seen."""
+    def forward(self, x_BND: Tensor, text: Tensor | tuple[Tensor, Tensor], mask_BT: Tensor) -> Tensor:
+        """Attend from N latent tokens to T text tokens. Text where `mask_BT` is false is not seen.
+
+        `text` is (B, T, D), or the keys and values that `keys_values` made of it.
+        """
+        text = self.keys_values(text) if isinstance(text, Tensor) else text
         queries = split_heads(self.q_norm(self.q_linear(x_BND)), self.head_dim)
         # Text is encoded once, perhaps in another precision than the one that autocast gives the queries.
         keys, values = (part.to(queries.dtype) for part in text)

@@ -18,11 +18,14 @@ from both: padded text is masked with minus infinity instead of -10000, and the 
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels.kernel_choice import chosen_kernels
 from kernels.modulation import gated_residual, modulate
@@ -63,6 +66,18 @@ class NetworkConfig:
     def convention(self) -> Convention:
         """What `numerics` stands for."""
         return CONVENTIONS[self.numerics]
+
+
+@dataclass(frozen=True)
+class EmbeddedText:
+    """A batch of captions before the blocks. Each block makes its own keys and values of them when it runs.
+
+    One pass of the network, as in training, needs no more. The keys and values of all blocks are then never in memory
+    together: for 128 captions of 300 tokens the 60 blocks of the 4.8B have 20.6 GB of them in bfloat16.
+    """
+
+    y_BTD: Tensor  # embedded and normalised captions
+    mask_BT: Tensor  # true where there is text
 
 
 @dataclass(frozen=True)
@@ -115,14 +130,38 @@ class SanaBlock(nn.Module):
         # `int` cuts the decimals off, as in the published code; `model.weights.fit_to_network` relies on it.
         self.mlp = MixFeedForward(hidden, int(config.mlp_ratio * hidden))
         self.scale_shift_table = nn.Parameter(torch.randn(6, hidden) / math.sqrt(hidden))
+        self.recomputed = False  # set by `Sana.recompute_blocks`
 
     def forward(
-        self, x_BND: Tensor, time_B6D: Tensor, text: tuple[Tensor, Tensor], mask_BT: Tensor, size: tuple[int, int]
+        self,
+        x_BND: Tensor,
+        time_B6D: Tensor,
+        text: Tensor | tuple[Tensor, Tensor],
+        mask_BT: Tensor,
+        size: tuple[int, int],
     ) -> Tensor:
         """The tokens (B, N, D) after this block.
 
-        `time_B6D` is the modulation that blocks share, `text` this block's keys and values, and `size` is (H, W).
+        `time_B6D` is the modulation that blocks share, and `size` is (H, W). `text` is the embedded captions (B, T, D)
+        or this block's keys and values of them.
         """
+        if not (self.recomputed and torch.is_grad_enabled()):
+            return self._compute(x_BND, time_B6D, text, mask_BT, size)
+        # The block calls `checkpoint` itself, so that forward hooks on it (FSDP2's, a teacher's) run once in a step and
+        # not again in the recomputation. A block draws no random numbers, so no state of a generator is kept.
+        with _casts_not_cached(x_BND.device.type):
+            inputs = x_BND, time_B6D, text, mask_BT, size
+            return checkpoint(self._compute, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    def _compute(
+        self,
+        x_BND: Tensor,
+        time_B6D: Tensor,
+        text: Tensor | tuple[Tensor, Tensor],
+        mask_BT: Tensor,
+        size: tuple[int, int],
+    ) -> Tensor:
+        """What `forward` returns."""
         # The modulation has the stream's dtype. Under autocast the time is bfloat16, and the table may be.
         modulation_B6D = self.scale_shift_table.to(x_BND.dtype) + time_B6D.to(x_BND.dtype)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation_B6D.chunk(6, dim=1)
@@ -152,9 +191,23 @@ class Sana(nn.Module):
         self.final_layer = FinalLayer(hidden, config.patch_size, config.in_channels)
         initialize(self, initialisation)
 
+    def recompute_blocks(self, count: int) -> None:
+        """Checkpoint the activations of the first `count` blocks: of these a forward pass saves the inputs alone.
+
+        The backward pass computes such a block once more when it comes to it. Outputs and gradients have the same bits.
+        The first blocks are taken since they wait longest for the backward pass. Their inputs, and the saved tensors of
+        the other blocks or of one block, are the most that is in memory at once. A `count` beyond the depth means all.
+        """
+        for index, block in enumerate(self.blocks):
+            block.recomputed = index < count
+
+    def embed_text(self, text_BTE: Tensor, mask_BT: Tensor) -> EmbeddedText:
+        """Caption embeddings (B, T, E) and their mask (B, T), true on text, for one pass of the network."""
+        return EmbeddedText(self.attention_y_norm(self.y_embedder(text_BTE)), mask_BT)
+
     def encode_text(self, text_BTE: Tensor, mask_BT: Tensor) -> TextContext:
         """Keys and values of every block from caption embeddings (B, T, E) and their mask (B, T), true on text."""
-        y_BTD = self.attention_y_norm(self.y_embedder(text_BTE))
+        y_BTD = self.embed_text(text_BTE, mask_BT).y_BTD
         return TextContext(tuple(block.cross_attn.keys_values(y_BTD) for block in self.blocks), mask_BT)
 
     def embed(self, latents_BCHW: Tensor, timesteps_B: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
@@ -166,12 +219,27 @@ class Sana(nn.Module):
         time_B6D = self.t_block(time_BD).unflatten(1, (6, -1))
         return x_BND, time_BD, time_B6D, size
 
-    def forward(self, latents_BCHW: Tensor, timesteps_B: Tensor, text: TextContext) -> Tensor:
-        """The velocity (B, C, H, W) of latents at times in [0, 1000], which are 1000 times sigma."""
+    def forward(self, latents_BCHW: Tensor, timesteps_B: Tensor, text: TextContext | EmbeddedText) -> Tensor:
+        """The velocity (B, C, H, W) of latents at times in [0, 1000], which are 1000 times sigma.
+
+        Both kinds of text give the same bits. A `TextContext` saves its keys and values from being made in every pass.
+        """
         x_BND, time_BD, time_B6D, size = self.embed(latents_BCHW, timesteps_B)
-        for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
-            x_BND = block(x_BND, time_B6D, keys_values, text.mask_BT, size)
+        texts = text.keys_values if isinstance(text, TextContext) else [text.y_BTD] * len(self.blocks)
+        for block, read in zip(self.blocks, texts, strict=True):
+            x_BND = block(x_BND, time_B6D, read, text.mask_BT, size)
         return self.final_layer(x_BND, time_BD, size)
+
+
+@contextmanager
+def _casts_not_cached(kind: str) -> Iterator[None]:
+    """A context in which autocast, where it is on, does not keep the bfloat16 copies of weights that it makes.
+
+    It would keep them to the end of the forward pass (9.3 GB for the 4.8B), though each weight is used once in it.
+    """
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False):
+        yield
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -13,6 +13,7 @@ Shapes: B samples, C latent channels, H and W of a latent, T text tokens, E capt
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,11 @@ class EncodedDataset:
     def shape_groups(self) -> list[np.ndarray]:
         """The indices of the samples of each latent shape. There is one group if all have the same shape."""
         return self._reader.size_groups
+
+    @cached_property
+    def longest_text(self) -> int:
+        """The number of tokens of the longest text among the samples' first captions."""
+        return max(len(self._text(index, 0.0)) for index in range(len(self)))
 
     def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
         """`indices` cut into batches of one shape each, shape by shape. Within a shape they keep the given order."""

@@ -50,6 +50,12 @@ class Training:
 
     This allows no clipping, no accumulation and one process only, and needs came8bit or came.
     """
+    recompute_blocks: int
+    """Number of blocks, from the first, that the backward pass computes once more; 0 is none.
+
+    This is activation checkpointing, also known as gradient checkpointing: of such a block only the inputs are kept. It
+    changes no bit of the result. A number at or above the depth means all blocks.
+    """
     clip_norm: float | None
     """Largest norm of the gradient over all parameters; null leaves it as it is."""
     ema_decay: float
@@ -68,6 +74,7 @@ class Training:
             positive(self, "clip_norm")
         positive(self, "evaluate_every", "checkpoint_every")
         check(self.steps >= 0, f"steps is {self.steps}: it must be 0 (weights stay as they are) or above")
+        check(self.recompute_blocks >= 0, f"recompute_blocks is {self.recompute_blocks}: it must be 0 or above")
         check(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must be 0 or above")
         check(0 <= self.warmup_steps <= self.steps, f"warmup_steps is {self.warmup_steps}: it must be in [0, steps]")
         check(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must be in [0, 1)")

@@ -49,11 +49,16 @@ def forward_flops(config: NetworkConfig, tokens: int, text_tokens: int) -> int:
     return text_flops(config, text_tokens) + velocity_flops(config, tokens, text_tokens)
 
 
-def training_flops(config: NetworkConfig, tokens: int, text_tokens: int) -> int:
-    """Operations of the forward and the backward pass of one sample."""
+def training_flops(config: NetworkConfig, tokens: int, text_tokens: int, recomputed: int = 0) -> int:
+    """Operations of the forward and the backward pass of one sample.
+
+    The backward pass computes the first `recomputed` blocks once more, with their keys and values of the text.
+    """
     hidden = config.hidden_size
     inputs = tokens * _patch_values(config) + text_tokens * config.caption_channels + TIME_FREQUENCIES
-    return 3 * forward_flops(config, tokens, text_tokens) - PRODUCT * hidden * inputs
+    once_more = block_flops(config, tokens, text_tokens) + PRODUCT * text_tokens * 2 * hidden**2
+    both = 3 * forward_flops(config, tokens, text_tokens) - PRODUCT * hidden * inputs
+    return both + min(recomputed, config.depth) * once_more
 
 
 def sampling_flops(config: NetworkConfig, tokens: int, text_tokens: int, steps: int, guidance: float) -> int:

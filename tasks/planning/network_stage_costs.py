@@ -10,14 +10,13 @@ from tasks.planning.parameter_shapes import parameters
 from tasks.planning.planned_experiment import Experiment, evaluations
 from tasks.planning.training_memory import (
     Batch,
-    activation_bytes,
-    autocast_bytes,
+    backward_bytes,
     gradient_bytes,
     optimizer_bytes,
     weight_bytes,
 )
 from tasks.training.growth_comparison import PROBES, ways_to_grow
-from tasks.training.heldout_loss import HELDOUT_BATCH
+from tasks.training.heldout_loss import heldout_batch_size
 
 RANKED_CUTS = 3  # keeping the most important blocks, the last ones, and the first ones
 
@@ -34,8 +33,8 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
         memory = Memory(weights, ema=averaged, activations=evaluated)
         return Cost(stage, parameters(config), memory, flops_of_evaluations, outputs=weights)
     samples = Batch(experiment.micro_batch(chosen), tokens, text)
-    copies = autocast_bytes(config, experiment.precision.dtype) if chosen.weights == "float32" else 0
-    saved = activation_bytes(config, samples, experiment.precision) + copies
+    recomputed, precision = chosen.recompute_blocks, experiment.precision
+    saved = backward_bytes(config, samples, precision, recomputed, chosen.weights == "float32")
     memory = Memory(
         weights // shards,
         ema=averaged // shards,
@@ -43,7 +42,7 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
         optimizer=state // shards,
         activations=max(saved, evaluated - gradients),  # there are no gradients while a held-out loss is taken
     )
-    trained = chosen.steps * chosen.batch_size * network_flops.training_flops(config, tokens, text)
+    trained = chosen.steps * chosen.batch_size * network_flops.training_flops(config, tokens, text, recomputed)
     return Cost(
         stage,
         parameters(config),
@@ -103,5 +102,6 @@ def prune(experiment: Experiment, depth: int) -> Cost:
 
 
 def _loss_peak(experiment: Experiment, depth: int) -> int:
-    samples = min(HELDOUT_BATCH, experiment.scale.heldout_samples)
+    batch = heldout_batch_size(experiment.config(depth), experiment.tokens, experiment.text_tokens)
+    samples = min(batch, experiment.scale.heldout_samples)
     return experiment.network_runs.loss_peak(depth, samples, experiment.text_tokens)

@@ -17,8 +17,8 @@ def notes(experiment: Experiment, costs: Sequence[Cost], teraflops: float, utili
     lines = [
         _time(experiment, sum(cost.flops for cost in costs), teraflops, utilisation),
         "FLOPs are two for each multiplication with its addition in matrix products, convolutions and attention; a "
-        "backward pass is two forward passes. Norms, activations and the optimizer are left out. No forward pass is "
-        "computed twice: the training loop has no activation checkpointing.",
+        "backward pass is two forward passes. Norms, activations and the optimizer are left out. "
+        f"{_recomputed(experiment)}",
         _sample(experiment),
         _memory(experiment),
         *experiment.scale.assumptions,
@@ -51,6 +51,18 @@ def _time(experiment: Experiment, flops: int, teraflops: float, utilisation: flo
         "scorer, reading and writing) is not in them. "
         f"All stages: {duration} if {'the GPU is' if experiment.gpus == 1 else 'all GPUs are'} never idle. "
         "The total has sums, but of memory and state the most that any stage takes."
+    )
+
+
+def _recomputed(experiment: Experiment) -> str:
+    params = experiment.params
+    counts = {name: getattr(params, name).recompute_blocks for name in params.trainings}
+    some = [f"{name} {count}" for name, count in counts.items() if count]
+    if not some:
+        return "No forward pass is computed twice: no section asks for activation checkpointing (recompute_blocks)."
+    return (
+        "A backward pass computes some blocks once more (recompute_blocks, at most the depth), which is counted: "
+        f"{', '.join(some)}."
     )
 
 

@@ -2,9 +2,9 @@
 
 Weights, gradients and EMA are float32 or bfloat16. The optimizer's state is float32, unless the optimizer packs it.
 Autocast multiplies bfloat16 copies of float32 weights. Activations are the tensors that autograd saves for a
-micro-batch. The training loop has no activation checkpointing, so they are saved for all blocks. Memory that an
-operation takes only while it runs is left out, such as casts, gradients of activations and the optimizer's work on one
-matrix. So is the memory that the allocator holds in reserve.
+micro-batch. Of blocks that the backward pass recomputes it saves the inputs alone. Memory that an operation takes only
+while it runs is left out, such as casts, gradients of activations and the optimizer's work on one matrix. So is the
+memory that the allocator holds in reserve.
 
 Shapes: N latent tokens, T text tokens (padding included), D hidden size, I inner channels, C latent channels, E caption
 channels.
@@ -117,36 +117,76 @@ def gradient_bytes(config: NetworkConfig, dtype: str, step_in_backward: bool) ->
     return WIDTH[dtype] * max(map(prod, parameter_shapes(config)))
 
 
-def autocast_bytes(config: NetworkConfig, dtype: str) -> int:
+def backward_bytes(
+    config: NetworkConfig, batch: Batch, precision: Precision, recomputed: int, float32_weights: bool
+) -> int:
+    """The most bytes that autograd holds at once for a micro-batch: activations, and autocast's copies of weights.
+
+    With some blocks kept, most is held when the forward pass ends. With all blocks recomputed it may be when the
+    backward pass has computed the last block once more; what the final layer saved is free then.
+    """
+    dtype = precision.dtype if float32_weights else "float32"
+    saved = activation_bytes(config, batch, precision, recomputed) + autocast_bytes(config, dtype, recomputed)
+    if recomputed < config.depth:
+        return saved
+    last = (
+        _block(config, batch, precision) - _stream(config, batch.tokens) - _head(config, batch.tokens, precision.width)
+    )
+    return max(saved, saved + batch.samples * last + _block_copies(config, dtype))
+
+
+def autocast_bytes(config: NetworkConfig, dtype: str, recomputed: int = 0) -> int:
     """The bytes of the copies of weights that autocast makes for products and autograd keeps for the backward pass.
 
-    No copies are kept for the first layers of the time and caption embedders, whose inputs need no gradient.
+    No copies are kept for the first layers of the time and caption embedders, whose inputs need no gradient, and for
+    the first `recomputed` blocks.
     """
     if WIDTH[dtype] == FLOAT:
         return 0
     hidden = config.hidden_size
     unkept = hidden * (TIME_FREQUENCIES + config.caption_channels)
     outer = _product_weights(outer_shapes(config)) - 2 * hidden  # the final layer's modulation table is in no product
-    block = _product_weights(block_shapes(config)) - 6 * hidden
-    return WIDTH[dtype] * (outer - unkept + config.depth * block)
+    return WIDTH[dtype] * (outer - unkept) + _kept_blocks(config, recomputed) * _block_copies(config, dtype)
+
+
+def _block_copies(config: NetworkConfig, dtype: str) -> int:
+    if WIDTH[dtype] == FLOAT:
+        return 0
+    return WIDTH[dtype] * (_product_weights(block_shapes(config)) - 6 * config.hidden_size)
 
 
 def _product_weights(shapes: dict[Shape, int]) -> int:
     return sum(count * prod(shape) for shape, count in shapes.items() if len(shape) > 1)
 
 
-def activation_bytes(config: NetworkConfig, batch: Batch, precision: Precision) -> int:
-    """The bytes that autograd saves for one micro-batch, without copies of weights.
+def activation_bytes(config: NetworkConfig, batch: Batch, precision: Precision, recomputed: int = 0) -> int:
+    """The bytes that autograd saves in the forward pass of one micro-batch, without copies of weights.
 
-    The formula holds for attention with two heads or more. With a single head some copies would be views.
+    Of the first `recomputed` blocks their tokens are saved, and for all of these blocks together the shared modulation
+    and the mask of the text. The formula holds for attention with two heads or more. With a single head some copies
+    would be views.
     """
     tokens, text, width = batch.tokens, batch.text_tokens, precision.width
-    blocks = config.depth * (
-        _self_attention(config, tokens, width)
-        + _cross_attention(config, tokens, text, precision)
-        + _feed_forward(config, tokens, width)
-    )
+    kept = _kept_blocks(config, recomputed)
+    blocks = kept * _block(config, batch, precision) + (config.depth - kept) * _stream(config, tokens)
+    if kept < config.depth:
+        blocks += width * 6 * config.hidden_size + text  # the mask has a byte for each token
     return batch.samples * (blocks + _embedders(config, tokens, text, width) + _head(config, tokens, width))
+
+
+def _kept_blocks(config: NetworkConfig, recomputed: int) -> int:
+    return max(config.depth - recomputed, 0)
+
+
+def _block(config: NetworkConfig, batch: Batch, precision: Precision) -> int:
+    tokens, width = batch.tokens, precision.width
+    attention = _self_attention(config, tokens, width) + _cross_attention(config, tokens, batch.text_tokens, precision)
+    return attention + _feed_forward(config, tokens, width)
+
+
+def _stream(config: NetworkConfig, tokens: int) -> int:
+    """The tokens that enter a block, in float32."""
+    return FLOAT * tokens * config.hidden_size
 
 
 def _modulated(config: NetworkConfig, tokens: int, width: int) -> int:

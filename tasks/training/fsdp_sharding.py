@@ -10,16 +10,13 @@ from tasks.computing import ranks
 def shard(network: Sana, loss: nn.Module, device: str) -> None:
     """Shard the network in place: each block is a unit, and `loss`, which contains the network, is the last unit.
 
-    The layers that make the keys and values of text are units apart from their block, because they run for all blocks
-    before the first block runs. Gradients are means over ranks, summed in float32. Raises RuntimeError if a parameter
-    is not sharded afterwards.
+    Gradients are means over ranks, summed in float32. Raises RuntimeError if a parameter is not sharded afterwards.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes a second, which only sharding needs
 
     mesh, policy = init_device_mesh(device, (ranks.world_size(),)), MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    text_layers = [[block.cross_attn.kv_linear, block.cross_attn.k_norm] for block in network.blocks]
-    for unit in (*text_layers, *network.blocks, loss):
+    for unit in (*network.blocks, loss):
         # FSDP2 would leave the outermost unit whole after a forward pass. Then `Ema.swap` after an evaluation would
         # exchange the shards, and the next step would still compute with the whole copies.
         fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)

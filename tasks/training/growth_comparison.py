@@ -29,7 +29,7 @@ class Probe:
     def velocity(self, network: Sana, dtype: str) -> Tensor:
         """The network's output (B, C, H, W) for the batch."""
         with autocast(self.noised_BCHW.device.type, dtype):
-            text = network.encode_text(self.text_BTE, self.mask_BT)
+            text = network.embed_text(self.text_BTE, self.mask_BT)
             return network(self.noised_BCHW, self.timesteps_B, text).float()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from model.flow_matching import shift
+from model.network import NetworkConfig
 from tasks.computing import ranks
 from tasks.computing.normal_interval import NORMAL_95
 from tasks.computing.precision import autocast
@@ -17,7 +18,12 @@ from tasks.params.network_params import Diffusion
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, normal_numbers
 
 HELDOUT_BATCH = 128
-"""Samples of a forward pass."""
+"""Samples of a forward pass, if their activations are within `HELDOUT_BYTES`."""
+HELDOUT_BYTES = 4 * 2**30
+"""Bytes that a forward pass may take beside the weights and autocast's copies of them.
+
+Beside the 4.8B in bfloat16 and its optimizer's state (14.3 GB) this leaves room on a GPU of 24 GB.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,22 @@ class HeldoutLoss:
     high: float
 
 
+def heldout_batch_size(config: NetworkConfig, tokens: int, text_tokens: int) -> int:
+    """Samples of a forward pass, at latents of `tokens` and texts of `text_tokens` tokens.
+
+    An upper bound on what lives at once is kept within `HELDOUT_BYTES`. The bound is taken in float32, so that the
+    number is the same in every precision and on every device. For each token of the latent it counts the Mix-FFN's
+    values before and behind SiLU and behind the convolution, and the stream beside them. It counts the probabilities of
+    attention to the text. For each token of the text it counts the encoder's states, the embedded text, and the keys
+    and values of one block.
+    """
+    hidden, inner = config.hidden_size, int(config.mlp_ratio * config.hidden_size)
+    latent = tokens * (8 * inner + 8 * hidden)
+    probabilities = 2 * tokens * text_tokens * config.cross_heads
+    text = text_tokens * (2 * config.caption_channels + 6 * hidden)
+    return max(1, min(HELDOUT_BATCH, HELDOUT_BYTES // (4 * (latent + probabilities + text))))
+
+
 @torch.no_grad()
 def heldout_loss(
     network: nn.Module, dataset: EncodedDataset, diffusion: Diffusion, seed: int, device: str, dtype: str
@@ -40,8 +62,9 @@ def heldout_loss(
     """Mean flow-matching loss over the held-out split, with captions, at noise levels distributed as in training.
 
     Each sample is noised once. The noise levels of all samples are the evenly spaced quantiles of the training times,
-    in a shuffled order. `network` is a Sana, or a FlowMatchingLoss around a Sana whose parameters are sharded. Ranks
-    take whole batches in turn, so the loss is the same number for any number of ranks.
+    in a shuffled order. A batch has as many samples as `heldout_batch_size` allows for the largest latent and the
+    longest text of the split. `network` is a Sana, or a FlowMatchingLoss around a Sana whose parameters are sharded.
+    Ranks take whole batches in turn, so the loss is the same number for any number of ranks.
     """
     loss = network if isinstance(network, FlowMatchingLoss) else FlowMatchingLoss(network)
     count, noise_seed = len(dataset), derive(seed, "held-out noise")
@@ -49,7 +72,8 @@ def heldout_loss(
     sigmas = shift(
         torch.sigmoid(diffusion.logit_mean + diffusion.logit_std * torch.special.ndtri(quantiles)), diffusion.flow_shift
     )
-    total, squares, batches = 0.0, 0.0, list(dataset.batches(np.arange(count), HELDOUT_BATCH))
+    size = heldout_batch_size(loss.network.config, _most_tokens(loss.network.config, dataset), dataset.longest_text)
+    total, squares, batches = 0.0, 0.0, list(dataset.batches(np.arange(count), size))
     for start in range(0, len(batches), ranks.world_size()):
         turn = batches[start : start + ranks.world_size()]
         # A rank without a batch left repeats the last one: a pass of sharded parameters needs every rank.
@@ -66,3 +90,9 @@ def heldout_loss(
     variance = max(squares / count - mean**2, 0.0) * count / max(count - 1, 1)
     half_width = NORMAL_95 * sqrt(variance / count)
     return HeldoutLoss(mean, mean - half_width, mean + half_width)
+
+
+def _most_tokens(config: NetworkConfig, dataset: EncodedDataset) -> int:
+    """Tokens of the largest latent of a split."""
+    areas = [dataset.batch(group[:1]).latents_BCHW[0, 0].numel() for group in dataset.shape_groups]
+    return max(areas) // config.patch_size**2

@@ -59,7 +59,7 @@ class FlowMatchingLoss(nn.Module):
 
 def predicted_velocity(network: Sana, batch: NoisedBatch) -> Tensor:
     """The velocity (B, C, H, W) that a network predicts for a batch."""
-    text = network.encode_text(batch.text_BTE, batch.mask_BT)
+    text = network.embed_text(batch.text_BTE, batch.mask_BT)
     noised_BCHW = add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.sigma_B)
     return network(noised_BCHW, batch.sigma_B * TIMESTEPS, text)
 

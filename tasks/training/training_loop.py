@@ -52,6 +52,7 @@ class Trainer:
         """Make all ready for step 0, or for where a run before this one stopped. A `teacher` is learned from."""
         self.context, self.training, self.teacher = context, training, teacher
         self.network = network.to(context.device, getattr(torch, training.weights))
+        self.network.recompute_blocks(training.recompute_blocks)
         self.dataset = EncodedDataset(encoded, "train")
         self.heldout = EncodedDataset(encoded, "heldout")
         precision = "bf16" if context.params.compute.dtype == "bfloat16" else "no"

@@ -27,7 +27,15 @@ from tasks.planning.count_without_data import (
     without_data,
 )
 from tasks.planning.parameter_shapes import parameter_shapes, parameters
-from tasks.planning.training_memory import Batch, Precision, activation_bytes, autocast_bytes, optimizer_bytes
+from tasks.planning.training_memory import (
+    Batch,
+    Precision,
+    activation_bytes,
+    autocast_bytes,
+    backward_bytes,
+    optimizer_bytes,
+)
+from tasks.training.heldout_loss import HELDOUT_BATCH, HELDOUT_BYTES, heldout_batch_size
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
 from tests.helpers.measured_flops import measured_flops
 
@@ -142,9 +150,11 @@ def test_forward_and_backward_flops_are_those_counted_in_a_real_network(draw: ra
         batch, sizes = small_noised(draw, config)
         places = sizes.tokens, sizes.text_tokens
         forward = measured_flops(lambda loss=loss, batch=batch: loss(batch))
-        both = measured_flops(lambda loss=loss, batch=batch: loss(batch).mean().backward())
         assert forward == sizes.samples * network_flops.forward_flops(config, *places)
-        assert both == sizes.samples * network_flops.training_flops(config, *places)
+        for recomputed in {0, 1, config.depth, config.depth + 1}:
+            loss.network.recompute_blocks(recomputed)
+            both = measured_flops(lambda loss=loss, batch=batch: loss(batch).mean().backward())
+            assert both == sizes.samples * network_flops.training_flops(config, *places, recomputed)
 
 
 def published_pass(config: NetworkConfig, tokens: int, text: int = 300) -> int:
@@ -173,14 +183,16 @@ def test_guidance_doubles_the_steps_and_leaves_the_text_alone(draw: random.Rando
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+@pytest.mark.parametrize("recomputed", [0, 1, 3], ids=["none", "some", "all"])
 def test_activations_are_to_the_byte_what_autograd_saves(
-    dtype: str, backend: SDPBackend, draw: random.Random, monkeypatch: pytest.MonkeyPatch
+    dtype: str, backend: SDPBackend, recomputed: int, draw: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(layers.ATTENTION_BACKENDS, "cpu", [backend])
     for qk_norm in (True, False):
-        config = small_config(draw, qk_norm=qk_norm)
+        config = small_config(draw, qk_norm=qk_norm, **({"depth": 3} if recomputed else {}))
         batch, sizes = small_noised(draw, config)
         network = Sana(config)
+        network.recompute_blocks(recomputed)
         weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
         saved: dict[int, Tensor] = {}
 
@@ -191,7 +203,58 @@ def test_activations_are_to_the_byte_what_autograd_saves(
             FlowMatchingLoss(network)(batch).mean()
         held = sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in weights)
         precision = Precision(dtype, fused_attention=backend != SDPBackend.MATH)
-        assert activation_bytes(config, sizes, precision) + autocast_bytes(config, dtype) == held
+        copies = autocast_bytes(config, dtype, recomputed)
+        assert activation_bytes(config, sizes, precision, recomputed) + copies == held
+
+
+def test_with_all_blocks_recomputed_most_is_held_when_the_last_one_is() -> None:
+    precision, sizes = Precision("bfloat16", fused_attention=True), Batch(16, 256, 300)
+    config = published(60)
+
+    def held(recomputed: int) -> int:
+        return backward_bytes(config, sizes, precision, recomputed, float32_weights=True)
+
+    kept = activation_bytes(config, sizes, precision) + autocast_bytes(config, "bfloat16")
+    one_block = (held(0) - held(1)) + 16 * 256 * 2240 * 4  # what a kept block adds, its tokens included
+    assert held(0) == kept
+    assert held(60) == held(600)
+    # The last block is computed once more, whether it was kept or not; without it the final layer's tensors are free.
+    assert held(59) * 0.95 < held(60) < held(59)
+    assert one_block < held(60) < 0.06 * kept
+
+
+# the held-out loss, whose batch is bounded
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "text"), [(256, 300), (1024, 300), (256, 20)], ids=["512px", "1024px", "short"])
+def test_a_held_out_batch_of_the_paper_s_network_takes_at_most_the_bytes_that_it_may(
+    dtype: str, tokens: int, text: int
+) -> None:
+    config = published(2)
+    samples, side = heldout_batch_size(config, tokens, text), int(tokens**0.5)
+    assert 1 <= samples < HELDOUT_BATCH
+    network = without_data(lambda: Sana(config))
+    with shapes_alone():
+        latents, noise = (torch.empty(samples, 32, side, side) for _ in range(2))
+        texts, mask = torch.empty(samples, text, 2304), torch.empty(samples, text, dtype=torch.bool)
+        batch = NoisedBatch(latents, noise, torch.empty(samples), texts, mask)
+
+    def run() -> None:
+        with torch.no_grad(), autocast("cpu", dtype):
+            FlowMatchingLoss(network)(batch)
+
+    copies = 2 * parameters(config) if dtype == "bfloat16" else 0
+    taken = count_peak_bytes(run) + sum(tensor.nbytes for tensor in vars(batch).values())
+    assert taken <= HELDOUT_BYTES + copies
+    if dtype == "float32":
+        assert taken > HELDOUT_BYTES / 2  # the bound is no idle one
+
+
+def test_a_held_out_batch_at_the_default_s_sizes_is_as_large_as_it_may_be() -> None:
+    default = NetworkConfig(32, 256, 8, 32, 4, 2.5, 1, 128, True, "diffusers")
+    one_gpu = NetworkConfig(32, 384, 24, 32, 6, 2.5, 1, 256, True, "diffusers")
+    assert heldout_batch_size(default, 16, 32) == heldout_batch_size(one_gpu, 16, 32) == HELDOUT_BATCH == 128
 
 
 # counting without data

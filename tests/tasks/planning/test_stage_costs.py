@@ -119,8 +119,10 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     return Experiment(load_params(), scale_of(6, 120, tokens=4), encoders, gpus=1)
 
 
-def test_training_costs_what_the_training_loop_does(trained: Experiment) -> None:
-    chosen = trained.params.pretrain
+@pytest.mark.parametrize("recomputed", [0, 1, 2], ids=["none", "some", "all"])
+def test_training_costs_what_the_training_loop_does(trained: Experiment, recomputed: int) -> None:
+    chosen = replace(trained.params.pretrain, recompute_blocks=recomputed)
+    trained = replace(trained, params=replace(trained.params, pretrain=chosen))
     cost = network_stage_costs.training(trained, "pretrain", chosen.depth, chosen)
     stage, out = stage_of("pretrain", trained.params), Path("again")
     assert measured_flops(lambda: drawing_workspace.run(stage, trained.params, out)) == cost.flops
@@ -148,6 +150,27 @@ def test_training_holds_the_weights_ema_and_optimizer_state_that_the_plan_says(t
     saved = activation_bytes(trained.config(2), Batch(3, 16, 4), trained.precision)  # 6 samples in 2 passes
     evaluated = trained.network_runs.loss_peak(2, 120, 4)
     assert row.total == row.weights + row.ema + row.optimizer + max(row.gradients + saved, evaluated)
+
+
+@pytest.mark.parametrize(
+    ("profile", "stage", "depth"),
+    [
+        ("paper", "pretrain", 20),
+        ("paper", "train", 60),
+        ("paper", "sft", 60),
+        ("paper-1024", "pretrain", 60),
+        ("paper-1024", "sft", 60),
+    ],
+)
+def test_the_trainings_of_the_paper_s_profiles_leave_a_tenth_of_a_gpu_of_80_gb_free(
+    profile: str, stage: str, depth: int
+) -> None:
+    params = params_of(profile)
+    experiment = Experiment(params, scale_of(1000, 512, tokens=300), build_encoders(params, ()), gpus=1)
+    chosen = getattr(params, stage)
+    assert network_stage_costs.training(experiment, stage, depth, chosen).memory.total < 72e9
+    kept = replace(chosen, recompute_blocks=0)
+    assert network_stage_costs.training(experiment, stage, depth, kept).memory.total > 80e9
 
 
 def test_weights_that_are_not_trained_on_cost_their_held_out_loss(trained: Experiment) -> None:
