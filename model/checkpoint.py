@@ -4,7 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from model.network import NetworkConfig, Sana
 
@@ -27,12 +30,48 @@ def load_network(folder: Path, device: str = "cpu") -> Sana:
     Raises ValueError that names the folder if a file is missing, or if configuration and weights do not fit.
     """
     folder = Path(folder)
+    network = load_shapes(folder).to_empty(device=device)
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise _misfit(folder, error) from None
+    return network
+
+
+def load_shapes(folder: Path) -> Sana:
+    """The network of a checkpoint folder on the meta device: shapes without numbers.
+
+    Raises ValueError that names the folder if a file is missing, or if names of configuration and weights do not fit.
+    """
+    folder = Path(folder)
     try:
         config = NetworkConfig(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        network = Sana(config)
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        with torch.device("meta"):
+            network = Sana(config)
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            names = set(file.keys())
     except FileNotFoundError:
         raise ValueError(f"{folder} is no checkpoint: it needs {CONFIG} and {WEIGHTS}") from None
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder} does not fit the network: {' '.join(str(error).split())}") from None
-    return network.to(device)
+        raise _misfit(folder, error) from None
+    if different := sorted(names ^ set(network.state_dict())):
+        raise _misfit(folder, f"{', '.join(different)} in one of {CONFIG} and {WEIGHTS} alone")
+    return network
+
+
+def stored_rows(folder: Path, name: str, shape: torch.Size, first: int, rows: Tensor) -> None:
+    """Fill `rows` with those of the tensor `name` of a checkpoint, from row `first` on. No other rows are read.
+
+    Raises ValueError that names the folder if the stored tensor does not have the `shape`.
+    """
+    # The file is opened for each tensor, because its pages count as this process's memory while it is mapped.
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        stored = file.get_slice(name)
+        if tuple(stored.get_shape()) != tuple(shape):
+            raise _misfit(folder, f"{name} has the shape {stored.get_shape()}, not {list(shape)}")
+        if len(rows):
+            rows.copy_(stored[first : first + len(rows)])
+
+
+def _misfit(folder: Path, reason: Exception | str) -> ValueError:
+    return ValueError(f"{folder} does not fit the network: {' '.join(str(reason).split())}")

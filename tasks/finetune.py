@@ -16,9 +16,8 @@ from tasks.training.training_loop import Trainer
 
 def run(context: Context, depth: int) -> Metrics:
     """Fine-tune the network that stage `prune@D` has cut to `depth` blocks."""
-    network = load_network(paths.model_folder(f"pruned-{depth}"))
-    chosen = context.params.finetune
-    return Trainer(context, network, paths.OUTPUTS / chosen.data, chosen, teacher_of(context, depth)).run()
+    chosen, pruned = context.params.finetune, paths.model_folder(f"pruned-{depth}")
+    return Trainer(context, pruned, paths.OUTPUTS / chosen.data, chosen, teacher_of(context, depth)).run()
 
 
 def teacher_of(context: Context, depth: int) -> Teacher | None:

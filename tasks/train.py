@@ -1,6 +1,5 @@
 """Stage `train`: trains the grown model."""
 
-from model.checkpoint import load_network
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
@@ -9,8 +8,7 @@ from tasks.training.training_loop import Trainer
 
 def run(context: Context) -> Metrics:
     """Train the network that stage `grow` has initialised."""
-    network = load_network(paths.GROWN_INIT)
-    return Trainer(context, network, paths.OUTPUTS / context.params.train.data, context.params.train).run()
+    return Trainer(context, paths.GROWN_INIT, paths.OUTPUTS / context.params.train.data, context.params.train).run()
 
 
 if __name__ == "__main__":

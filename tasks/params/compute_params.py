@@ -38,11 +38,12 @@ class Compute:
     """
     processes_per_node: int
     """Number of processes on each computer, one for each GPU; torchrun starts them."""
-    parallelism: Literal["ddp", "fully_shard"]
-    """How training is spread over several processes: ddp or fully_shard.
+    parallelism: Literal["ddp", "fully_shard", "hybrid_shard"]
+    """How training is spread over several processes: ddp, fully_shard or hybrid_shard.
 
     With ddp each process has a whole copy of the network; fully_shard is torch's FSDP2, where each has a share of
-    the weights.
+    the weights. hybrid_shard gives each node a whole copy, which its processes share, so that between nodes only
+    sums of gradients travel, once a step.
     """
 
     def __post_init__(self) -> None:

@@ -183,6 +183,6 @@ class Params:
         )
         check(
             training.optimizer != "adamw8bit" or self.compute.parallelism == "ddp",
-            f"{name}.optimizer is adamw8bit with compute.parallelism fully_shard: bitsandbytes steps whole parameters; "
-            "choose came8bit, or ddp",
+            f"{name}.optimizer is adamw8bit with compute.parallelism {self.compute.parallelism}: "
+            "bitsandbytes steps whole parameters; choose came8bit, or ddp",
         )

@@ -38,7 +38,8 @@ def notes(experiment: Experiment, costs: Sequence[Cost], teraflops: float, utili
 
 def _copies(experiment: Experiment) -> str:
     if experiment.shards > 1:
-        return "a part of everything (compute.parallelism fully_shard); the block at work and its gradients"
+        kind = experiment.params.compute.parallelism
+        return f"a part of everything (compute.parallelism {kind}); the block at work and its gradients"
     return "a whole copy of everything; buckets of gradients on their way (as large as the gradients)"
 
 

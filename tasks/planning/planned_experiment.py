@@ -77,7 +77,12 @@ class Experiment:
     @property
     def shards(self) -> int:
         """The number of parts into which training cuts weights, gradients and optimizer state."""
-        return self.gpus if self.params.compute.parallelism == "fully_shard" else 1
+        compute = self.params.compute
+        return {
+            "ddp": 1,
+            "fully_shard": self.gpus,
+            "hybrid_shard": min(self.gpus, compute.processes_per_node),
+        }[compute.parallelism]
 
     def micro_batch(self, chosen: Training) -> int:
         """Samples of one forward and backward pass of a training on a GPU."""

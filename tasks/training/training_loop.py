@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels.came8bit.step_in_backward import NonFiniteGradient, StepInBackward
 from kernels.optimizers import build_optimizer
-from model.checkpoint import save_network
+from model.checkpoint import load_network, load_shapes, save_network
 from model.network import Sana, parameter_count
 from tasks.computing import ranks
 from tasks.computing.precision import autocast
@@ -30,7 +30,7 @@ from tasks.system.errors import UserError
 from tasks.system.files import write_csv
 from tasks.system.progress import progress
 from tasks.training.ema import Ema
-from tasks.training.fsdp_sharding import gathered, shard, whole
+from tasks.training.fsdp_sharding import gathered, load_rows, shard, sum_over_ranks, whole
 from tasks.training.heldout_loss import heldout_loss
 from tasks.training.interrupts import noted_interrupts
 from tasks.training.learning_rate import learning_rate
@@ -47,25 +47,41 @@ class Trainer:
     """One training run: the network, its optimizer, EMA and history, and `step`, the number of updates made so far."""
 
     def __init__(
-        self, context: Context, network: Sana, encoded: Path, training: Training, teacher: Teacher | None = None
+        self,
+        context: Context,
+        network: Sana | Path,
+        encoded: Path,
+        training: Training,
+        teacher: Teacher | None = None,
     ) -> None:
-        """Make all ready for step 0, or for where a run before this one stopped. A `teacher` is learned from."""
+        """Make all ready for step 0, or for where a run before this one stopped. A `teacher` is learned from.
+
+        `network` is a network, or the folder of its checkpoint. With shards a rank reads only its rows from a folder.
+        """
         self.context, self.training, self.teacher = context, training, teacher
-        self.network = network.to(context.device, getattr(torch, training.weights))
+        compute, weights = context.params.compute, getattr(torch, training.weights)
+        self.sharded = ranks.world_size() > 1 and compute.parallelism != "ddp"
+        folder = network if isinstance(network, Path) else None
+        if isinstance(network, Path):
+            network = load_shapes(network) if self.sharded else load_network(network)
+        on_meta = self.sharded and folder is not None
+        self.network = network.to(torch.device("meta" if on_meta else context.device), weights)
         self.network.recompute_blocks(training.recompute_blocks)
         self.dataset = EncodedDataset(encoded, "train")
         self.heldout = EncodedDataset(encoded, "heldout")
-        precision = "bf16" if context.params.compute.dtype == "bfloat16" else "no"
+        precision = "bf16" if compute.dtype == "bfloat16" else "no"
         self.accelerator = Accelerator(
             cpu=context.device == "cpu",
             mixed_precision=precision,
             gradient_accumulation_steps=training.grad_accumulation,
         )
         loss = FlowMatchingLoss(self.network) if teacher is None else TaughtLoss(self.network)
-        self.sharded = ranks.world_size() > 1 and context.params.compute.parallelism == "fully_shard"
         if self.sharded:
-            shard(self.network, loss, context.device)
-        rounding = derive(context.params.compute.seed, context.name, "rounding")
+            replicas = compute.nodes if compute.parallelism == "hybrid_shard" else 1
+            shard(self.network, loss, context.device, compute.dtype, replicas)
+            if folder is not None:
+                load_rows(self.network, folder, context.device)
+        rounding = derive(compute.seed, context.name, "rounding")
         optimizer = build_optimizer(
             training.optimizer,
             self.network.parameters(),
@@ -111,6 +127,8 @@ class Trainer:
             group["lr"] = rate
         total, norm = 0.0, None
         for i in range(parts):
+            if self.sharded:  # accelerate does the like for DDP alone
+                sum_over_ranks(self.loss, last=i == parts - 1)
             with self.accelerator.accumulate(self.loss):
                 loss = self._loss_of(batch.part(i, parts, self.context.device)).mean()
                 total += loss.item() / parts

@@ -24,7 +24,7 @@ from tasks.system.errors import UserError
 from tasks.system.files import read_json, replace_folder, write_json
 from tasks.system.manifest import verify_manifest, write_manifest
 from tasks.training.ema import Ema
-from tasks.training.fsdp_sharding import is_sharded, local
+from tasks.training.fsdp_sharding import holds_first_copy, is_sharded, local
 
 KEPT_GENERATIONS = 2
 """Generations that are kept: the older one serves if the newest is damaged."""
@@ -141,7 +141,11 @@ def unsharded(values: dict[str, Any]) -> dict[str, Any]:
 
 def save_rows(tensors: Tensors, folder: Path) -> None:
     """Write this rank's rows of sharded tensors, if it has any, with the number of the first in the header."""
-    here = {name: local(tensor).contiguous() for name, tensor in tensors.items() if len(local(tensor))}
+    here = {
+        name: local(tensor).contiguous()
+        for name, tensor in tensors.items()
+        if len(local(tensor)) and holds_first_copy(tensor)
+    }
     first = {name: first_row(tensors[name]) for name in here}
     if here:
         save_file(here, folder / f"rows-{ranks.rank():05d}.safetensors", {FIRST_ROWS: json.dumps(first)})

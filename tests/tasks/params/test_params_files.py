@@ -231,7 +231,10 @@ def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(key: str, value
             "train.optimizer is adamw8bit with step_in_backward",
         ),
         ({"compute__nodes": 0}, "compute.nodes is 0"),
-        ({"compute__parallelism": "fsdp"}, "compute.parallelism is 'fsdp': it must be one of ['ddp', 'fully_shard']"),
+        (
+            {"compute__parallelism": "fsdp"},
+            "compute.parallelism is 'fsdp': it must be one of ['ddp', 'fully_shard', 'hybrid_shard']",
+        ),
         ({"compute__processes_per_node": 3}, "pretrain.batch_size is 64 on 3 processes"),
         ({"compute__nodes": 2, "train__grad_accumulation": 64}, "train.batch_size is 64 on 2 processes"),
         (
