@@ -15,8 +15,8 @@ from model.checkpoint import load_network
 from tasks.params.params_files import load_params
 from tasks.stages import stage_of
 from tasks.system.errors import UserError
+from tasks.training.generation_writer import generations
 from tasks.training.training_loop import Trainer
-from tasks.training.training_state import _generations
 from tests.helpers.drawing_workspace import all_bytes, run
 from tests.helpers.small_workspace import write_encoded, write_params
 from tests.helpers.training_workspace import CHANGES, SAMPLES
@@ -100,7 +100,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_resumed(
     uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_off(16)
-    newest, *before = _generations(STATE)
+    newest, *before = generations(STATE)
     assert before
     damaged = bytearray((newest / "ema.safetensors").read_bytes())
     damaged[-1] ^= 1
@@ -115,7 +115,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_resumed(
 def test_non_finite_loss_stops_before_the_update() -> None:
     with pytest.raises(UserError, match="no update was made"):
         train("out", pretrain__learning_rate=1e30, pretrain__checkpoint_every=1)
-    for tensor in load_file(_generations(STATE)[-1] / "network.safetensors").values():
+    for tensor in load_file(generations(STATE)[-1] / "network.safetensors").values():
         assert torch.isfinite(tensor).all()
 
 
@@ -134,7 +134,7 @@ def test_a_gradient_that_is_not_finite_in_a_step_in_backward_leaves_the_last_che
         train("out", **PLAIN, pretrain__checkpoint_every=2, pretrain__step_in_backward=True)
     said = "step 3: the gradient of blocks.1.attn.qkv.weight is not finite"
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
-    newest, *_ = _generations(STATE)
+    newest, *_ = generations(STATE)
     assert newest.name.endswith("2")
     assert all(tensor.isfinite().all() for tensor in load_file(newest / "network.safetensors").values())
 
@@ -148,7 +148,7 @@ def test_accumulated_micro_batches_equal_one_batch() -> None:
 
 def test_without_averaging_the_last_weights_are_saved() -> None:
     without = train("without", pretrain__steps=8, pretrain__ema_decay=0.0)
-    assert not load_file(_generations(STATE)[0] / "ema.safetensors")
+    assert not load_file(generations(STATE)[0] / "ema.safetensors")
     # so small a decay leaves nothing of what was before
     least = train("least", pretrain__steps=8, pretrain__ema_decay=1e-30)
     assert (without / "model.safetensors").read_bytes() == (least / "model.safetensors").read_bytes()
