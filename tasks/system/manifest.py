@@ -12,7 +12,7 @@ from tasks.system.files import read_json, write_json
 
 MANIFEST = "manifest.json"
 HASHED_AT_ONCE = 2**24
-"""Bytes that `write_hashed` writes and hashes at once. They are still in the processor's caches for the second."""
+"""Bytes that `write_hashed` writes and hashes at once, during which a thread does not need Python's interpreter."""
 
 Entry = dict[str, Any]
 """What a manifest says of a file: its `bytes` and its `sha256`."""

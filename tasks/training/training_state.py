@@ -166,9 +166,16 @@ def unsharded(tensors: Tensors) -> Tensors:
 
 def rows_file(tensors: Tensors) -> dict[str, tuple[Tensors, dict[str, str]]]:
     """The file of this rank's rows of sharded tensors, if it has any: its tensors, and the first row of each."""
-    here = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor) and len(local(tensor))}
+    sharded = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
+    here = {name: tensor for name, tensor in sharded.items() if len(local(tensor)) and is_first_copy(tensor)}
     first = {name: first_row(tensor) for name, tensor in here.items()}
     return {f"rows-{ranks.rank():05d}.safetensors": (here, {FIRST_ROWS: json.dumps(first)})} if here else {}
+
+
+def is_first_copy(sharded: Tensor) -> bool:
+    """Whether this rank writes its rows of a tensor: where several ranks hold the same rows, the first of them does."""
+    place = sharded.device_mesh.get_coordinate()
+    return all(kind.is_shard(0) or number == 0 for kind, number in zip(sharded.placements, place, strict=True))
 
 
 class Rows:

@@ -32,6 +32,7 @@ from tasks.training.generation_writer import GenerationWriter, generations
 from tasks.training.host_snapshot import HostSnapshot
 from tasks.training.training_state import History, StateWriter, load_state, make_state, save_state
 from tests.helpers.patience import PATIENCE_SECONDS
+from tests.kernels.processes import run_processes
 
 KILLS = 100
 SEED = 16
@@ -292,3 +293,21 @@ def test_a_rank_that_dies_leaves_the_generation_before_and_the_others_end(
     assert not thread.is_alive()
     assert [path.name for path in generations(tmp_path)] == ["step-00000001"]
     assert load_state(tmp_path, *training)[0] == 1
+
+
+def save_rows_of_which_there_are_two_copies(folder: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    network = nn.Linear(2, 5, bias=False)
+    mesh = init_device_mesh("cpu", (2, 2))
+    network.weight = nn.Parameter(distribute_tensor(torch.arange(10.0).view(5, 2), mesh, [Replicate(), Shard(0)]))
+    save_state(folder / "states", 1, network, Ema(network, 0.0), torch.optim.SGD(network.parameters(), 0.1), History())
+
+
+def test_rows_that_several_ranks_hold_are_saved_once(tmp_path: Path) -> None:
+    run_processes(4, tmp_path, save_rows_of_which_there_are_two_copies)
+    network = nn.Linear(2, 5, bias=False)
+    step, _ = load_state(tmp_path / "states", network, Ema(network, 0.0), torch.optim.SGD(network.parameters(), 0.1))
+    assert step == 1 and torch.equal(network.weight, torch.arange(10.0).view(5, 2))
+    assert len(list(tmp_path.glob("states/step-*/rows-*"))) == 2
