@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from tasks.computing import ranks
 from tasks.system.errors import UserError
@@ -89,7 +90,7 @@ class GenerationWriter:
         self._raise_on_all_ranks()
         self.thread = None
 
-    def __enter__(self) -> "GenerationWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
