@@ -8,7 +8,7 @@ from math import ceil, prod
 from model.network import NetworkConfig
 from tasks.data.shards import describe
 from tasks.planning.training_memory import optimizer_bytes
-from tasks.training.training_state import KEPT_GENERATIONS
+from tasks.training.generation_writer import KEPT_GENERATIONS
 
 TAR_BLOCK = 512  # a member is a header of one block and its bytes in whole blocks
 TAR_END = 2 * TAR_BLOCK

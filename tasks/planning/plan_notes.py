@@ -7,7 +7,7 @@ from tasks.planning.disk_bytes import pool_bytes
 from tasks.planning.encoder_models import parameters_of
 from tasks.planning.gpu_hours import gpu_hours
 from tasks.planning.planned_experiment import Experiment
-from tasks.training.training_state import KEPT_GENERATIONS
+from tasks.training.generation_writer import KEPT_GENERATIONS
 
 GIGA = 1e9
 

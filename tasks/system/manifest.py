@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,11 @@ from tasks.system.errors import UserError
 from tasks.system.files import read_json, write_json
 
 MANIFEST = "manifest.json"
+HASHED_AT_ONCE = 2**24
+"""Bytes that `write_hashed` writes and hashes at once, during which a thread does not need Python's interpreter."""
+
+Entry = dict[str, Any]
+"""What a manifest says of a file: its `bytes` and its `sha256`."""
 
 
 def sha256_file(path: Path) -> str:
@@ -22,6 +29,24 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def write_hashed(path: Path, parts: Iterable[bytes | memoryview]) -> Entry:
+    """Write a file of bytes, fsync it, and return its entry in a manifest, without reading it again.
+
+    Other threads run while it hashes and writes. Raises OSError where the file cannot be written.
+    """
+    digest, count = hashlib.sha256(), 0
+    with open(path, "wb") as file:
+        for part in map(memoryview, parts):
+            for start in range(0, len(part), HASHED_AT_ONCE):
+                piece = part[start : start + HASHED_AT_ONCE]
+                file.write(piece)
+                digest.update(piece)
+            count += len(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": count, "sha256": digest.hexdigest()}
+
+
 def write_manifest(folder: Path) -> str:
     """Write `manifest.json`, which lists every file of `folder`; returns the sha256 of the manifest itself."""
     files = {
@@ -29,8 +54,13 @@ def write_manifest(folder: Path) -> str:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).as_posix() != MANIFEST
     }
-    write_json(folder / MANIFEST, {"files": files})
+    write_entries(folder, files)
     return sha256_file(folder / MANIFEST)
+
+
+def write_entries(folder: Path, files: Mapping[str, Entry]) -> None:
+    """Write `manifest.json` of files whose entries are known."""
+    write_json(folder / MANIFEST, {"files": dict(sorted(files.items()))})
 
 
 def verify_manifest(folder: Path) -> str:

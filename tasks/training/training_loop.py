@@ -36,7 +36,7 @@ from tasks.training.interrupts import noted_interrupts
 from tasks.training.learning_rate import learning_rate
 from tasks.training.teacher import TaughtLoss, Teacher
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, stage_seed, training_batch
-from tasks.training.training_state import load_state, save_state
+from tasks.training.training_state import StateWriter, load_state
 
 LOG_EVERY = 10
 HISTORY_COLUMNS = ("step", "samples", "loss", "learning_rate", "grad_norm")
@@ -94,6 +94,7 @@ class Trainer:
         self.optimizer = self.accelerator.prepare(optimizer)
         self.in_backward = StepInBackward(optimizer, self.network) if training.step_in_backward else None
         self.ema = Ema(self.network, training.ema_decay)
+        self.states = StateWriter(context.state)
         self.step, self.history = load_state(context.state, self.network, self.ema, self.optimizer.optimizer)
 
     def run(self) -> Metrics:
@@ -102,7 +103,11 @@ class Trainer:
             print(f"{self.context.name}: resuming after step {self.step}", flush=True)
         if self.step % self.training.evaluate_every == 0:
             self.evaluate()  # before the first step, or a stop came between this step's checkpoint and its evaluation
-        with noted_interrupts() as interrupts, progress(self.context.name, self.training.steps, self.step) as meter:
+        with (
+            self.states,  # waits for the state that is being written, also if the training ends with an error
+            noted_interrupts() as interrupts,
+            progress(self.context.name, self.training.steps, self.step) as meter,
+        ):
             while self.step < self.training.steps:
                 loss = self.update()
                 # Gathered, so that all ranks stop after the same step though the signal may reach only one of them.
@@ -151,17 +156,19 @@ class Trainer:
 
     def after_update(self, signum: int | None) -> None:
         """Do what is due between two steps: save, stop for a signal, evaluate. Raises Interrupted after a signal."""
+        self.states.check()
         done = self.step == self.training.steps
         if done or signum is not None or self.step % self.training.checkpoint_every == 0:
             self.save()
         if signum is not None and not done:
+            self.states.wait()
             raise Interrupted(signum)
         if done or self.step % self.training.evaluate_every == 0:
             self.evaluate()
 
     def save(self) -> None:
-        """Write the state that a later run resumes from."""
-        save_state(self.context.state, self.step, self.network, self.ema, self.optimizer.optimizer, self.history)
+        """Copy the state that a later run resumes from. A thread writes it, and the training goes on meanwhile."""
+        self.states.save(self.step, self.network, self.ema, self.optimizer.optimizer, self.history)
 
     def evaluate(self) -> None:
         """Take the held-out loss of the averaged weights, unless a resumed run has it for this step already."""

@@ -1,12 +1,13 @@
 """The state that a training run resumes from: weights, EMA, optimizer state, step and history.
 
 The newest two generations are kept. A generation is a folder of `network.safetensors`, `ema.safetensors`,
-`optimizer.pt` and `state.json`. If tensors are sharded by rows, rank N writes its rows to `rows-N.safetensors`, whose
-header names the first row of each tensor. So a run can resume on another number of ranks than wrote the state.
+`optimizer.safetensors`, `state.json`, and `optimizer.pt` with the optimizer's settings and counts. If tensors are
+sharded by rows, rank N writes its rows to `rows-N.safetensors`, whose header names the first row of each tensor. So a
+run can resume on another number of ranks than wrote the state.
 """
 
+import io
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,25 +15,22 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kernels.came8bit.state import first_row
 from tasks.computing import ranks
 from tasks.system.errors import UserError
-from tasks.system.files import read_json, replace_folder, write_json
-from tasks.system.manifest import verify_manifest, write_manifest
+from tasks.system.files import read_json
+from tasks.system.manifest import verify_manifest
 from tasks.training.ema import Ema
 from tasks.training.fsdp_sharding import holds_first_copy, is_sharded, local
-
-KEPT_GENERATIONS = 2
-"""Generations that are kept: the older one serves if the newest is damaged."""
+from tasks.training.generation_writer import GenerationWriter, generations
+from tasks.training.host_snapshot import HostSnapshot, Tensors
 
 FIRST_ROWS = "first_rows"
 """The key in the header of a `rows-N.safetensors`: JSON of each tensor's first row in the file."""
-
-Tensors = dict[str, Tensor]
 
 
 @dataclass
@@ -44,34 +42,41 @@ class History:
     recent: list[float] = field(default_factory=list)
 
 
-def save_state(folder: Path, step: int, network: nn.Module, ema: Ema, optimizer: Optimizer, history: History) -> None:
-    """Write the state after `step` updates as `folder/step-NNNNNNNN`, whole or not at all, and keep the newest two.
+class StateWriter(GenerationWriter):
+    """Saves the states of one training. A thread writes them, from a copy in the memory of the host."""
 
-    All ranks must call it: each writes its rows of sharded tensors, and rank 0 the rest, which all have alike.
-    """
-    target = folder / f"step-{step:08d}"
-    building = folder / "building"
-    weights, averages, steps = network.state_dict(), ema.state(), optimizer.state_dict()
-    if ranks.rank() == 0:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-    ranks.wait_for_all()
-    tensors = {f"network/{name}": tensor for name, tensor in weights.items()}
-    tensors |= {f"ema/{name}": tensor for name, tensor in averages.items()}
-    tensors |= dict(optimizer_tensors(steps))
-    save_rows({name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}, building)
-    ranks.wait_for_all()
-    if ranks.rank() == 0:
-        save_file(unsharded(weights), building / "network.safetensors")
-        save_file(unsharded(averages), building / "ema.safetensors")
-        steps["state"] = {place: unsharded(state) for place, state in steps["state"].items()}
-        torch.save(steps, building / "optimizer.pt")
-        write_json(building / "state.json", {"step": step, "history": vars(history)})
-        write_manifest(building)
-        replace_folder(building, target)
-        for old in _generations(folder)[KEPT_GENERATIONS:]:
-            shutil.rmtree(old)
-    ranks.wait_for_all()
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.snapshot = HostSnapshot()
+
+    def save(self, step: int, network: nn.Module, ema: Ema, optimizer: Optimizer, history: History) -> None:
+        """Copy the state after `step` updates, and begin to write it as `folder/step-NNNNNNNN`, whole or not at all.
+
+        All ranks must call it: each writes its rows of sharded tensors, and rank 0 the rest, which all have alike. The
+        training may go on at once. Raises UserError if the state before could not be written.
+        """
+        self.begin()
+        optimizer_state = optimizer.state_dict()
+        tensors = {
+            "network": dict(network.state_dict()),
+            "ema": ema.state(),
+            "optimizer": dict(optimizer_tensors(optimizer_state)),
+        }
+        files = rows_file({f"{kind}/{name}": one for kind in tensors for name, one in tensors[kind].items()})
+        files = {name: self.snapshot.take(name, rows, metadata) for name, (rows, metadata) in files.items()}
+        if self.rank == 0:
+            for kind, named in tensors.items():
+                files[f"{kind}.safetensors"] = self.snapshot.take(kind, unsharded(named))
+            files["optimizer.pt"] = [without_tensors(optimizer_state)]
+            said = {"step": step, "history": vars(history)}
+            files["state.json"] = [(json.dumps(said, indent=2, allow_nan=False) + "\n").encode()]
+        self.start(step, files, self.snapshot.wait)
+
+
+def save_state(folder: Path, step: int, network: nn.Module, ema: Ema, optimizer: Optimizer, history: History) -> None:
+    """Write the state after `step` updates, and return when it is in its place. All ranks must call it."""
+    with StateWriter(folder) as writer:
+        writer.save(step, network, ema, optimizer, history)
 
 
 def load_state(folder: Path, network: nn.Module, ema: Ema, optimizer: Optimizer) -> tuple[int, History]:
@@ -85,7 +90,7 @@ def load_state(folder: Path, network: nn.Module, ema: Ema, optimizer: Optimizer)
     generation = folder / found
     rows = Rows(generation)
     weights, averages = (load_file(generation / f"{name}.safetensors") for name in ("network", "ema"))
-    load_optimizer(optimizer, torch.load(generation / "optimizer.pt", weights_only=True), rows)
+    load_optimizer(optimizer, saved_optimizer(generation), rows)
     for name, tensor in network.state_dict().items():
         rows.restore(tensor, f"network/{name}", weights.get(name))
     for name, tensor in ema.state().items():
@@ -94,13 +99,22 @@ def load_state(folder: Path, network: nn.Module, ema: Ema, optimizer: Optimizer)
     return state["step"], History(**state["history"])
 
 
+def saved_optimizer(generation: Path) -> dict[str, Any]:
+    """An optimizer's `state_dict` as it was saved, without the tensors that were sharded."""
+    saved: dict[str, Any] = torch.load(generation / "optimizer.pt", weights_only=True)
+    for name, tensor in load_file(generation / "optimizer.safetensors").items():
+        place, _, key = name.partition("/")
+        saved["state"].setdefault(int(place), {})[key] = tensor
+    return saved
+
+
 def load_optimizer(optimizer: Optimizer, saved: dict[str, Any], rows: "Rows") -> None:
     """Restore an optimizer's state from the `state_dict` in `saved`; its sharded tensors are in `rows`."""
     if any(is_sharded(parameter) for group in optimizer.param_groups for parameter in group["params"]):
         make_state(optimizer)
         for name, tensor in optimizer_tensors(optimizer.state_dict()):
-            _, place, key = name.split("/")
-            rows.restore(tensor, name, saved["state"].get(int(place), {}).get(key))
+            place, _, key = name.partition("/")
+            rows.restore(tensor, f"optimizer/{name}", saved["state"].get(int(place), {}).get(key))
         for group, values in zip(optimizer.param_groups, saved["param_groups"], strict=True):
             group |= {key: value for key, value in values.items() if key != "params"}
         return
@@ -129,26 +143,33 @@ def make_state(optimizer: Optimizer) -> None:
 
 
 def optimizer_tensors(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of an optimizer's `state_dict`, named `optimizer/<position of the parameter>/<key>`."""
+    """The tensors of an optimizer's `state_dict`, named `<position of the parameter>/<key>`."""
     for place, values in state["state"].items():
-        yield from ((f"optimizer/{place}/{key}", one) for key, one in values.items() if isinstance(one, Tensor))
+        yield from ((f"{place}/{key}", one) for key, one in values.items() if isinstance(one, Tensor))
 
 
-def unsharded(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that are not sharded, which all ranks have alike."""
-    return {name: value for name, value in values.items() if not (isinstance(value, Tensor) and is_sharded(value))}
-
-
-def save_rows(tensors: Tensors, folder: Path) -> None:
-    """Write this rank's rows of sharded tensors, if it has any, with the number of the first in the header."""
-    here = {
-        name: local(tensor).contiguous()
-        for name, tensor in tensors.items()
-        if len(local(tensor)) and holds_first_copy(tensor)
+def without_tensors(state: dict[str, Any]) -> bytes:
+    """What else an optimizer's `state_dict` holds, as `torch.save` writes it."""
+    numbers = {
+        place: {key: one for key, one in values.items() if not isinstance(one, Tensor)}
+        for place, values in state["state"].items()
     }
-    first = {name: first_row(tensors[name]) for name in here}
-    if here:
-        save_file(here, folder / f"rows-{ranks.rank():05d}.safetensors", {FIRST_ROWS: json.dumps(first)})
+    file = io.BytesIO()
+    torch.save({**state, "state": numbers}, file)
+    return file.getvalue()
+
+
+def unsharded(tensors: Tensors) -> Tensors:
+    """The tensors that are not sharded, which all ranks have alike."""
+    return {name: tensor for name, tensor in tensors.items() if not is_sharded(tensor)}
+
+
+def rows_file(tensors: Tensors) -> dict[str, tuple[Tensors, dict[str, str]]]:
+    """The file of this rank's rows of sharded tensors, if it has any: its tensors, and the first row of each."""
+    sharded = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
+    here = {name: tensor for name, tensor in sharded.items() if len(local(tensor)) and holds_first_copy(tensor)}
+    first = {name: first_row(tensor) for name, tensor in here.items()}
+    return {f"rows-{ranks.rank():05d}.safetensors": (here, {FIRST_ROWS: json.dumps(first)})} if here else {}
 
 
 class Rows:
@@ -186,7 +207,7 @@ class Rows:
 
 def _newest_whole(folder: Path) -> str | None:
     """The name of the newest generation whose files fit its manifest."""
-    for generation in _generations(folder):
+    for generation in generations(folder):
         try:
             verify_manifest(generation)
         except UserError as error:
@@ -194,8 +215,3 @@ def _newest_whole(folder: Path) -> str | None:
             continue
         return generation.name
     return None
-
-
-def _generations(folder: Path) -> list[Path]:
-    """Finished states, newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)

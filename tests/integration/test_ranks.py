@@ -32,10 +32,11 @@ from tasks.tracking.report_spool import SPOOLS, open_spool
 from tasks.tracking.tracker import Tracker
 from tasks.training.ema import Ema
 from tasks.training.fsdp_sharding import gathered, is_sharded, local, shard
+from tasks.training.generation_writer import generations
 from tasks.training.network_config import network_config
 from tasks.training.training_batch import FlowMatchingLoss
 from tasks.training.training_loop import Trainer
-from tasks.training.training_state import History, _generations, load_state, save_state
+from tasks.training.training_state import History, load_state, save_state
 from tests.helpers.drawing_workspace import all_bytes, write_workspace
 from tests.helpers.patience import PATIENCE_SECONDS, PIPELINE_SECONDS, wait_for
 from tests.helpers.small_workspace import PROJECT, finish, small_model, stage_process, write_encoded
@@ -92,7 +93,7 @@ def column(folder: Path, name: str, place: int) -> torch.Tensor:
 
 def state_of(folder: Path) -> list[Path]:
     found = list((folder / paths.STATE / "state" / "pretrain").glob("*"))
-    return _generations(found[0]) if found else []
+    return generations(found[0]) if found else []
 
 
 def wait_for_state(folder: Path, process: subprocess.Popen[str], count: int = 1) -> None:

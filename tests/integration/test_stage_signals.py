@@ -12,7 +12,7 @@ import pytest
 from tasks.system import paths
 from tasks.system.files import read_json
 from tasks.tracking.report_spool import SPOOLS
-from tasks.training.training_state import _generations
+from tasks.training.generation_writer import generations
 from tests.helpers.patience import PATIENCE_SECONDS, wait_for
 from tests.helpers.small_workspace import PROJECT, finish, small_model, stage_process, write_encoded, write_params
 from tests.helpers.training_workspace import CHANGES, SAMPLES
@@ -27,7 +27,7 @@ def workspace(folder: Path, **changes: object) -> Path:
 
 def states(folder: Path) -> list[Path]:
     found = list((folder / paths.STATE / "state" / "pretrain").glob("*"))
-    return _generations(found[0]) if found else []
+    return generations(found[0]) if found else []
 
 
 def wait_for_state(folder: Path, process: subprocess.Popen[str]) -> None:

@@ -3,9 +3,12 @@
 `tests/integration/test_stage_signals.py` says the same of stages whose processes are killed or told to stop.
 """
 
+import errno
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -15,9 +18,12 @@ from model.checkpoint import load_network
 from tasks.params.params_files import load_params
 from tasks.stages import stage_of
 from tasks.system.errors import UserError
+from tasks.system.manifest import verify_manifest
+from tasks.training import generation_writer
+from tasks.training.generation_writer import generations
 from tasks.training.training_loop import Trainer
-from tasks.training.training_state import _generations
 from tests.helpers.drawing_workspace import all_bytes, run
+from tests.helpers.patience import PATIENCE_SECONDS
 from tests.helpers.small_workspace import write_encoded, write_params
 from tests.helpers.training_workspace import CHANGES, SAMPLES
 
@@ -100,7 +106,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_resumed(
     uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_off(16)
-    newest, *before = _generations(STATE)
+    newest, *before = generations(STATE)
     assert before
     damaged = bytearray((newest / "ema.safetensors").read_bytes())
     damaged[-1] ^= 1
@@ -112,10 +118,49 @@ def test_a_damaged_state_is_named_and_the_one_before_it_resumed(
     assert all_bytes(again) == all_bytes(uninterrupted)
 
 
+def test_training_goes_on_while_a_state_is_written_and_ends_the_same(
+    uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, write_files, released = Trainer.update, generation_writer.write_files, Event()
+
+    def update_that_releases(trainer: Trainer) -> float:
+        if trainer.step == 12:
+            assert not generations(STATE)  # the state of step 7 has not been written, and five steps were made
+            released.set()
+        return update(trainer)
+
+    def wait_and_write(folder: Path, files: generation_writer.Files) -> dict[str, generation_writer.Entry]:
+        assert released.wait(PATIENCE_SECONDS)
+        return write_files(folder, files)
+
+    monkeypatch.setattr(Trainer, "update", update_that_releases)
+    monkeypatch.setattr(generation_writer, "write_files", wait_and_write)
+    assert all_bytes(train("out")) == all_bytes(uninterrupted)
+    assert released.is_set()
+
+
+def test_a_full_disk_ends_the_training_with_one_line_and_leaves_the_states_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_hashed = generation_writer.write_hashed
+
+    def write_until_full(path: Path, parts: Sequence[bytes | memoryview]) -> generation_writer.Entry:
+        if generations(STATE):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_hashed(path, parts)
+
+    monkeypatch.setattr(generation_writer, "write_hashed", write_until_full)
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device\)") as error:
+        train("out")
+    assert "\n" not in str(error.value)
+    (left,) = generations(STATE)
+    assert left.name == "step-00000007" and verify_manifest(left)
+
+
 def test_non_finite_loss_stops_before_the_update() -> None:
     with pytest.raises(UserError, match="no update was made"):
         train("out", pretrain__learning_rate=1e30, pretrain__checkpoint_every=1)
-    for tensor in load_file(_generations(STATE)[-1] / "network.safetensors").values():
+    for tensor in load_file(generations(STATE)[-1] / "network.safetensors").values():
         assert torch.isfinite(tensor).all()
 
 
@@ -134,7 +179,7 @@ def test_a_gradient_that_is_not_finite_in_a_step_in_backward_leaves_the_last_che
         train("out", **PLAIN, pretrain__checkpoint_every=2, pretrain__step_in_backward=True)
     said = "step 3: the gradient of blocks.1.attn.qkv.weight is not finite"
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
-    newest, *_ = _generations(STATE)
+    newest, *_ = generations(STATE)
     assert newest.name.endswith("2")
     assert all(tensor.isfinite().all() for tensor in load_file(newest / "network.safetensors").values())
 
@@ -148,7 +193,7 @@ def test_accumulated_micro_batches_equal_one_batch() -> None:
 
 def test_without_averaging_the_last_weights_are_saved() -> None:
     without = train("without", pretrain__steps=8, pretrain__ema_decay=0.0)
-    assert not load_file(_generations(STATE)[0] / "ema.safetensors")
+    assert not load_file(generations(STATE)[0] / "ema.safetensors")
     # so small a decay leaves nothing of what was before
     least = train("least", pretrain__steps=8, pretrain__ema_decay=1e-30)
     assert (without / "model.safetensors").read_bytes() == (least / "model.safetensors").read_bytes()
