@@ -12,6 +12,7 @@ Decisions to stop or to refuse an update follow from numbers that all ranks have
 """
 
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -40,11 +41,14 @@ from tasks.training.interrupts import AgreedStop, noted_interrupts
 from tasks.training.learning_rate import learning_rate
 from tasks.training.teacher import TaughtLoss, Teacher
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, stage_seed, training_batch
+from tasks.training.training_speed import TrainingSpeed
 from tasks.training.training_state import load_state, save_state
 from tasks.training.unread_steps import ReadStep, UnreadStep, UnreadSteps
 
 LOG_EVERY = 10
 """Steps whose losses and gradient norms are read together and make a row of the history."""
+SHOWN = {"loss": "loss", "grad_norm": "gradient norm"}
+"""What the progress line says of a row of the history, and under which name."""
 NAMED_SAMPLES = 8
 """Samples of a refused update that its error names."""
 HISTORY_COLUMNS = ("step", "samples", "loss", "learning_rate", "grad_norm")
@@ -87,6 +91,7 @@ class Trainer:
         self.ema = Ema(self.network, training.ema_decay)
         self.found_inf = FoundInf(optimizer, context.device, self.sharded)
         self.unread = UnreadSteps()
+        self.speed = TrainingSpeed(network.config, context.device, context.params.compute.dtype)
         self.note = ""  # what the progress bar says beside the number of steps
         self.step, self.history = load_state(context.state, self.network, self.ema, self.optimizer.optimizer)
 
@@ -98,6 +103,7 @@ class Trainer:
             self.evaluate()  # before the first step, or a stop came between this step's checkpoint and its evaluation
         with noted_interrupts() as interrupts, progress(self.context.name, self.training.steps, self.step) as meter:
             stop = AgreedStop(interrupts, LOG_EVERY)
+            self.speed.restart()
             while self.step < self.training.steps:
                 self.update()
                 self.after_update(stop.signum())
@@ -106,7 +112,7 @@ class Trainer:
 
     def update(self) -> None:
         """Make one optimizer step over its micro-batches, without waiting for the device."""
-        training, parts = self.training, self.training.grad_accumulation
+        training, parts, asked = self.training, self.training.grad_accumulation, time.perf_counter()
         batch = training_batch(
             self.dataset,
             self.context.params.diffusion,
@@ -116,6 +122,7 @@ class Trainer:
             training.batch_size,
             rank_rows(training.batch_size, ranks.rank(), ranks.world_size(), parts),
         )
+        self.speed.add(batch, time.perf_counter() - asked)
         rate = learning_rate(training, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -149,10 +156,12 @@ class Trainer:
             self.read_steps()
         if done or signum is not None or self.step % self.training.checkpoint_every == 0:
             self.save()
+            self.speed.restart()
         if signum is not None and not done:
             raise Interrupted(signum)
         if done or self.step % self.training.evaluate_every == 0:
             self.evaluate()
+            self.speed.restart()
 
     def read_steps(self) -> None:
         """Read the numbers of the steps since the last reading, and note them in the history.
@@ -234,13 +243,16 @@ class Trainer:
         """Every `LOG_EVERY` steps, and at the last one, note the mean loss since the last row."""
         recent, step = self.history.recent, read.step + 1
         recent.append(read.loss)
-        self.note = f"loss {read.loss:.4f}"
         if step % LOG_EVERY and step != self.training.steps:
             return
         row = {"loss": sum(recent) / len(recent), "learning_rate": read.rate}
         if read.norm is not None:  # with steps in the backward pass the gradients are never all there to be measured
             row["grad_norm"] = read.norm
         recent.clear()
+        self.note = ", ".join(f"{name} {row[key]:.4g}" for key, name in SHOWN.items() if key in row)
+        if (speed := self.speed.measure()) is not None:
+            self.note += f", {speed}"
+            self.context.tracker.log_metrics(speed.metrics(), step=step)
         self.history.training.append({"step": step, "samples": step * self.training.batch_size, **row})
         self.context.tracker.log_metrics(row, step=step)
 
