@@ -33,6 +33,7 @@ from tasks.runtime.context import Context, Interrupted, Metrics
 from tasks.system.errors import UserError
 from tasks.system.files import write_csv
 from tasks.system.progress import progress
+from tasks.training.compiled_blocks import compile_blocks
 from tasks.training.ema import Ema
 from tasks.training.found_inf import FoundInf, gradient_of
 from tasks.training.fsdp_sharding import gathered, shard, whole
@@ -74,6 +75,8 @@ class Trainer:
         )
         loss = FlowMatchingLoss(self.network) if teacher is None else TaughtLoss(self.network)
         self.sharded = ranks.world_size() > 1 and context.params.compute.parallelism == "fully_shard"
+        if context.params.compute.compile:
+            compile_blocks(self.network)
         if self.sharded:
             shard(self.network, loss, context.device)
         rounding = derive(context.params.compute.seed, context.name, "rounding")
