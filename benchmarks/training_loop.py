@@ -145,6 +145,8 @@ def measure(trainer: Trainer, steps: int, tokens: int, text_tokens: int, product
     with clock.running():
         for _ in range(steps):
             trainer.update()
+            if trainer.step % loop.LOG_EVERY == 0:
+                trainer.read_steps()
     synchronize()
     seconds = time.perf_counter() - started
     samples = steps * trainer.training.batch_size
