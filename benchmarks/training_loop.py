@@ -6,7 +6,7 @@ On a GPU it trains the published 1.6B at 512 pixels with 8-bit CAME under bfloat
 weights, at the largest micro-batch of 32, 16, 8 and 4 that fits; on the CPU a small network. Each row is a run of
 `--steps` steps of `tasks.training.training_loop.Trainer` after three that warm up.
 
-* `mfu`: operations of forward and backward passes (`tasks.planning.network_flops`) over the seconds, as a share of what
+* `mfu`: operations of forward and backward passes (`model.network_flops`) over the seconds, as a share of what
 the data sheet of the GPU says it can do in bfloat16; `mfu_of_measured` the same of a large matrix product, measured
 here.
 * `waits_for_data`: share of the time in which the GPU has nothing to do because the next batch is being read and
@@ -37,21 +37,20 @@ from torch.profiler import ProfilerActivity, profile
 
 import tasks.training.training_loop as loop
 from model.network import Sana
+from model.network_flops import training_flops
 from tasks.params.experiment_params import Params
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, build_params, read_yaml
-from tasks.planning.network_flops import training_flops
 from tasks.runtime.context import Context
 from tasks.runtime.torch_setup import configure_torch
 from tasks.tracking.report_spool import open_spool
 from tasks.tracking.tracker import Tracker
+from tasks.training.device_peaks import peak_flops
 from tasks.training.network_config import network_config
 from tasks.training.training_batch import NoisedBatch
 from tasks.training.training_loop import Trainer
 
 WARM_UP = 3
 WAITING = ("cudaStreamSynchronize", "cudaEventSynchronize")
-DATA_SHEET = {"A100": 312e12, "H100 80GB HBM3": 989e12, "H200": 989e12}
-"""Operations a second in bfloat16, dense, by the maker's data sheets (the H100's is the SXM); by a part of its name."""
 
 SIZES: dict[str, tuple[Encodings, dict[str, Any], list[int]]] = {
     "cuda": (
@@ -146,11 +145,13 @@ def measure(trainer: Trainer, steps: int, tokens: int, text_tokens: int, product
     with clock.running():
         for _ in range(steps):
             trainer.update()
+            if trainer.step % loop.LOG_EVERY == 0:
+                trainer.read_steps()
     synchronize()
     seconds = time.perf_counter() - started
     samples = steps * trainer.training.batch_size
     achieved = samples * training_flops(trainer.network.config, tokens, text_tokens) / seconds
-    sheet = data_sheet()
+    sheet = peak_flops(DEVICE, "bfloat16")
     return {
         "seconds_a_step": seconds / steps,
         "samples_per_s": samples / seconds,
@@ -180,12 +181,6 @@ def profiled_step(trainer: Trainer, seconds: float) -> dict[str, Any]:
         "busy": sum(event.time_range.elapsed_us() for event in kernels) / 1e6 / seconds,
         "peak_memory_GB": torch.cuda.max_memory_allocated() / 1e9,
     }
-
-
-def data_sheet() -> float | None:
-    """Operations a second in bfloat16 that the GPU's maker states; None for a GPU that is not listed."""
-    name = torch.cuda.get_device_name(0) if DEVICE == "cuda" else ""
-    return next((flops for part, flops in DATA_SHEET.items() if part in name), None)
 
 
 def product_speed(size: str) -> float:

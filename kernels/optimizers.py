@@ -74,6 +74,15 @@ def build_optimizer(
     return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay, Options(seed, bias_correction))
 
 
+def takes_found_inf(optimizer: Optimizer) -> bool:
+    """Whether an optimizer leaves parameters and state as they are while its attribute `found_inf` is a tensor of 1.
+
+    CAME and torch's fused optimizers do; bitsandbytes' do not.
+    """
+    # torch.amp.GradScaler finds the fused optimizers by this attribute, too.
+    return isinstance(optimizer, Came) or getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
 def state_bytes_per_parameter(optimizer: Optimizer) -> float:
     """Bytes of state for each trained number. A tensor that parameters share (a map of bitsandbytes) counts once."""
     return _bytes_per_parameter(optimizer, list(optimizer.state))

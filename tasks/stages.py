@@ -26,6 +26,8 @@ COMPUTE_SECTIONS = ("compute.seed", "compute.device", "compute.dtype", "compute.
 RANK_SECTIONS = ("compute.nodes", "compute.processes_per_node", "compute.parallelism")
 """Training depends on the number of ranks, which orders its sums. Any number of ranks can resume a checkpoint."""
 TRAINING_SECTIONS = (*COMPUTE_SECTIONS, "diffusion")
+LOOP_SECTIONS = (*TRAINING_SECTIONS, "compute.compile", *RANK_SECTIONS)
+"""What the stages that run the training loop depend on, beside a section of their own."""
 DRAWING_SECTIONS = (*COMPUTE_SECTIONS, "shard.image_size", "diffusion.flow_shift", "sampling")
 BRANCH_THREADS = "compute.branch_threads"
 PLACEHOLDER = re.compile(r"(?<!\$)\{([\w.]+)\}")
@@ -255,7 +257,7 @@ TABLE = (
         "pretrain",
         output=paths.SMALL,
         inputs=(paths.OUTPUTS / "{pretrain.data}",),
-        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, "compute.threads", "network", "pretrain"),
+        sections=(*LOOP_SECTIONS, "compute.threads", "network", "pretrain"),
         user_files=("pretrain.path",),
         on_ranks=True,
     ),
@@ -305,7 +307,7 @@ TABLE = (
         "train",
         output=paths.GROWN,
         inputs=(paths.GROWN_INIT, paths.OUTPUTS / "{train.data}"),
-        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, "train"),
+        sections=(*LOOP_SECTIONS, BRANCH_THREADS, "train"),
         on_ranks=True,
     ),
     EVALUATE,
@@ -314,8 +316,7 @@ TABLE = (
         output=paths.OUTPUTS / "scratch-{item}",
         inputs=(paths.OUTPUTS / "{scratch.data}",),
         sections=(
-            *TRAINING_SECTIONS,
-            *RANK_SECTIONS,
+            *LOOP_SECTIONS,
             BRANCH_THREADS,
             "network",
             *keys_but("scratch", Scratch, "depths"),
@@ -356,7 +357,7 @@ TABLE = (
         "finetune",
         output=paths.OUTPUTS / "finetuned-{item}",
         inputs=(paths.OUTPUTS / "pruned-{item}", paths.GROWN, paths.OUTPUTS / "{finetune.data}"),
-        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, "finetune"),
+        sections=(*LOOP_SECTIONS, BRANCH_THREADS, "finetune"),
         family=DEPTHS,
         on_ranks=True,
     ),
@@ -365,7 +366,7 @@ TABLE = (
         "sft",
         output=paths.OUTPUTS / "sft-{item}",
         inputs=(paths.OUTPUTS / "{item}", paths.OUTPUTS / "{sft.data}"),
-        sections=(*TRAINING_SECTIONS, *RANK_SECTIONS, BRANCH_THREADS, *keys_but("sft", Sft, "models")),
+        sections=(*LOOP_SECTIONS, BRANCH_THREADS, *keys_but("sft", Sft, "models")),
         family=SFT,
         on_ranks=True,
     ),

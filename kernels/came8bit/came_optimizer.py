@@ -54,9 +54,14 @@ class Came(torch.optim.Optimizer):
 
     A gradient that is not finite makes its parameter not finite, and so does one beyond 1.8e19, whose square is not
     finite: the caller checks gradients. Raises ValueError for settings out of range.
+
+    The caller may set `found_inf`, as `torch.amp.GradScaler` does for torch's fused optimizers. While this tensor
+    (float32, one number) is 1, steps change no parameter and no tensor of the state, though they are counted. The
+    Triton kernels read it on the GPU. Elsewhere the host reads it, for which it waits.
     """
 
     map: Map | None = None
+    found_inf: Tensor | None = None
     bias_correction: bool = False  # of an optimizer that was pickled before there was the option
 
     def __init__(
@@ -132,6 +137,8 @@ class Came(torch.optim.Optimizer):
                 in_triton.append(work)
             else:
                 in_pytorch.append(work)
+        if self.found_inf is not None and (sharded or in_pytorch) and self.found_inf.item():
+            return
         if sharded:
             from kernels.came8bit import step_on_shards  # imports torch.distributed.tensor, half a second
 
@@ -139,7 +146,7 @@ class Came(torch.optim.Optimizer):
         if in_triton:
             from kernels.came8bit import step_in_triton  # Triton is not installed everywhere
 
-            step_in_triton.step(in_triton, self.map)
+            step_in_triton.step(in_triton, self.map, self.found_inf)
         step_in_pytorch.step(in_pytorch, self.map)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

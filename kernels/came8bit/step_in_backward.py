@@ -59,19 +59,28 @@ class StepInBackward:
             if parameter.requires_grad
         ]
 
-    @torch.no_grad()
     def finish(self) -> None:
         """Step the parameters that wait.
 
         Raises NonFiniteGradient if a gradient was not finite; it names the first such parameter in the network's order.
+        """
+        finite = self.finish_unread()
+        if finite and not torch.stack(list(finite.values())).all():
+            raise NonFiniteGradient(next(name for name in finite if not finite[name]))
+
+    @torch.no_grad()
+    def finish_unread(self) -> dict[str, Tensor]:
+        """Step the parameters that wait; returns whether the gradient of each parameter was finite, by its name.
+
+        The flags are bools without dimensions, in the network's order. Reading one makes the CPU wait for the GPU, so
+        that is left to the caller.
         """
         self.optimizer.update(self.works)
         self.works.clear()
         for group in self.optimizer.param_groups:
             group["steps"] += 1
         finite, self.finite = self.finite, {}
-        if finite and not torch.stack(list(finite.values())).all():
-            raise NonFiniteGradient(next(name for one, name in self.names.items() if one in finite and not finite[one]))
+        return {name: finite[parameter] for parameter, name in self.names.items() if parameter in finite}
 
     def remove(self) -> None:
         """Take the hooks off. From then on `backward()` leaves gradients again."""
@@ -85,7 +94,7 @@ class StepInBackward:
             raise RuntimeError(
                 f"{self.names[parameter]} has stepped since the last finish(): no accumulation in backward"
             )
-        # `finish` reads this; reading it here would make the CPU wait for the GPU at every parameter.
+        # `finish` reads this, or its caller; reading it here would make the CPU wait for the GPU at every parameter.
         self.finite[parameter] = parameter.grad.isfinite().all()
         index, place = self.places[parameter]
         work = self.optimizer.work_of(parameter, self.optimizer.param_groups[index], place)

@@ -47,10 +47,12 @@ from kernels.came8bit.triton_kernel import (
     INSTABILITY_COLUMN,
     INSTABILITY_ROW,
     KEY,
+    KEY_2,
     NORMS,
     PACKED,
     ROW_SUMS,
     ROWS,
+    SKIPPED,
     SQUARE_COLUMN,
     SQUARE_ROW,
     SQUARES,
@@ -174,15 +176,18 @@ def scratch(plan: Plan, device: torch.device) -> dict[str, Tensor]:
     }
 
 
-def step(works: list[Work], map: Map | None) -> None:
-    """Update parameters and states in place, with one set of launches for parameters that are alike."""
+def step(works: list[Work], map: Map | None, found_inf: Tensor | None = None) -> None:
+    """Update parameters and states in place, with one set of launches for parameters that are alike.
+
+    While `found_inf`, a float32 tensor of one number on the device of the parameters, is 1, nothing is changed.
+    """
     alike: dict[Hashable, list[Work]] = {}
     for work in works:
         dtypes = (work.parameter.dtype, work.gradient.dtype, work.key is None)
         kind = (work.parameter.device, dtypes, work.settings, _is_aligned(work))
         alike.setdefault(kind, []).append(work)
     for same in alike.values():
-        _step_alike(same, map, _is_aligned(same[0]))
+        _step_alike(same, map, _is_aligned(same[0]), found_inf)
 
 
 def _is_aligned(work: Work) -> bool:
@@ -192,7 +197,7 @@ def _is_aligned(work: Work) -> bool:
     return width % 16 == 0 and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
-def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
+def _step_alike(works: list[Work], map: Map | None, aligned: bool, found_inf: Tensor | None) -> None:
     """Update parameters that are alike, in eleven launches."""
     matrices = [work for work in works if is_matrix(work.parameter)]
     others = [work for work in works if not is_matrix(work.parameter)]
@@ -200,6 +205,8 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool) -> None:
     shapes = tuple((work.parameter.shape[0], work.parameter.shape[1]) for work in matrices)
     plan = plan_of(shapes, tuple(work.parameter.numel() for work in others), device)
     table, room = _table(plan, matrices + others).to(device, non_blocking=True), scratch(plan, device)
+    if found_inf is not None:
+        table[:, SKIPPED.value] = found_inf
     # As `lerp_` does: old + (new - old) * (1 - beta).
     weights = [1 - beta for beta in settings.betas]
     types = {"PARAMETER_TYPE": TYPES[works[0].parameter.dtype], "GRADIENT_TYPE": TYPES[works[0].gradient.dtype]}
@@ -292,7 +299,8 @@ def _table(plan: Plan, works: list[Work]) -> Tensor:
         )
         rows.append([*(0 if one is None else one.data_ptr() for one in tensors), packed, *(work.key or (0, 0))])
     numbers = torch.tensor(rows, dtype=torch.int64)
-    table[:, :9], table[:, PACKED.value], table[:, KEY.value :] = numbers[:, :9], numbers[:, 9], numbers[:, 10:]
+    table[:, :9], table[:, PACKED.value] = numbers[:, :9], numbers[:, 9]
+    table[:, KEY.value : KEY_2.value + 1] = numbers[:, 10:]
     # From pinned memory the copy to the GPU does not hold up the CPU.
     return table.pin_memory() if works[0].parameter.is_cuda else table
 

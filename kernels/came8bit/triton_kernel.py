@@ -1,7 +1,8 @@
 """The Triton kernels of the CAME step. `step_in_triton` launches them and says what each pass is for.
 
 A program finds its work in a table with a row of FIELDS numbers for each parameter: addresses, sizes, whether the
-momentum is in 8 bits, places in scratch memory, and the key of stochastic rounding.
+momentum is in 8 bits, places in scratch memory, the key of stochastic rounding, and whether its step is skipped. Then
+the kernels that write parameters and states write nothing.
 """
 
 import triton
@@ -10,13 +11,14 @@ import triton.language as tl
 from kernels.blockwise import BLOCK
 from kernels.blockwise.triton_kernel import encode_dynamic, encode_linear
 
-FIELDS = tl.constexpr(20)
-# The fields of a row: first the addresses, then sizes, places in scratch memory, and the two halves of the key.
+FIELDS = tl.constexpr(21)
+# The fields of a row: first the addresses, then sizes, places in scratch memory, the two halves of the key, and whether
+# the step is skipped.
 (PARAMETER, GRADIENT, MOMENTUM, SCALE, MINIMUM, SQUARE_ROW, SQUARE_COLUMN, INSTABILITY_ROW, INSTABILITY_COLUMN) = (
     tl.constexpr(field) for field in range(9)
 )
-(ROWS, COLUMNS, PACKED, FIRST_TILE, FIRST_CHUNK, FIRST_BLOCK, ROW_SUMS, COLUMN_SUMS, FACTORS, KEY, KEY_2) = (
-    tl.constexpr(field) for field in range(9, 20)
+(ROWS, COLUMNS, PACKED, FIRST_TILE, FIRST_CHUNK, FIRST_BLOCK, ROW_SUMS, COLUMN_SUMS, FACTORS, KEY, KEY_2, SKIPPED) = (
+    tl.constexpr(field) for field in range(9, 21)
 )
 SQUARES, NORMS, SURPRISE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 BLOCK_ENTRIES = tl.constexpr(BLOCK)
@@ -185,6 +187,8 @@ def statistics_kernel(
     1 - beta.
     """
     index = tl.load(owners + tl.program_id(0))
+    if field(table, index, SKIPPED) != 0:
+        return
     rows, columns = field(table, index, ROWS).to(tl.int32), field(table, index, COLUMNS).to(tl.int32)
     chunk = tl.program_id(0) - field(table, index, FIRST_CHUNK).to(tl.int32)
     row_chunks = tl.cdiv(rows, CHUNK)
@@ -303,6 +307,8 @@ def apply_kernel(
 ):
     """Move one block of a matrix and of its momentum. `weight` is 1 - beta1."""
     index = tl.load(owners + tl.program_id(0))
+    if field(table, index, SKIPPED) != 0:
+        return
     rows, columns = field(table, index, ROWS).to(tl.int32), width_of(table, index, ALIGNED)
     block = tl.program_id(0) - field(table, index, FIRST_BLOCK).to(tl.int32)
     # A run of entries lies in one row, so that one row factor serves the run.
@@ -368,6 +374,8 @@ def others_kernel(
     `square_inverse` and `momentum_inverse` are 1 / (1 - beta^n), which corrects the means; 1 leaves them as they are.
     """
     index = tl.load(owners + tl.program_id(0))
+    if field(table, index, SKIPPED) != 0:
+        return
     entries = field(table, index, ROWS).to(tl.int32)
     if ALIGNED:
         entries = tl.multiple_of(entries, 16)

@@ -27,6 +27,11 @@ class Compute:
 
     `auto` takes the Triton kernels on CUDA and the reference, which is plain PyTorch, elsewhere.
     """
+    compile: bool
+    """Whether training compiles the network's blocks with torch.compile.
+
+    Numbers then differ in their last bits. The first steps take minutes, as code is generated for them.
+    """
     threads: int
     """CPU threads of a stage that runs alone: all stages up to the small model."""
     branch_threads: int

@@ -1,8 +1,8 @@
 """The memory of the network's passes without gradients, counted by running the project's own code without data.
 
-The network's operations have formulas (`network_flops`), and so has the memory of its training (`training_memory`).
-Without gradients the memory is the most that is alive at the same time. All code takes its path for the CPU: attention
-stores its probabilities, which the fused kernels of a GPU do not.
+The network's operations have formulas (`model.network_flops`), and so has the memory of its training
+(`training_memory`). Without gradients the memory is the most that is alive at the same time. All code takes its path
+for the CPU: attention stores its probabilities, which the fused kernels of a GPU do not.
 """
 
 from collections.abc import Callable

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+from model import network_flops
 from model.growth import drop_count
 from tasks.params.training_params import Training
-from tasks.planning import disk_bytes, network_flops
+from tasks.planning import disk_bytes
 from tasks.planning.cost_row import Cost, Memory
 from tasks.planning.parameter_shapes import parameters
 from tasks.planning.planned_experiment import Experiment, evaluations

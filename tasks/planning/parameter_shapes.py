@@ -8,13 +8,9 @@ from math import prod
 
 from model.layers import TIME_FREQUENCIES
 from model.network import NetworkConfig
+from model.network_flops import inner_channels
 
 Shape = tuple[int, ...]
-
-
-def inner_channels(config: NetworkConfig) -> int:
-    """The channels of the Mix-FFN after its gate."""
-    return int(config.mlp_ratio * config.hidden_size)
 
 
 def block_shapes(config: NetworkConfig) -> Counter[Shape]:

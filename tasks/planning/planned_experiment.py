@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 
+from model import network_flops
 from model.network import NetworkConfig
 from tasks.params.experiment_params import Params
 from tasks.params.training_params import Training
-from tasks.planning import network_flops
 from tasks.planning.encoder_models import Encoders, build_encoders
 from tasks.planning.encoder_runs import EncoderRuns
 from tasks.planning.experiment_scale import Scale, measure_data_set, with_data_set

@@ -18,10 +18,10 @@ from kernels.blockwise import BLOCK
 from kernels.came8bit.state import QUANTIZED_ABOVE
 from model.layers import TIME_FREQUENCIES
 from model.network import NetworkConfig
+from model.network_flops import inner_channels
 from tasks.planning.parameter_shapes import (
     Shape,
     block_shapes,
-    inner_channels,
     outer_shapes,
     parameter_shapes,
     parameters,

@@ -1,21 +1,25 @@
 """The training loop. It resumes to the bit: every step is a pure function of the seed, the stage's name, the number of
 the step and the state before it.
 
-The loop uses accelerate for autocast, gradient accumulation and clipping. A loss or gradient that is not finite stops
-the run before the update. The state is saved before the final evaluation, so a failure there loses nothing.
+The loop uses accelerate for autocast, gradient accumulation and clipping. Losses and gradient norms stay on the device,
+so that the host does not wait for it in each step; they are read every `LOG_EVERY` steps, and before anything is saved
+or evaluated. A loss or gradient that is not finite keeps its update and all later ones from being made
+(`tasks.training.found_inf`), and stops the run when it is read. The state is saved before the final evaluation, so a
+failure there loses nothing.
 
 On several ranks, each rank works on its share of every micro-batch, under DDP or with shards of the parameters (FSDP2).
 Decisions to stop or to refuse an update follow from numbers that all ranks have, so all ranks decide alike.
 """
 
 import math
+import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from kernels.came8bit.step_in_backward import NonFiniteGradient, StepInBackward
+from kernels.came8bit.step_in_backward import StepInBackward
 from kernels.optimizers import build_optimizer
 from model.checkpoint import load_network, load_shapes, save_network
 from model.network import Sana, parameter_count
@@ -23,22 +27,31 @@ from tasks.computing import ranks
 from tasks.computing.precision import autocast
 from tasks.computing.seeds import derive
 from tasks.data.encoded_samples import EncodedDataset
-from tasks.data.sample_order import rank_rows
+from tasks.data.sample_order import grouped_batch_indices, rank_rows
 from tasks.params.training_params import Training
 from tasks.runtime.context import Context, Interrupted, Metrics
 from tasks.system.errors import UserError
 from tasks.system.files import write_csv
 from tasks.system.progress import progress
+from tasks.training.compiled_blocks import compile_blocks
 from tasks.training.ema import Ema
+from tasks.training.found_inf import FoundInf, gradient_of
 from tasks.training.fsdp_sharding import gathered, load_rows, shard, sum_over_ranks, whole
 from tasks.training.heldout_loss import heldout_loss
-from tasks.training.interrupts import noted_interrupts
+from tasks.training.interrupts import AgreedStop, noted_interrupts
 from tasks.training.learning_rate import learning_rate
 from tasks.training.teacher import TaughtLoss, Teacher
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, stage_seed, training_batch
+from tasks.training.training_speed import TrainingSpeed
 from tasks.training.training_state import StateWriter, load_state
+from tasks.training.unread_steps import ReadStep, UnreadStep, UnreadSteps
 
 LOG_EVERY = 10
+"""Steps whose losses and gradient norms are read together and make a row of the history."""
+SHOWN = {"loss": "loss", "grad_norm": "gradient norm"}
+"""What the progress line says of a row of the history, and under which name."""
+NAMED_SAMPLES = 8
+"""Samples of a refused update that its error names."""
 HISTORY_COLUMNS = ("step", "samples", "loss", "learning_rate", "grad_norm")
 HELDOUT_COLUMNS = ("step", "samples", "heldout_loss", "low", "high")
 
@@ -76,6 +89,8 @@ class Trainer:
             gradient_accumulation_steps=training.grad_accumulation,
         )
         loss = FlowMatchingLoss(self.network) if teacher is None else TaughtLoss(self.network)
+        if compute.compile:
+            compile_blocks(self.network)
         if self.sharded:
             replicas = compute.nodes if compute.parallelism == "hybrid_shard" else 1
             shard(self.network, loss, context.device, compute.dtype, replicas)
@@ -95,6 +110,10 @@ class Trainer:
         self.in_backward = StepInBackward(optimizer, self.network) if training.step_in_backward else None
         self.ema = Ema(self.network, training.ema_decay)
         self.states = StateWriter(context.state)
+        self.found_inf = FoundInf(optimizer, context.device, self.sharded)
+        self.unread = UnreadSteps()
+        self.speed = TrainingSpeed(self.network.config, context.device, compute.dtype)
+        self.note = ""  # what the progress bar says beside the number of steps
         self.step, self.history = load_state(context.state, self.network, self.ema, self.optimizer.optimizer)
 
     def run(self) -> Metrics:
@@ -108,16 +127,17 @@ class Trainer:
             noted_interrupts() as interrupts,
             progress(self.context.name, self.training.steps, self.step) as meter,
         ):
+            stop = AgreedStop(interrupts, LOG_EVERY)
+            self.speed.restart()
             while self.step < self.training.steps:
-                loss = self.update()
-                # Gathered, so that all ranks stop after the same step though the signal may reach only one of them.
-                self.after_update(max(ranks.gather(interrupts.signum or 0)) or None)
-                meter.advance(note=f"loss {loss:.4f}")
+                self.update()
+                self.after_update(stop.signum())
+                meter.advance(note=self.note)
         return self.finish()
 
-    def update(self) -> float:
-        """Make one optimizer step over its micro-batches; returns the mean loss."""
-        training, parts = self.training, self.training.grad_accumulation
+    def update(self) -> None:
+        """Make one optimizer step over its micro-batches, without waiting for the device."""
+        training, parts, asked = self.training, self.training.grad_accumulation, time.perf_counter()
         batch = training_batch(
             self.dataset,
             self.context.params.diffusion,
@@ -127,53 +147,74 @@ class Trainer:
             training.batch_size,
             rank_rows(training.batch_size, ranks.rank(), ranks.world_size(), parts),
         )
+        self.speed.add(batch, time.perf_counter() - asked)
         rate = learning_rate(training, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total, norm = 0.0, None
+        losses: list[Tensor] = []
+        norm, finite = None, {}
         for i in range(parts):
             if self.sharded:  # accelerate does the like for DDP alone
                 sum_over_ranks(self.loss, last=i == parts - 1)
             with self.accelerator.accumulate(self.loss):
                 loss = self._loss_of(batch.part(i, parts, self.context.device)).mean()
-                total += loss.item() / parts
+                losses.append(loss.detach())
                 if self.in_backward is not None:
-                    self._step_in_backward(loss)
+                    finite = self._step_in_backward(loss)
                     continue
-                self.accelerator.backward(loss)
+                self.accelerator.backward(loss, gradient=gradient_of(loss))
                 if self.accelerator.sync_gradients:
-                    total = ranks.mean(total)
                     # Clipping at infinity only measures the norm.
                     limit = math.inf if training.clip_norm is None else training.clip_norm
-                    norm = gathered(self.accelerator.clip_grad_norm_(self.network.parameters(), limit)).item()
-                    self._refuse_non_finite(total, norm)
-                self.optimizer.step()
+                    norm = gathered(self.accelerator.clip_grad_norm_(self.network.parameters(), limit)).detach()
+                    self.found_inf.note(norm.isfinite())
+                if not self.found_inf.host_skips():
+                    self.optimizer.step()
                 self.optimizer.zero_grad()
+        self.unread.add(UnreadStep(self.step, rate, tuple(losses), norm, finite))
         self.step += 1
-        self.ema.update(self.step)
-        self._log(total, norm, rate)
-        return total
+        if not self.found_inf.host_skips():
+            self.ema.update(self.step)
 
     def after_update(self, signum: int | None) -> None:
         """Do what is due between two steps: save, stop for a signal, evaluate. Raises Interrupted after a signal."""
         self.states.check()
         done = self.step == self.training.steps
+        if done or self.step % LOG_EVERY == 0:
+            self.read_steps()
         if done or signum is not None or self.step % self.training.checkpoint_every == 0:
             self.save()
+            self.speed.restart()
         if signum is not None and not done:
             self.states.wait()
             raise Interrupted(signum)
         if done or self.step % self.training.evaluate_every == 0:
             self.evaluate()
+            self.speed.restart()
+
+    def read_steps(self) -> None:
+        """Read the numbers of the steps since the last reading, and note them in the history.
+
+        Raises UserError for the first step whose update had to be refused.
+        """
+        for read in self.unread.read():
+            if not read.finite:
+                raise self._refusal(read)
+            self._log(read)
 
     def save(self) -> None:
-        """Copy the state that a later run resumes from. A thread writes it, and the training goes on meanwhile."""
+        """Copy the state that a later run resumes from. A thread writes it, and the training goes on meanwhile.
+
+        Raises UserError if an update had to be refused.
+        """
+        self.read_steps()
         self.states.save(self.step, self.network, self.ema, self.optimizer.optimizer, self.history)
 
     def evaluate(self) -> None:
         """Take the held-out loss of the averaged weights, unless a resumed run has it for this step already."""
         if self.history.heldout and self.history.heldout[-1]["step"] == self.step:
             return
+        self.read_steps()
         compute = self.context.params.compute
         self.ema.swap()
         evaluated = self.loss if self.sharded else self.network  # sharded: FSDP2 gathers the outer layers with the loss
@@ -215,43 +256,58 @@ class Trainer:
             lesson = self.teacher.lesson(batch)
         return self.loss(batch, lesson)
 
-    def _step_in_backward(self, loss: Tensor) -> None:
+    def _step_in_backward(self, loss: Tensor) -> dict[str, Tensor]:
         """Make the backward pass, in which each parameter takes its step as soon as its gradient is there.
 
-        Raises UserError for a gradient that is not finite. Other parameters have moved by then, so only the last
-        checkpoint is whole.
+        Returns whether the gradients were finite, by the names of their parameters. When a gradient is found not to be,
+        other parameters have moved, so only the last checkpoint is whole. Without a finite loss none moves.
         """
         assert self.in_backward is not None
-        self._refuse_non_finite(loss.item(), 0.0)
-        self.accelerator.backward(loss)
-        try:
-            self.in_backward.finish()
-        except NonFiniteGradient as error:
-            raise UserError(
-                f"step {self.step}: the gradient of {error.parameter} is not finite, and other parameters have moved: "
-                f"run again to go on from the last checkpoint in {self.context.state}, with a lower learning rate or "
-                "without step_in_backward"
-            ) from None
+        self.found_inf.note(loss.detach().isfinite())
+        if self.found_inf.host_skips():
+            return {}
+        self.accelerator.backward(loss, gradient=gradient_of(loss))
+        finite = self.in_backward.finish_unread()
+        self.found_inf.note(torch.stack(list(finite.values())).all())
+        return finite
 
-    def _log(self, loss: float, norm: float | None, rate: float) -> None:
+    def _log(self, read: ReadStep) -> None:
         """Every `LOG_EVERY` steps, and at the last one, note the mean loss since the last row."""
-        recent = self.history.recent
-        recent.append(loss)
-        if self.step % LOG_EVERY and self.step != self.training.steps:
+        recent, step = self.history.recent, read.step + 1
+        recent.append(read.loss)
+        if step % LOG_EVERY and step != self.training.steps:
             return
-        row = {"loss": sum(recent) / len(recent), "learning_rate": rate}
-        if norm is not None:  # with steps in the backward pass the gradients are never all there to be measured
-            row["grad_norm"] = norm
+        row = {"loss": sum(recent) / len(recent), "learning_rate": read.rate}
+        if read.norm is not None:  # with steps in the backward pass the gradients are never all there to be measured
+            row["grad_norm"] = read.norm
         recent.clear()
-        samples = self.step * self.training.batch_size
-        self.history.training.append({"step": self.step, "samples": samples, **row})
-        self.context.tracker.log_metrics(row, step=self.step)
+        self.note = ", ".join(f"{name} {row[key]:.4g}" for key, name in SHOWN.items() if key in row)
+        if (speed := self.speed.measure()) is not None:
+            self.note += f", {speed}"
+            self.context.tracker.log_metrics(speed.metrics(), step=step)
+        self.history.training.append({"step": step, "samples": step * self.training.batch_size, **row})
+        self.context.tracker.log_metrics(row, step=step)
 
-    def _refuse_non_finite(self, loss: float, norm: float) -> None:
-        """Raises UserError unless both are finite."""
-        if torch.isfinite(torch.tensor([loss, norm])).all():
-            return
-        raise UserError(
-            f"loss {loss} and gradient norm {norm} at step {self.step} are not both finite: no update was made; "
-            f"lower the learning rate of params.yaml's section or use float32 (state: {self.context.state})"
+    def _refusal(self, read: ReadStep) -> UserError:
+        """What to say of a step whose update had to be refused."""
+        samples, state = self._samples_of(read.step), self.context.state
+        if math.isfinite(read.loss) and read.broken:
+            return UserError(
+                f"step {read.step}: the gradient of {read.broken[0]} is not finite, and other parameters have moved: "
+                f"run again to go on from the last checkpoint in {state}, with a lower learning rate or without "
+                f"step_in_backward ({samples})"
+            )
+        made = "no update was made" if self.found_inf.skips else "no state has its update"
+        norm = "" if read.norm is None else f" and gradient norm {read.norm}"
+        found = "is not finite" if read.norm is None else "are not both finite"
+        return UserError(
+            f"loss {read.loss}{norm} at step {read.step} {found}: {made}; lower the learning rate of params.yaml's "
+            f"section or use float32 (state: {state}; {samples})"
         )
+
+    def _samples_of(self, step: int) -> str:
+        """The first samples of a step's batch, by their places in the encoded data."""
+        seed, size = stage_seed(self.context.params.compute.seed, self.context.name), self.training.batch_size
+        indices = grouped_batch_indices(seed, step, size, self.dataset.shape_groups)
+        named = ", ".join(str(index) for index in indices[:NAMED_SAMPLES])
+        return f"its {size} samples of {self.training.data}: {named}" + (", ..." if size > NAMED_SAMPLES else "")

@@ -1,5 +1,6 @@
 """The Triton step of CAME and CAME-8bit against the step in PyTorch, from equal states."""
 
+import copy
 import math
 from collections.abc import Iterator
 
@@ -194,6 +195,28 @@ def test_a_gradient_that_is_not_finite_is_not_hidden(bad: float, map: str) -> No
         parameter.grad.view(-1)[3] = bad
     optimizer.step()
     assert all(parameter.isnan().any() for parameter in parameters)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("map", ["linear", "dynamic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_found_inf_keeps_parameters_and_state_as_they_are(dtype: torch.dtype, map: str) -> None:
+    parameters = make(SHAPES, dtype)
+    optimizer = Came8bit(parameters, lr=1.0, map=map, kernels="triton", stochastic_rounding=True)
+    optimizer.found_inf = torch.zeros((), device=DEVICE)
+    before = [parameter.detach().clone() for parameter in parameters]
+    set_gradients(parameters, 0)
+    optimizer.step()
+    assert not any(torch.equal(one, two) for one, two in zip(parameters, before, strict=True))
+    before = copy.deepcopy([(parameter.detach(), optimizer.state[parameter]) for parameter in parameters])
+    optimizer.found_inf.fill_(1)
+    for parameter in parameters:
+        parameter.grad.fill_(math.nan)
+    optimizer.step()
+    for parameter, (old, state_before) in zip(parameters, before, strict=True):
+        assert torch.equal(parameter, old)
+        assert all(torch.equal(optimizer.state[parameter][name], one) for name, one in state_before.items())
 
 
 def test_large_and_small_gradients_stay_in_range() -> None:

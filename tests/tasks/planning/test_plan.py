@@ -15,10 +15,9 @@ from torch.nn.attention import SDPBackend
 from torch.profiler import ProfilerActivity, profile
 
 from kernels.optimizers import OPTIMIZERS, build_optimizer
-from model import layers
+from model import layers, network_flops
 from model.network import NetworkConfig, Sana, parameter_count
 from tasks.computing.precision import autocast
-from tasks.planning import network_flops
 from tasks.planning.count_without_data import (
     count_flops,
     count_peak_bytes,

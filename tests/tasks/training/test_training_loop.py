@@ -52,14 +52,14 @@ def train(out: str, *, resume: bool = False, **changes: object) -> Path:
     return run(stage_of("pretrain", params), params, Path(out))[1]
 
 
-def breaking_off_at(step: int) -> Callable[[Trainer], float]:
+def breaking_off_at(step: int) -> Callable[[Trainer], None]:
     """`Trainer.update`, but for this step, in which the training breaks off."""
     update = Trainer.update
 
-    def breaking(trainer: Trainer) -> float:
+    def breaking(trainer: Trainer) -> None:
         if trainer.step == step:
             raise BrokenOff
-        return update(trainer)
+        update(trainer)
 
     return breaking
 
@@ -169,10 +169,10 @@ def test_a_gradient_that_is_not_finite_in_a_step_in_backward_leaves_the_last_che
 ) -> None:
     update = Trainer.update
 
-    def update_that_breaks(trainer: Trainer) -> float:
+    def update_that_breaks(trainer: Trainer) -> None:
         if trainer.step == 3:
             trainer.network.blocks[1].attn.qkv.weight.register_hook(lambda gradient: gradient * float("nan"))
-        return update(trainer)
+        update(trainer)
 
     monkeypatch.setattr(Trainer, "update", update_that_breaks)
     with pytest.raises(UserError) as error:

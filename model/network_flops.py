@@ -13,10 +13,14 @@ channels.
 
 from model.layers import TIME_FREQUENCIES
 from model.network import NetworkConfig
-from tasks.planning.parameter_shapes import inner_channels
 
 PRODUCT = 2  # operations of a multiplication with its addition
 KERNEL = 3 * 3  # of the depth-wise convolution
+
+
+def inner_channels(config: NetworkConfig) -> int:
+    """The channels of the Mix-FFN after its gate."""
+    return int(config.mlp_ratio * config.hidden_size)
 
 
 def block_flops(config: NetworkConfig, tokens: int, text_tokens: int) -> int:
