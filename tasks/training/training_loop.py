@@ -9,6 +9,7 @@ Decisions to stop or to refuse an update follow from numbers that all ranks have
 """
 
 import math
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -29,13 +30,14 @@ from tasks.runtime.context import Context, Interrupted, Metrics
 from tasks.system.errors import UserError
 from tasks.system.files import write_csv
 from tasks.system.progress import progress
+from tasks.training.batch_loader import BatchLoader, MicroBatches
 from tasks.training.ema import Ema
 from tasks.training.fsdp_sharding import gathered, shard, whole
 from tasks.training.heldout_loss import heldout_loss
 from tasks.training.interrupts import noted_interrupts
 from tasks.training.learning_rate import learning_rate
 from tasks.training.teacher import TaughtLoss, Teacher
-from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, stage_seed, training_batch
+from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, stage_seed
 from tasks.training.training_state import load_state, save_state
 
 LOG_EVERY = 10
@@ -54,6 +56,7 @@ class Trainer:
         self.network = network.to(context.device, getattr(torch, training.weights))
         self.dataset = EncodedDataset(encoded, "train")
         self.heldout = EncodedDataset(encoded, "heldout")
+        self.batches = self._batch_loader()
         precision = "bf16" if context.params.compute.dtype == "bfloat16" else "no"
         self.accelerator = Accelerator(
             cpu=context.device == "cpu",
@@ -85,7 +88,11 @@ class Trainer:
             print(f"{self.context.name}: resuming after step {self.step}", flush=True)
         if self.step % self.training.evaluate_every == 0:
             self.evaluate()  # before the first step, or a stop came between this step's checkpoint and its evaluation
-        with noted_interrupts() as interrupts, progress(self.context.name, self.training.steps, self.step) as meter:
+        with (
+            noted_interrupts() as interrupts,
+            closing(self.batches),
+            progress(self.context.name, self.training.steps, self.step) as meter,
+        ):
             while self.step < self.training.steps:
                 loss = self.update()
                 # Gathered, so that all ranks stop after the same step though the signal may reach only one of them.
@@ -96,22 +103,13 @@ class Trainer:
     def update(self) -> float:
         """Make one optimizer step over its micro-batches; returns the mean loss."""
         training, parts = self.training, self.training.grad_accumulation
-        batch = training_batch(
-            self.dataset,
-            self.context.params.diffusion,
-            self.network.config.numerics,
-            stage_seed(self.context.params.compute.seed, self.context.name),
-            self.step,
-            training.batch_size,
-            rank_rows(training.batch_size, ranks.rank(), ranks.world_size(), parts),
-        )
         rate = learning_rate(training, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total, norm = 0.0, None
         for i in range(parts):
             with self.accelerator.accumulate(self.loss):
-                loss = self._loss_of(batch.part(i, parts, self.context.device)).mean()
+                loss = self._loss_of(self.batches.micro_batch(self.step, i)).mean()
                 total += loss.item() / parts
                 if self.in_backward is not None:
                     self._step_in_backward(loss)
@@ -180,6 +178,15 @@ class Trainer:
             "depth": self.network.config.depth,
             "parameters": parameter_count(self.network),
         }
+
+    def _batch_loader(self) -> BatchLoader:
+        """The loader of this rank's share of every micro-batch."""
+        params, training = self.context.params, self.training
+        parts = training.grad_accumulation
+        rows = rank_rows(training.batch_size, ranks.rank(), ranks.world_size(), parts).reshape(parts, -1)
+        seed = stage_seed(params.compute.seed, self.context.name)
+        batches = MicroBatches(self.dataset, params.diffusion, seed, training.batch_size, rows)
+        return BatchLoader(batches, self.network.config.numerics, params.compute.data_workers, self.context.device)
 
     def _loss_of(self, batch: NoisedBatch) -> Tensor:
         """The loss of each sample (B,) of a micro-batch, to the teacher where there is one."""
