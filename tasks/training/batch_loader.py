@@ -10,6 +10,7 @@ thread, and never touches the GPU. A worker that begins afresh would import this
 
 import ctypes
 import itertools
+import math
 import os
 import signal
 import sys
@@ -17,13 +18,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.numerics import Numerics
-from tasks.data.encoded_samples import EncodedDataset
+from tasks.data.encoded_samples import EncodedDataset, StoredBatch
 from tasks.params.network_params import Diffusion
 from tasks.system.errors import UserError, WorkerDied
 from tasks.training.training_batch import DrawnBatch, NoisedBatch, draw_batch
@@ -73,7 +76,7 @@ class BatchLoader:
         """Nothing is read and no worker is started before the first micro-batch is asked for."""
         self._batches, self._numerics, self._workers, self._device = batches, numerics, workers, device
         self._null_TE = batches.samples.null_text.to(device)
-        self._iterator: Iterator[DrawnBatch | UserError] | None = None
+        self._iterator: Iterator[DrawnBatch | PackedBatch | UserError] | None = None
         self._next = 0
 
     def micro_batch(self, step: int, part: int) -> NoisedBatch:
@@ -85,18 +88,24 @@ class BatchLoader:
         if self._iterator is None or number != self._next:
             self._begin(number)
         assert self._iterator is not None
+        died = ""
         try:
             drawn = next(self._iterator)
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
+            died = str(error)
+        if died:  # raised here, as the error above would keep the other workers alive
+            self.close()
             raise WorkerDied(
-                f"step {step}: {error}; if the system killed it for want of memory, lower compute.data_workers; "
+                f"step {step}: {died}; if the system killed it for want of memory, lower compute.data_workers; "
                 "run again to go on from the last checkpoint"
-            ) from None
+            )
         self._next = number + 1
         if isinstance(drawn, UserError):
             raise drawn
+        if isinstance(drawn, PackedBatch):
+            drawn = drawn.unpacked()
         return drawn.noised(self._null_TE, self._numerics, self._device)
 
     def close(self) -> None:
@@ -109,7 +118,7 @@ class BatchLoader:
             self._batches,
             sampler=NumbersFrom(number),
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=packed if self._workers else _unchanged,
             num_workers=self._workers,
             prefetch_factor=AHEAD if self._workers else None,
             pin_memory=self._device == "cuda",
@@ -119,6 +128,35 @@ class BatchLoader:
         )
         with _signals_held(), _child_handler_kept():
             self._iterator = iter(loader)
+
+
+class PackedBatch(NamedTuple):
+    """The tensors of a `DrawnBatch` one behind the other in one block of bytes, as a worker sends them.
+
+    Each tensor that travels between processes costs a file descriptor and a connection, about a millisecond.
+    """
+
+    data: Tensor
+    kinds: list[tuple[torch.dtype, list[int]]]
+
+    def unpacked(self) -> DrawnBatch:
+        """The batch, as views of the block."""
+        sizes = [kind.itemsize * math.prod(shape) for kind, shape in self.kinds]
+        parts = [
+            part.view(kind).view(shape) for part, (kind, shape) in zip(self.data.split(sizes), self.kinds, strict=True)
+        ]
+        lengths_B, noise_BCHW, sigma_B, latents_BCHW, texts_SE, dropped_B = parts
+        return DrawnBatch(StoredBatch(latents_BCHW, texts_SE, lengths_B), noise_BCHW, sigma_B, dropped_B)
+
+
+def packed(drawn: DrawnBatch | UserError) -> PackedBatch | UserError:
+    """The batch as a worker sends it. Wide numbers come first, so that every tensor begins at a multiple of its own."""
+    if isinstance(drawn, UserError):
+        return drawn
+    stored, noise_BCHW, sigma_B, dropped_B = drawn
+    tensors = (stored.lengths_B, noise_BCHW, sigma_B, stored.latents_BCHW, stored.texts_SE, dropped_B)
+    data = torch.cat([tensor.flatten().view(torch.uint8) for tensor in tensors])
+    return PackedBatch(data, [(tensor.dtype, list(tensor.shape)) for tensor in tensors])
 
 
 def _unchanged(drawn: DrawnBatch | UserError) -> DrawnBatch | UserError:

@@ -19,7 +19,7 @@ from tasks.data.shards import Sample, describe, write_index, write_split
 from tasks.params.network_params import Diffusion
 from tasks.system import paths
 from tasks.system.errors import UserError, WorkerDied
-from tasks.training.batch_loader import BatchLoader, MicroBatches
+from tasks.training.batch_loader import BatchLoader, MicroBatches, packed
 from tasks.training.training_batch import DrawnBatch, NoisedBatch, draw_batch, training_batch
 from tests.helpers.patience import wait_for
 from tests.helpers.small_workspace import write_encoded
@@ -94,7 +94,9 @@ def test_at_most_three_quarters_of_a_megabyte_is_handed_over_for_a_sample_of_the
     drawn = draw_batch(dataset, DIFFUSION, 0, 0, 16, np.arange(16))
     assert drawn.stored.texts_SE.dtype == drawn.stored.latents_BCHW.dtype == torch.float16
     assert drawn.stored.lengths_B.double().mean() == pytest.approx(150, abs=2)
-    assert sum(tensor.nbytes for tensor in tensors(drawn)) <= 0.75e6 * 16
+    sent = packed(drawn)
+    assert sum(tensor.nbytes for tensor in tensors(drawn)) == sent.data.nbytes <= 0.75e6 * 16
+    assert all(map(torch.equal, tensors(sent.unpacked()), tensors(drawn)))
     assert drawn.noised(dataset.null_text, "diffusers").text_BTE.dtype == torch.float32
 
 
@@ -134,7 +136,8 @@ def test_a_worker_that_is_killed_is_named_in_one_line(folder: Path) -> None:
     killed.kill()
     killed.join()
     with pytest.raises(WorkerDied, match=rf"step \d+: .*{killed.pid}.*exited.*run again") as caught:
-        batches_of(loader, range(1000))
+        for number in range(1, 1000):
+            loader.micro_batch(*divmod(number, PARTS))
     assert "\n" not in str(caught.value)
     loader.close()
     assert not multiprocessing.active_children()
@@ -145,7 +148,7 @@ def test_a_damaged_shard_is_named_in_one_line(folder: Path, workers: int) -> Non
     loader = loader_of(folder, workers)
     with open(folder / "train-00000.tar", "r+b") as file:
         file.truncate(512)
-    with pytest.raises(UserError, match=r"^\S*train-00000\.tar has 8 samples in 512 bytes, .*run the stage") as caught:
+    with pytest.raises(UserError, match=r"^\S*train-00000\.tar does not fit its index: run the stage") as caught:
         batches_of(loader, range(4))
     assert "\n" not in str(caught.value)
     loader.close()
