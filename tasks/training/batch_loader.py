@@ -80,7 +80,11 @@ class BatchLoader:
         self._next = 0
 
     def micro_batch(self, step: int, part: int) -> NoisedBatch:
-        """Micro-batch `part` of a step. Asked for in another order than theirs, the workers begin anew.
+        """Micro-batch `part` of a step on the device. Raises the errors of `fetch`, and UserError as `noised` does."""
+        return self.fetch(step, part).noised(self._null_TE, self._numerics, self._device)
+
+    def fetch(self, step: int, part: int) -> DrawnBatch:
+        """Micro-batch `part` of a step as it was read. Asked for in another order than theirs, the workers begin anew.
 
         Raises UserError for what cannot be read, and WorkerDied if a worker is gone.
         """
@@ -104,9 +108,7 @@ class BatchLoader:
         self._next = number + 1
         if isinstance(drawn, UserError):
             raise drawn
-        if isinstance(drawn, PackedBatch):
-            drawn = drawn.unpacked()
-        return drawn.noised(self._null_TE, self._numerics, self._device)
+        return drawn.unpacked() if isinstance(drawn, PackedBatch) else drawn
 
     def close(self) -> None:
         """End the workers, which finish what they are reading. The loader may be asked again, and starts others."""
