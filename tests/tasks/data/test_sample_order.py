@@ -203,7 +203,7 @@ def test_each_shape_is_served_as_often_in_many_windows(monkeypatch: pytest.Monke
     for step in range(12 * 50 // 4):
         batch = sharded_batch_indices(3, step, 4, samples)
         assert len(set(kinds[batch])) == 1
-        seen[batch] += 1
+        np.add.at(seen, batch, 1)  # a batch may hold a sample twice, where an epoch ends
         for kind in range(3):
             assert np.ptp(seen[kinds == kind]) <= 1
 
