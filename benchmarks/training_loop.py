@@ -9,7 +9,7 @@ weights, at the largest micro-batch of 32, 16, 8 and 4 that fits; on the CPU a s
 * `mfu`: operations of forward and backward passes (`model.network_flops`) over the seconds, as a share of what
 the data sheet of the GPU says it can do in bfloat16; `mfu_of_measured` the same of a large matrix product, measured
 here.
-* `waits_for_data`: share of the time in which the GPU has nothing to do because the next batch is being read and
+* `waits_for_data`: share of the time in which the GPU has nothing to do because the next batch is not read and
   copied. One event goes on the GPU's stream before the reading and one behind the copy. The time between them is that
   in which the GPU had no other work.
 * `synchronisations`, `launches`: calls of the host that wait for the GPU, and kernels, in one step, by the profiler.
@@ -35,7 +35,6 @@ from synthetic import Encodings, write_encodings
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-import tasks.training.training_loop as loop
 from model.network import Sana
 from model.network_flops import training_flops
 from tasks.params.experiment_params import Params
@@ -44,10 +43,11 @@ from tasks.runtime.context import Context
 from tasks.runtime.torch_setup import configure_torch
 from tasks.tracking.report_spool import open_spool
 from tasks.tracking.tracker import Tracker
+from tasks.training.batch_loader import BatchLoader
 from tasks.training.device_peaks import peak_flops
 from tasks.training.network_config import network_config
 from tasks.training.training_batch import NoisedBatch
-from tasks.training.training_loop import Trainer
+from tasks.training.training_loop import LOG_EVERY, Trainer
 
 WARM_UP = 3
 WAITING = ("cudaStreamSynchronize", "cudaEventSynchronize")
@@ -55,7 +55,8 @@ WAITING = ("cudaStreamSynchronize", "cudaEventSynchronize")
 SIZES: dict[str, tuple[Encodings, dict[str, Any], list[int]]] = {
     "cuda": (
         Encodings(32, 16, 300, 2304, 128, 8),
-        {"network.hidden_size": 2240, "network.cross_heads": 20, "pretrain.depth": 20, "compute.threads": 8},
+        {"network.hidden_size": 2240, "network.cross_heads": 20, "pretrain.depth": 20, "compute.threads": 8}
+        | {"compute.data_workers": 4},
         [32, 16, 8, 4],
     ),
     "cpu": (Encodings(32, 4, 12, 128, 128, 8), {"pretrain.depth": 8, "compute.threads": 1}, [64]),
@@ -98,24 +99,20 @@ class DataClock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Time every batch that the loop reads meanwhile; each is one micro-batch."""
-        read, move = loop.training_batch, NoisedBatch.part
-        begun: list[Any] = []
+        """Time every micro-batch that the loop asks for meanwhile."""
+        take = BatchLoader.micro_batch
 
-        def timed_read(*arguments: Any) -> NoisedBatch:
-            begun.append(mark())
-            return read(*arguments)
+        def timed_take(loader: BatchLoader, step: int, part: int) -> NoisedBatch:
+            begun = mark()
+            batch = take(loader, step, part)
+            self._spans.append((begun, mark()))
+            return batch
 
-        def timed_move(batch: NoisedBatch, *arguments: Any) -> NoisedBatch:
-            moved = move(batch, *arguments)
-            self._spans.append((begun.pop(), mark()))
-            return moved
-
-        loop.training_batch, NoisedBatch.part = timed_read, timed_move
+        BatchLoader.micro_batch = timed_take
         try:
             yield
         finally:
-            loop.training_batch, NoisedBatch.part = read, move
+            BatchLoader.micro_batch = take
 
     def seconds(self) -> float:
         """The sum over all batches."""
@@ -145,7 +142,7 @@ def measure(trainer: Trainer, steps: int, tokens: int, text_tokens: int, product
     with clock.running():
         for _ in range(steps):
             trainer.update()
-            if trainer.step % loop.LOG_EVERY == 0:
+            if trainer.step % LOG_EVERY == 0:
                 trainer.read_steps()
     synchronize()
     seconds = time.perf_counter() - started

@@ -8,13 +8,15 @@ If several captions of a picture are kept, `<key>.text.npy` has their embeddings
 `<key>.text_lengths.npy` has their numbers of tokens (int32), and `<key>.text_weights.npy` the weights with which an
 epoch draws one of them (float64). The first is the caption in the json.
 
-Shapes: B samples, C latent channels, H and W of a latent, T text tokens, E caption channels.
+Shapes: B samples, C latent channels, H and W of a latent, T text tokens, E caption channels. S is the sum of the tokens
+of the texts of a batch.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +25,37 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tasks.data.npy_arrays import view_npy
+from tasks.data.sample_order import ShardedSamples
 from tasks.data.shards import ShardReader
 from tasks.system.errors import UserError
 
 NULL_TEXT = "null_text.safetensors"
 NULL_TEXT_NAME = "text_TE"
 LENGTHS, WEIGHTS = "text_lengths.npy", "text_weights.npy"
+
+
+class StoredBatch(NamedTuple):
+    """A batch of samples as they are stored, which is how it travels from a worker process and to the device.
+
+    Latents (B, C, H, W) and texts (S, E) have the dtype of the shards. The texts lie one behind the other, without
+    padding, and `lengths_B` (int64, on the CPU) has their numbers of tokens.
+    """
+
+    latents_BCHW: Tensor
+    texts_SE: Tensor
+    lengths_B: Tensor
+
+    def padded(self, device: str = "cpu") -> "EncodedBatch":
+        """The batch on `device` in float32, each text padded on the right to the longest."""
+        # The host knows the longest, so nothing here waits for the device.
+        places_T = torch.arange(int(self.lengths_B.max()), device=device)
+        lengths_B = self.lengths_B.to(device, non_blocking=True)
+        starts_B = lengths_B.cumsum(0) - lengths_B
+        mask_BT = places_T < lengths_B[:, None]
+        rows_BT = torch.where(mask_BT, starts_B[:, None] + places_T, 0)
+        text_BTE = self.texts_SE.to(device, non_blocking=True)[rows_BT].float()
+        text_BTE.masked_fill_(~mask_BT[..., None], 0.0)
+        return EncodedBatch(self.latents_BCHW.to(device, non_blocking=True).float(), text_BTE, mask_BT)
 
 
 @dataclass(frozen=True)
@@ -53,10 +80,15 @@ class EncodedDataset:
 
     def __init__(self, folder: Path, split: str) -> None:
         """Open the split `train` or `heldout`. Raises UserError if the folder has no such shards or no null text."""
+        self._folder, self._split = folder, split
         self._reader = ShardReader(folder, split)
         self.null_text = _load_null_text(Path(folder) / NULL_TEXT)
-        self.latent_shape: tuple[int, int, int] = self._array(0, "latent.npy").shape
+        self.latent_shape: tuple[int, int, int] = self._arrays(0, ("latent.npy",))[0].shape
         self.several_captions = LENGTHS in self._reader.members
+
+    def __reduce__(self) -> tuple[type["EncodedDataset"], tuple[Path, str]]:
+        """A worker process that is not forked opens the folder anew."""
+        return EncodedDataset, (self._folder, self._split)
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -65,6 +97,11 @@ class EncodedDataset:
     def captions(self) -> list[str]:
         """The caption of every sample."""
         return self._reader.captions
+
+    @property
+    def sharded_groups(self) -> list[ShardedSamples]:
+        """The samples of each latent shape in the order in which training sees them, shape by shape."""
+        return self._reader.sharded_groups
 
     @property
     def shape_groups(self) -> list[np.ndarray]:
@@ -86,30 +123,37 @@ class EncodedDataset:
         `draws` are numbers in [0, 1), one for each sample, by which one of its captions is drawn. Without them it is
         the first one.
         """
-        latents = np.stack([self._array(int(index), "latent.npy") for index in indices]).astype(np.float32)
+        return self.stored(indices, draws).padded()
+
+    def stored(self, indices: Sequence[int] | np.ndarray, draws: np.ndarray | None = None) -> StoredBatch:
+        """The samples at `indices` as they are stored. `draws` are those of `batch`."""
         draws = np.zeros(len(indices)) if draws is None else draws
-        texts = [self._text(int(index), draw) for index, draw in zip(indices, draws, strict=True)]
-        lengths = np.array([len(text) for text in texts])
-        padded = np.zeros((len(texts), lengths.max(), texts[0].shape[1]), np.float32)
-        for row, text in zip(padded, texts, strict=True):
-            row[: len(text)] = text
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        return EncodedBatch(torch.from_numpy(latents), torch.from_numpy(padded), torch.from_numpy(mask))
+        samples = [self._sample(int(index), draw) for index, draw in zip(indices, draws, strict=True)]
+        latents, texts = zip(*samples, strict=True)
+        return StoredBatch(
+            torch.from_numpy(np.stack(latents)),
+            torch.from_numpy(np.concatenate(texts)),
+            torch.tensor([len(text) for text in texts]),
+        )
 
-    def _text(self, index: int, draw: float) -> np.ndarray:
-        """The text (T, E) of the caption that `draw` falls on. The weights of a sample's captions divide [0, 1)."""
-        text = self._array(index, "text.npy")
+    def _sample(self, index: int, draw: float) -> tuple[np.ndarray, np.ndarray]:
+        """The latent of a sample, and the text (T, E) of the caption that `draw` falls on.
+
+        The weights of a sample's captions divide [0, 1).
+        """
         if not self.several_captions:
-            return text
-        ends = np.cumsum(self._array(index, LENGTHS))
-        shares = np.cumsum(self._array(index, WEIGHTS))
+            latent, text = self._arrays(index, ("latent.npy", "text.npy"))
+            return latent, text
+        latent, text, lengths, weights = self._arrays(index, ("latent.npy", "text.npy", LENGTHS, WEIGHTS))
+        ends, shares = np.cumsum(lengths), np.cumsum(weights)
         chosen = min(int(np.searchsorted(shares, draw * shares[-1], side="right")), len(ends) - 1)
-        return text[ends[chosen - 1] if chosen else 0 : ends[chosen]]
+        return latent, text[ends[chosen - 1] if chosen else 0 : ends[chosen]]
 
-    def _array(self, index: int, extension: str) -> np.ndarray:
-        """A member of a sample as a read-only view of the shard."""
-        where = f"{self._reader.folder}: sample {index} of {self._reader.split}, member .{extension}"
-        return view_npy(self._reader.read(index, extension), where)
+    def _arrays(self, index: int, extensions: Sequence[str]) -> list[np.ndarray]:
+        """Members of a sample, as read-only views of what was read."""
+        where = f"{self._reader.folder}: sample {index} of {self._reader.split}, member"
+        read = self._reader.read_members(index, extensions)
+        return [view_npy(data, f"{where} .{extension}") for data, extension in zip(read, extensions, strict=True)]
 
 
 def _load_null_text(path: Path) -> Tensor:

@@ -5,7 +5,9 @@ and its number of bytes. Shards that others wrote have no index; `tasks.data.tar
 """
 
 import mmap
+import os
 import tarfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,23 +52,38 @@ class IndexedShard:
     """The samples of one shard, by their number in it. `members` are the extensions that every sample has."""
 
     def __init__(self, path: Path, index: Path, members: Sequence[str]) -> None:
-        """Map the tar and the index. Raises UserError if one is missing, or if the index does not fit `members`."""
+        """Open the tar and map the index. Raises UserError if one is missing, or if the index does not fit `members`.
+
+        The tar is read by `pread` and not mapped: a page fault on a network file system reads some hundred kilobytes at
+        most and holds Python's lock, where `pread` asks for a whole sample at once.
+        """
         self.path = path
         self._columns = {extension: column for column, extension in enumerate(members)}
-        self._map = _map(path)
-        self._spans = view_npy(_map(index), str(index))
+        for needed in (path, index):
+            if not needed.is_file() or not needed.stat().st_size:
+                raise UserError(f"{needed} is missing: run the stage that writes {path.parent} again")
+        with open(index, "rb") as file:  # mapped, since a reader of samples here and there needs few of its pages
+            self._spans = view_npy(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), str(index))
         if self._spans.dtype != np.int64 or self._spans.shape[1:] != (len(members), 2):
             raise UserError(f"{index} is no index of {len(members)} members: run the stage that writes it again")
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return len(self._spans)
 
-    def read(self, sample: int, extension: str) -> memoryview:
-        """The bytes of a sample's member, as a read-only view. Raises UserError if there is no such member."""
-        if extension not in self._columns:
-            raise UserError(f"{self.path}: sample {sample} has no member .{extension}")
-        start, size = self._spans[sample, self._columns[extension]].tolist()
-        return self._span(start, size)
+    def read(self, sample: int, extensions: Sequence[str]) -> list[memoryview]:
+        """The bytes of a sample's members, as read-only views of one read that goes from the first to the last.
+
+        Raises UserError if there is no such member, or if the tar is shorter than its index says.
+        """
+        for extension in extensions:
+            if extension not in self._columns:
+                raise UserError(f"{self.path}: sample {sample} has no member .{extension}")
+        spans = [self._spans[sample, self._columns[extension]].tolist() for extension in extensions]
+        begin, end = min(start for start, _ in spans), max(start + size for start, size in spans)
+        data = self._span(begin, end - begin)
+        return [data[start - begin : start - begin + size] for start, size in spans]
 
     def key(self, sample: int) -> str:
         """The key of a sample, from the header before its first member."""
@@ -78,14 +95,7 @@ class IndexedShard:
         return name.removesuffix(f".{next(iter(self._columns))}")
 
     def _span(self, start: int, size: int) -> memoryview:
-        if start < 0 or start + size > len(self._map):
+        data = os.pread(self._file, size, start) if start >= 0 and size >= 0 else b""
+        if len(data) != size:
             raise UserError(f"{self.path} does not fit its index: run the stage that writes them again")
-        return self._map[start : start + size]
-
-
-def _map(path: Path) -> memoryview:
-    """A file mapped read-only. The map stays after the file is closed."""
-    if not path.is_file() or not path.stat().st_size:
-        raise UserError(f"{path} is missing: run the stage that writes {path.parent} again")
-    with open(path, "rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return memoryview(data)

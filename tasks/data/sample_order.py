@@ -5,6 +5,10 @@ without gap or overlap. If shapes differ (`tasks.data.aspect_buckets`), a batch 
 samples are cut into batches in the same way, and the batches of an epoch are permuted. Samples that are left over and
 do not fill a batch of their shape wait for a later epoch, which fills the batch. So a shape with fewer samples than a
 batch has its turn too. At any step, the numbers of times that the samples of one shape were seen differ by at most one.
+
+Samples that lie in many shards (`ShardedSamples`) are permuted in two parts: an epoch permutes the shards, cuts them
+into windows of `WINDOW_SHARDS`, and permutes the samples of each window. So training reads from few files at a time,
+and a process needs the permutation of a window alone. All shapes walk through the shards in one order.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +17,58 @@ from functools import lru_cache
 import numpy as np
 
 from tasks.computing.seeds import derive, numpy_generator
+
+WINDOW_SHARDS = 16
+"""Shards whose samples an epoch mixes.
+
+Shards have thousands of samples, so a batch comes from a window of tens of thousands. The default's six shards are one
+window. A process keeps two windows open, since a batch may hold the end of one and the beginning of the next.
+"""
+
+
+class ShardedSamples:
+    """The samples of one shape in the shards of a split, and their order in each epoch."""
+
+    def __init__(self, counts: Sequence[int] | np.ndarray, of_shard: Callable[[int], np.ndarray]) -> None:
+        """`counts` has the number of samples of the shape in each shard; `of_shard` gives their indices, ascending."""
+        self._counts = np.asarray(counts, np.int64)
+        self._of_shard = of_shard
+        self._size = int(self._counts.sum())
+        self._shard_order = lru_cache(maxsize=2)(self._permuted_shards)  # consecutive batches share two epochs
+        self._window = lru_cache(maxsize=2)(self._permuted_window)  # and two windows
+
+    def __len__(self) -> int:
+        return self._size
+
+    def in_epoch(self, seed: int, name: int, epoch: int, offsets: np.ndarray) -> np.ndarray:
+        """The samples at these places of an epoch, int64.
+
+        All shapes of a split have one `seed`, from which the order of the shards follows. The samples of a window are
+        permuted by `name`, a seed of the shape's own.
+        """
+        _, ends = self._shard_order(seed, epoch)
+        windows = np.searchsorted(ends, offsets, side="right")
+        chosen = np.empty(len(offsets), np.int64)
+        for number in np.unique(windows).tolist():
+            inside = windows == number
+            begin = ends[number - 1] if number else 0
+            chosen[inside] = self._window(seed, name, epoch, number)[offsets[inside] - begin]
+        return chosen
+
+    def _permuted_shards(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards in the order of an epoch, and the place at which each window of them ends."""
+        order = numpy_generator(seed, "order", "shards", epoch).permutation(len(self._counts))
+        starts = np.arange(0, len(order), WINDOW_SHARDS)
+        return order, np.cumsum(np.add.reduceat(self._counts[order], starts))
+
+    def _permuted_window(self, seed: int, name: int, epoch: int, number: int) -> np.ndarray:
+        """The samples of a window of an epoch, permuted."""
+        order, ends = self._shard_order(seed, epoch)
+        shards = np.sort(order[number * WINDOW_SHARDS : (number + 1) * WINDOW_SHARDS])
+        samples = np.concatenate([self._of_shard(shard) for shard in shards.tolist()])
+        # A split of one window has the permutation of `batch_indices`.
+        names = (epoch,) if len(ends) == 1 else (epoch, "window", number)
+        return samples[numpy_generator(name, "order", *names).permutation(len(samples))]
 
 
 def batch_indices(seed: int, step: int, batch_size: int, dataset_size: int) -> np.ndarray:
@@ -34,17 +90,22 @@ def grouped_batch_indices(seed: int, step: int, batch_size: int, groups: Sequenc
     A group holds the indices of the samples of one shape. With a single group the order is that of `batch_indices`.
     Raises ValueError if a group is empty, or if there are none.
     """
-    if len(groups) == 1:
-        return groups[0][batch_indices(seed, step, batch_size, len(groups[0]))]
-    sizes = tuple(len(group) for group in groups)
-    if not sizes or min(sizes) < 1:
-        raise ValueError("a group of samples is empty: there is no order of its samples")
-    epoch = _epoch_of(step, batch_size, sizes)
-    turns = _turns(seed, epoch, batch_size, sizes)
-    place = step - _batches_before(epoch, batch_size, sizes)
-    group = int(turns[place])
-    number = epoch * sizes[group] // batch_size + int((turns[:place] == group).sum())
-    return groups[group][batch_indices(derive(seed, "order", "group", group), number, batch_size, sizes[group])]
+    group, number, name = _turn(seed, step, batch_size, tuple(len(group) for group in groups))
+    return groups[group][batch_indices(name, number, batch_size, len(groups[group]))]
+
+
+def sharded_batch_indices(seed: int, step: int, batch_size: int, groups: Sequence[ShardedSamples]) -> np.ndarray:
+    """The samples of batch `step`, int64 (batch_size,), all of one shape. Each of `groups` has the samples of one.
+
+    Up to `WINDOW_SHARDS` shards, the order is that of `grouped_batch_indices`. Raises ValueError if a group is empty,
+    or if there are none.
+    """
+    group, number, name = _turn(seed, step, batch_size, tuple(len(group) for group in groups))
+    places = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int64)
+    epochs, offsets = np.divmod(places, len(groups[group]))
+    return np.concatenate(
+        [groups[group].in_epoch(seed, name, epoch, offsets[epochs == epoch]) for epoch in np.unique(epochs).tolist()]
+    )
 
 
 def rank_rows(batch_size: int, rank: int, ranks: int, parts: int = 1) -> np.ndarray:
@@ -75,6 +136,23 @@ def _permutations(seed: int, dataset_size: int) -> Callable[[int], np.ndarray]:
         return permuted
 
     return permutation
+
+
+def _turn(seed: int, step: int, batch_size: int, sizes: tuple[int, ...]) -> tuple[int, int, int]:
+    """The group of batch `step`, the number of the batch among those of its group, and the seed of the group's order.
+
+    Raises ValueError if a group is empty, or if there are none.
+    """
+    if not sizes or min(sizes) < 1:
+        raise ValueError("a group of samples is empty: there is no order of its samples")
+    if len(sizes) == 1:
+        return 0, step, seed
+    epoch = _epoch_of(step, batch_size, sizes)
+    turns = _turns(seed, epoch, batch_size, sizes)
+    place = step - _batches_before(epoch, batch_size, sizes)
+    group = int(turns[place])
+    number = epoch * sizes[group] // batch_size + int((turns[:place] == group).sum())
+    return group, number, derive(seed, "order", "group", group)
 
 
 def _batches_before(epoch: int, batch_size: int, sizes: tuple[int, ...]) -> int:

@@ -12,9 +12,9 @@ bytes of a shard depend on its samples alone: members have no time, and a fixed 
 import bisect
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from tasks.data.indexed_shard import IndexedShard, SpanRecorder
 from tasks.data.npy_arrays import to_npy, view_npy
+from tasks.data.sample_order import WINDOW_SHARDS, ShardedSamples
 from tasks.system.errors import UserError
 from tasks.system.files import read_json, write_bytes, write_json
 from tasks.system.manifest import sha256_file
@@ -29,8 +30,8 @@ from tasks.system.manifest import sha256_file
 INDEX = "index.json"
 SPANS = ".index.npy"
 SIZES = ".sizes.npy"
-OPEN_SHARDS = 256
-"""Shards that a reader keeps open. Each takes two file descriptors, of which a process often has 1,024."""
+OPEN_SHARDS = 2 * WINDOW_SHARDS
+"""Shards that a reader keeps open, each with two file descriptors. A batch may come from the shards of two windows."""
 
 SPLITS = ("train", "heldout")
 
@@ -112,6 +113,11 @@ def _plain(entry: ShardEntry) -> dict[str, Any]:
     return {name: value for name, value in asdict(entry).items() if value is not None}
 
 
+def _kinds_of(sizes: np.ndarray) -> np.ndarray:
+    """Height and width (samples, 2) as one number for each sample, int64 (samples,)."""
+    return sizes[:, 0].astype(np.int64) << 16 | sizes[:, 1]
+
+
 class ShardReader:
     """Random access to the samples of one split by their number. A shard is opened when it is first needed."""
 
@@ -124,6 +130,11 @@ class ShardReader:
         self._entries = [ShardEntry(**entry) for entry in splits[split]]
         self._ends = list(itertools.accumulate(entry.samples for entry in self._entries))
         self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open)
+        self._kinds_of_shard = lru_cache(maxsize=OPEN_SHARDS)(self._read_kinds)
+
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[Path, str]]:
+        """A worker process that is not forked opens the folder anew."""
+        return ShardReader, (self.folder, self.split)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -140,8 +151,12 @@ class ShardReader:
 
     def read(self, index: int, extension: str) -> memoryview:
         """The bytes of a sample's member. Raises IndexError beyond the split, and UserError for a damaged shard."""
+        return self.read_members(index, (extension,))[0]
+
+    def read_members(self, index: int, extensions: Sequence[str]) -> list[memoryview]:
+        """The bytes of several members of a sample, by one read of the file. Raises the same errors as `read`."""
         shard, sample = self._locate(index)
-        return shard.read(sample, extension)
+        return shard.read(sample, extensions)
 
     def record(self, index: int) -> dict[str, Any]:
         """A sample's `.json` member."""
@@ -155,7 +170,7 @@ class ShardReader:
     @cached_property
     def sizes(self) -> np.ndarray | None:
         """Height and width in pixels of every sample, uint16 (samples, 2). None if the shards record no sizes."""
-        if not self._entries or any(entry.sizes is None for entry in self._entries):
+        if not self._sized:
             return None
         return np.concatenate([self._sizes(entry) for entry in self._entries])
 
@@ -168,6 +183,21 @@ class ShardReader:
         kinds = self._kinds
         return [np.arange(len(self))] if kinds is None else [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
 
+    @cached_property
+    def sharded_groups(self) -> list[ShardedSamples]:
+        """The samples of each size for training, in the order of `size_groups`, without an index for every sample."""
+        if not self._sized:
+            return [ShardedSamples([entry.samples for entry in self._entries], self._indices_of)]
+        counted = [np.unique(self._read_kinds(number), return_counts=True) for number in range(len(self._entries))]
+        kinds = np.unique(np.concatenate([found for found, _ in counted]))
+        counts = np.zeros((len(kinds), len(counted)), np.int64)
+        for number, (found, count) in enumerate(counted):
+            counts[np.searchsorted(kinds, found), number] = count
+        return [
+            ShardedSamples(row, partial(self._indices_of, kind=kind))
+            for row, kind in zip(counts, kinds.tolist(), strict=True)
+        ]
+
     def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
         """`indices` cut into batches of one size each, size by size. Within a size they keep the given order."""
         kinds = np.zeros(len(indices)) if self._kinds is None else self._kinds[indices]
@@ -179,7 +209,21 @@ class ShardReader:
     @cached_property
     def _kinds(self) -> np.ndarray | None:
         """Height and width of every sample as one number (samples,), or None if the shards record no sizes."""
-        return None if self.sizes is None else self.sizes[:, 0].astype(np.int64) << 16 | self.sizes[:, 1]
+        return None if self.sizes is None else _kinds_of(self.sizes)
+
+    @property
+    def _sized(self) -> bool:
+        return bool(self._entries) and all(entry.sizes is not None for entry in self._entries)
+
+    def _read_kinds(self, number: int) -> np.ndarray:
+        """Height and width of every sample of a shard as one number."""
+        return _kinds_of(self._sizes(self._entries[number]))
+
+    def _indices_of(self, number: int, kind: int | None = None) -> np.ndarray:
+        """The indices of the samples of a shard, ascending; with `kind` of those that have this size."""
+        samples = self._entries[number].samples
+        own = np.arange(samples) if kind is None else np.flatnonzero(self._kinds_of_shard(number) == kind)
+        return own + (self._ends[number] - samples)
 
     def _sizes(self, entry: ShardEntry) -> np.ndarray:
         path = self.folder / str(entry.sizes)

@@ -36,6 +36,11 @@ class Compute:
     """CPU threads of a stage that runs alone: all stages up to the small model."""
     branch_threads: int
     """CPU threads of a stage that runs beside others: all stages behind the small model."""
+    data_workers: int
+    """Number of processes beside each training process that read its batches ahead; 0 reads in the process itself.
+
+    No result depends on it. Each worker is up to two micro-batches ahead, and has one CPU thread of its own.
+    """
     nodes: int
     """Number of computers that compute one stage together; more than 1 needs Slurm.
 
@@ -53,7 +58,8 @@ class Compute:
 
     def __post_init__(self) -> None:
         positive(self, "threads", "branch_threads", "nodes", "processes_per_node")
-        check(self.seed >= 0, f"seed is {self.seed}: it must be 0 or above")
+        for name in ("seed", "data_workers"):
+            check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}: it must be 0 or above")
 
     @property
     def world_size(self) -> int:

@@ -22,7 +22,7 @@ from tasks.runtime.launch_ranks import Job, lock_of, read_job
 from tasks.runtime.stage_run import computation_of
 from tasks.runtime.torch_setup import configure_torch
 from tasks.stages import stages_of
-from tasks.system.errors import UserError
+from tasks.system.errors import UserError, WorkerDied
 from tasks.system.exit_codes import BAD_INPUT
 from tasks.system.file_locks import keep_shared_lock
 from tasks.system.files import write_json
@@ -96,6 +96,8 @@ def main() -> None:
         code = 128 + signal.SIGINT
     except UserError as error:
         code, said = BAD_INPUT, {"error": str(error)}
+    except WorkerDied as error:
+        said = {"error": str(error)}
     except Exception as error:
         traceback.print_exc()
         said = {"error": " ".join(f"{type(error).__name__}: {error}".split())}

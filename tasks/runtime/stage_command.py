@@ -1,7 +1,7 @@
 """The command line of a stage: `python -m tasks.<stem>`. A family's stage takes its item too, such as `--depth 6`.
 
-On bad input the command prints one line and exits with 2. It exits with 1 if a rank failed, and with 128 + the number
-of a signal that stopped it.
+On bad input the command prints one line and exits with 2. It exits with 1 if a rank failed or a worker died, and with
+128 + the number of a signal that stopped it.
 """
 
 import atexit
@@ -15,6 +15,7 @@ from tasks.runtime.context import Interrupted
 from tasks.runtime.launch_ranks import RankFailed
 from tasks.runtime.stage_run import run_stage
 from tasks.stages import Argument, exists_once, families, stage_of
+from tasks.system.errors import WorkerDied
 from tasks.system.processes import exit_on_term_or_with_parent
 
 
@@ -31,7 +32,7 @@ def stage_command(stem: str, doc: str | None, argv: Sequence[str] | None = None)
     except Interrupted as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(128 + error.signum)
-    except RankFailed as error:
+    except (RankFailed, WorkerDied) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
     print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)

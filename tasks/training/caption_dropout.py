@@ -17,8 +17,8 @@ def drop_captions(batch: EncodedBatch, null_TE: Tensor, dropped_B: Tensor, numer
 
     The network then reads the empty prompt at the tokens where sampling under the same `numerics` reads it. Under
     `nvlabs` a row keeps the mask of its caption, so as many tokens of the padded empty prompt are read as the caption
-    has. Under `diffusers` the row gets the empty prompt's own mask. Raises UserError if the cached empty prompt is too
-    short for the longest caption under `nvlabs`.
+    has. Under `diffusers` the row gets the empty prompt's own mask. All tensors are on one device. Raises UserError if
+    the cached empty prompt is too short for the longest caption under `nvlabs`.
     """
     if CONVENTIONS[numerics].null_keeps_caption_mask:
         longest = batch.text_BTE.shape[1]
@@ -32,5 +32,12 @@ def drop_captions(batch: EncodedBatch, null_TE: Tensor, dropped_B: Tensor, numer
     text = F.pad(batch.text_BTE, (0, 0, 0, length - batch.text_BTE.shape[1]))
     mask = F.pad(batch.mask_BT, (0, length - batch.mask_BT.shape[1]))
     null = F.pad(null_TE, (0, 0, 0, length - len(null_TE)))
-    null_mask = torch.arange(length) < len(null_TE)
+    null_mask = torch.arange(length, device=mask.device) < len(null_TE)
     return torch.where(dropped_B[:, None, None], null, text), torch.where(dropped_B[:, None], null_mask, mask)
+
+
+def read_lengths(lengths_B: Tensor, dropped_B: Tensor, null_tokens: int, numerics: Numerics) -> Tensor:
+    """Tokens that the network reads of each row (B,) after `drop_captions`, from the lengths of the captions."""
+    if CONVENTIONS[numerics].null_keeps_caption_mask:
+        return lengths_B
+    return torch.where(dropped_B, null_tokens, lengths_B)

@@ -83,7 +83,7 @@ def heldout_loss(
         noise_BCHW = normal_numbers(random_B, batch.latents_BCHW.shape[1:])
         noised = NoisedBatch(batch.latents_BCHW, noise_BCHW, sigmas[rows], batch.text_BTE, batch.mask_BT)
         with autocast(device, dtype):
-            losses_B = loss(noised.part(0, 1, device)).double()
+            losses_B = loss(noised.to(device)).double()
         for summed, squared in ranks.gather([losses_B.sum().item(), losses_B.square().sum().item()])[: len(turn)]:
             total, squares = total + summed, squares + squared
     mean = total / count

@@ -5,6 +5,7 @@ Shapes: B samples, C latent channels, H and W of a latent, T text tokens, E capt
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ from model.flow_matching import TIMESTEPS, add_noise, training_sigmas, velocity
 from model.network import Sana
 from model.numerics import Numerics
 from tasks.computing.seeds import derive, row_generator
-from tasks.data.encoded_samples import EncodedDataset
-from tasks.data.sample_order import grouped_batch_indices
+from tasks.data.encoded_samples import EncodedDataset, StoredBatch
+from tasks.data.sample_order import sharded_batch_indices
 from tasks.params.network_params import Diffusion
-from tasks.training.caption_dropout import drop_captions
+from tasks.training.caption_dropout import drop_captions, read_lengths
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,9 @@ class NoisedBatch:
     text_BTE: Tensor
     mask_BT: Tensor
 
-    def part(self, index: int, parts: int, device: str) -> "NoisedBatch":
-        """Micro-batch `index` of `parts` equal ones, on `device`.
-
-        Its text is cut to its own longest caption. So it has the shapes, and rounds as, the batch of a process that
-        works on these rows alone.
-        """
-        part = {name: tensor.chunk(parts)[index] for name, tensor in vars(self).items()}
-        longest = int(part["mask_BT"].any(0).nonzero().max()) + 1
-        part |= {name: part[name][:, :longest].contiguous() for name in ("text_BTE", "mask_BT")}
-        return NoisedBatch(**{name: tensor.to(device) for name, tensor in part.items()})
+    def to(self, device: str) -> "NoisedBatch":
+        """The batch on `device`."""
+        return NoisedBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 class FlowMatchingLoss(nn.Module):
@@ -74,6 +68,51 @@ def stage_seed(seed: int, stage: str) -> int:
     return derive(seed, stage, "batches")
 
 
+class DrawnBatch(NamedTuple):
+    """Rows of a training batch as a worker process hands them over, with the numbers that were drawn for each.
+
+    The samples are as they are stored; noise and noise levels `sigma_B` are float32. The captions in `dropped_B` (bool)
+    are dropped on the device.
+    """
+
+    stored: StoredBatch
+    noise_BCHW: Tensor
+    sigma_B: Tensor
+    dropped_B: Tensor
+
+    def noised(self, null_TE: Tensor, numerics: Numerics, device: str = "cpu") -> NoisedBatch:
+        """The batch on `device`, where the empty prompt `null_TE` already is: in float32, texts padded to the longest.
+
+        What a dropped caption leaves behind the longest text is cut off. So the products of a micro-batch have the
+        same shapes, and round alike, whichever process works on its rows. Raises UserError as `drop_captions` does.
+        """
+        batch = self.stored.padded(device)
+        noise_BCHW, sigma_B, dropped_B = (tensor.to(device, non_blocking=True) for tensor in self[1:])
+        text_BTE, mask_BT = drop_captions(batch, null_TE, dropped_B, numerics)
+        longest = int(read_lengths(self.stored.lengths_B, self.dropped_B, len(null_TE), numerics).max())
+        text_BTE, mask_BT = (text[:, :longest].contiguous() for text in (text_BTE, mask_BT))
+        return NoisedBatch(batch.latents_BCHW, noise_BCHW, sigma_B, text_BTE, mask_BT)
+
+
+def draw_batch(
+    dataset: EncodedDataset, diffusion: Diffusion, seed: int, step: int, size: int, rows: np.ndarray
+) -> DrawnBatch:
+    """`rows` of the batch of one optimizer step, which has `size` samples: a pure function of (seed, step).
+
+    `seed` is the training's own (`stage_seed`), so two stages see other samples in another order, with other noise.
+
+    Only the samples of these rows are read, and only their numbers drawn. They are the same whatever the other rows.
+    """
+    random_B = [row_generator(seed, step, int(row)) for row in rows]
+    # A sample comes once in an epoch, so each epoch draws its caption anew.
+    captions_B = np.array([random.random() for random in random_B]) if dataset.several_captions else None
+    stored = dataset.stored(sharded_batch_indices(seed, step, size, dataset.sharded_groups)[rows], captions_B)
+    normal_B = normal_numbers(random_B, ())
+    sigma_B = training_sigmas(normal_B, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift)
+    dropped_B = torch.tensor([random.random() < diffusion.caption_dropout for random in random_B])
+    return DrawnBatch(stored, normal_numbers(random_B, stored.latents_BCHW.shape[1:]), sigma_B, dropped_B)
+
+
 def training_batch(
     dataset: EncodedDataset,
     diffusion: Diffusion,
@@ -83,24 +122,9 @@ def training_batch(
     size: int,
     rows: np.ndarray | None = None,
 ) -> NoisedBatch:
-    """The batch of one optimizer step, `size` samples. It is a pure function of (seed, step), so a run can resume.
-
-    `seed` is the training's own (`stage_seed`), so two stages see other samples in another order, with other noise.
-
-    With `rows` the result holds only these rows of the batch, and only their samples are read and their noise drawn. A
-    rank passes its share (`tasks.data.sample_order.rank_rows`). Its rows are the same as in the whole batch.
-    """
+    """The batch of `draw_batch` on the CPU as the network takes it; without `rows` it has all of them."""
     rows = np.arange(size) if rows is None else rows
-    random_B = [row_generator(seed, step, int(row)) for row in rows]
-    # A sample comes once in an epoch, so each epoch draws its caption anew.
-    captions_B = np.array([random.random() for random in random_B]) if dataset.several_captions else None
-    batch = dataset.batch(grouped_batch_indices(seed, step, size, dataset.shape_groups)[rows], captions_B)
-    normal_B = normal_numbers(random_B, ())
-    sigma_B = training_sigmas(normal_B, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift)
-    dropped_B = torch.tensor([random.random() < diffusion.caption_dropout for random in random_B])
-    text_BTE, mask_BT = drop_captions(batch, dataset.null_text, dropped_B, numerics)
-    noise_BCHW = normal_numbers(random_B, batch.latents_BCHW.shape[1:])
-    return NoisedBatch(batch.latents_BCHW, noise_BCHW, sigma_B, text_BTE, mask_BT)
+    return draw_batch(dataset, diffusion, seed, step, size, rows).noised(dataset.null_text, numerics)
 
 
 def normal_numbers(random_B: Sequence[np.random.Generator], shape: Sequence[int]) -> Tensor:

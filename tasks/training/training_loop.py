@@ -13,6 +13,7 @@ Decisions to stop or to refuse an update follow from numbers that all ranks have
 
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from tasks.runtime.context import Context, Interrupted, Metrics
 from tasks.system.errors import UserError
 from tasks.system.files import write_csv
 from tasks.system.progress import progress
+from tasks.training.batch_loader import BatchLoader, MicroBatches
 from tasks.training.compiled_blocks import compile_blocks
 from tasks.training.ema import Ema
 from tasks.training.found_inf import FoundInf, gradient_of
@@ -41,7 +43,7 @@ from tasks.training.heldout_loss import heldout_loss
 from tasks.training.interrupts import AgreedStop, noted_interrupts
 from tasks.training.learning_rate import learning_rate
 from tasks.training.teacher import TaughtLoss, Teacher
-from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, stage_seed, training_batch
+from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, stage_seed
 from tasks.training.training_speed import TrainingSpeed
 from tasks.training.training_state import StateWriter, load_state
 from tasks.training.unread_steps import ReadStep, UnreadStep, UnreadSteps
@@ -82,6 +84,7 @@ class Trainer:
         self.network.recompute_blocks(training.recompute_blocks)
         self.dataset = EncodedDataset(encoded, "train")
         self.heldout = EncodedDataset(encoded, "heldout")
+        self.batches = self._batch_loader()
         precision = "bf16" if compute.dtype == "bfloat16" else "no"
         self.accelerator = Accelerator(
             cpu=context.device == "cpu",
@@ -125,6 +128,7 @@ class Trainer:
         with (
             self.states,  # waits for the state that is being written, also if the training ends with an error
             noted_interrupts() as interrupts,
+            closing(self.batches),
             progress(self.context.name, self.training.steps, self.step) as meter,
         ):
             stop = AgreedStop(interrupts, LOG_EVERY)
@@ -137,17 +141,7 @@ class Trainer:
 
     def update(self) -> None:
         """Make one optimizer step over its micro-batches, without waiting for the device."""
-        training, parts, asked = self.training, self.training.grad_accumulation, time.perf_counter()
-        batch = training_batch(
-            self.dataset,
-            self.context.params.diffusion,
-            self.network.config.numerics,
-            stage_seed(self.context.params.compute.seed, self.context.name),
-            self.step,
-            training.batch_size,
-            rank_rows(training.batch_size, ranks.rank(), ranks.world_size(), parts),
-        )
-        self.speed.add(batch, time.perf_counter() - asked)
+        training, parts = self.training, self.training.grad_accumulation
         rate = learning_rate(training, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -157,7 +151,7 @@ class Trainer:
             if self.sharded:  # accelerate does the like for DDP alone
                 sum_over_ranks(self.loss, last=i == parts - 1)
             with self.accelerator.accumulate(self.loss):
-                loss = self._loss_of(batch.part(i, parts, self.context.device)).mean()
+                loss = self._loss_of(self._micro_batch(i)).mean()
                 losses.append(loss.detach())
                 if self.in_backward is not None:
                     finite = self._step_in_backward(loss)
@@ -247,6 +241,22 @@ class Trainer:
             "depth": self.network.config.depth,
             "parameters": parameter_count(self.network),
         }
+
+    def _batch_loader(self) -> BatchLoader:
+        """The loader of this rank's share of every micro-batch."""
+        params, training = self.context.params, self.training
+        parts = training.grad_accumulation
+        rows = rank_rows(training.batch_size, ranks.rank(), ranks.world_size(), parts).reshape(parts, -1)
+        seed = stage_seed(params.compute.seed, self.context.name)
+        batches = MicroBatches(self.dataset, params.diffusion, seed, training.batch_size, rows)
+        return BatchLoader(batches, self.network.config.numerics, params.compute.data_workers, self.context.device)
+
+    def _micro_batch(self, part: int) -> NoisedBatch:
+        """Micro-batch `part` of this step, counted with the time that the loop waited for it."""
+        asked = time.perf_counter()
+        batch = self.batches.micro_batch(self.step, part)
+        self.speed.add(batch, time.perf_counter() - asked)
+        return batch
 
     def _loss_of(self, batch: NoisedBatch) -> Tensor:
         """The loss of each sample (B,) of a micro-batch, to the teacher where there is one."""

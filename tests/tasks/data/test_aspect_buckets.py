@@ -25,7 +25,7 @@ from tasks.data.encoded_samples import NULL_TEXT, NULL_TEXT_NAME, EncodedDataset
 from tasks.data.npy_arrays import to_npy
 from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.picture_files import load_picture
-from tasks.data.sample_order import grouped_batch_indices, rank_rows
+from tasks.data.sample_order import grouped_batch_indices, rank_rows, sharded_batch_indices
 from tasks.data.shards import Sample, ShardReader, describe, write_index, write_split
 from tasks.data.sources.picture_folder import folder_candidates
 from tasks.encode import encode_shards
@@ -312,6 +312,13 @@ def test_training_batches_of_all_processes_are_the_batch_of_one(tmp_path: Path) 
             assert torch.equal(own.text_BTE, whole.text_BTE[rows, :length])
             assert torch.equal(own.mask_BT, whole.mask_BT[rows, :length]) and not whole.mask_BT[rows, length:].any()
     assert shapes == {(3, 4, 4), (3, 2, 6)}
+
+
+def test_training_walks_through_each_shape_of_the_shards_in_the_stated_order(tmp_path: Path) -> None:
+    reader = ShardReader(mixed_encoded(tmp_path / "encoded"), "train")
+    for step in range(40):
+        expected = grouped_batch_indices(5, step, 4, reader.size_groups)
+        assert np.array_equal(sharded_batch_indices(5, step, 4, reader.sharded_groups), expected)
 
 
 def test_heldout_loss_of_several_shapes_is_the_mean_over_single_samples(tmp_path: Path) -> None:

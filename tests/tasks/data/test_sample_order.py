@@ -1,12 +1,21 @@
 """Training sees samples in a stated order: whole epochs, full batches of one shape, shared among processes."""
 
 import hashlib
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from tasks.data.sample_order import batch_indices, grouped_batch_indices, rank_rows
+from tasks.data import sample_order
+from tasks.data.sample_order import (
+    WINDOW_SHARDS,
+    ShardedSamples,
+    batch_indices,
+    grouped_batch_indices,
+    rank_rows,
+    sharded_batch_indices,
+)
 
 GROUPS = [np.array([3, 8, 11]), np.array([0, 1, 2, 4, 5, 6, 7, 9, 10, 12, 13]), np.array([14]), np.arange(15, 41)]
 BATCH = 4
@@ -136,3 +145,99 @@ def test_processes_and_micro_batches_share_a_batch_without_overlap() -> None:
 def test_a_batch_that_cannot_be_shared_is_refused(rank: int, ranks: int, parts: int, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         rank_rows(12, rank, ranks, parts)
+
+
+SHARDS = [np.arange(begin, end) for begin, end in pairwise([0, 5, 6, 14, 21, 30, 33, 40, 41, 50])]
+
+
+def sharded(shards: list[np.ndarray], kinds: np.ndarray) -> list[ShardedSamples]:
+    """The samples of each kind in these shards."""
+    of_kind = [[shard[kinds[shard] == kind] for shard in shards] for kind in np.unique(kinds)]
+    return [ShardedSamples([len(own) for own in owns], owns.__getitem__) for owns in of_kind]
+
+
+def shard_of(samples: np.ndarray) -> np.ndarray:
+    return np.array([next(i for i, shard in enumerate(SHARDS) if sample in shard) for sample in samples.tolist()])
+
+
+def test_in_one_window_the_order_is_that_without_shards() -> None:
+    kinds = np.random.default_rng(0).integers(0, 3, 50)
+    for chosen in (np.zeros(50, np.int64), kinds):
+        samples = sharded(SHARDS, chosen)
+        groups = [np.flatnonzero(chosen == kind) for kind in np.unique(chosen)]
+        for step in range(60):
+            expected = grouped_batch_indices(3, step, 4, groups)
+            assert np.array_equal(sharded_batch_indices(3, step, 4, samples), expected)
+
+
+def test_an_epoch_has_every_sample_once_window_by_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_order, "WINDOW_SHARDS", 2)
+    (samples,) = sharded(SHARDS, np.zeros(50, np.int64))
+    stream = np.concatenate([sharded_batch_indices(3, step, 4, [samples]) for step in range(50)])
+    orders = []
+    for epoch in stream.reshape(4, 50):
+        assert sorted(epoch) == list(range(50))
+        read = shard_of(epoch)
+        places = {shard: np.flatnonzero(read == shard) for shard in range(9)}
+        for shard, own in places.items():
+            among = [other for other, theirs in places.items() if own[0] <= theirs[-1] and theirs[0] <= own[-1]]
+            assert len(among) <= 2, f"shard {shard} is read among {among}"
+        orders.append(tuple(dict.fromkeys(read.tolist())))
+    assert len(set(orders)) == 4, "each epoch shuffles the shards"
+
+
+def test_batches_of_several_windows_depend_on_their_arguments_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_order, "WINDOW_SHARDS", 2)
+    kinds = np.random.default_rng(1).integers(0, 2, 50)
+    forward = [sharded_batch_indices(1, step, 8, sharded(SHARDS, kinds)) for step in range(40)]
+    again = sharded(SHARDS, kinds)
+    for step in np.random.default_rng(0).permutation(40):
+        sharded_batch_indices(2, int(step), 8, again)
+        assert np.array_equal(sharded_batch_indices(1, int(step), 8, again), forward[step])
+
+
+def test_each_shape_is_served_as_often_in_many_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_order, "WINDOW_SHARDS", 2)
+    kinds = np.random.default_rng(2).choice(3, 50, p=[0.1, 0.3, 0.6])
+    samples, seen = sharded(SHARDS, kinds), np.zeros(50, np.int64)
+    for step in range(12 * 50 // 4):
+        batch = sharded_batch_indices(3, step, 4, samples)
+        assert len(set(kinds[batch])) == 1
+        np.add.at(seen, batch, 1)  # a batch may hold a sample twice, where an epoch ends
+        for kind in range(3):
+            assert np.ptp(seen[kinds == kind]) <= 1
+
+
+def test_fifty_million_samples_take_the_memory_of_two_windows_and_few_open_shards() -> None:
+    shards, size, asked = 5000, 10_000, []
+
+    def of_shard(number: int) -> np.ndarray:
+        asked.append(number)
+        return np.arange(number * size, (number + 1) * size)
+
+    samples = ShardedSamples([size] * shards, of_shard)
+    tracemalloc.start()
+    for step in range(40_000, 40_160):
+        assert len(sharded_batch_indices(3, step, 1024, [samples])) == 1024
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 8 * WINDOW_SHARDS * size, "an epoch's permutation would take 400 MB"
+    assert len(set(asked)) == len(asked) == 2 * WINDOW_SHARDS, "160 batches are of two windows"
+
+
+def test_shapes_walk_through_the_shards_together() -> None:
+    shards, size = 400, 500
+    asked: set[int] = set()
+
+    def of_shard(number: int, kind: int) -> np.ndarray:
+        asked.add(number)
+        return np.arange(kind, size, 5) + number * size
+
+    samples = [ShardedSamples([100] * shards, lambda number, kind=kind: of_shard(number, kind)) for kind in range(5)]
+    opened = []
+    for start in range(0, 800, 40):  # 40 batches of 64 are a third of a window
+        asked.clear()
+        for step in range(start, start + 40):
+            sharded_batch_indices(3, step, 64, samples)
+        opened.append(len(asked))
+    assert max(opened) <= 4 * WINDOW_SHARDS, "a window and its neighbours"
