@@ -31,8 +31,12 @@ from flows.building.durable_dvc_lock import (
 from flows.building.dvc_cache_check import remove_damaged_objects
 from tasks.stages import Stage
 from tasks.system.errors import UserError
+from tasks.system.files import write_bytes
 from tasks.system.manifest import MANIFEST, damaged_files
+from tasks.system.paths import STATE
 
+UNCHECKED = STATE / "unchecked"
+"""The folder of marks of stages whose outputs are being restored."""
 DVC_PROGRAM = """
 from tasks.system.processes import die_with_parent
 die_with_parent()
@@ -94,7 +98,11 @@ class DvcLock:
             # The command is the key, since DVC has its own names for stages where ours need two of its groups.
             known = {stage.cmd: stage for stage in self._repo.index.stages}
             self._dvc_names = {name: _dvc_name(stage, known) for name, stage in self.stages.items()}
-            self._stale = {name for name, stage in self.stages.items() if known[stage.command].changed()}
+            self._stale = {
+                name
+                for name, stage in self.stages.items()
+                if self._unchecked(name).exists() or known[stage.command].changed()
+            }
             keep_copy(self.root)
 
     def up_to_date(self, name: str) -> bool:
@@ -105,7 +113,7 @@ class DvcLock:
         if not self._outputs_changed:
             return name not in self._stale
         with self._exclusively():
-            return not self._dvc_stage(name).changed()
+            return not self._unchecked(name).exists() and not self._dvc_stage(name).changed()
 
     def restore(self, name: str, may_begin: Callable[[], None]) -> bool:
         """Restore the stage's outputs from DVC's cache, if the cache has them for its present params, code and inputs.
@@ -123,14 +131,18 @@ class DvcLock:
             may_begin()
             stage = self._dvc_stage(name)
             self._outputs_changed = True
-            stage.remove_outs()
             if self.stages[name].uncached_files:
+                stage.remove_outs()
                 return False
+            # a flow that is killed from here on leaves outputs that DVC takes for whole and that nobody has checked
+            write_bytes(self._unchecked(name), b"")
+            stage.remove_outs()
             restored, removed = self._check_out(name, stage)
             if removed and self._remote:
                 restored, _ = self._check_out(name, stage)
             if restored:
                 self._commit(name)
+            self._unchecked(name).unlink()
         return restored
 
     def _check_out(self, name: str, stage: DvcStage) -> tuple[bool, bool]:
@@ -210,6 +222,10 @@ class DvcLock:
     def _exclusively(self) -> Iterator[None]:
         with self._lock, lock_repo(self._repo):
             yield
+
+    def _unchecked(self, name: str) -> Path:
+        """The file that is there while the stage's outputs come out of DVC's cache and have not been checked."""
+        return self.root / UNCHECKED / name
 
     def _dvc_stage(self, name: str) -> DvcStage:
         return self._repo.stage.collect(self._dvc_names[name])[0]

@@ -36,6 +36,8 @@ def run_in_terminal(run: Callable[[], object]) -> int:
             raise
         return complain(wrong_password_message(str(error.request.url.copy_with(path="/api", query=None))), BAD_INPUT)
     except KeyboardInterrupt:
+        # another Ctrl-C would interrupt what Prefect does at the end of the process, and leave its server behind
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return complain("stopped; run the same command to go on", STOPPED)
     return 0
 

@@ -140,7 +140,7 @@ def test_random_flips_and_cuts_of_the_lock_never_stop_a_run_or_change_an_output(
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     dice = random.Random(seed)
-    for _ in range(12):
+    for _ in range(8):
         data = bytearray(whole)
         if dice.random() < 0.5:
             data = data[: dice.randrange(len(data))]
@@ -241,6 +241,29 @@ def test_the_advice_on_what_dvc_repro_took_out_of_a_damaged_cache_leads_out(proj
         repo.reproduce("first")
     assert seen(project, "first") != before  # DVC itself does not look
     shutil.rmtree(project / "outputs/first")
+    build(project)
+    assert seen(project, "first") == before
+
+
+def test_outputs_that_a_killed_flow_has_restored_and_not_checked_are_restored_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(project)
+    before = seen(project, "first")
+    damage_object(project, before, "flip")
+    shutil.rmtree(project / "outputs/first")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(folder: Path) -> list[Path]:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.building.dvc_lock.damaged_files", killed)
+        with pytest.raises(Killed):
+            build(project)
+    assert seen(project, "first") != before
     build(project)
     assert seen(project, "first") == before
 
