@@ -9,7 +9,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from dvc.repo import Repo
+from dvc.stage import Stage as DvcStage
 from dvc_data.hashfile.hash import file_md5
+from dvc_data.hashfile.tree import Tree
 
 OBJECT = re.compile(r"[0-9a-f]{30}(\.dir)?")
 """The name of an object's file: its MD5 without the first two digits, which name its folder."""
@@ -26,6 +28,21 @@ def remove_damaged_objects(repo: Repo, sizes: Collection[int]) -> list[Path]:
     for path in damaged:
         path.unlink(missing_ok=True)
     return damaged
+
+
+def remove_damaged_copies(stage: DvcStage) -> None:
+    """Delete the objects that have the names of what the stage has just made, and other bytes.
+
+    DVC would not write them anew, and may put them in place of what the stage has made. Call this when the stage is
+    saved. It reads only what the stage has made before, byte by byte the same.
+    """
+    for out in stage.outs:
+        if out.use_cache and out.obj is not None:
+            within = [hash_info.value for _, _, hash_info in out.obj] if isinstance(out.obj, Tree) else []
+            for oid in (*within, out.obj.oid):
+                path = Path(out.cache.oid_to_path(oid))
+                if path.exists() and _differs(path):
+                    path.unlink()
 
 
 def _is_suspect(path: Path, sizes: Collection[int]) -> bool:

@@ -18,6 +18,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import RunCacheNotFoundError
+from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.building.child_processes import ChildFailed, ChildProcesses
 from flows.building.durable_dvc_lock import (
@@ -28,7 +29,7 @@ from flows.building.durable_dvc_lock import (
     set_aside,
     write_entry,
 )
-from flows.building.dvc_cache_check import remove_damaged_objects
+from flows.building.dvc_cache_check import remove_damaged_copies, remove_damaged_objects
 from tasks.stages import Stage
 from tasks.system.errors import UserError
 from tasks.system.files import write_bytes
@@ -141,7 +142,10 @@ class DvcLock:
             if removed and self._remote:
                 restored, _ = self._check_out(name, stage)
             if restored:
-                self._commit(name)
+                (stage := self._dvc_stage(name)).save()
+                # what is in place has been checked, and must not be taken out of the cache once more
+                stage.commit(relink=False)
+                write_entry(self.root, stage)
             self._unchecked(name).unlink()
         return restored
 
@@ -154,7 +158,7 @@ class DvcLock:
         folders = [self.root / path for path in self.stages[name].written]
         damaged: list[Path] = []
         try:
-            self._repo.stage_cache.restore(stage, pull=self._remote)
+            self._take_from_cache(stage)
             damaged = [path for folder in folders for path in damaged_files(folder)]
             if not damaged:
                 return True, False
@@ -169,12 +173,17 @@ class DvcLock:
             print(f"sana15: {what}, which is not used: {len(removed)} objects removed", file=sys.stderr, flush=True)
         return False, bool(removed)
 
-    def _commit(self, name: str) -> None:
-        """Put the stage's outputs into DVC's cache, and write its entry of `dvc.lock`."""
-        stage = self._dvc_stage(name)
-        stage.save()
-        stage.commit()
-        write_entry(self.root, stage)
+    def _take_from_cache(self, stage: DvcStage) -> None:
+        """Put the stage's outputs in place that dvc.lock or DVC's run cache names. Raises RunCacheNotFoundError.
+
+        DVC looks in its run cache only where dvc.lock has no entry that fits. An entry may name what no cache has.
+        """
+        try:
+            self._repo.stage_cache.restore(stage, pull=self._remote)
+        except RunCacheNotFoundError:
+            for out in stage.outs:
+                out.hash_info = HashInfo()
+            self._repo.stage_cache.restore(stage, pull=self._remote)
 
     def record_inputs(self, name: str) -> DvcStage:
         """Record the params, code and inputs that the stage is about to be built from. `commit` takes this record."""
@@ -193,7 +202,10 @@ class DvcLock:
             self._outputs_changed = True
             if changed := [text for dependency in recorded.deps for text in _changed_paths(dependency)]:
                 raise UserError(f"{', '.join(changed)} changed while {name} ran: run again")
-            self._commit(name)
+            (stage := self._dvc_stage(name)).save()
+            remove_damaged_copies(stage)
+            stage.commit()
+            write_entry(self.root, stage)
 
     def dvc_name(self, name: str) -> str:
         """DVC's own name of the stage."""
