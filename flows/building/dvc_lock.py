@@ -138,9 +138,9 @@ class DvcLock:
             # a flow that is killed from here on leaves outputs that DVC takes for whole and that nobody has checked
             write_bytes(self._unchecked(name), b"")
             stage.remove_outs()
-            restored, removed = self._check_out(name, stage)
+            restored, removed = self._check_out(name)
             if removed and self._remote:
-                restored, _ = self._check_out(name, stage)
+                restored, _ = self._check_out(name)
             if restored:
                 (stage := self._dvc_stage(name)).save()
                 # what is in place has been checked, and must not be taken out of the cache once more
@@ -149,13 +149,13 @@ class DvcLock:
             self._unchecked(name).unlink()
         return restored
 
-    def _check_out(self, name: str, stage: DvcStage) -> tuple[bool, bool]:
+    def _check_out(self, name: str) -> tuple[bool, bool]:
         """Put the stage's outputs in place if DVC's cache has them whole. Returns whether it had.
 
         If not, none are in place, and damaged objects of theirs are no longer in the cache. The second value says
         whether there were any.
         """
-        folders = [self.root / path for path in self.stages[name].written]
+        stage, folders = self._dvc_stage(name), [self.root / path for path in self.stages[name].written]
         damaged: list[Path] = []
         try:
             self._take_from_cache(stage)

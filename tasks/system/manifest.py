@@ -63,6 +63,13 @@ def damaged_files(folder: Path) -> Iterator[Path]:
         yield folder / MANIFEST
         return
     for name, size, sha256 in expected:
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size or sha256_file(path) != sha256:
-            yield path
+        if not _fits(folder / name, size, sha256):
+            yield folder / name
+
+
+def _fits(path: Path, size: int, sha256: str) -> bool:
+    """Whether the file is there and has these bytes. A file that the disk cannot read has not."""
+    try:
+        return path.is_file() and path.stat().st_size == size and sha256_file(path) == sha256
+    except OSError:
+        return False
