@@ -23,12 +23,9 @@ def shift(sigma: Levels, s: float) -> Levels:
     return s * sigma / (1 + (s - 1) * sigma)
 
 
-def draw_sigmas(
-    count: int, logit_mean: float, logit_std: float, flow_shift: float, generator: torch.Generator
-) -> Tensor:
-    """Noise levels (count,) for training: logit-normal, then shifted by `flow_shift`."""
-    normal = torch.randn(count, generator=generator)
-    return shift(torch.sigmoid(logit_mean + logit_std * normal), flow_shift)
+def training_sigmas(normal_B: Tensor, logit_mean: float, logit_std: float, flow_shift: float) -> Tensor:
+    """Noise levels (B,) for training from standard normal numbers (B,): logit-normal, then shifted by `flow_shift`."""
+    return shift(torch.sigmoid(logit_mean + logit_std * normal_B), flow_shift)
 
 
 def add_noise(latents_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:

@@ -45,9 +45,12 @@ def _mixed(x: Tensor) -> Tensor:
     return x
 
 
-def random_bits(key: Key, entries_N: Tensor) -> Tensor:
-    """16 random bits (int32) for each of these indices (int32) of entries in the flattened parameter."""
-    return _mixed(_mixed(entries_N ^ key.first) ^ key.second) & 0xFFFF
+def random_bits(key: tuple[int | Tensor, int | Tensor], entries_N: Tensor) -> Tensor:
+    """16 random bits (int32) for each of these indices (int32) of entries in the flattened parameter.
+
+    If the halves of the key are tensors (K, 1), the bits are those of K parameters (K, N).
+    """
+    return _mixed(_mixed(entries_N ^ key[0]) ^ key[1]) & 0xFFFF
 
 
 def to_bfloat16(values_N: Tensor, bits_N: Tensor) -> Tensor:
@@ -57,18 +60,19 @@ def to_bfloat16(values_N: Tensor, bits_N: Tensor) -> Tensor:
     return torch.where(values_N.isfinite(), rounded, values_N).bfloat16()
 
 
-def descend(parameter: Tensor, movement: Tensor, lr: float, weight_decay: float, key: Key, first: int = 0) -> None:
-    """p <- p - lr * (weight_decay * p + movement) for a bfloat16 parameter, in place, rounded once and stochastically.
+def descend(
+    values_KN: Tensor, movement_KN: Tensor, lr: float, weight_decay: float, keys: list[Key], first: int = 0
+) -> None:
+    """p <- p - lr * (weight_decay * p + movement), in place, rounded once and stochastically.
 
-    If `parameter` is a part of a larger one, `first` is the index of its first entry in the whole flattened parameter.
+    `values_KN` are K bfloat16 parameters with a key for each. If they are parts of larger ones, `first` is the index of
+    their first entry in the whole flattened parameter.
     """
-    flat_N = parameter.contiguous().view(-1)
-    for start in range(0, len(flat_N), PIECE):
-        piece = flat_N[start : start + PIECE]
+    key = keys[0] if len(keys) == 1 else torch.tensor(keys, dtype=torch.int32, device=values_KN.device).T[..., None]
+    for start in range(0, values_KN.shape[1], PIECE):
+        piece = values_KN[:, start : start + PIECE]
         values = piece.float()
-        values.sub_(values, alpha=lr * weight_decay).sub_(movement.view(-1)[start : start + PIECE], alpha=lr)
+        values.sub_(values, alpha=lr * weight_decay).sub_(movement_KN[:, start : start + PIECE], alpha=lr)
         place = first + start
-        entries = torch.arange(place, place + len(piece), dtype=torch.int32, device=piece.device)
-        piece.copy_(to_bfloat16(values, random_bits(key, entries)))
-    if not parameter.is_contiguous():  # then the entries above are a copy
-        parameter.copy_(flat_N.view(parameter.shape))
+        entries = torch.arange(place, place + piece.shape[1], dtype=torch.int32, device=piece.device)
+        piece.copy_(to_bfloat16(values, random_bits((key[0], key[1]), entries)))

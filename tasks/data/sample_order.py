@@ -47,14 +47,6 @@ def grouped_batch_indices(seed: int, step: int, batch_size: int, groups: Sequenc
     return groups[group][batch_indices(derive(seed, "order", "group", group), number, batch_size, sizes[group])]
 
 
-def caption_draws(seed: int, step: int, batch_size: int) -> np.ndarray:
-    """Numbers in [0, 1) that draw the captions of batch `step`, one for each sample (`EncodedDataset.batch`).
-
-    A sample comes once in an epoch, so each epoch draws its caption anew.
-    """
-    return numpy_generator(seed, "captions", step).random(batch_size)
-
-
 def rank_rows(batch_size: int, rank: int, ranks: int, parts: int = 1) -> np.ndarray:
     """The rows of a batch that process `rank` of `ranks` works on, int64 (batch_size / ranks,).
 

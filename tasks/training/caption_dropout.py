@@ -12,11 +12,6 @@ from tasks.data.encoded_samples import EncodedBatch
 from tasks.system.errors import UserError
 
 
-def draw_dropped(size: int, probability: float, random: torch.Generator) -> Tensor:
-    """Which of `size` samples lose their caption, bool (B,). Each loses it with the given probability."""
-    return torch.rand(size, generator=random) < probability
-
-
 def drop_captions(batch: EncodedBatch, null_TE: Tensor, dropped_B: Tensor, numerics: Numerics) -> tuple[Tensor, Tensor]:
     """Text (B, T, E) and mask (B, T) of a batch, with the empty prompt `null_TE` in the rows of `dropped_B`.
 

@@ -11,10 +11,10 @@ from model.flow_matching import shift
 from tasks.computing import ranks
 from tasks.computing.normal_interval import NORMAL_95
 from tasks.computing.precision import autocast
-from tasks.computing.seeds import generator
+from tasks.computing.seeds import derive, generator, row_generator
 from tasks.data.encoded_samples import EncodedDataset
 from tasks.params.network_params import Diffusion
-from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
+from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, normal_numbers
 
 HELDOUT_BATCH = 128
 """Samples of a forward pass."""
@@ -44,22 +44,20 @@ def heldout_loss(
     take whole batches in turn, so the loss is the same number for any number of ranks.
     """
     loss = network if isinstance(network, FlowMatchingLoss) else FlowMatchingLoss(network)
-    random = generator(seed, "held-out noise")
-    count = len(dataset)
-    quantiles = (torch.randperm(count, generator=random) + 0.5) / count
+    count, noise_seed = len(dataset), derive(seed, "held-out noise")
+    quantiles = (torch.randperm(count, generator=generator(seed, "held-out times")) + 0.5) / count
     sigmas = shift(
         torch.sigmoid(diffusion.logit_mean + diffusion.logit_std * torch.special.ndtri(quantiles)), diffusion.flow_shift
     )
     total, squares, batches = 0.0, 0.0, list(dataset.batches(np.arange(count), HELDOUT_BATCH))
     for start in range(0, len(batches), ranks.world_size()):
         turn = batches[start : start + ranks.world_size()]
-        noises = [
-            torch.randn((len(rows), *dataset.batch(rows[:1]).latents_BCHW.shape[1:]), generator=random) for rows in turn
-        ]
         # A rank without a batch left repeats the last one: a pass of sharded parameters needs every rank.
-        own = min(ranks.rank(), len(turn) - 1)
-        batch = dataset.batch(turn[own])
-        noised = NoisedBatch(batch.latents_BCHW, noises[own], sigmas[turn[own]], batch.text_BTE, batch.mask_BT)
+        rows = turn[min(ranks.rank(), len(turn) - 1)]
+        batch = dataset.batch(rows)
+        random_B = [row_generator(noise_seed, 0, int(row)) for row in rows]
+        noise_BCHW = normal_numbers(random_B, batch.latents_BCHW.shape[1:])
+        noised = NoisedBatch(batch.latents_BCHW, noise_BCHW, sigmas[rows], batch.text_BTE, batch.mask_BT)
         with autocast(device, dtype):
             losses_B = loss(noised.part(0, 1, device)).double()
         for summed, squared in ranks.gather([losses_B.sum().item(), losses_B.square().sum().item()])[: len(turn)]:

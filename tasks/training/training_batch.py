@@ -3,6 +3,7 @@
 Shapes: B samples, C latent channels, H and W of a latent, T text tokens, E caption channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.flow_matching import TIMESTEPS, add_noise, draw_sigmas, velocity
+from model.flow_matching import TIMESTEPS, add_noise, training_sigmas, velocity
 from model.network import Sana
 from model.numerics import Numerics
-from tasks.computing.seeds import derive, generator
+from tasks.computing.seeds import derive, row_generator
 from tasks.data.encoded_samples import EncodedDataset
-from tasks.data.sample_order import caption_draws, grouped_batch_indices
+from tasks.data.sample_order import grouped_batch_indices
 from tasks.params.network_params import Diffusion
-from tasks.training.caption_dropout import draw_dropped, drop_captions
+from tasks.training.caption_dropout import drop_captions
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,22 @@ def training_batch(
 
     `seed` is the training's own (`stage_seed`), so two stages see other samples in another order, with other noise.
 
-    With `rows` the result holds only these rows of the batch, and only their samples are read. A rank passes its share
-    (`tasks.data.sample_order.rank_rows`). Its rows have the same noise, times and captions as in the whole batch.
+    With `rows` the result holds only these rows of the batch, and only their samples are read and their noise drawn. A
+    rank passes its share (`tasks.data.sample_order.rank_rows`). Its rows are the same as in the whole batch.
     """
     rows = np.arange(size) if rows is None else rows
-    # Noise, times and dropout are drawn for the whole batch on every rank, so they do not depend on how many there are.
-    draws = caption_draws(seed, step, size)[rows] if dataset.several_captions else None
-    batch = dataset.batch(grouped_batch_indices(seed, step, size, dataset.shape_groups)[rows], draws)
-    random = generator(seed, "training noise", step)
-    sigma_B = draw_sigmas(size, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift, random)
-    noise_BCHW = torch.randn((size, *batch.latents_BCHW.shape[1:]), generator=random)
-    dropped_B = draw_dropped(size, diffusion.caption_dropout, random)
-    text_BTE, mask_BT = drop_captions(batch, dataset.null_text, dropped_B[rows], numerics)
-    return NoisedBatch(batch.latents_BCHW, noise_BCHW[rows], sigma_B[rows], text_BTE, mask_BT)
+    random_B = [row_generator(seed, step, int(row)) for row in rows]
+    # A sample comes once in an epoch, so each epoch draws its caption anew.
+    captions_B = np.array([random.random() for random in random_B]) if dataset.several_captions else None
+    batch = dataset.batch(grouped_batch_indices(seed, step, size, dataset.shape_groups)[rows], captions_B)
+    normal_B = normal_numbers(random_B, ())
+    sigma_B = training_sigmas(normal_B, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift)
+    dropped_B = torch.tensor([random.random() < diffusion.caption_dropout for random in random_B])
+    text_BTE, mask_BT = drop_captions(batch, dataset.null_text, dropped_B, numerics)
+    noise_BCHW = normal_numbers(random_B, batch.latents_BCHW.shape[1:])
+    return NoisedBatch(batch.latents_BCHW, noise_BCHW, sigma_B, text_BTE, mask_BT)
+
+
+def normal_numbers(random_B: Sequence[np.random.Generator], shape: Sequence[int]) -> Tensor:
+    """Standard normal numbers in float32, a tensor of `shape` from each generator (B, ...)."""
+    return torch.from_numpy(np.stack([random.standard_normal(tuple(shape), np.float32) for random in random_B]))

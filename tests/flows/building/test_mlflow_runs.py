@@ -1,5 +1,6 @@
 """A flow run's run in MLflow ends as it does, and a model's score has one name in all runs."""
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -220,13 +221,14 @@ def test_the_report_is_an_artifact_of_the_parent_run_with_an_address_in_mlflows_
 def test_the_runs_of_a_point_are_nested_in_the_run_that_its_sweep_has_opened(workspace: Path) -> None:
     Image.new("RGB", (4, 4)).save(workspace / "plot.png")
     given = {"point": {"key": "key", "name": "mine 4", "sweep": "mine", "setting": {"train.steps": 4}}}
+    entry = {"cmd": "python -m tasks.train", "outs": [{"path": "outputs/grown", "md5": "5" * 32, "size": 9}]}
     point = Point("key", "train.steps=4", workspace, {}, {"train.steps": 4}, 0, sweep="mine", name="mine 4")
     with open_sweep_run(Sweep("mine", None, "train", ({"train.steps": 4},)), "a flow run") as sweep_runs:
         sweep_runs.note(point, PointState("running"))
         wait_for(lambda: runs("mine 4") != [], "the point's run")  # a point needs longer than this to begin a stage
         with open_mlflow_runs(workspace, "another flow run", given) as mlflow_runs:
             mlflow_runs.begin_stage("train")
-            mlflow_runs.finish_stage("train", {})
+            mlflow_runs.finish_stage("train", entry)
         sweep_runs.note(point, PointState("failed", "no memory"))
         sweep_runs.finish([point], {"key": PointState("failed", "no memory")}, workspace / "plot.png")
     client, experiment = connect()
@@ -234,6 +236,8 @@ def test_the_runs_of_a_point_are_nested_in_the_run_that_its_sweep_has_opened(wor
     parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in by_name.items()}
     ids = {name: run.info.run_id for name, run in by_name.items()}
     assert parents == {"sweep mine": None, "mine 4": ids["sweep mine"], "train": ids["mine 4"]}
+    assert json.loads(by_name["train"].data.tags["dvc.outs"]) == {"outputs/grown": "5" * 32}
+    assert json.loads(Path(client.download_artifacts(ids["train"], "dvc.lock.json")).read_text()) == entry
     assert by_name["mine 4"].info.status == "FAILED"
     assert by_name["mine 4"].data.tags["sana15.reason"] == "no memory"
 

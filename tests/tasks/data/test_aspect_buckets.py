@@ -19,7 +19,7 @@ from model.flow_matching import TIMESTEPS, add_noise, shift, velocity
 from model.text_encoder import Reading, build_text_encoder, train_tokenizer
 from tasks.autoencoder import batches as autoencoder_batches
 from tasks.autoencoder import check_sizes, scaling_factor
-from tasks.computing.seeds import generator
+from tasks.computing.seeds import derive, generator, row_generator
 from tasks.data.aspect_buckets import aspect_buckets, nearest_bucket
 from tasks.data.encoded_samples import NULL_TEXT, NULL_TEXT_NAME, EncodedDataset
 from tasks.data.npy_arrays import to_npy
@@ -317,20 +317,17 @@ def test_training_batches_of_all_processes_are_the_batch_of_one(tmp_path: Path) 
 def test_heldout_loss_of_several_shapes_is_the_mean_over_single_samples(tmp_path: Path) -> None:
     dataset, network = EncodedDataset(mixed_encoded(tmp_path / "encoded"), "heldout"), small_network(2)
     shapes = [tuple(dataset.batch([index]).latents_BCHW.shape[1:]) for index in range(13)]
-    random = generator(4, "held-out noise")
-    quantiles = (torch.randperm(13, generator=random) + 0.5) / 13
+    quantiles = (torch.randperm(13, generator=generator(4, "held-out times")) + 0.5) / 13
     sigmas = shift(torch.sigmoid(torch.special.ndtri(quantiles)), 3.0)
     losses = []
-    for shape in sorted(set(shapes)):
-        members = [index for index in range(13) if shapes[index] == shape]
-        noise = torch.randn((len(members), *shape), generator=random)
-        for index, own in zip(members, noise, strict=True):
-            batch = dataset.batch([index])
-            noised = add_noise(batch.latents_BCHW, own[None], sigmas[[index]])
-            text = network.encode_text(batch.text_BTE, batch.mask_BT)
-            with torch.no_grad():
-                error = network(noised, sigmas[[index]] * TIMESTEPS, text) - velocity(batch.latents_BCHW, own[None])
-            losses.append(error.square().mean().item())
+    for index, shape in enumerate(shapes):
+        drawn = row_generator(derive(4, "held-out noise"), 0, index).standard_normal((1, *shape), np.float32)
+        batch, noise = dataset.batch([index]), torch.from_numpy(drawn)
+        noised = add_noise(batch.latents_BCHW, noise, sigmas[[index]])
+        text = network.encode_text(batch.text_BTE, batch.mask_BT)
+        with torch.no_grad():
+            error = network(noised, sigmas[[index]] * TIMESTEPS, text) - velocity(batch.latents_BCHW, noise)
+        losses.append(error.square().mean().item())
     measured = heldout_loss(network, dataset, DIFFUSION, 4, "cpu", "float32").value
     assert measured == pytest.approx(np.mean(losses), rel=1e-5)
 
