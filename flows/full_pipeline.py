@@ -32,7 +32,7 @@ from flows.building.stage_graph import stages_until, submit_stages
 from flows.building.stage_retry import stage_task
 from flows.building.user_file_checks import refuse_wrong_paths
 from flows.building.workspace import merged_params, open_workspace, run_name, workspace_folder
-from flows.entry.terminal import LOGGER, FlowFailed, run_in_terminal
+from flows.entry.terminal import LOGGER, FlowFailed, keep_server_from_interrupts, run_in_terminal
 from tasks.params.params_files import PARAMS_FILE, build_params
 from tasks.stages import stages_of
 from tasks.system.errors import UserError
@@ -187,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Bad params and wrong paths are found here already, before Prefect starts a server for the flow.
         stages = checked_stages(arguments.profile, overrides, None, arguments.until)
         params = merged_params(Path.cwd(), arguments.profile, overrides)
+        keep_server_from_interrupts()
         with announced_time(params, workspace_folder(Path.cwd(), arguments.profile, overrides), stages):
             done = full_pipeline(
                 profile=arguments.profile, overrides=overrides, remote=arguments.remote, until=arguments.until

@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -37,10 +38,12 @@ from flows.entry.password import (
     password_file,
 )
 from flows.entry.project_servers import HOST, SERVERS_FOLDER, listens, prefect_port, recorded_process
+from flows.sweeps.point_process import POINT_GRACE_SECONDS
 from tasks.system.errors import UserError
 from tasks.system.exit_codes import BAD_INPUT, complain
 from tasks.system.files import write_bytes
 from tasks.system.processes import end_processes
+from tasks.tracking.mlflow_sender import LAST_SEND_SECONDS
 from tasks.tracking.mlflow_store import connect, tracking_uri
 from tasks.tracking.mlflow_views import models_path, runs_path
 
@@ -48,6 +51,11 @@ POOL = "sana15"
 POOL_TEMPLATE = Path(__file__).parent / "places" / "templates" / "process.json"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
+FLOW_STOP_SECONDS = POINT_GRACE_SECONDS + LAST_SEND_SECONDS
+"""How long the worker and its flows may take to end.
+
+A flow gives its stages, or a sweep its points, their time to save a checkpoint, and then sends its last reports.
+"""
 WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Requests go past any proxy that the environment names, since it would learn the password."""
 HEALTHY_ANSWERS = (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
@@ -261,13 +269,39 @@ def start(server: Server, environment: Mapping[str, str] = MappingProxyType({}))
 
 
 def stop(server: Server) -> None:
-    """Stop a server if it is up: its session gets TERM, and KILL if it still runs after STOP_SECONDS."""
+    """Stop a server if it is up, with all flows that the worker has started.
+
+    Its session gets TERM, and KILL if it still runs when its time is over. Then the processes below it that are still
+    there get as long.
+    """
     process = server.process()
     server.pid_file.unlink(missing_ok=True)
     if process is None:
         return
-    end_processes([process], STOP_SECONDS, whole_sessions=True)
+    seconds = FLOW_STOP_SECONDS if server.port is None else STOP_SECONDS
+    below = process.children(recursive=True)
+    end_processes([process], seconds, whole_sessions=True)
+    _end_survivors(below, process.pid, seconds)
     print(f"{server.name}: stopped")
+
+
+def _end_survivors(processes: Sequence[psutil.Process], session: int, seconds: float) -> None:
+    """Wait for processes whose parent has got TERM with all of its `session`, and KILL them after so many seconds.
+
+    A worker may end before its flows do. A flow that has a session of its own gets TERM here; its stages do not, since
+    the flow ends them.
+    """
+    processes = [process for process in processes if process.is_running()]
+    pids = {process.pid for process in processes}
+    for process in processes:
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(process.pid) != session and process.ppid() not in pids:
+                process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_SECONDS)
 
 
 def await_health(server: Server) -> None:

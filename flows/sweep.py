@@ -31,7 +31,7 @@ from prefect.states import State as RunState
 
 from flows.building.prefect_artifacts import best_effort
 from flows.building.user_file_checks import refuse_wrong_paths
-from flows.entry.terminal import LOGGER, FlowFailed, run_in_terminal
+from flows.entry.terminal import LOGGER, FlowFailed, keep_server_from_interrupts, run_in_terminal
 from flows.places.gpu_leases import visible_gpus
 from flows.places.local_processes import LocalProcesses
 from flows.places.slurm_jobs import SlurmJobs
@@ -298,6 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = read_sweep(Path.cwd(), arguments.name, arguments.profile)
         refuse_wrong_paths_of(expand(Path.cwd(), plan), plan, arguments.where)
         open_place(Path.cwd(), plan, arguments.where, arguments.parallel, arguments.gpus, arguments.pool)
+        keep_server_from_interrupts()
         sweep(**vars(arguments))
 
     return run_in_terminal(run)

@@ -18,12 +18,26 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import RunCacheNotFoundError
+from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.building.child_processes import ChildFailed, ChildProcesses
+from flows.building.durable_dvc_lock import (
+    DVC_LOCK_FILE,
+    keep_copy,
+    remove_damaged_rwlock,
+    repair,
+    set_aside,
+    write_entry,
+)
+from flows.building.dvc_cache_check import remove_damaged_copies, remove_damaged_objects
 from tasks.stages import Stage
 from tasks.system.errors import UserError
+from tasks.system.files import write_bytes
+from tasks.system.manifest import MANIFEST, damaged_files
+from tasks.system.paths import STATE
 
-DVC_LOCK_FILE = "dvc.lock"
+UNCHECKED = STATE / "unchecked"
+"""The folder of marks of stages whose outputs are being restored."""
 DVC_PROGRAM = """
 from tasks.system.processes import die_with_parent
 die_with_parent()
@@ -41,9 +55,10 @@ logging.getLogger("dvc").setLevel(logging.ERROR)
 class DvcLock:
     """DVC's records of `stages` in the workspace `root`, which must be the working directory.
 
-    With `remote`, outputs that are not in DVC's cache are restored from its default remote.
+    With `remote`, outputs that are not in DVC's cache are restored from its default remote. A damaged dvc.lock is
+    repaired first (`flows.building.durable_dvc_lock`).
 
-    Raises UserError if dvc.yaml or dvc.lock cannot be read, if a stage is missing in dvc.yaml, or if `remote` is true
+    Raises UserError if dvc.yaml cannot be read, if a stage is missing in dvc.yaml, or if `remote` is true
     and there is no remote or it does not answer.
     """
 
@@ -54,15 +69,42 @@ class DvcLock:
         try:
             # Without git all of DVC works but its experiments. It must be told that there is no git repository.
             self._repo = Repo(str(root), config=None if (root / ".git").exists() else {"core": {"no_scm": True}})
-            with self._exclusively():
-                # The command is the key, since DVC has its own names for stages where ours need two of its groups.
-                known = {stage.cmd: stage for stage in self._repo.index.stages}
-                self._dvc_names = {name: _dvc_name(stage, known) for name, stage in stages.items()}
-                self._stale = {name for name, stage in stages.items() if known[stage.command].changed()}
+            self._read_repaired()
             if remote:
                 self._check_remote_answers()
         except DvcException as error:
             raise UserError(f"{root}: DVC says: {_one_line(error)}") from None
+
+    def _read_repaired(self) -> None:
+        """Read dvc.yaml and dvc.lock, of which a damaged dvc.lock gives way to its last good copy.
+
+        DVC's schema takes entries on which DVC's code then fails, such as `md5: 927`.
+        """
+        with self._exclusively():
+            remove_damaged_rwlock(self.root)
+            repair(self.root)
+        try:
+            self._read()
+        except (DvcException, UserError):
+            raise
+        except Exception:
+            if not (self.root / DVC_LOCK_FILE).exists():
+                raise
+            with self._exclusively():
+                set_aside(self.root)
+            self._read()
+
+    def _read(self) -> None:
+        with self._exclusively():
+            # The command is the key, since DVC has its own names for stages where ours need two of its groups.
+            known = {stage.cmd: stage for stage in self._repo.index.stages}
+            self._dvc_names = {name: _dvc_name(stage, known) for name, stage in self.stages.items()}
+            self._stale = {
+                name
+                for name, stage in self.stages.items()
+                if self._unchecked(name).exists() or known[stage.command].changed()
+            }
+            keep_copy(self.root)
 
     def up_to_date(self, name: str) -> bool:
         """Whether the stage's outputs are in place and belong to its params, code and inputs as they are now.
@@ -72,7 +114,7 @@ class DvcLock:
         if not self._outputs_changed:
             return name not in self._stale
         with self._exclusively():
-            return not self._dvc_stage(name).changed()
+            return not self._unchecked(name).exists() and not self._dvc_stage(name).changed()
 
     def restore(self, name: str, may_begin: Callable[[], None]) -> bool:
         """Restore the stage's outputs from DVC's cache, if the cache has them for its present params, code and inputs.
@@ -81,21 +123,67 @@ class DvcLock:
         `dvc repro`, this first removes the outputs that are in place. A stage with uncached files is never restored,
         since DVC would bring back only a part of its folder.
 
+        Every restored file is read once and checked against its manifest. What is damaged is taken out of the cache and
+        out of place. With `remote` it is then fetched anew.
+
         `may_begin` is called when the lock is held and before anything is removed. It raises if the flow is stopping.
         """
         with self._exclusively():
             may_begin()
             stage = self._dvc_stage(name)
             self._outputs_changed = True
-            stage.remove_outs()
             if self.stages[name].uncached_files:
+                stage.remove_outs()
                 return False
-            try:
-                self._repo.stage_cache.restore(stage, pull=self._remote)
-            except RunCacheNotFoundError:
-                return False
-            self._repo.commit(self._dvc_names[name], force=True)
-        return True
+            # a flow that is killed from here on leaves outputs that DVC takes for whole and that nobody has checked
+            write_bytes(self._unchecked(name), b"")
+            stage.remove_outs()
+            restored, removed = self._check_out(name)
+            if removed and self._remote:
+                restored, _ = self._check_out(name)
+            if restored:
+                (stage := self._dvc_stage(name)).save()
+                # what is in place has been checked, and must not be taken out of the cache once more
+                stage.commit(relink=False)
+                write_entry(self.root, stage)
+            self._unchecked(name).unlink()
+        return restored
+
+    def _check_out(self, name: str) -> tuple[bool, bool]:
+        """Put the stage's outputs in place if DVC's cache has them whole. Returns whether it had.
+
+        If not, none are in place, and damaged objects of theirs are no longer in the cache. The second value says
+        whether there were any.
+        """
+        stage, folders = self._dvc_stage(name), [self.root / path for path in self.stages[name].written]
+        damaged: list[Path] = []
+        try:
+            self._take_from_cache(stage)
+            damaged = [path for folder in folders for path in damaged_files(folder)]
+            if not damaged:
+                return True, False
+        except RunCacheNotFoundError:
+            pass
+        # where a file does not fit its manifest, either of the two may be the damaged one
+        suspects = [*damaged, *(folder / MANIFEST for folder in folders)] if damaged else []
+        removed = remove_damaged_objects(self._repo, {path.stat().st_size for path in suspects if path.is_file()})
+        stage.remove_outs()
+        if damaged or removed:
+            what = f"{name}: DVC's cache held a damaged {damaged[0] if damaged else 'list of its files'}"
+            print(f"sana15: {what}, which is not used: {len(removed)} objects removed", file=sys.stderr, flush=True)
+        return False, bool(removed)
+
+    def _take_from_cache(self, stage: DvcStage) -> None:
+        """Put the stage's outputs in place that dvc.lock or DVC's run cache names. Raises RunCacheNotFoundError.
+
+        DVC looks in its run cache only where dvc.lock has no entry that fits. An entry may name what no cache has.
+        """
+        try:
+            self._repo.stage_cache.restore(stage, pull=self._remote)
+        except RunCacheNotFoundError:
+            for out in stage.outs:
+                out.hash_info = HashInfo()
+            self._repo.stage_cache.restore(stage, pull=self._remote)
 
     def record_inputs(self, name: str) -> DvcStage:
         """Record the params, code and inputs that the stage is about to be built from. `commit` takes this record."""
@@ -114,7 +202,10 @@ class DvcLock:
             self._outputs_changed = True
             if changed := [text for dependency in recorded.deps for text in _changed_paths(dependency)]:
                 raise UserError(f"{', '.join(changed)} changed while {name} ran: run again")
-            self._repo.commit(self._dvc_names[name], force=True)
+            (stage := self._dvc_stage(name)).save()
+            remove_damaged_copies(stage)
+            stage.commit()
+            write_entry(self.root, stage)
 
     def dvc_name(self, name: str) -> str:
         """DVC's own name of the stage."""
@@ -143,6 +234,10 @@ class DvcLock:
     def _exclusively(self) -> Iterator[None]:
         with self._lock, lock_repo(self._repo):
             yield
+
+    def _unchecked(self, name: str) -> Path:
+        """The file that is there while the stage's outputs come out of DVC's cache and have not been checked."""
+        return self.root / UNCHECKED / name
 
     def _dvc_stage(self, name: str) -> DvcStage:
         return self._repo.stage.collect(self._dvc_names[name])[0]

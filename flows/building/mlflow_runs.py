@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.building.dvc_lock import DVC_LOCK_FILE
+from flows.building.durable_dvc_lock import DVC_LOCK_FILE
 from flows.building.model_words import model_sentence, models_in_markdown
 from flows.building.workspace import run_name
 from flows.entry.password import API_VARIABLE

@@ -10,15 +10,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from dvc.config import Config
 
-from flows.building.dvc_lock import DVC_LOCK_FILE
+from flows.building.durable_dvc_lock import DVC_LOCK_FILE, LAST_GOOD, whole_lock
 from tasks.params.params_files import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
+from tasks.system.errors import UserError
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import private_folder, read_json, write_bytes, write_json
 from tasks.system.manifest import sha256_json
@@ -56,8 +57,10 @@ def write_copy(project: Path, copy: Path, values: Mapping[str, Any], origin: str
     refresh_code(project, copy)
     write_bytes(copy / PARAMS_FILE, yaml.safe_dump(dict(values), sort_keys=False).encode())
     share_cache(project, copy)
-    if not (copy / DVC_LOCK_FILE).exists() and (project / DVC_LOCK_FILE).exists():
-        shutil.copyfile(project / DVC_LOCK_FILE, copy / DVC_LOCK_FILE)
+    there = (project / DVC_LOCK_FILE).exists()
+    lock = (whole_lock(project / DVC_LOCK_FILE) or whole_lock(project / LAST_GOOD)) if there else None
+    if lock is not None and not (copy / DVC_LOCK_FILE).exists():
+        write_bytes(copy / DVC_LOCK_FILE, lock)
 
 
 def merged_params(project: Path, profile: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,15 +108,34 @@ def origin_in_words(profile: str | None, overrides: Mapping[str, Any]) -> str:
 
 def refresh_code(project: Path, copy: Path) -> None:
     """Copy the code of `project` to `copy`, with uncommitted edits, and delete what the project has deleted since."""
-    files = code_files(project)
-    record = copy / COPIED_FILES
-    for deleted in set(read_json(record) if record.exists() else []) - set(files):
+    files, record = code_files(project), copy / COPIED_FILES
+    earlier = _copied_files(copy)
+    # a process that is killed while it copies must leave nothing that no record names
+    write_json(record, sorted({*earlier, *files}))
+    for deleted in set(earlier) - set(files):
         (copy / deleted).unlink(missing_ok=True)
     for name in files:
         target = copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(project / name, target)
     write_json(record, files)
+
+
+def _copied_files(copy: Path) -> list[str]:
+    """What the copy has from the project. If the record of that is damaged, it is all files in the folders of code."""
+    record = copy / COPIED_FILES
+    if not record.exists():
+        return []
+    with suppress(UserError):
+        names = read_json(record)
+        if isinstance(names, list) and names and all(_lies_below(name) for name in names):
+            return names
+    return [name for name in _files_without_git(copy) if name.startswith(tuple(f"{code}/" for code in CODE_FOLDERS))]
+
+
+def _lies_below(name: object) -> bool:
+    """Whether it is the path of a file below the folder that it is relative to."""
+    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def code_files(project: Path) -> list[str]:

@@ -1,13 +1,14 @@
 """What a flow prints on the terminal that started it, and with which exit code it ends."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 
 import httpx
 
-from flows.entry.password import refuse_server_in_settings_file, wrong_password_message
+from flows.entry.password import API_VARIABLE, refuse_server_in_settings_file, wrong_password_message
 from tasks.system.errors import UserError
 from tasks.system.exit_codes import BAD_INPUT, complain
 
@@ -35,6 +36,8 @@ def run_in_terminal(run: Callable[[], object]) -> int:
             raise
         return complain(wrong_password_message(str(error.request.url.copy_with(path="/api", query=None))), BAD_INPUT)
     except KeyboardInterrupt:
+        # another Ctrl-C would interrupt what Prefect does at the end of the process, and leave its server behind
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return complain("stopped; run the same command to go on", STOPPED)
     return 0
 
@@ -52,6 +55,17 @@ def show_only_stage_lines() -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(wanted)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+
+def keep_server_from_interrupts() -> None:
+    """Make Prefect start its temporary server, if it needs one, where Ctrl-C in the terminal does not reach it.
+
+    Call this before the first flow of the process begins. It imports Prefect's server, as a flow without a server does.
+    """
+    if not os.environ.get(API_VARIABLE):
+        from flows.entry.temporary_server import ServerInOwnSession
+
+        ServerInOwnSession()  # Prefect's clients share the first server that is made in a process
 
 
 def exit_on_term() -> None:

@@ -12,7 +12,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import FlowRun
 
 from flows.building.child_processes import ChildFailed, ChildProcesses
-from flows.building.dvc_lock import DVC_LOCK_FILE, push
+from flows.building.durable_dvc_lock import DVC_LOCK_FILE
+from flows.building.dvc_lock import push
 from flows.places.git_origin import read_git_origin
 from flows.places.heartbeat import BEAT_LABEL, read_beat
 from flows.places.work_pool_flows import REPORT

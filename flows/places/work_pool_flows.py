@@ -23,7 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from flows.building.dvc_lock import DVC_LOCK_FILE
+from flows.building.durable_dvc_lock import DVC_LOCK_FILE
 from flows.places.heartbeat import BEAT_LABEL, BEATS_PER_LIMIT, write_beat
 from flows.sweeps.point_folder import LOG_FILE, OUTCOME_FILE, outcome, point_environment, prepare
 from flows.sweeps.point_process import PointProcess, end, how_it_ended, start

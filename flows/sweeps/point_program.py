@@ -20,7 +20,7 @@ from typing import Any
 from prefect import tags
 
 from flows.entry.password import refuse_server_in_settings_file
-from flows.entry.terminal import FAILED, FlowFailed, exit_on_term, show_only_stage_lines
+from flows.entry.terminal import FAILED, FlowFailed, exit_on_term, keep_server_from_interrupts, show_only_stage_lines
 from flows.full_pipeline import full_pipeline
 from flows.sweeps.point_folder import ORDER_FILE, OUTCOME_FILE, POINT_LOCK, Outcome
 from flows.sweeps.sweep_file import sweep_run_tag
@@ -88,6 +88,7 @@ def await_earlier_stages() -> None:
 def _run(only: Sequence[str] | None, remote: bool, point: dict[str, Any]) -> int:
     started, code, reason = time.monotonic(), 0, ""
     try:
+        keep_server_from_interrupts()
         with tags(sweep_run_tag(point["sweep"])):
             full_pipeline(only=only, remote=remote, point=point)
     except (UserError, FlowFailed) as error:

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks.system.errors import UserError
-from tasks.system.files import read_json, write_json
+from tasks.system.files import write_json
 
 MANIFEST = "manifest.json"
 HASHED_AT_ONCE = 2**24
@@ -66,12 +66,39 @@ def write_entries(folder: Path, files: Mapping[str, Entry]) -> None:
 def verify_manifest(folder: Path) -> str:
     """Check every file of `folder` against its manifest; returns the sha256 of the manifest itself.
 
-    Raises UserError naming the first file that is missing or differs. DVC would not notice a damaged file in its cache.
+    Raises UserError naming the first file that is missing or differs. `dvc repro` does not notice a damaged file in
+    DVC's cache; the flow does, so the way out is through the flow.
     """
-    for name, expected in read_json(folder / MANIFEST)["files"].items():
-        path = folder / name
+    for path in damaged_files(folder):
+        way_out = f"delete {folder} and run make run, which takes damaged files out of DVC's cache too"
         if not path.is_file():
-            raise UserError(f"{path} is missing: run the stage that writes {folder} again")
-        if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
-            raise UserError(f"{path} does not match {folder / MANIFEST}: delete {folder} and run its stage again")
+            raise UserError(f"{path} is missing: run the stage that writes {folder} again, or {way_out}")
+        fault = "is no manifest" if path.name == MANIFEST else f"does not match {folder / MANIFEST}"
+        raise UserError(f"{path} {fault}: {way_out}")
     return sha256_file(folder / MANIFEST)
+
+
+def damaged_files(folder: Path) -> Iterator[Path]:
+    """The files of `folder` that its manifest lists and that are missing or differ, or the manifest if it is none.
+
+    Each file is read when its turn comes, so that a caller who wants only the first reads no more than he must.
+    """
+    try:
+        expected = [
+            (str(name), entry["bytes"], entry["sha256"])
+            for name, entry in json.loads((folder / MANIFEST).read_bytes())["files"].items()
+        ]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        yield folder / MANIFEST
+        return
+    for name, size, sha256 in expected:
+        if not _fits(folder / name, size, sha256):
+            yield folder / name
+
+
+def _fits(path: Path, size: int, sha256: str) -> bool:
+    """Whether the file is there and has these bytes. A file that the disk cannot read has not."""
+    try:
+        return path.is_file() and path.stat().st_size == size and sha256_file(path) == sha256
+    except OSError:
+        return False

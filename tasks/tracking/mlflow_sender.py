@@ -12,6 +12,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.system.errors import UserError
 from tasks.system.paths import main_project
 from tasks.tracking import model_registry
 from tasks.tracking.mlflow_store import connect, tracking_uri
@@ -97,7 +98,9 @@ class Sender:
     def _tell(self, what: str, error: Exception) -> None:
         if what not in self._told:
             self._told.add(what)
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, UserError):
+                reason = reason[:120]
             print(f"{what} ({reason}): reports wait in {self._folder} for the next run", file=sys.stderr, flush=True)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tasks.system.files import private_file, private_folder
+from tasks.system.files import private_folder
 from tasks.system.paths import main_project
+from tasks.tracking.mlflow_database import prepare_database
 from tasks.tracking.mlflow_views import VIEW_TAG, models_view
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def connect() -> tuple["MlflowClient", str]:
     """A client of the store and the id of the project's experiment. Store and experiment are made if they are missing.
 
     Raises OSError if a server on this machine is down, and MLflow's exception if another store cannot be reached.
-    Either is raised within seconds.
+    Either is raised within seconds. Raises UserError if the project's own database is damaged.
     """
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
@@ -49,7 +50,7 @@ def connect() -> tuple["MlflowClient", str]:
     artifacts = main_project(Path.cwd()) / ARTIFACTS
     # closed to other users, as MLflow's server asks for a password; older files may still be open to them
     if uri == own_database():
-        private_file(main_project(Path.cwd()) / DATABASE)
+        prepare_database(main_project(Path.cwd()) / DATABASE)
     if uri.startswith("sqlite:"):
         private_folder(artifacts)
     import mlflow

@@ -11,10 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.building.child_processes import GRACE_SECONDS
 from flows.entry.password import credentials
-from flows.servers import Server, await_health, refuse_busy_port, start, status, stop
+from flows.servers import FLOW_STOP_SECONDS, Server, await_health, refuse_busy_port, start, status, stop
+from flows.sweeps.point_process import POINT_GRACE_SECONDS
 from tasks.system.errors import UserError
-from tests.helpers.patience import PATIENCE_SECONDS
+from tasks.tracking.mlflow_sender import LAST_SEND_SECONDS
+from tests.helpers.patience import PATIENCE_SECONDS, wait_for
 from tests.helpers.project_folder import project_folder, python
 
 PROJECT = Path(__file__).parents[2]
@@ -145,3 +148,45 @@ def test_the_temporary_server_of_a_flow_asks_for_the_password() -> None:
     assert done.returncode == 0, done.stderr
     url, without, seen = json.loads(done.stdout.splitlines()[-1])
     assert url.startswith("http://127.0.0.1:") and (without, seen) == (401, 1)
+
+
+# A worker, which ends at once on TERM, and its flow, which first saves something. The flow may have its own session.
+WORKER = """
+import signal, subprocess, sys, time
+from pathlib import Path
+flow = '''
+import signal, sys, time
+from pathlib import Path
+def save(*_):
+    time.sleep(2)
+    Path("saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[1] == "deaf" else save)
+Path("flow_runs").touch()
+time.sleep(3600)
+'''
+kind = sys.argv[1]
+subprocess.Popen([sys.executable, "-c", flow, kind], start_new_session=kind != "same session")
+time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("kind", ["same session", "own session", "deaf"])
+def test_down_leaves_no_flow_behind_and_lets_it_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if kind == "deaf":
+        monkeypatch.setattr("flows.servers.FLOW_STOP_SECONDS", 1.0)
+    worker = Server("worker", (sys.executable, "-c", WORKER, kind))
+    start(worker)
+    wait_for(lambda: Path("flow_runs").exists(), "the flow")
+    (flow,) = worker.process().children()
+    stop(worker)
+    assert not flow.is_running() or flow.status() == psutil.STATUS_ZOMBIE
+    assert Path("saved").exists() == (kind != "deaf")
+
+
+def test_down_waits_for_a_flow_as_long_as_the_flow_may_take_itself() -> None:
+    assert FLOW_STOP_SECONDS >= GRACE_SECONDS + LAST_SEND_SECONDS
+    assert FLOW_STOP_SECONDS >= POINT_GRACE_SECONDS

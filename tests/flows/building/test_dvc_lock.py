@@ -1,137 +1,34 @@
 """The flow builds what DVC would, and pins it as DVC does, in a real project of three stages."""
 
-import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import chdir
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from dvc.config import Config
 from dvc.repo import Repo
 
 from flows.building.child_processes import ChildFailed, ChildProcesses
-from flows.building.dvc_lock import DvcLock, push
-from flows.building.stage_builder import open_builder
+from flows.building.dvc_lock import push
 from flows.building.workspace import open_workspace
-from tasks import stages
-from tasks.stages import Stage
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
-from tests.helpers.small_workspace import write_params
-
-DVC_YAML = """
-stages:
-  first:
-    cmd: python make.py outputs/first
-    params: [compute.seed]
-    deps: [code]
-    outs: [outputs/first]
-  second:
-    cmd: python make.py outputs/second outputs/first/seen
-    params: [finetune.checkpoint_every]
-    deps: [outputs/first]
-    outs: [outputs/second]
-  report:
-    cmd: python make.py results outputs/second/seen
-    deps: [outputs]
-    outs:
-      - results/seen:
-          cache: false
-"""
-
-
-@dataclass(frozen=True)
-class ShellStage(Stage):
-    """A stage whose command is no module of the project."""
-
-    words: str = ""
-
-    @property
-    def command(self) -> str:
-        return self.words
-
-
-TABLE = (
-    ShellStage("first", Path("outputs/first"), (), ("compute.seed",), words="python make.py outputs/first"),
-    ShellStage(
-        "second",
-        Path("outputs/second"),
-        (Path("outputs/first"),),
-        ("finetune.checkpoint_every",),
-        words="python make.py outputs/second outputs/first/seen",
-    ),
-    ShellStage(
-        "report",
-        Path("results"),
-        (Path("outputs"),),
-        (),
-        uncached_files=("seen",),
-        words="python make.py results outputs/second/seen",
-    ),
+from tests.helpers.three_stages import (
+    add_remote,
+    build,
+    new_project,
+    seen,
+    set_params,
+    status,
+    taken,
+    three_stage_project,
 )
-
-# writes what it reads, and the manifest of it; where `edit.py` lies beside it, that edits the project meanwhile
-MAKE = """
-import hashlib, json, sys
-from pathlib import Path
-
-out, *read = map(Path, sys.argv[1:])
-seen = b"".join(path.read_bytes() for path in [Path("params.yaml"), *read])
-out.mkdir(parents=True, exist_ok=True)
-(out / "seen").write_bytes(seen)
-digest = hashlib.sha256(seen).hexdigest()
-(out / "manifest.json").write_text(json.dumps({"files": {"seen": {"bytes": len(seen), "sha256": digest}}}))
-if Path("edit.py").exists():
-    exec(Path("edit.py").read_text())
-"""
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setattr(stages, "TABLE", TABLE)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    with chdir(new_project(tmp_path / "project")):
-        yield tmp_path / "project"
-
-
-def new_project(root: Path) -> Path:
-    root.mkdir()
-    Repo.init(str(root), no_scm=True).close()
-    (root / "dvc.yaml").write_text(DVC_YAML)
-    (root / "make.py").write_text(MAKE)
-    (root / "code").write_text("1")
-    set_params(root, 1, 1)
-    return root
-
-
-def set_params(root: Path, seed: int, every: int) -> None:
-    write_params(root, {"compute.seed": seed, "finetune.checkpoint_every": every})
-
-
-def build(root: Path, remote: bool = False) -> dict[str, str]:
-    """Bring every stage up to date; says what that took for each."""
-    took: dict[str, str] = {}
-    with chdir(root), open_builder(root, "test", {}, remote) as opened:
-        for name in opened.dvc_lock.stages:
-            said: list[str] = []
-            built = opened.build(name, said.append)
-            took[name] = ("restored" if said else "cached") if built.cached else "ran"
-        if remote:
-            opened.push(list(took))
-    return took
-
-
-def taken(first: str, second: str, report: str) -> Mapping[str, str]:
-    return {"first": first, "second": second, "report": report}
-
-
-def status(root: Path) -> dict:
-    with Repo(str(root), config={"core": {"no_scm": True}}) as repo:
-        return repo.status()
+    with three_stage_project(tmp_path / "project", monkeypatch) as root:
+        yield root
 
 
 def test_what_was_built_is_pinned_and_then_up_to_date(project: Path) -> None:
@@ -229,21 +126,6 @@ def test_pinning_and_dvc_repro_write_the_same_lock_file(project: Path, tmp_path:
     assert (project / "dvc.lock").read_bytes() == (other / "dvc.lock").read_bytes()
 
 
-def test_a_truncated_lock_file_stops_with_one_line(project: Path) -> None:
-    build(project)
-    lock = project / "dvc.lock"
-    lock.write_bytes(lock.read_bytes()[:-60] + b"\n  - :")
-    with pytest.raises(UserError, match=r"dvc\.lock") as error:
-        DvcLock(project, {})
-    assert "\n" not in str(error.value)
-
-
-def add_remote(root: Path, url: Path) -> None:
-    with Config(str(root / ".dvc")).edit("repo") as settings:
-        settings["remote"] = {"storage": {"url": str(url)}}
-        settings["core"]["remote"] = "storage"
-
-
 def test_another_clone_takes_from_the_remote_what_is_there_and_builds_the_rest(project: Path, tmp_path: Path) -> None:
     other, remote = new_project(tmp_path / "other"), tmp_path / "remote"
     for root in (project, other):
@@ -288,10 +170,6 @@ def test_a_remote_that_does_not_work_says_so_in_one_line(project: Path, tmp_path
     add_remote(project, remote / "files/md5/00")
     with pytest.raises(UserError, match=r"DVC's remote does not answer: .*Not a directory"):
         build(project, remote=True)
-
-
-def seen(root: Path, stage: str) -> bytes:
-    return (root / "outputs" / stage / "seen").read_bytes()
 
 
 def test_a_remote_that_is_asked_for_and_is_not_there_stops_with_one_line(project: Path) -> None:
