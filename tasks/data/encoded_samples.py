@@ -111,7 +111,7 @@ class EncodedDataset:
     @cached_property
     def longest_text(self) -> int:
         """The number of tokens of the longest text among the samples' first captions."""
-        return max(len(self._text(index, 0.0)) for index in range(len(self)))
+        return max(len(self._sample(index, 0.0)[1]) for index in range(len(self)))
 
     def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
         """`indices` cut into batches of one shape each, shape by shape. Within a shape they keep the given order."""
