@@ -48,7 +48,7 @@ class StoredBatch(NamedTuple):
     def padded(self, device: str = "cpu") -> "EncodedBatch":
         """The batch on `device` in float32, each text padded on the right to the longest."""
         # The host knows the longest, so nothing here waits for the device.
-        places_T = torch.arange(int(self.lengths_B.max()), device=device)
+        places_T = torch.arange(int(self.lengths_B.numpy().max()), device=device)
         lengths_B = self.lengths_B.to(device, non_blocking=True)
         starts_B = lengths_B.cumsum(0) - lengths_B
         mask_BT = places_T < lengths_B[:, None]

@@ -37,7 +37,7 @@ class Compute:
     branch_threads: int
     """CPU threads of a stage that runs beside others: all stages behind the small model."""
     data_workers: int
-    """Number of processes beside each training process that read its batches ahead; 0 reads in the process itself.
+    """Processes that read batches ahead for each training process; 0 has it read them itself.
 
     No result depends on it. Each worker is up to two micro-batches ahead, and has one CPU thread of its own.
     """

@@ -89,7 +89,8 @@ class DrawnBatch(NamedTuple):
         batch = self.stored.padded(device)
         noise_BCHW, sigma_B, dropped_B = (tensor.to(device, non_blocking=True) for tensor in self[1:])
         text_BTE, mask_BT = drop_captions(batch, null_TE, dropped_B, numerics)
-        longest = int(read_lengths(self.stored.lengths_B, self.dropped_B, len(null_TE), numerics).max())
+        # The host knows the lengths, so this does not wait for the device.
+        longest = int(read_lengths(self.stored.lengths_B, self.dropped_B, len(null_TE), numerics).numpy().max())
         text_BTE, mask_BT = (text[:, :longest].contiguous() for text in (text_BTE, mask_BT))
         return NoisedBatch(batch.latents_BCHW, noise_BCHW, sigma_B, text_BTE, mask_BT)
 
