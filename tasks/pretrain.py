@@ -22,6 +22,7 @@ from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.system.files import write_json
+from tasks.training.initial_network import initial_network
 from tasks.training.network_config import network_config
 from tasks.training.training_loop import Trainer
 
@@ -40,16 +41,21 @@ def run(context: Context) -> Metrics:
     encoded = EncodedDataset(folder, "train")
     channels = encoded.latent_shape[0], encoded.null_text.shape[1]
     config = network_config(params.network, params.pretrain.depth, *channels)
-    if path is None:
-        torch.manual_seed(derive(params.compute.seed, "initial weights"))
-        network = Sana(config, params.network.initialisation)
-    else:
+
+    def make() -> Sana:
+        if path is None:
+            torch.manual_seed(derive(params.compute.seed, "initial weights"))
+            return Sana(config, params.network.initialisation)
         place = published_path(path)
         network, added = published_network(place, config, params.pretrain.checkpoint_key)
         start = {"path": path, "sha256": content_digest(place), "qk_norm_added": added}
         if ranks.rank() == 0:
             write_json(context.out / paths.START.name, start)
-    return Trainer(context, network, folder, params.pretrain).run()
+        return network
+
+    with initial_network(context, make) as network:
+        trainer = Trainer(context, network, folder, params.pretrain)
+    return trainer.run()
 
 
 def published_network(path: Path, config: NetworkConfig, which: CheckpointKey) -> tuple[Sana, bool]:

@@ -13,6 +13,7 @@ from tasks.data.encoded_samples import EncodedDataset
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
+from tasks.training.initial_network import initial_network
 from tasks.training.network_config import network_config
 from tasks.training.training_loop import Trainer
 
@@ -24,8 +25,9 @@ def run(context: Context, depth: int) -> Metrics:
     encoded = EncodedDataset(folder, "train")
     torch.manual_seed(derive(params.compute.seed, context.name, "initial weights"))
     config = network_config(params.network, depth, encoded.latent_shape[0], encoded.null_text.shape[1])
-    network = Sana(config, params.network.initialisation)
-    return Trainer(context, network, folder, chosen).run()
+    with initial_network(context, lambda: Sana(config, params.network.initialisation)) as network:
+        trainer = Trainer(context, network, folder, chosen)
+    return trainer.run()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,12 @@ from kernels.came8bit.state import first_row
 from model.checkpoint import stored_rows
 from model.network import Sana
 from tasks.computing import ranks
+from tasks.params.compute_params import Compute
+
+
+def is_sharded_training(compute: Compute) -> bool:
+    """Whether the processes of a training hold rows of its parameters, and not each all of them."""
+    return ranks.world_size() > 1 and compute.parallelism != "ddp"
 
 
 def shard(network: Sana, loss: nn.Module, device: str, dtype: str = "float32", replicas: int = 1) -> None:

@@ -38,7 +38,7 @@ from tasks.training.batch_loader import BatchLoader, MicroBatches
 from tasks.training.compiled_blocks import compile_blocks
 from tasks.training.ema import Ema
 from tasks.training.found_inf import FoundInf, gradient_of
-from tasks.training.fsdp_sharding import gathered, load_rows, shard, sum_over_ranks, whole
+from tasks.training.fsdp_sharding import gathered, is_sharded_training, load_rows, shard, sum_over_ranks, whole
 from tasks.training.heldout_loss import heldout_loss
 from tasks.training.interrupts import AgreedStop, noted_interrupts
 from tasks.training.learning_rate import learning_rate
@@ -75,7 +75,7 @@ class Trainer:
         """
         self.context, self.training, self.teacher = context, training, teacher
         compute, weights = context.params.compute, getattr(torch, training.weights)
-        self.sharded = ranks.world_size() > 1 and compute.parallelism != "ddp"
+        self.sharded = is_sharded_training(compute)
         folder = network if isinstance(network, Path) else None
         if isinstance(network, Path):
             network = load_shapes(network) if self.sharded else load_network(network)

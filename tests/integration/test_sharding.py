@@ -27,6 +27,7 @@ from tasks.system import paths
 from tasks.tracking.report_spool import open_spool
 from tasks.tracking.tracker import Tracker
 from tasks.training.fsdp_sharding import gathered, is_sharded, load_rows, local, shard
+from tasks.training.initial_network import initial_network
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
 from tasks.training.training_loop import Trainer
 from tests.helpers.small_workspace import write_encoded, write_params
@@ -241,3 +242,30 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_its_rows_are_read(tmp_
     for load in (load_network, load_shapes):
         with pytest.raises(ValueError, match=r"does not fit the network: final_layer\.linear\.bias, other in one of"):
             load(tmp_path)
+
+
+def start_from_random_weights(folder: Path) -> None:
+    params = load_params(folder / PARAMS_FILE)
+    params = replace(params, compute=replace(params.compute, parallelism="fully_shard"))
+    made = []
+
+    def make() -> Sana:
+        made.append(ranks.rank())
+        torch.manual_seed(0)
+        return Sana(CONFIG)
+
+    with closing(open_spool(folder / f"spool-{ranks.rank()}", "pretrain", tags={})) as spool:
+        context = Context("pretrain", params, folder, folder / "state", Tracker(spool), "cpu", 1)
+        with initial_network(context, make) as start:
+            assert isinstance(start, Path)
+            network = load_shapes(start)
+            shard(network, FlowMatchingLoss(network), "cpu")
+            load_rows(network, start, "cpu")
+    assert ranks.gather(made) == [[0], [], [], []] and not list((folder / "state").iterdir())
+    expected = make().state_dict()
+    assert all(torch.equal(gathered(one), expected[name]) for name, one in network.state_dict().items())
+
+
+def test_one_rank_makes_the_random_weights_and_the_others_read_their_rows(tmp_path: Path) -> None:
+    write_params(tmp_path, {})
+    run_processes(RANKS, tmp_path, start_from_random_weights)
