@@ -38,18 +38,18 @@ class StoredBatch(NamedTuple):
     """A batch of samples as they are stored, which is how it travels from a worker process and to the device.
 
     Latents (B, C, H, W) and texts (S, E) have the dtype of the shards. The texts lie one behind the other, without
-    padding, and `lengths_B` (int64, on the CPU) has their numbers of tokens.
+    padding, and `lengths` has their numbers of tokens.
     """
 
     latents_BCHW: Tensor
     texts_SE: Tensor
-    lengths_B: Tensor
+    lengths: list[int]
 
     def padded(self, device: str = "cpu") -> "EncodedBatch":
         """The batch on `device` in float32, each text padded on the right to the longest."""
         # The host knows the longest, so nothing here waits for the device.
-        places_T = torch.arange(int(self.lengths_B.numpy().max()), device=device)
-        lengths_B = self.lengths_B.to(device, non_blocking=True)
+        places_T = torch.arange(max(self.lengths), device=device)
+        lengths_B = torch.tensor(self.lengths).to(device, non_blocking=True)
         starts_B = lengths_B.cumsum(0) - lengths_B
         mask_BT = places_T < lengths_B[:, None]
         rows_BT = torch.where(mask_BT, starts_B[:, None] + places_T, 0)
@@ -133,7 +133,7 @@ class EncodedDataset:
         return StoredBatch(
             torch.from_numpy(np.stack(latents)),
             torch.from_numpy(np.concatenate(texts)),
-            torch.tensor([len(text) for text in texts]),
+            [len(text) for text in texts],
         )
 
     def _sample(self, index: int, draw: float) -> tuple[np.ndarray, np.ndarray]:

@@ -133,13 +133,15 @@ class BatchLoader:
 
 
 class PackedBatch(NamedTuple):
-    """The tensors of a `DrawnBatch` one behind the other in one block of bytes, as a worker sends them.
+    """A `DrawnBatch` as a worker sends it: its tensors one behind the other in one block of bytes, and its lists.
 
     Each tensor that travels between processes costs a file descriptor and a connection, about a millisecond.
     """
 
     data: Tensor
     kinds: list[tuple[torch.dtype, list[int]]]
+    lengths: list[int]
+    dropped: list[bool]
 
     def unpacked(self) -> DrawnBatch:
         """The batch, as views of the block."""
@@ -147,18 +149,19 @@ class PackedBatch(NamedTuple):
         parts = [
             part.view(kind).view(shape) for part, (kind, shape) in zip(self.data.split(sizes), self.kinds, strict=True)
         ]
-        lengths_B, noise_BCHW, sigma_B, latents_BCHW, texts_SE, dropped_B = parts
-        return DrawnBatch(StoredBatch(latents_BCHW, texts_SE, lengths_B), noise_BCHW, sigma_B, dropped_B)
+        noise_BCHW, sigma_B, latents_BCHW, texts_SE = parts
+        return DrawnBatch(StoredBatch(latents_BCHW, texts_SE, self.lengths), noise_BCHW, sigma_B, self.dropped)
 
 
 def packed(drawn: DrawnBatch | UserError) -> PackedBatch | UserError:
     """The batch as a worker sends it. Wide numbers come first, so that every tensor begins at a multiple of its own."""
     if isinstance(drawn, UserError):
         return drawn
-    stored, noise_BCHW, sigma_B, dropped_B = drawn
-    tensors = (stored.lengths_B, noise_BCHW, sigma_B, stored.latents_BCHW, stored.texts_SE, dropped_B)
+    stored = drawn.stored
+    tensors = (drawn.noise_BCHW, drawn.sigma_B, stored.latents_BCHW, stored.texts_SE)
     data = torch.cat([tensor.flatten().view(torch.uint8) for tensor in tensors])
-    return PackedBatch(data, [(tensor.dtype, list(tensor.shape)) for tensor in tensors])
+    kinds = [(tensor.dtype, list(tensor.shape)) for tensor in tensors]
+    return PackedBatch(data, kinds, stored.lengths, drawn.dropped)
 
 
 def _unchanged(drawn: DrawnBatch | UserError) -> DrawnBatch | UserError:

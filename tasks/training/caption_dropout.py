@@ -3,6 +3,8 @@
 Shapes: B samples, T text tokens, E caption channels.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,8 +38,10 @@ def drop_captions(batch: EncodedBatch, null_TE: Tensor, dropped_B: Tensor, numer
     return torch.where(dropped_B[:, None, None], null, text), torch.where(dropped_B[:, None], null_mask, mask)
 
 
-def read_lengths(lengths_B: Tensor, dropped_B: Tensor, null_tokens: int, numerics: Numerics) -> Tensor:
-    """Tokens that the network reads of each row (B,) after `drop_captions`, from the lengths of the captions."""
+def read_lengths(
+    lengths: Sequence[int], dropped: Sequence[bool], null_tokens: int, numerics: Numerics
+) -> Sequence[int]:
+    """Tokens that the network reads of each row after `drop_captions`, from the lengths of the captions."""
     if CONVENTIONS[numerics].null_keeps_caption_mask:
-        return lengths_B
-    return torch.where(dropped_B, null_tokens, lengths_B)
+        return lengths
+    return [null_tokens if drop else length for length, drop in zip(lengths, dropped, strict=True)]

@@ -71,14 +71,14 @@ def stage_seed(seed: int, stage: str) -> int:
 class DrawnBatch(NamedTuple):
     """Rows of a training batch as a worker process hands them over, with the numbers that were drawn for each.
 
-    The samples are as they are stored; noise and noise levels `sigma_B` are float32. The captions in `dropped_B` (bool)
-    are dropped on the device.
+    The samples are as they are stored; noise and noise levels `sigma_B` are float32. The captions of the
+    rows in `dropped` are dropped on the device.
     """
 
     stored: StoredBatch
     noise_BCHW: Tensor
     sigma_B: Tensor
-    dropped_B: Tensor
+    dropped: list[bool]
 
     def noised(self, null_TE: Tensor, numerics: Numerics, device: str = "cpu") -> NoisedBatch:
         """The batch on `device`, where the empty prompt `null_TE` already is: in float32, texts padded to the longest.
@@ -87,10 +87,11 @@ class DrawnBatch(NamedTuple):
         same shapes, and round alike, whichever process works on its rows. Raises UserError as `drop_captions` does.
         """
         batch = self.stored.padded(device)
-        noise_BCHW, sigma_B, dropped_B = (tensor.to(device, non_blocking=True) for tensor in self[1:])
+        noise_BCHW, sigma_B = (tensor.to(device, non_blocking=True) for tensor in (self.noise_BCHW, self.sigma_B))
+        dropped_B = torch.tensor(self.dropped).to(device, non_blocking=True)
         text_BTE, mask_BT = drop_captions(batch, null_TE, dropped_B, numerics)
         # The host knows the lengths, so this does not wait for the device.
-        longest = int(read_lengths(self.stored.lengths_B, self.dropped_B, len(null_TE), numerics).numpy().max())
+        longest = max(read_lengths(self.stored.lengths, self.dropped, len(null_TE), numerics))
         text_BTE, mask_BT = (text[:, :longest].contiguous() for text in (text_BTE, mask_BT))
         return NoisedBatch(batch.latents_BCHW, noise_BCHW, sigma_B, text_BTE, mask_BT)
 
@@ -110,8 +111,8 @@ def draw_batch(
     stored = dataset.stored(sharded_batch_indices(seed, step, size, dataset.sharded_groups)[rows], captions_B)
     normal_B = normal_numbers(random_B, ())
     sigma_B = training_sigmas(normal_B, diffusion.logit_mean, diffusion.logit_std, diffusion.flow_shift)
-    dropped_B = torch.tensor([random.random() < diffusion.caption_dropout for random in random_B])
-    return DrawnBatch(stored, normal_numbers(random_B, stored.latents_BCHW.shape[1:]), sigma_B, dropped_B)
+    dropped = [random.random() < diffusion.caption_dropout for random in random_B]
+    return DrawnBatch(stored, normal_numbers(random_B, stored.latents_BCHW.shape[1:]), sigma_B, dropped)
 
 
 def training_batch(

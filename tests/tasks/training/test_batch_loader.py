@@ -93,15 +93,17 @@ def test_at_most_three_quarters_of_a_megabyte_is_handed_over_for_a_sample_of_the
     dataset = EncodedDataset(tmp_path, "train")
     drawn = draw_batch(dataset, DIFFUSION, 0, 0, 16, np.arange(16))
     assert drawn.stored.texts_SE.dtype == drawn.stored.latents_BCHW.dtype == torch.float16
-    assert drawn.stored.lengths_B.double().mean() == pytest.approx(150, abs=2)
+    assert np.mean(drawn.stored.lengths) == pytest.approx(150, abs=2)
     sent = packed(drawn)
     assert sum(tensor.nbytes for tensor in tensors(drawn)) == sent.data.nbytes <= 0.75e6 * 16
-    assert all(map(torch.equal, tensors(sent.unpacked()), tensors(drawn)))
+    received = sent.unpacked()
+    assert all(map(torch.equal, tensors(received), tensors(drawn)))
+    assert (received.stored.lengths, received.dropped) == (drawn.stored.lengths, drawn.dropped)
     assert drawn.noised(dataset.null_text, "diffusers").text_BTE.dtype == torch.float32
 
 
 def tensors(drawn: DrawnBatch) -> list[torch.Tensor]:
-    return [*drawn.stored, *drawn[1:]]
+    return [drawn.noise_BCHW, drawn.sigma_B, drawn.stored.latents_BCHW, drawn.stored.texts_SE]
 
 
 def test_workers_are_gone_when_the_loader_is_closed_and_it_can_be_asked_again(folder: Path) -> None:
