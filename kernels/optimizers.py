@@ -19,10 +19,11 @@ class Options(NamedTuple):
 
     seed: int
     bias_correction: bool
+    correction: bool
 
     def came(self) -> dict[str, Any]:
         """The keyword arguments of `Came` and `Came8bit`."""
-        return {"stochastic_rounding": True, "kernels": chosen_kernels(), **self._asdict()}
+        return {"stochastic_rounding": not self.correction, "kernels": chosen_kernels(), **self._asdict()}
 
 
 def _came(parameters: list[Parameter], lr: float, weight_decay: float, options: Options) -> Optimizer:
@@ -59,19 +60,21 @@ def build_optimizer(
     weight_decay: float,
     seed: int = 0,
     bias_correction: bool = False,
+    correction: bool = False,
 ) -> Optimizer:
     """The optimizer `name` over `parameters`; every one of them has decoupled weight decay.
 
     `came8bit` and `came` have SANA-1.5's betas (0.9, 0.999, 0.9999) and epsilons (1e-30, 1e-16), and run on the
     kernels that this process has chosen. They round bfloat16 parameters stochastically, by bits that follow from
-    `seed`. With `bias_correction` their running means are corrected, which is ours; AdamW's always are. `adamw8bit` is
-    bitsandbytes' and `adamw` is torch's fused AdamW, both with betas (0.9, 0.999) and epsilon 1e-8. Raises ValueError
-    for an unknown name, with the nearest known one.
+    `seed`; with `correction` they keep 8 bits more of each instead. With `bias_correction` their running means are
+    corrected. Both options are ours. AdamW's means always are corrected, and it does not know the others. `adamw8bit`
+    is bitsandbytes' and `adamw` is torch's fused AdamW, both with betas (0.9, 0.999) and epsilon 1e-8. Raises
+    ValueError for an unknown name, with the nearest known one.
     """
     if name not in OPTIMIZERS:
         nearest = difflib.get_close_matches(name, OPTIMIZERS, n=1, cutoff=0.0)[0]
         raise ValueError(f"optimizer is {name!r}: it must be one of {list(OPTIMIZERS)}; did you mean {nearest!r}?")
-    return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay, Options(seed, bias_correction))
+    return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay, Options(seed, bias_correction, correction))
 
 
 def takes_found_inf(optimizer: Optimizer) -> bool:

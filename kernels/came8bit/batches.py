@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator
 import torch
 from torch import Tensor
 
-from kernels.came8bit import rounding
+from kernels.came8bit import correction, rounding
 from kernels.came8bit.state import Work
 
 # So many entries are updated together: few enough to stay in a core's cache.
@@ -25,7 +25,8 @@ def batches(works: list[Work], entries: int = BATCH_ENTRIES, ranks: int = 1) -> 
     for work in works:
         parameter = work.parameter
         dtypes = (parameter.dtype, work.gradient.dtype)
-        kind = (parameter.shape, dtypes, parameter.device, work.settings, work.key is None)
+        rounded = (work.key is None, "correction" in work.state)
+        kind = (parameter.shape, dtypes, parameter.device, work.settings, rounded)
         alike.setdefault(kind, []).append(work)
     for same in alike.values():
         length = max(1, entries * ranks // same[0].parameter.numel())
@@ -44,13 +45,22 @@ def put_back(tensors: list[Tensor], values: Tensor) -> None:
         torch._foreach_copy_(tensors, list(values.unbind()))
 
 
-def descend(works: list[Work], parameters: list[Tensor], movement: Tensor, first: int = 0) -> None:
+def descend(
+    works: list[Work], parameters: list[Tensor], corrections: list[Tensor], movement: Tensor, first: int = 0
+) -> None:
     """p <- p - lr * (weight_decay * p + movement) for a batch, in place.
 
-    `parameters` are what this process holds of the parameters of `works`. `first` is the index of their first entry in
+    `parameters` are what this process holds of the parameters of `works`, and `corrections` likewise of their
+    corrections, if they have any. `first` is the index of their first entry in
     the whole flattened parameter. `movement` is (K, *shape).
     """
     lr, weight_decay = works[0].settings.lr, works[0].settings.weight_decay
+    if corrections:
+        stack, rest = stacked(parameters).contiguous(), stacked(corrections).contiguous()
+        correction.descend(stack.view(-1), rest.view(-1), movement.reshape(-1), lr, weight_decay)
+        put_back(parameters, stack)
+        put_back(corrections, rest)
+        return
     keys = [work.key for work in works if work.key is not None]
     if not keys:
         if weight_decay:

@@ -47,7 +47,9 @@ class Came(torch.optim.Optimizer):
 
     With `stochastic_rounding`, a bfloat16 parameter is rounded once a step, up or down at random, so that the mean is
     right. The random bits depend on `seed`, the step, the parameter's place in the optimizer and the entry's place in
-    the parameter, and on nothing else. Without it, parameters are rounded to nearest.
+    the parameter, and on nothing else. With `correction`, the state holds 8 bits more of a bfloat16 parameter, to
+    which the next step adds them (`kernels.came8bit.correction`). The Triton kernels do not take such parameters, so
+    plain PyTorch steps them on GPUs too. With neither, parameters are rounded to nearest.
 
     With `bias_correction` the running means are divided by 1 - beta^n after n steps of the optimizer, as AdamW's are.
     So the first steps are of the rate's size (`came_step.Corrections`). This is ours; the published optimizer has none.
@@ -63,6 +65,7 @@ class Came(torch.optim.Optimizer):
     map: Map | None = None
     found_inf: Tensor | None = None
     bias_correction: bool = False  # of an optimizer that was pickled before there was the option
+    correction: bool = False  # likewise
 
     def __init__(
         self,
@@ -74,19 +77,23 @@ class Came(torch.optim.Optimizer):
         *,
         bias_correction: bool = False,
         stochastic_rounding: bool = False,
+        correction: bool = False,
         seed: int = 0,
         kernels: Choice = "auto",
     ) -> None:
         """Check the settings; the state of a parameter is made at its first step."""
         check_settings(lr, betas, eps, weight_decay, seed, kernels)
+        if stochastic_rounding and correction:
+            raise ValueError("CAME has no stochastic_rounding with correction: choose one of them")
         self.bias_correction = bias_correction
-        self.stochastic_rounding, self.seed, self.kernels = stochastic_rounding, seed, kernels
+        self.stochastic_rounding, self.correction = stochastic_rounding, correction
+        self.seed, self.kernels = seed, kernels
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "steps": 0})
 
     def __getstate__(self) -> dict[str, Any]:
         """What copying and pickling keep."""
         # torch's own method keeps none of an optimizer's attributes but its state and its groups.
-        names = ("bias_correction", "stochastic_rounding", "seed", "kernels", "map")
+        names = ("bias_correction", "stochastic_rounding", "correction", "seed", "kernels", "map")
         own = {name: getattr(self, name) for name in names}
         return super().__getstate__() | own
 
@@ -167,7 +174,7 @@ class Came(torch.optim.Optimizer):
 
     def _checked(self, identifier: int, parameter: Tensor, saved: State) -> State:
         """A copy of the saved state of one parameter. Raises ValueError unless it fits the parameter."""
-        expected, found = layout(initial_state(parameter, self.map)), layout(saved)
+        expected, found = layout(initial_state(parameter, self.map, self.correction)), layout(saved)
         if found != expected:
             raise ValueError(
                 f"optimizer state of parameter {identifier} is {found}, not {expected}: "
@@ -188,7 +195,7 @@ class Came(torch.optim.Optimizer):
     def _state_of(self, parameter: Tensor) -> State:
         """The state of a parameter, made now if there is none."""
         if not self.state[parameter]:
-            self.state[parameter] = initial_state(parameter, self.map)
+            self.state[parameter] = initial_state(parameter, self.map, self.correction)
         return self.state[parameter]
 
     def _key(self, parameter: Tensor, step: int, place: int) -> Key | None:
@@ -215,6 +222,7 @@ class Came8bit(Came):
         map: Map = "linear",
         bias_correction: bool = False,
         stochastic_rounding: bool = False,
+        correction: bool = False,
         seed: int = 0,
         kernels: Choice = "auto",
     ) -> None:
@@ -222,8 +230,9 @@ class Came8bit(Came):
         if map not in MAPS:
             raise ValueError(f"map is {map!r}: it must be one of {list(MAPS)}")
         self.map = map
-        options = {"stochastic_rounding": stochastic_rounding, "seed": seed, "kernels": kernels}
-        super().__init__(params, lr, betas, eps, weight_decay, bias_correction=bias_correction, **options)
+        options = {"stochastic_rounding": stochastic_rounding, "correction": correction, "seed": seed}
+        options |= {"bias_correction": bias_correction, "kernels": kernels}
+        super().__init__(params, lr, betas, eps, weight_decay, **options)
 
 
 def check_settings(
@@ -251,5 +260,7 @@ def _copied(tensor: Tensor) -> Tensor:
 def _fits_kernels(work: Work) -> bool:
     """Whether the Triton kernels can take a parameter (see `step_in_triton`)."""
     parameter, tensors = work.parameter, (work.parameter, work.gradient, *work.state.values())
+    if "correction" in work.state:
+        return False
     small = parameter.numel() < 2**31 and (not is_matrix(parameter) or parameter.shape[1] < 2**20)
     return small and all(tensor.is_contiguous() for tensor in tensors)

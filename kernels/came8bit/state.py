@@ -6,9 +6,10 @@
 * The momentum is `momentum` in float32, or it is `momentum_codes` (uint8, the parameter's shape) with `momentum_scale`
   and, under the linear map, `momentum_minimum`: float32, one number for each block of 2048 entries of the whole
   flattened parameter.
+* A bfloat16 parameter whose optimizer corrects it has `correction` (int8, the parameter's shape, see `correction`).
 
-All but the codes is float32. If a parameter is sharded by rows (a DTensor), tensors that have rows are sharded in the
-same way, and every rank has the column means and the numbers of all blocks.
+All but the codes and the correction is float32. If a parameter is sharded by rows (a DTensor), tensors that have rows
+are sharded in the same way, and every rank has the column means and the numbers of all blocks.
 """
 
 from math import ceil
@@ -83,9 +84,14 @@ def is_packed(parameter: Tensor, map: Map | None) -> bool:
     return map is not None and is_matrix(parameter) and parameter.numel() > QUANTIZED_ABOVE
 
 
-def initial_state(parameter: Tensor, map: Map | None) -> State:
-    """The state of a parameter before its first step, which is all zeros."""
+def initial_state(parameter: Tensor, map: Map | None, corrected: bool = False) -> State:
+    """The state of a parameter before its first step, which is all zeros.
+
+    `corrected` says whether the optimizer keeps corrections of bfloat16 parameters.
+    """
     state: State = {}
+    if corrected and parameter.dtype == torch.bfloat16:
+        state["correction"] = _zeros(parameter, parameter.shape, torch.int8)
     if is_packed(parameter, map):
         state["momentum_codes"] = _zeros(parameter, parameter.shape, torch.uint8)
         for name in ("scale", "minimum") if map == "linear" else ("scale",):

@@ -22,9 +22,10 @@ def step(works: list[Work], map: Map | None) -> None:
 def _step_batch(works: list[Work], map: Map | None) -> None:
     """Update parameters that `batches` has put together."""
     states = [work.state for work in works]
-    state = {name: stacked([single[name] for single in states]) for name in states[0]}
+    corrections = [single["correction"] for single in states if "correction" in single]
+    state = {name: stacked([single[name] for single in states]) for name in states[0] if name != "correction"}
     momentum = unpack(state)  # float32, whatever the state holds
-    descend(works, [work.parameter for work in works], _movement(works, state, momentum))
+    descend(works, [work.parameter for work in works], corrections, _movement(works, state, momentum))
     # The parameters have moved by the exact momentum; only what is kept for the next step is coded.
     state |= pack(momentum, map)
     for index, single in enumerate(states):

@@ -118,7 +118,7 @@ class Rows:
     def descend(self, movement: Tensor) -> None:
         """p <- p - lr * (weight_decay * p + movement)."""
         shape = (len(self.works), *self.parameters[0].shape)
-        descend(self.works, self.parameters, movement.view(shape), self.first)
+        descend(self.works, self.parameters, self.states.get("correction", []), movement.view(shape), self.first)
 
 
 class OtherRows(Rows):

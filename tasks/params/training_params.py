@@ -45,6 +45,13 @@ class Training:
 
     bfloat16 takes half the memory. It needs came8bit or came, `compute.dtype` bfloat16, and an `ema_decay` of 0.
     """
+    weight_correction: bool
+    """Whether the optimizer keeps 8 bits more of each bfloat16 weight.
+
+    It then rounds to nearest, and not stochastically. Weights are nearly float32's, at 3 bytes each
+    (`kernels.came8bit.correction`). The network reads the bfloat16 alone, which is also what a checkpoint holds. On a
+    GPU this optimizer steps without Triton's kernels. The option is ours.
+    """
     step_in_backward: bool
     """Whether each gradient is freed as soon as its parameter has made its step.
 
@@ -91,6 +98,7 @@ class Training:
 
     def _check_bfloat16_weights(self) -> None:
         if self.weights == "float32":
+            check(not self.weight_correction, "weight_correction is true with weights float32: set it to false")
             return
         check(
             self.optimizer in CAMES,

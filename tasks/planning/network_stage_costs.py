@@ -27,6 +27,7 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
     config = experiment.config(depth)
     weights, tokens, text = weight_bytes(config, chosen.weights), experiment.tokens, experiment.text_tokens
     shards, state = experiment.shards, optimizer_bytes(chosen.optimizer, config)
+    state += parameters(config) if chosen.weight_correction else 0  # a byte for each
     gradients = gradient_bytes(config, chosen.weights, chosen.step_in_backward) // shards
     averaged, evaluated = weights if chosen.ema_decay else 0, _loss_peak(experiment, depth)
     flops_of_evaluations = evaluations(chosen) * experiment.heldout_flops(depth)

@@ -107,6 +107,7 @@ class Trainer:
             training.weight_decay,
             rounding,
             training.bias_correction,
+            training.weight_correction,
         )
         self.loss = self.accelerator.prepare_model(loss, evaluation_mode=self.sharded)  # sharded: no DDP
         self.optimizer = self.accelerator.prepare(optimizer)

@@ -28,6 +28,7 @@ OPTIMIZERS: dict[str, tuple[type[Came], dict[str, Any]]] = {
     "dynamic": (Came8bit, {"map": "dynamic"}),
     "stochastic": (Came8bit, {"stochastic_rounding": True}),
     "corrected": (Came8bit, {"bias_correction": True}),
+    "8 bits more": (Came8bit, {"correction": True}),
 }
 STEPS = 4
 
@@ -44,7 +45,7 @@ class Network(nn.Module):
 
 def build(kind: str, shard: bool, blocks: int = 1) -> tuple[Network, Came]:
     """The network, sharded over all processes or whole, and its optimizer."""
-    network = Network(torch.bfloat16 if kind == "stochastic" else torch.float32, blocks)
+    network = Network(torch.bfloat16 if kind in ("stochastic", "8 bits more") else torch.float32, blocks)
     if shard:
         fully_shard(network, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer, options = OPTIMIZERS[kind]
