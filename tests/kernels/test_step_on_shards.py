@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.came8bit import Came, Came8bit, step_on_shards
+from kernels.came8bit.correction import joined
 from tests.kernels.processes import run_processes
 
 # rows that 2 and 3 do not divide, blocks that straddle shards, shards without rows, all kinds of layers
@@ -170,6 +171,12 @@ def assert_near(ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]], 
             if one[name].dtype == torch.uint8:
                 difference = (one[name].int() - other[name].int()).abs()
                 assert difference.max() <= 1 and (difference > 0).sum() <= difference.numel() / 1000, shape
+            elif name == "correction":
+                held, expected = (joined(each["parameter"], each[name]) for each in (one, other))
+                # A number beside a rounding boundary may go to the other side, in as many places as codes do.
+                difference = (held - expected).abs() / expected.abs().max()
+                assert (difference > 0).sum() <= max(1, difference.numel() * STEPS / 1000), (kind, shape)
+                assert difference.max() < 1e-3, (kind, shape)
             elif one[name].dtype == torch.bfloat16:
                 assert (one[name] != other[name]).sum() <= max(1, one[name].numel() // 200), shape
             else:
