@@ -27,7 +27,7 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
     config = experiment.config(depth)
     weights, tokens, text = weight_bytes(config, chosen.weights), experiment.tokens, experiment.text_tokens
     shards, state = experiment.shards, optimizer_bytes(chosen.optimizer, config)
-    state += parameters(config) if chosen.weight_correction else 0  # a byte for each
+    corrections = parameters(config) if chosen.weight_correction else 0  # a byte for each
     gradients = gradient_bytes(config, chosen.weights, chosen.step_in_backward) // shards
     averaged, evaluated = weights if chosen.ema_decay else 0, _loss_peak(experiment, depth)
     flops_of_evaluations = evaluations(chosen) * experiment.heldout_flops(depth)
@@ -41,7 +41,7 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
         weights // shards,
         ema=averaged // shards,
         gradients=gradients,
-        optimizer=state // shards,
+        optimizer=(state + corrections) // shards,
         activations=max(saved, evaluated - gradients),  # there are no gradients while a held-out loss is taken
     )
     trained = chosen.steps * chosen.batch_size * network_flops.training_flops(config, tokens, text, recomputed)
@@ -51,7 +51,7 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
         memory,
         trained + flops_of_evaluations,
         outputs=weights,
-        state=disk_bytes.state_bytes(chosen.optimizer, config, weights + averaged),
+        state=disk_bytes.state_bytes(chosen.optimizer, config, weights + averaged + corrections),
     )
 
 

@@ -216,6 +216,7 @@ def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(key: str, value
         ({"grow__depth": 3, "pretrain__depth": 4, "prune__depths": [2]}, "grow.depth 3 is below pretrain.depth 4"),
         ({"train__steps": -1}, "train.steps is -1"),
         ({"train__clip_norm": 0}, "train.clip_norm is 0.0"),
+        ({"train__weight_correction": True}, "train.weight_correction is true with weights float32"),
         ({"train__weights": "bfloat16"}, "train.ema_decay is 0.995 with weights bfloat16"),
         ({"train__weights": "bfloat16", "train__optimizer": "adamw"}, "train.weights is bfloat16 with optimizer adamw"),
         (

@@ -123,6 +123,18 @@ def test_optimizer_state_is_that_of_a_real_optimizer_after_a_step(name: str, dra
     assert optimizer_bytes(name, config) == sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
+@pytest.mark.parametrize("name", ["came", "came8bit"])
+def test_corrections_of_bfloat16_weights_are_a_byte_for_each_parameter(name: str, draw: random.Random) -> None:
+    config = small_config(draw, hidden_size=96, linear_head_dim=8)
+    network = Sana(config).bfloat16()
+    optimizer = build_optimizer(name, network.parameters(), 1e-3, 0.0, correction=True)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    tensors = [value for state in optimizer.state.values() for value in state.values()]
+    assert optimizer_bytes(name, config) + parameters(config) == sum(tensor.nbytes for tensor in tensors)
+
+
 @pytest.mark.parametrize(
     ("name", "large", "small"),
     [("adamw", 37.8, 12.8), ("adamw8bit", 9.4, 3.2), ("came", 18.9, 6.4), ("came8bit", 4.81, 1.64)],
