@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect import flow, get_run_logger
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
@@ -34,6 +33,7 @@ from flows.building.user_file_checks import refuse_wrong_paths
 from flows.building.workspace import merged_params, open_workspace, run_name, workspace_folder
 from flows.entry.terminal import LOGGER, FlowFailed, keep_server_from_interrupts, run_in_terminal
 from tasks.params.params_files import PARAMS_FILE, build_params
+from tasks.params.yaml_text import parse_yaml
 from tasks.stages import stages_of
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
@@ -198,11 +198,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split `finetune.steps=50` into a key and a YAML value. Raises UserError if there is no `=`."""
+    """Split `finetune.steps=50` into a key and a YAML value. Raises UserError without a `=` or YAML behind it."""
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"-p {text}: write it as section.key=value")
-    return key, yaml.safe_load(value)
+    return key, parse_yaml(value, f"-p {text}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ pruned-6, finetuned-6), a folder (runs/smoke/outputs/grown), or an alias of the 
 judge and params are taken from its experiment. The same prompts, model and seed give the same pictures.
 """
 
+import math
+import os
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +35,10 @@ from tasks.system.manifest import MANIFEST, verify_manifest
 from tasks.tracking.model_registry import params_of, resolve_model
 
 SHEET_SCALE = 4
-"""How many times the contact sheet is enlarged."""
+"""How many times the contact sheet is enlarged, if it stays small enough."""
+
+SHEET_PIXELS = 1 << 24
+"""The most pixels of a contact sheet. Beyond this it is enlarged less, or shrunk."""
 
 GAP = 2
 """Pixels around each picture of the contact sheet, before it is enlarged."""
@@ -61,8 +66,7 @@ def generate(options: Namespace) -> None:
     prompts = read_prompts(options)
     if options.n < 1:
         raise UserError(f"--n {options.n}: draw at least 1 picture")
-    if options.out.exists():
-        raise UserError(f"--out {options.out} exists: name a new folder")
+    check_new_folder(options.out)
     judged = options.n > 1 if options.judge is None else options.judge
     model = resolve_model(options.model)
     params = params_of(model)
@@ -80,8 +84,17 @@ def generate(options: Namespace) -> None:
         best_first.append(pictures_PNHW3[number][order_N])
         rows.append({"prompt": prompt, "pictures": [picture_record(names, scores_N, i) for i in order_N]})
         print(f"{prompt}: {summary_line(options.out, rows[-1]['pictures'])}", flush=True)
-    contact_sheet(np.stack(best_first)).save(options.out / "sheet.png")
     write_json(options.out / "scores.json", {"model": options.model, "seed": options.seed, "prompts": rows})
+    contact_sheet(np.stack(best_first)).save(options.out / "sheet.png")
+
+
+def check_new_folder(out: Path) -> None:
+    """Raises UserError if the folder `out` exists or cannot be made, before hours are spent on what goes into it."""
+    if out.exists() or out.is_symlink():
+        raise UserError(f"--out {out} exists: name a new folder")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out} cannot be made: {above} is no folder that you may write to")
 
 
 def draw_from_seed(painter: Painter, prompts: Sequence[str], pictures: int, seed: int, label: str) -> Pictures:
@@ -127,7 +140,7 @@ def read_prompts(options: Namespace) -> list[str]:
         prompts = [options.prompt]
     else:
         try:
-            prompts = options.prompts.read_text(encoding="utf-8").splitlines()
+            prompts = options.prompts.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompts {options.prompts} cannot be read ({error}): give a UTF-8 text file") from None
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
@@ -172,11 +185,14 @@ def write_pictures(folder: Path, prompt: int, pictures_NHW3: Pictures) -> list[s
 
 
 def contact_sheet(pictures_PNHW3: Pictures) -> Image.Image:
-    """One image of all pictures, with a row for each prompt, enlarged without smoothing."""
+    """One image of all pictures, with a row for each prompt, enlarged without smoothing within SHEET_PIXELS."""
     padded = np.pad(pictures_PNHW3, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
     prompts, pictures, height, width, _ = padded.shape
     sheet = Image.fromarray(padded.transpose(0, 2, 1, 3, 4).reshape(prompts * height, pictures * width, 3))
-    return sheet.resize((sheet.width * SHEET_SCALE, sheet.height * SHEET_SCALE), Image.Resampling.NEAREST)
+    scale = min(SHEET_SCALE, math.isqrt(SHEET_PIXELS // (sheet.width * sheet.height)))
+    if scale == 0:
+        return sheet.reduce(math.ceil(math.sqrt(sheet.width * sheet.height / SHEET_PIXELS)))
+    return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

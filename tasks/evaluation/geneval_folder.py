@@ -139,6 +139,8 @@ def read_picture(path: Path) -> Picture:
     """The pixels (H, W, 3) of a PNG, turned as its EXIF says. Raises UserError naming the file if it is broken."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
+            if image.mode.startswith("I"):
+                raise ValueError("more than 8 bits for each grey pixel, which would be read as white")
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as a PNG ({error}): make the picture again") from None

@@ -8,10 +8,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tasks.params.experiment_params import Params
 from tasks.params.typed_values import build, unknown_key
+from tasks.params.yaml_text import parse_yaml
 from tasks.system.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
@@ -26,13 +25,13 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises UserError if the file is missing, not YAML, or not a mapping."""
+    """A YAML mapping. Raises UserError if the file is missing, not YAML in UTF-8, has a key twice, or is no mapping."""
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        value = parse_yaml(Path(path).read_bytes(), str(path))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run from the folder that holds params.yaml") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no mapping of sections: compare it with params.yaml")
     return value

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from model.text_encoder import load_text_encoder
 from tasks.evaluation.judges.judge_network import load_judge, log_yes
-from tasks.generate import main, open_painter
+from tasks.generate import SHEET_PIXELS, contact_sheet, main, open_painter, read_prompts
 from tasks.params.params_files import PARAMS_FILE, apply_overrides, load_params, read_yaml
 from tasks.system import paths
 from tasks.system.errors import UserError
@@ -151,3 +152,21 @@ def test_a_model_of_another_workspace_is_drawn_with_what_lies_beside_it(tmp_path
     shutil.copytree("elsewhere/small", "alone/small")
     with pytest.raises(UserError, match="alone/small has no autoencoder beside it"):
         open_painter(Path("alone/small"), load_params())
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_drawing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.generate.open_painter", None)
+    Path("README.md").write_text("x")
+    assert "README.md is no folder" in refusal([PROMPT, "--model", "small", "--out", "README.md/x"], capsys)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt() -> None:
+    Path("prompts.txt").write_bytes(b"\xef\xbb\xbfa cat\n")
+    assert read_prompts(Namespace(prompt=None, prompts=Path("prompts.txt"))) == ["a cat"]
+
+
+def test_contact_sheet_of_large_pictures_is_bounded() -> None:
+    sheet = contact_sheet(np.zeros((2, 3, 2048, 2048, 3), np.uint8))
+    assert sheet.width * sheet.height <= SHEET_PIXELS

@@ -3,8 +3,10 @@
 A source lists its candidates without opening them. Reading one gives its picture file and caption, or raises `Reject`.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 class Reject(Exception):
@@ -54,11 +56,20 @@ def reject_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:
 def clean_caption(text: str) -> str:
     """A caption on one line without stray white space. Raises Reject if nothing is left."""
     caption = " ".join(text.split())
-    if not caption:
+    if not caption.strip("".join(map(chr, range(32))) + "\x7f\ufeff "):  # control characters alone say nothing
         raise Reject("empty caption")
     if any("\ud800" <= character <= "\udfff" for character in caption):  # surrogates, which JSON escapes may hold
         raise Reject("caption is not UTF-8")
     return caption
+
+
+def parse_json(data: bytes, what: str) -> Any:
+    """The value of the JSON text of `what`. Raises Reject if it is not UTF-8, or no JSON that Python can hold."""
+    text = decode_text(data)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # also a number of more than 4,300 digits, and brackets nested too deep
+        raise Reject(f"{what} is not JSON") from None
 
 
 def decode_text(data: bytes) -> str:

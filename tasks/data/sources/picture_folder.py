@@ -5,7 +5,6 @@ above it (`{"file_name": "cat.png", "text": "a cat"}`, where the name is relativ
 caption is the `.txt` beside the picture (`cat.txt`). A picture's key is its path without its suffix.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +15,7 @@ from tasks.data.sources.picture_candidate import (
     Reject,
     clean_caption,
     decode_text,
+    parse_json,
     reject_duplicates,
     rejected,
 )
@@ -35,14 +35,16 @@ def folder_candidates(folder: Path) -> list[Candidate]:
     """
     if not folder.is_dir():
         raise UserError(f"params.yaml: shard.path {folder} is no folder: name one that holds pictures and captions")
-    files = _list_files(folder)
+    listed = _list_files(folder)
+    files = [name for name in listed if _is_utf8(name)]
+    strange = [_unnameable(name) for name in listed if not _is_utf8(name)]
     captions, unusable = _read_metadata(folder, [name for name in files if PurePosixPath(name).name == METADATA], files)
     texts = {name for name in files if name.endswith(".txt")}
     pictures = [name for name in files if _is_picture(name, texts, captions)]
     unused = texts - {_text_name(name) for name in pictures}
     orphans = [rejected(name, name, "caption without a picture") for name in unused]
     found = [Candidate(_key(name), name, partial(_read, folder, name, captions.get(name))) for name in pictures]
-    return reject_duplicates(sorted([*found, *unusable, *orphans], key=lambda candidate: candidate.where))
+    return reject_duplicates(sorted([*found, *unusable, *orphans, *strange], key=lambda candidate: candidate.where))
 
 
 def files_below(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -89,6 +91,27 @@ def _is_picture(name: str, texts: set[str], captions: dict[str, str]) -> bool:
     return suffix not in (".txt", ".jsonl", "") and _text_name(name) in texts
 
 
+def _is_utf8(name: str) -> bool:
+    """Whether a file's name is UTF-8. Python reads the other bytes of a name as surrogates, which no file can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _unnameable(name: str) -> Candidate:
+    """A reject for a file whose name is not UTF-8. It is named with escapes."""
+    shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return rejected(shown, shown, "its name is not UTF-8: rename it")
+
+
+def _read_file(path: Path) -> bytes:
+    """The bytes of a file. Raises Reject if it is a broken link, a pipe, a device, or may not be read."""
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise Reject("it is no file that can be read, or a link to one that is gone")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Reject(f"it cannot be read: {error.strerror}") from None
+
+
 def _key(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
@@ -103,8 +126,8 @@ def _read(folder: Path, name: str, caption: str | None) -> tuple[bytes, str]:
         text = folder / _text_name(name)
         if not text.is_file():
             raise Reject(f"no caption: neither {text.name} nor a row of {METADATA}")
-        caption = decode_text(text.read_bytes())
-    return (folder / name).read_bytes(), clean_caption(caption)
+        caption = decode_text(_read_file(text))
+    return _read_file(folder / name), clean_caption(caption)
 
 
 def _read_metadata(folder: Path, tables: list[str], files: list[str]) -> tuple[dict[str, str], list[Candidate]]:
@@ -113,13 +136,18 @@ def _read_metadata(folder: Path, tables: list[str], files: list[str]) -> tuple[d
     unusable: list[Candidate] = []
     known = set(files)
     for table in tables:
-        for number, line in enumerate((folder / table).read_bytes().splitlines(), start=1):
+        try:
+            lines = _read_file(folder / table).splitlines()
+        except Reject as reject:
+            unusable.append(rejected(table, table, str(reject)))
+            continue
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 name, text = _parse_row(PurePosixPath(table).parent, line)
                 if name not in known:
-                    raise Reject(f"{name} is not there")
+                    raise Reject(f"{name.encode(errors='backslashreplace').decode()} is not there")
                 if name in captions:
                     raise Reject(f"{name} has a row already")
                 captions[name] = text
@@ -131,10 +159,7 @@ def _read_metadata(folder: Path, tables: list[str], files: list[str]) -> tuple[d
 
 def _parse_row(base: PurePosixPath, line: bytes) -> tuple[str, str]:
     """The picture's path relative to the source's folder, and its caption, from a line of metadata in folder `base`."""
-    try:
-        row = json.loads(decode_text(line))
-    except json.JSONDecodeError:
-        raise Reject("row is not JSON") from None
+    row = parse_json(line, "row")
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("file_name", "text")):
         raise Reject("row has no file_name and text")
     return (base / row["file_name"]).as_posix(), row["text"]

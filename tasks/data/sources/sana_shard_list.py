@@ -46,8 +46,8 @@ def _check_entry(entry: Any, where: str) -> None:
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file. Raises UserError if the file is not JSON, or holds no mapping."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON or of UTF-8
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # the second of JSON or of UTF-8
         raise UserError(f"{path} is not valid JSON ({error}): fetch or write it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no mapping: fetch or write it again")

@@ -15,7 +15,6 @@ Latents (`<key>.npy`) are not used, because the autoencoder that made them is no
 without a picture is a reject.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from tasks.data.sources.picture_candidate import (
     LeftOut,
     Reject,
     clean_caption,
-    decode_text,
+    parse_json,
     reject_duplicates,
 )
 from tasks.data.sources.sana_shard_list import META, read_mapping, read_shard_list
@@ -238,10 +237,7 @@ def _record_texts(tar: TarShard, sample: int, extensions: list[str]) -> dict[str
     """The texts in a sample's json, the prompt among them. Raises Reject if the json lacks what the layout asks for."""
     if "json" not in extensions:
         raise Reject("it has no json")
-    try:
-        record = json.loads(decode_text(tar.read(sample, "json")))
-    except json.JSONDecodeError:
-        raise Reject("its json is not JSON") from None
+    record = parse_json(tar.read(sample, "json"), "its json")
     if not isinstance(record, dict) or not isinstance(record.get(PROMPT), str):
         raise Reject("its json has no prompt")
     for name in ("height", "width"):
@@ -259,7 +255,7 @@ def _scores(values: Mapping[str, Any]) -> dict[str, float]:
     """The scores as numbers. Raises Reject if one is not a finite number."""
     try:
         scores = {kind: float(value) for kind, value in values.items()}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         scores = {"": math.nan}  # refused below
     if not all(map(math.isfinite, scores.values())):
         raise Reject(f"its CLIP scores {dict(values)} are not all numbers")

@@ -3,15 +3,24 @@
 A sample has a picture (`png`, `jpg`, `jpeg` or `webp`). Its caption is `prompt` or `caption` in its `json`, or a `txt`.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
-from tasks.data.sources.picture_candidate import Candidate, Reject, clean_caption, decode_text, reject_duplicates
+from tasks.data.sources.dotted_keys import hidden_pictures
+from tasks.data.sources.picture_candidate import (
+    Candidate,
+    Reject,
+    clean_caption,
+    decode_text,
+    parse_json,
+    reject_duplicates,
+    rejected,
+)
 from tasks.data.tar_shard import TarShard
 from tasks.system.errors import UserError
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 CAPTIONS = ("prompt", "caption")
 
 
@@ -26,10 +35,19 @@ def webdataset_candidates(path: Path) -> list[Candidate]:
     candidates = []
     for shard in map(TarShard, shards):
         name = shard.path.name if path.is_file() else shard.path.relative_to(path).as_posix()
-        candidates += [
-            Candidate(key, f"{name}:{key}", partial(_read, shard, sample)) for sample, key in enumerate(shard.keys)
-        ]
-    return reject_duplicates(candidates)
+        for sample, key in enumerate(shard.keys):
+            extensions = shard.extensions(sample)
+            hidden = hidden_pictures(key, name, extensions, PICTURES)
+            if not hidden or any(extension in PICTURES for extension in extensions):
+                candidates.append(Candidate(key, f"{name}:{key}", partial(_read, shard, sample)))
+            candidates += hidden
+    return reject_duplicates([*candidates, *_compressed(path)])
+
+
+def _compressed(path: Path) -> list[Candidate]:
+    """A reject for each compressed shard in and below a folder. They are not read, as no member can be sought."""
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.name.endswith(COMPRESSED))
+    return [rejected(name, name, "a compressed shard is not read: unpack it to a .tar") for name in names]
 
 
 def _read(shard: TarShard, sample: int) -> tuple[bytes, str]:
@@ -42,10 +60,7 @@ def _read(shard: TarShard, sample: int) -> tuple[bytes, str]:
 
 def _caption(shard: TarShard, sample: int, extensions: list[str]) -> str:
     if "json" in extensions:
-        try:
-            record = json.loads(decode_text(shard.read(sample, "json")))
-        except json.JSONDecodeError:
-            raise Reject("its json is not JSON") from None
+        record = parse_json(shard.read(sample, "json"), "its json")
         values = [record.get(name) for name in CAPTIONS] if isinstance(record, dict) else []
         caption = next((value for value in values if isinstance(value, str)), None)
         if caption is not None:

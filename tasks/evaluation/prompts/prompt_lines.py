@@ -17,7 +17,7 @@ def parse_line(text: str, where: str) -> Line:
     """
     try:
         line = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} cannot be read as JSON ({error}): it must hold one GenEval prompt line") from None
     if not isinstance(line, dict) or not all(key in line for key in LINE_KEYS):
         raise UserError(f"{where} is no GenEval prompt line: it must have the keys {', '.join(LINE_KEYS)}")
@@ -29,7 +29,7 @@ def parse_line(text: str, where: str) -> Line:
 def read_lines(path: Path) -> list[Line]:
     """The lines of a file such as GenEval's `evaluation_metadata.jsonl`. Raises UserError naming file and line."""
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): it must hold GenEval's prompt lines") from None
     lines = [parse_line(text, f"{path} line {number}") for number, text in enumerate(texts, 1) if text.strip()]

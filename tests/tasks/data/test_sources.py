@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import os
+import random
 import struct
 import tarfile
 import zlib
@@ -16,7 +18,7 @@ from tasks.data.heldout_split import heldout_count, usable
 from tasks.data.picture_dataset import PictureDataset
 from tasks.data.picture_files import load_picture
 from tasks.data.rejected_pictures import Rejects
-from tasks.data.sources.picture_candidate import Candidate, Reject
+from tasks.data.sources.picture_candidate import Candidate, Reject, clean_caption
 from tasks.data.sources.picture_folder import folder_candidates
 from tasks.data.sources.webdataset_shards import webdataset_candidates
 from tasks.params.picture_params import Shard
@@ -481,3 +483,54 @@ def test_own_shards_pass_through_the_webdataset_source_unchanged(
         dataset = PictureDataset(tmp_path / "b", split)
         after |= dict(zip(map(bytes, dataset.pictures(range(len(dataset)))), dataset.captions, strict=True))
     assert after == read
+
+
+def test_one_bad_file_among_pictures_is_a_reject_and_the_others_are_taken(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", {"good.png": encoded(plain(), "PNG"), "good.txt": "a cat", "link.txt": "x"})
+    (folder / "link.png").symlink_to(folder / "gone.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "pipe.txt").write_text("x")
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(encoded(plain(), "PNG"))
+    (folder / "metadata.jsonl").write_text('{"file_name": "good.png", "n": ' + "1" * 5000 + "}\n" + "[" * 10**5)
+    taken, rejected = outcome(folder_candidates(folder))
+    assert taken == {"good.png": "a cat"}
+    reasons = {"link.png": "gone", "pipe.png": "no file", "caf\\xe9.png": "not UTF-8"}
+    reasons |= {f"metadata.jsonl:{row}": "not JSON" for row in (1, 2)}
+    assert rejected.keys() == reasons.keys()
+    assert all(reason in rejected[where] for where, reason in reasons.items())
+
+
+def test_a_caption_of_control_characters_alone_is_empty() -> None:
+    with pytest.raises(Reject, match="empty"):
+        clean_caption("\x00\x00 \x1f")
+
+
+def test_pictures_whose_keys_have_dots_are_counted_one_by_one_and_compressed_shards_too(tmp_path: Path) -> None:
+    png = encoded(plain(), "PNG")
+    with tarfile.open(tmp_path / "1.tar", "w") as archive:
+        for key in ("v1.0", "v1.1", "v2", "v2.5"):
+            add(archive, f"{key}.png", png)
+            add(archive, f"{key}.txt", b"a cat")
+        add(archive, "v2.thumb.png", png)
+    (tmp_path / "2.tar.gz").write_bytes(b"")
+    taken, rejected = outcome(webdataset_candidates(tmp_path))
+    assert taken == {"1.tar:v2": "a cat"}
+    assert rejected.keys() == {"1.tar:v1.0.png", "1.tar:v1.1.png", "1.tar:v2.5.png", "2.tar.gz"}
+
+
+def test_any_damage_to_a_shard_or_its_json_is_read_rejected_or_refused_in_one_line(tmp_path: Path) -> None:
+    draws, path = random.Random(7), tmp_path / "1.tar"
+    with tarfile.open(path, "w") as archive:
+        for key in "ab":
+            add(archive, f"{key}.png", encoded(plain(), "PNG"))
+            add(archive, f"{key}.json", b'{"prompt": "a cat", "n": [1, 2.5e3, {}]}')
+    whole = path.read_bytes()
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(draws.randint(1, 4)):
+            damaged[draws.randrange(4096)] = draws.randrange(256)
+        path.write_bytes(damaged[: draws.choice([len(damaged), draws.randrange(len(damaged))])])
+        try:
+            outcome(webdataset_candidates(tmp_path))
+        except UserError as error:
+            assert "\n" not in str(error)

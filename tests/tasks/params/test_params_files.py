@@ -1,5 +1,6 @@
 """Claims about parameters: every mistake is one line that names the file, the key and what to write instead."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -340,3 +341,42 @@ def test_section_values_are_whole_sections_and_single_keys() -> None:
     params = build(compute__seed=3, prune__depths=[3, 2], prune__random_choices=7)
     values = section_values(params, ("compute.seed", "prune"))
     assert values == {"compute.seed": 3, "prune": {"depths": (3, 2), "random_choices": 7}}
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"shard:\n  seed: 1\n  seed: 2\n", "the key 'seed' is there twice"),
+        (b"shard: {}\nshard: {}\n", "the key 'shard' is there twice"),
+        ("shard: {}\n".encode("utf-16"), "not UTF-8"),
+        ("shard: {path: münchen}\n".encode("latin-1"), "not UTF-8"),
+        (b"shard: {day: 2020-99-99}\n", "not valid YAML"),
+        (b"shard: " + b"[" * 5000, "not valid YAML"),
+        (b"shard: {seed: " + b"1" * 5000 + b"}\n", "not valid YAML"),
+    ],
+)
+def test_params_that_could_be_read_in_two_ways_or_not_at_all_are_one_line(
+    data: bytes, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "params.yaml").write_bytes(data)
+    with pytest.raises(UserError, match=says) as refused:
+        read_yaml(tmp_path / "params.yaml")
+    assert "params.yaml" in message(refused)
+
+
+def test_params_with_a_byte_order_mark_are_read_without_it(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(b"\xef\xbb\xbfshard: {seed: 1}\n")
+    assert read_yaml(tmp_path / "params.yaml") == {"shard": {"seed": 1}}
+
+
+def test_any_damage_to_params_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    draws, whole = random.Random(5), b"shard: {path: null, seed: 12}\ntrain:\n  steps: [1, 2]\n  rate: 1.0e-3\n"
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(draws.randint(1, 4)):
+            damaged[draws.randrange(len(damaged))] = draws.choice(b"\x00\xff:[{&*!?-'\"\n\t09")
+        (tmp_path / "params.yaml").write_bytes(damaged[: draws.randint(0, len(damaged))])
+        try:
+            read_yaml(tmp_path / "params.yaml")
+        except UserError as error:
+            assert "\n" not in str(error)
