@@ -14,9 +14,9 @@ The row `one process` is of one process without workers:
   does in training.
 * `bytes_a_sample`: what a worker hands over for a sample.
 
-The other rows are of workers, and have the median of the rounds, with the least and the largest of them. Their device is
-a thread that sleeps. As a GPU does, it works beside the host, which asks for the next batch meanwhile and is at most one
-step ahead.
+The other rows are of workers, and have the median of the rounds, with the least and the largest of them. Their device
+is a thread that sleeps. As a GPU does, it works beside the host, which asks for the next batch meanwhile and is at most
+one step ahead.
 
 * `data_ms`: milliseconds of a micro-batch that is asked for as soon as the one before has come.
 * `device_ms`: the sleep of 50 ms as it was measured; on a busy machine it is longer.

@@ -38,7 +38,7 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
         return Cost(stage, parameters(config), memory, flops_of_evaluations, outputs=weights)
     samples = Batch(experiment.micro_batch(chosen), tokens, text)
     recomputed, precision = chosen.recompute_blocks, experiment.precision
-    gathered = gathered_bytes(config, _gathered_in(experiment, chosen)) if experiment.sharded else 0
+    gathered = gathered_bytes(config, precision.dtype) if experiment.sharded else 0
     copies = chosen.weights == "float32" and not experiment.sharded
     saved = backward_bytes(config, samples, precision, recomputed, copies)
     memory = Memory(
@@ -65,11 +65,6 @@ def _gradients(experiment: Experiment, config: NetworkConfig, chosen: Training) 
         return gradient_bytes(config, chosen.weights, chosen.step_in_backward)
     passes = experiment.passes(chosen)
     return sharded_gradient_bytes(config, chosen.weights, experiment.shards, experiment.replicas, passes)
-
-
-def _gathered_in(experiment: Experiment, chosen: Training) -> str:
-    """The format in which shards are gathered: bfloat16 if products or weights are in it."""
-    return "bfloat16" if "bfloat16" in (experiment.precision.dtype, chosen.weights) else "float32"
 
 
 def finetune(experiment: Experiment, stage: str, depth: int) -> Cost:
