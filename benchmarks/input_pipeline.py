@@ -22,10 +22,12 @@ one step ahead.
 * `device_ms`: the sleep of 50 ms as it was measured; on a busy machine it is longer.
 * `step_ms`: a step, in which a micro-batch is taken and the device sleeps.
 * `step_of_larger`: `step_ms` over the larger of `data_ms` and `device_ms` of the same round. The goal is at most 1.05.
+* `load`: the system's load average of one minute, which says how many others compute.
 * `host_cpu_ms`: CPU time of the training process itself in a step.
 * `waiting_...`: the same of a host that waits for the device in each step, and only then asks for the next batch.
 """
 
+import os
 import statistics
 import tempfile
 import time
@@ -82,7 +84,7 @@ def one_process(dataset: EncodedDataset, size: int, steps: int) -> Figures:
 def one_round(dataset: EncodedDataset, size: int, workers: int, steps: int) -> Figures:
     """Milliseconds of a micro-batch alone, and of a step beside whose host the device sleeps, or which waits for it."""
     data = measure(dataset, size, workers, steps, 0.0)["step"]
-    figures = {"data_ms": 1e3 * data}
+    figures = {"data_ms": 1e3 * data, "load": os.getloadavg()[0]}
     for prefix, ahead in (("", 1), ("waiting_", 0)):
         found = measure(dataset, size, workers, steps, DEVICE_SECONDS, ahead)
         figures |= {f"{prefix}{name}_ms": 1e3 * seconds for name, seconds in found.items()}
@@ -144,12 +146,14 @@ def main() -> None:
         dataset = EncodedDataset(Path(folder, "encoded"), "train")
         results.add({"run": "one process", "batch": batch} | one_process(dataset, batch, steps))
         print(results.rows[-1], flush=True)
-        turns = [
-            {workers: one_round(dataset, batch, workers, steps) for workers in WORKERS} for _ in range(arguments.rounds)
-        ]
-    for workers in WORKERS:
-        results.add(row_of(workers, batch, [turn[workers] for turn in turns]))
-        print(results.rows[-1], flush=True)
+        turns: list[dict[int, Figures]] = []
+        for _ in range(arguments.rounds):
+            turns.append({workers: one_round(dataset, batch, workers, steps) for workers in WORKERS})
+            rows = [row_of(workers, batch, [turn[workers] for turn in turns]) for workers in WORKERS]
+            results.rows[1:] = []
+            results.add(*rows)  # a run that is stopped leaves the rounds that it has measured
+    for row in results.rows[1:]:
+        print(row, flush=True)
     print(results.path)
 
 
