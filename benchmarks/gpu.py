@@ -45,6 +45,8 @@ PARTS = (
     Part("network", 100, ("--rounds", "5")),
     Part("training_loop", 100),
     Part("training_memory", 70),
+    Part("stage_memory", 100),
+    Part("checkpoint_stall", 100),
     Part("stages", 100),
     Part("network_compiled", 120, ("--compiled", "--rounds", "5"), "network"),
     Part("linear_attention", 70),

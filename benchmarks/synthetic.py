@@ -26,7 +26,10 @@ SHARD = 64  # samples
 
 @dataclass(frozen=True)
 class Encodings:
-    """The sizes of a folder of encodings. Texts have from half of `text_tokens` to all of them."""
+    """The sizes of a folder of encodings.
+
+    The texts of a shard have from `text_tokens` down to `fewest_text_tokens`, or without it to half as many.
+    """
 
     channels: int  # of a latent
     side: int  # of a latent
@@ -34,6 +37,7 @@ class Encodings:
     caption_channels: int
     train: int  # samples
     heldout: int
+    fewest_text_tokens: int | None = None
 
 
 def write_encodings(folder: Path, sizes: Encodings) -> None:
@@ -69,11 +73,19 @@ def write_shard(path: Path, sizes: Encodings, count: int, random: np.random.Gene
     return ShardEntry(path.name, count, path.stat().st_size, sha256_file(path), index.name, spans.members)
 
 
+def text_tokens(sizes: Encodings, number: int, count: int) -> int:
+    """The length of the text of sample `number` of a shard of `count`."""
+    most, fewest = sizes.text_tokens, sizes.fewest_text_tokens
+    if fewest is None:
+        return most - number * most // (2 * count)
+    return most - number * (most - fewest) // max(count - 1, 1)
+
+
 def samples(sizes: Encodings, shard: str, count: int, random: np.random.Generator) -> Iterator[dict[str, bytes]]:
     """The members of `count` samples of a shard by extension; each has a caption of its own."""
     for number in range(count):
         latent = random.standard_normal((sizes.channels, sizes.side, sizes.side), np.float32)
-        tokens = sizes.text_tokens - number * sizes.text_tokens // (2 * count)
+        tokens = text_tokens(sizes, number, count)
         text = random.standard_normal((tokens, sizes.caption_channels), np.float32)
         yield {
             "latent.npy": to_npy(latent.astype(np.float16)),

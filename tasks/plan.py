@@ -1,7 +1,7 @@
 """Says what each stage of an experiment will cost: parameters, memory of each GPU, FLOPs, GPU-hours and disk.
 
     python -m tasks.plan                       # for params.yaml
-    python -m tasks.plan --profile paper --gpus 64
+    python -m tasks.plan --profile paper --gpus 64 --parallelism hybrid_shard
     python -m tasks.plan --profile paper --utilisation 0.5 --gpu-tflops 989 --json plan.json
 
 It needs no weights, no pictures and no GPU, and changes nothing. Pictures of your own are counted if their folder is
@@ -12,7 +12,9 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args, get_type_hints
 
+from tasks.params.compute_params import Compute
 from tasks.params.experiment_params import Params
 from tasks.params.params_files import PARAMS_FILE, apply_profile, build_params, read_yaml
 from tasks.planning.cost_plan import Settings, make_plan
@@ -29,6 +31,12 @@ def arguments() -> ArgumentParser:
     options.add_argument("--profile", help="a file of profiles/, such as paper (default: params.yaml as it is)")
     options.add_argument(
         "--gpus", type=int, default=default.gpus, help="GPUs that share each batch (default: as section compute says)"
+    )
+    options.add_argument(
+        "--parallelism",
+        choices=get_args(get_type_hints(Compute)["parallelism"]),
+        help="how these GPUs share a training (default: compute.parallelism); hybrid_shard takes nodes of 8 GPUs where "
+        "params ask for one process",
     )
     options.add_argument(
         "--utilisation",
@@ -66,7 +74,14 @@ def profile_params(profile: str | None) -> Params:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. The exit status is 0 if all is done, and 2 for bad input."""
     options = arguments().parse_args(argv)
-    settings = Settings(options.gpus, options.utilisation, options.gpu_tflops, options.samples, options.caption_tokens)
+    settings = Settings(
+        options.gpus,
+        options.utilisation,
+        options.gpu_tflops,
+        options.samples,
+        options.caption_tokens,
+        options.parallelism,
+    )
     with bad_input_exits("plan"):
         if options.json is not None and options.json.is_dir():
             raise UserError(f"--json {options.json} is a folder: name a file")

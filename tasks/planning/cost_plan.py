@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from tasks.params.experiment_params import Params
 from tasks.planning.cost_row import Cost
@@ -17,9 +17,9 @@ from tasks.planning.stage_costs import stage_costs
 class Settings:
     """The options of the command.
 
-    `gpus` of None means as many as params ask for. `teraflops` is a GPU's peak rate and `utilisation` the share of it
-    that is reached. `samples` and `caption_tokens` describe the user's own pictures; None takes the assumptions of
-    `tasks.planning.experiment_scale`.
+    `gpus` of None means as many as params ask for, and `parallelism` of None means what params say. `teraflops` is a
+    GPU's peak rate and `utilisation` the share of it that is reached. `samples` and `caption_tokens` describe the
+    user's own pictures; None takes the assumptions of `tasks.planning.experiment_scale`.
     """
 
     gpus: int | None = None
@@ -27,6 +27,7 @@ class Settings:
     teraflops: float = 312  # an A100's, bfloat16 without sparsity
     samples: int | None = None
     caption_tokens: int | None = None
+    parallelism: Literal["ddp", "fully_shard", "hybrid_shard"] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def make_plan(params: Params, settings: Settings, name: str) -> Plan:
     gpu_hours(0, settings.teraflops, settings.utilisation)  # refuses bad settings before the long work begins
     scale = measure_scale(params, settings.samples, settings.caption_tokens)
     settings = replace(settings, gpus=params.compute.world_size if settings.gpus is None else settings.gpus)
+    if settings.parallelism is not None:
+        params = replace(params, compute=replace(params.compute, parallelism=settings.parallelism))
     experiment = open_experiment(params, scale, settings.gpus)
     costs = stage_costs(experiment)
     return Plan(f"Plan of {name}", settings, costs, notes(experiment, costs, settings.teraflops, settings.utilisation))

@@ -8,8 +8,8 @@ class Memory:
     """Bytes on each GPU.
 
     `activations` are the tensors that a pass holds: those saved for the backward pass, or, without gradients, those
-    alive at the same time. Autocast's bfloat16 copies of weights are among them. `ema` is the averaged copy of the
-    weights.
+    alive at the same time. Autocast's bfloat16 copies of weights are among them, and so are gathered shards. `ema` is
+    the averaged copy of the weights.
     """
 
     weights: int = 0

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from model import network_flops
 from model.growth import drop_count
+from model.network import NetworkConfig
 from tasks.params.training_params import Training
 from tasks.planning import disk_bytes
 from tasks.planning.cost_row import Cost, Memory
@@ -12,8 +13,10 @@ from tasks.planning.planned_experiment import Experiment, evaluations
 from tasks.planning.training_memory import (
     Batch,
     backward_bytes,
+    gathered_bytes,
     gradient_bytes,
     optimizer_bytes,
+    sharded_gradient_bytes,
     weight_bytes,
 )
 from tasks.training.growth_comparison import PROBES, ways_to_grow
@@ -28,7 +31,7 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
     weights, tokens, text = weight_bytes(config, chosen.weights), experiment.tokens, experiment.text_tokens
     shards, state = experiment.shards, optimizer_bytes(chosen.optimizer, config)
     corrections = parameters(config) if chosen.weight_correction else 0  # a byte for each
-    gradients = gradient_bytes(config, chosen.weights, chosen.step_in_backward) // shards
+    gradients = _gradients(experiment, config, chosen)
     averaged, evaluated = weights if chosen.ema_decay else 0, _loss_peak(experiment, depth)
     flops_of_evaluations = evaluations(chosen) * experiment.heldout_flops(depth)
     if not chosen.steps:
@@ -36,13 +39,16 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
         return Cost(stage, parameters(config), memory, flops_of_evaluations, outputs=weights)
     samples = Batch(experiment.micro_batch(chosen), tokens, text)
     recomputed, precision = chosen.recompute_blocks, experiment.precision
-    saved = backward_bytes(config, samples, precision, recomputed, chosen.weights == "float32")
+    gathered = gathered_bytes(config, precision.dtype) if experiment.sharded else 0
+    copies = chosen.weights == "float32" and not experiment.sharded
+    saved = backward_bytes(config, samples, precision, recomputed, copies)
     memory = Memory(
         weights // shards,
         ema=averaged // shards,
         gradients=gradients,
         optimizer=(state + corrections) // shards,
-        activations=max(saved, evaluated - gradients),  # there are no gradients while a held-out loss is taken
+        # There are no gradients while a held-out loss is taken.
+        activations=gathered + max(saved, evaluated - gradients),
     )
     trained = chosen.steps * chosen.batch_size * network_flops.training_flops(config, tokens, text, recomputed)
     return Cost(
@@ -53,6 +59,13 @@ def training(experiment: Experiment, stage: str, depth: int, chosen: Training) -
         outputs=weights,
         state=disk_bytes.state_bytes(chosen.optimizer, config, weights + averaged + corrections),
     )
+
+
+def _gradients(experiment: Experiment, config: NetworkConfig, chosen: Training) -> int:
+    if not experiment.sharded:
+        return gradient_bytes(config, chosen.weights, chosen.step_in_backward)
+    passes = experiment.passes(chosen)
+    return sharded_gradient_bytes(config, chosen.weights, experiment.shards, experiment.replicas, passes)
 
 
 def finetune(experiment: Experiment, stage: str, depth: int) -> Cost:

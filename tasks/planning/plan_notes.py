@@ -37,10 +37,23 @@ def notes(experiment: Experiment, costs: Sequence[Cost], teraflops: float, utili
 
 
 def _copies(experiment: Experiment) -> str:
-    if experiment.shards > 1:
-        kind = experiment.params.compute.parallelism
-        return f"a part of everything (compute.parallelism {kind}); the block at work and its gradients"
-    return "a whole copy of everything; buckets of gradients on their way (as large as the gradients)"
+    if not experiment.sharded:
+        return "a whole copy of everything; buckets of gradients on their way (as large as the gradients)"
+    kind, shards = experiment.params.compute.parallelism, experiment.shards
+    return (
+        f"one of {shards} parts of weights, average and optimizer state (compute.parallelism {kind}); of gathered "
+        f"weights two blocks at a time, which are counted among the activations{_whole_gradients(experiment)}; "
+        "gradients of the block at work, on their way,"
+    )
+
+
+def _whole_gradients(experiment: Experiment) -> str:
+    """Where a step has several micro-batches, and all ranks are one group, gradients stay whole until the last."""
+    params = experiment.params
+    several = [name for name in params.trainings if experiment.passes(getattr(params, name)) > 1]
+    if experiment.replicas > 1 or not several:
+        return ""
+    return f"; whole gradients in float32 over the micro-batches of a step in {', '.join(several)}"
 
 
 def _time(experiment: Experiment, flops: int, teraflops: float, utilisation: float) -> str:

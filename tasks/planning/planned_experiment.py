@@ -17,6 +17,8 @@ from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.training.network_config import network_config
 
+GPUS_OF_A_NODE = 8  # assumed under hybrid_shard where params ask for a single process
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -75,18 +77,29 @@ class Experiment:
         return NetworkRuns(self.params, self.config(1), self.latent_side)
 
     @property
+    def sharded(self) -> bool:
+        """Whether the GPUs of a training share its weights."""
+        return self.gpus > 1 and self.params.compute.parallelism != "ddp"
+
+    @property
     def shards(self) -> int:
-        """The number of parts into which training cuts weights, gradients and optimizer state."""
+        """The number of parts into which training cuts weights, averages and optimizer state."""
         compute = self.params.compute
-        return {
-            "ddp": 1,
-            "fully_shard": self.gpus,
-            "hybrid_shard": min(self.gpus, compute.processes_per_node),
-        }[compute.parallelism]
+        node = compute.processes_per_node if compute.world_size > 1 else GPUS_OF_A_NODE
+        return {"ddp": 1, "fully_shard": self.gpus, "hybrid_shard": min(self.gpus, node)}[compute.parallelism]
+
+    @property
+    def replicas(self) -> int:
+        """The number of groups of GPUs of which each has all weights (`hybrid_shard` on several nodes)."""
+        return ceil(self.gpus / self.shards)
 
     def micro_batch(self, chosen: Training) -> int:
         """Samples of one forward and backward pass of a training on a GPU."""
         return micro_batch(chosen, self.gpus, self.params.compute.world_size)
+
+    def passes(self, chosen: Training) -> int:
+        """Micro-batches of a training's step on each GPU."""
+        return passes(chosen, self.gpus, self.params.compute.world_size)
 
     def heldout_flops(self, depth: int) -> int:
         """Operations of one held-out loss."""
@@ -159,8 +172,12 @@ def micro_batch(training: Training, gpus: int, asked: int = 1) -> int:
     Params ask for `asked` GPUs, each with `grad_accumulation` micro-batches a step. The `gpus` of the plan share these
     micro-batches. If there are more GPUs than micro-batches, they share the samples.
     """
-    passes = max(1, training.grad_accumulation * asked // gpus)
-    return ceil(training.batch_size / gpus / passes)
+    return ceil(training.batch_size / gpus / passes(training, gpus, asked))
+
+
+def passes(training: Training, gpus: int, asked: int = 1) -> int:
+    """Micro-batches of a step on a GPU, of which there are `gpus` where params ask for `asked` (see `micro_batch`)."""
+    return max(1, training.grad_accumulation * asked // gpus)
 
 
 def evaluations(training: Training) -> int:

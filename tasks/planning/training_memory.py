@@ -1,10 +1,10 @@
 """Memory of training, in bytes: weights, gradients, optimizer state, and the activations that a backward pass needs.
 
 Weights, gradients and EMA are float32 or bfloat16. The optimizer's state is float32, unless the optimizer packs it.
-Autocast multiplies bfloat16 copies of float32 weights. Activations are the tensors that autograd saves for a
-micro-batch. Of blocks that the backward pass recomputes it saves the inputs alone. Memory that an operation takes only
-while it runs is left out, such as casts, gradients of activations and the optimizer's work on one matrix. So is the
-memory that the allocator holds in reserve.
+Autocast multiplies bfloat16 copies of float32 weights. Shards have no such copies: the rows of one block or two are
+gathered at a time. Activations are the tensors that autograd saves for a micro-batch. Of blocks that the backward pass
+recomputes it saves the inputs alone. Memory that an operation takes only while it runs is left out, such as casts,
+gradients of activations and the optimizer's work on one matrix. So is the memory that the allocator holds in reserve.
 
 Shapes: N latent tokens, T text tokens (padding included), D hidden size, I inner channels, C latent channels, E caption
 channels.
@@ -117,15 +117,41 @@ def gradient_bytes(config: NetworkConfig, dtype: str, step_in_backward: bool) ->
     return WIDTH[dtype] * max(map(prod, parameter_shapes(config)))
 
 
-def backward_bytes(
-    config: NetworkConfig, batch: Batch, precision: Precision, recomputed: int, float32_weights: bool
-) -> int:
+def sharded_gradient_bytes(config: NetworkConfig, dtype: str, shards: int, replicas: int, passes: int) -> int:
+    """The bytes of the gradients of a rank when `replicas` groups of `shards` ranks each share the rows.
+
+    After the one pass of a step a rank has the gradients of its rows. With several passes it adds gradients up in
+    float32, whatever the format of the weights: those of its rows if there are several groups, else whole gradients
+    of all parameters (`tasks.training.fsdp_sharding.sum_over_ranks`).
+    """
+    if passes == 1:
+        return weight_bytes(config, dtype) // shards
+    return weight_bytes(config) // (shards if replicas > 1 else 1)
+
+
+def gathered_bytes(config: NetworkConfig, dtype: str) -> int:
+    """The most bytes of gathered weights that a rank of a sharded training holds at once.
+
+    What lies outside the blocks is gathered for the whole of a pass. Beside it there are the block that computes and
+    the next one, whose gather has begun.
+    """
+    outer, block = _values(outer_shapes(config)), _values(block_shapes(config))
+    return WIDTH[dtype] * (outer + min(config.depth, 2) * block)
+
+
+def _values(shapes: dict[Shape, int]) -> int:
+    return sum(count * prod(shape) for shape, count in shapes.items())
+
+
+def backward_bytes(config: NetworkConfig, batch: Batch, precision: Precision, recomputed: int, copies: bool) -> int:
     """The most bytes that autograd holds at once for a micro-batch: activations, and autocast's copies of weights.
+
+    `copies` says whether autocast makes any. It makes none of weights that are in bfloat16, as gathered shards are.
 
     With some blocks kept, most is held when the forward pass ends. With all blocks recomputed it may be when the
     backward pass has computed the last block once more; what the final layer saved is free then.
     """
-    dtype = precision.dtype if float32_weights else "float32"
+    dtype = precision.dtype if copies else "float32"
     saved = activation_bytes(config, batch, precision, recomputed) + autocast_bytes(config, dtype, recomputed)
     if recomputed < config.depth:
         return saved

@@ -62,6 +62,9 @@ def test_every_part_reaches_its_last_row_on_a_machine_with_little_more_than_torc
         assert all(row["ms"] > 0 for row in rows[name][1:])
     assert [row["run"] for row in rows["training_loop"]] == ["matrix product", "as a stage runs", "memory filled"]
     assert len(rows["training_memory"]) == 7
+    assert [row["what"] for row in rows["stage_memory"]] == ["4.8B stage", "train of paper"]
+    assert {row["problem"] for row in rows["stage_memory"]} <= {None, "not measured: no CUDA device"}
+    assert rows["checkpoint_stall"][0]["bytes"] > 0 < rows["checkpoint_stall"][0]["copy_s"]
     assert [row["stage"] for row in rows["stages"]] == ["pretrain", "grow", "from pictures"]
     assert rows["stages"][2]["problem"] == "diffusers and webdataset not installed"
     assert all(row["heldout_loss"] == row["cpu_heldout_loss"] for row in rows["stages"][:2]) or device == "cuda"
@@ -149,6 +152,6 @@ def test_a_goal_is_reached_missed_or_unmeasured() -> None:
         assert goal.line({"network": [{"pixels": 1024, "times": 9.0}, row]}).endswith(
             f"| {times:.2f} | at least 1.50 | {word} |"
         )
-    memory = goals.Goal("memory", goals.gigabytes("step"), 24, at_least=False, form=".1f")
+    memory = goals.Goal("memory", goals.gigabytes("training_memory", "step"), 24, at_least=False, form=".1f")
     ran_out = {"what": "step", "limit_bytes": 24e9, "problem": "out of memory", "peak_bytes": None}
     assert memory.line({"training_memory": [ran_out]}) == "| memory | inf | at most 24.0 | no |"

@@ -223,7 +223,7 @@ def test_with_all_blocks_recomputed_most_is_held_when_the_last_one_is() -> None:
     config = published(60)
 
     def held(recomputed: int) -> int:
-        return backward_bytes(config, sizes, precision, recomputed, float32_weights=True)
+        return backward_bytes(config, sizes, precision, recomputed, copies=True)
 
     kept = activation_bytes(config, sizes, precision) + autocast_bytes(config, "bfloat16")
     one_block = (held(0) - held(1)) + 16 * 256 * 2240 * 4  # what a kept block adds, its tokens included

@@ -33,10 +33,11 @@ from tasks.planning.encoder_models import DC_AE, GEMMA_2_2B, build_encoders, par
 from tasks.planning.encoder_runs import EncoderRuns
 from tasks.planning.experiment_scale import CHARACTERS_PER_TOKEN, Captions, Scale, measure_scale, tokens_of
 from tasks.planning.gpu_hours import gpu_hours
+from tasks.planning.parameter_shapes import parameters
 from tasks.planning.plan_notes import notes
 from tasks.planning.plan_table import print_plan
 from tasks.planning.planned_experiment import Experiment, evaluations, micro_batch, open_experiment, text_rows
-from tasks.planning.training_memory import Batch, activation_bytes
+from tasks.planning.training_memory import Batch, activation_bytes, autocast_bytes
 from tasks.runtime.context import Context, Metrics
 from tasks.shard import write_scenes
 from tasks.stages import stage_of
@@ -470,16 +471,58 @@ def test_gpus_share_micro_batches_and_beyond_them_the_samples() -> None:
 
 
 def test_what_fully_shard_cuts_is_divided_among_the_gpus_that_params_ask_for() -> None:
-    whole, part = (
-        make_plan(
-            replace(params, compute=replace(params.compute, processes_per_node=2, parallelism=kind)), Settings(), ""
-        )
-        for params, kind in ((params_of("smoke"), "ddp"), (params_of("smoke"), "fully_shard"))
-    )
+    once = {f"{name}__grad_accumulation": 1 for name in ("pretrain", "train", "finetune")}
+    params = params_of("smoke", compute__processes_per_node=2, **once)
+    whole, part = (make_plan(params, Settings(parallelism=kind), "") for kind in ("ddp", "fully_shard"))
     for one, other in zip(whole.costs, part.costs, strict=True):
         cut = one.stage.startswith(("pretrain", "train", "finetune"))
         for name in ("weights", "ema", "gradients", "optimizer"):
             assert getattr(other.memory, name) == getattr(one.memory, name) // (2 if cut else 1), one.stage
+
+
+def paper_train(gpus: int, parallelism: str, **changes: Any) -> tuple[Experiment, Memory]:
+    """The paper's experiment on so many GPUs, and the memory of its stage train on each."""
+    params = params_of("paper", compute__parallelism=parallelism, **changes)
+    experiment = Experiment(params, scale_of(1000, 512, tokens=300), build_encoders(params, ()), gpus)
+    return experiment, network_stage_costs.training(experiment, "train", params.grow.depth, params.train).memory
+
+
+@pytest.mark.parametrize(
+    ("gpus", "parallelism", "shards", "replicas", "gradients"),
+    [
+        (1, "fully_shard", 1, 1, 1),
+        (8, "ddp", 1, 8, 1),
+        (8, "fully_shard", 8, 1, 1),  # 8 micro-batches a step: each rank has whole gradients in float32
+        (64, "fully_shard", 64, 1, 64),  # one micro-batch a step
+        (8, "hybrid_shard", 8, 1, 1),  # one group, as under fully_shard
+        (32, "hybrid_shard", 8, 4, 8),  # 2 micro-batches a step; groups sum at each
+    ],
+)
+def test_gradients_of_the_paper_s_4_8b_are_whole_only_over_several_micro_batches_of_one_group(
+    gpus: int, parallelism: str, shards: int, replicas: int, gradients: int
+) -> None:
+    experiment, memory = paper_train(gpus, parallelism)
+    assert (experiment.shards, experiment.replicas) == (shards, replicas)
+    weights = 4 * parameters(experiment.config(60))
+    assert memory.gradients == weights // gradients
+    assert memory.weights == memory.ema == weights // shards
+
+
+def test_shards_keep_no_copies_of_autocast_and_gather_two_blocks_at_a_time() -> None:
+    (experiment, alone), (_, shards) = (
+        paper_train(8, kind, train__recompute_blocks=0) for kind in ("ddp", "hybrid_shard")
+    )
+    config, blocks = experiment.config(60), experiment.config(2)
+    copies, gathered = autocast_bytes(config, "bfloat16"), 2 * parameters(blocks)
+    assert alone.activations - shards.activations == copies - gathered > 8e9
+
+
+def test_the_notes_say_what_each_gpu_holds_whole() -> None:
+    for gpus, parallelism, whole in ((8, "fully_shard", True), (64, "hybrid_shard", False), (8, "ddp", False)):
+        experiment, _ = paper_train(gpus, parallelism)
+        said = notes(experiment, [], 312, 0.4)[-1]
+        assert ("whole gradients in float32" in said and "in pretrain, train, " in said) == whole, said
+        assert ("one of 8 parts" in said) == (parallelism != "ddp")
 
 
 def test_held_out_losses_are_counted_as_the_loop_takes_them() -> None:
