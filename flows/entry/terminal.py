@@ -5,8 +5,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
+import prefect
 
 from flows.entry.password import API_VARIABLE, refuse_server_in_settings_file, wrong_password_message
 from tasks.system.errors import UserError
@@ -49,7 +51,8 @@ def show_only_stage_lines() -> None:
     """
 
     def wanted(record: logging.LogRecord) -> bool:
-        prefects = record.name.split(".")[0] == "prefect"
+        # Workers of Prefect that send its events name their loggers after their classes, so the file tells it.
+        prefects = Path(record.pathname).is_relative_to(Path(prefect.__file__).parent)
         return record.name.endswith(f".{LOGGER}") or (record.levelno >= logging.WARNING and not prefects)
 
     for handler in logging.getLogger().handlers:
