@@ -68,9 +68,9 @@ class Training:
     checkpoint_every: int
     """Number of updates between states on disk that training resumes from."""
     preview_every: int
-    """Number of updates between sheets of pictures in MLflow (`preview`), drawn as it trains; 0 is none.
+    """Number of updates between sheets of pictures in MLflow; 0 is none.
 
-    It changes no output (`tasks.training.preview`). With sharded parameters there are none.
+    They are named `preview`. It changes no output (`tasks.training.preview`). With sharded parameters there are none.
     """
 
     def __post_init__(self) -> None:

@@ -138,7 +138,8 @@ def test_a_sheet_that_a_run_has_logged_is_not_logged_again(tmp_path: Path) -> No
     Image.new("RGB", (4, 4)).save("sheet.png")
     with closing(open_spool(tmp_path / "spool", "pretrain", tags={})) as spool:
         Tracker(spool).log_image("preview", Path("sheet.png"), 100)
-        for tracker in (Tracker(spool), Tracker(spool)):
+        for _ in range(2):
+            tracker = Tracker(spool)  # as a stage that is run again within the same run has it
             tracker.log_image("preview", Path("sheet.png"), 100)
             tracker.log_image("preview", Path("sheet.png"), 200)
     assert [row["step"] for row in rows(tmp_path / "spool") if row["kind"] == "image"] == [100, 200]
