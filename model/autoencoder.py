@@ -7,6 +7,7 @@ It is diffusers' `AutoencoderDC` in diffusers' own folder format, so a published
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderDC
 from torch import Tensor
@@ -57,6 +58,13 @@ class Autoencoder:
         unscaled = latents_BCHW.float() / self.network.config.scaling_factor
         slices = unscaled.split(slice_length(*(self.downsampling * side for side in latents_BCHW.shape[-2:])))
         return torch.cat([self.network.decoder(self._prepare(part)).float().clamp(-1, 1) for part in slices])
+
+    @torch.no_grad()
+    def decode_pixels(self, latents_BCHW: Tensor) -> np.ndarray:
+        """Pictures (B, H·downsampling, W·downsampling, 3), uint8: clamped to [-1, 1] and rounded to 8 bits."""
+        pictures_B3HW = self.decode(latents_BCHW.float())
+        levels = ((pictures_B3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError if pictures of this size have no latent."""

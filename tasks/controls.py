@@ -25,7 +25,7 @@ from tasks.computing.seeds import derive, generator, numpy_generator
 from tasks.evaluation.detectors.detector import Pictures
 from tasks.evaluation.evaluation_steps import correctness, score_prompts
 from tasks.evaluation.evaluation_summary import as_record
-from tasks.evaluation.picture_drawing import decode, load_painter
+from tasks.evaluation.picture_drawing import load_painter
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, read_prompts
 from tasks.evaluation.score_statistics import score
 from tasks.evaluation.scorers.scorer_choice import PROMPTS, open_scorer
@@ -99,7 +99,7 @@ def noise_pictures(controls: Controls) -> Pictures:
     painter, prompts = controls.painter, len(controls.prompts)
     random = generator(controls.seed, "noise control")
     latents = torch.randn((prompts * controls.images, *painter.latent_shape), generator=random)
-    pictures = decode(painter.autoencoder, latents.to(painter.device))
+    pictures = painter.autoencoder.decode_pixels(latents.to(painter.device))
     return pictures.reshape(prompts, controls.images, *pictures.shape[1:])
 
 

@@ -109,7 +109,7 @@ class Painter:
                 guidance=sampling.guidance,
                 flow_shift=self.params.diffusion.flow_shift,
             )
-        return decode(self.autoencoder, latents_BCHW)
+        return self.autoencoder.decode_pixels(latents_BCHW)
 
     def _context(self, texts: Sequence[Tensor]) -> TextContext:
         text_BTE, mask_BT = pad(texts)
@@ -132,11 +132,3 @@ def load_painter(model: Path, params: Params, device: str) -> Painter:
         params,
         device,
     )
-
-
-@torch.no_grad()
-def decode(autoencoder: Autoencoder, latents_BCHW: Tensor) -> Pictures:
-    """Decode latents to pictures (B, height, width, 3): clamped to [-1, 1] and rounded to 8 bits."""
-    pictures_B3HW = autoencoder.decode(latents_BCHW.float())
-    levels = ((pictures_B3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -74,12 +74,18 @@ class Training:
     """Number of updates between measurements of the held-out loss."""
     checkpoint_every: int
     """Number of updates between states on disk that training resumes from."""
+    preview_every: int
+    """Number of updates between sheets of pictures in MLflow; 0 is none.
+
+    They are named `preview`. It changes no output (`tasks.training.preview`). With sharded parameters there are none.
+    """
 
     def __post_init__(self) -> None:
         positive(self, "batch_size", "grad_accumulation", "learning_rate")
         if self.clip_norm is not None:
             positive(self, "clip_norm")
         positive(self, "evaluate_every", "checkpoint_every")
+        check(self.preview_every >= 0, f"preview_every is {self.preview_every}: it must be 0 (none) or above")
         check(self.steps >= 0, f"steps is {self.steps}: it must be 0 (weights stay as they are) or above")
         check(self.recompute_blocks >= 0, f"recompute_blocks is {self.recompute_blocks}: it must be 0 or above")
         check(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must be 0 or above")

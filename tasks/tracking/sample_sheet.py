@@ -1,8 +1,9 @@
-"""A small sheet of a model's pictures, by which a person tells the models of a run apart at a glance.
+"""A small sheet of a model's pictures, by which a person tells models or moments of a training apart at a glance.
 
 Shapes: P prompts, N pictures of each, (P, N, H, W, 3) uint8.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,16 @@ def write_sample_sheet(pictures: Path, sheet: Path) -> None:
     pictures_PNHW3 = np.load(pictures, mmap_mode="r")
     prompts = len(pictures_PNHW3)
     shown = sorted({number * prompts // (ROWS * COLUMNS) for number in range(ROWS * COLUMNS)})
-    page = Image.new("RGB", (COLUMNS * (SIDE + GAP) - GAP, -(-len(shown) // COLUMNS) * (SIDE + GAP) - GAP), "white")
-    for place, prompt in enumerate(shown):
-        image = Image.fromarray(np.asarray(pictures_PNHW3[prompt, 0]))
+    picture_sheet([np.asarray(pictures_PNHW3[prompt, 0]) for prompt in shown]).save(sheet)
+
+
+def picture_sheet(pictures: Sequence[np.ndarray], side: int = SIDE) -> Image.Image:
+    """A page with the pictures (H, W, 3) in rows of 6, each drawn as a square of `side` pixels."""
+    page = Image.new("RGB", (COLUMNS * (side + GAP) - GAP, -(-len(pictures) // COLUMNS) * (side + GAP) - GAP), "white")
+    for place, picture in enumerate(pictures):
+        image = Image.fromarray(picture)
         # small pictures are magnified in whole pixels, large ones are filtered down
-        filter_ = Image.Resampling.NEAREST if image.width <= SIDE else Image.Resampling.LANCZOS
+        filter_ = Image.Resampling.NEAREST if image.width <= side else Image.Resampling.LANCZOS
         row, column = divmod(place, COLUMNS)
-        page.paste(image.resize((SIDE, SIDE), filter_), (column * (SIDE + GAP), row * (SIDE + GAP)))
-    page.save(sheet)
+        page.paste(image.resize((side, side), filter_), (column * (side + GAP), row * (side + GAP)))
+    return page

@@ -28,9 +28,9 @@ class Tracker:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._reported = {
-            (key, row["step"]) for row, _ in spool.rows() if row["kind"] == "metrics" for key in row["values"]
-        }
+        rows = [row for row, _ in spool.rows()]
+        self._reported = {(key, row["step"]) for row in rows if row["kind"] == "metrics" for key in row["values"]}
+        self._shown = {(row["key"], row["step"]) for row in rows if row["kind"] == "image"}
 
     @property
     def path(self) -> Path:
@@ -53,11 +53,21 @@ class Tracker:
             self._spool.append("metrics", values=fresh, step=step)
 
     def log_image(self, key: str, path: Path, step: int = 0) -> None:
-        """Log a PNG file. It is copied, since a stage's folder is renamed when the stage is finished."""
+        """Log a PNG file. It is copied, since a stage's folder is renamed when the stage is finished.
+
+        A picture that this run has already logged for the same step is left out, as a number is.
+        """
+        if (key, step) in self._shown:
+            return
+        self._shown.add((key, step))
         copy = self._spool.images / f"{uuid.uuid4().hex}.png"
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
         self._spool.append("image", key=key, file=copy.name, step=step)
+
+    def log_file(self, path: Path) -> None:
+        """Log a file under its own name. It is copied."""
+        self._spool.append_artifact(path)
 
     def log_inputs(self, folders: Sequence[Path]) -> None:
         """Log the folders that a stage reads as datasets, with the digests of their manifests. A path is its name."""

@@ -42,6 +42,7 @@ from tasks.training.fsdp_sharding import gathered, is_sharded_training, load_row
 from tasks.training.heldout_loss import heldout_loss
 from tasks.training.interrupts import AgreedStop, noted_interrupts
 from tasks.training.learning_rate import learning_rate
+from tasks.training.preview import Preview
 from tasks.training.teacher import TaughtLoss, Teacher
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, stage_seed
 from tasks.training.training_speed import TrainingSpeed
@@ -117,6 +118,7 @@ class Trainer:
         self.found_inf = FoundInf(optimizer, context.device, self.sharded)
         self.unread = UnreadSteps()
         self.speed = TrainingSpeed(self.network.config, context.device, compute.dtype)
+        self.preview = Preview(context, self.network, self.heldout, training, self.sharded)
         self.note = ""  # what the progress bar says beside the number of steps
         self.step, self.history = load_state(context.state, self.network, self.ema, self.optimizer.optimizer)
 
@@ -126,6 +128,8 @@ class Trainer:
             print(f"{self.context.name}: resuming after step {self.step}", flush=True)
         if self.step % self.training.evaluate_every == 0:
             self.evaluate()  # before the first step, or a stop came between this step's checkpoint and its evaluation
+        if self.preview.due(self.step):
+            self.draw_preview()  # a stop may have come between this step's checkpoint and its pictures
         with (
             self.states,  # waits for the state that is being written, also if the training ends with an error
             noted_interrupts() as interrupts,
@@ -186,6 +190,9 @@ class Trainer:
         if done or self.step % self.training.evaluate_every == 0:
             self.evaluate()
             self.speed.restart()
+        if self.preview.due(self.step):
+            self.draw_preview()
+            self.speed.restart()
 
     def read_steps(self) -> None:
         """Read the numbers of the steps since the last reading, and note them in the history.
@@ -222,6 +229,17 @@ class Trainer:
             {"step": self.step, "samples": samples, "heldout_loss": loss.value, "low": loss.low, "high": loss.high}
         )
         self.context.tracker.log_metrics({"heldout_loss": loss.value}, step=self.step)
+
+    def draw_preview(self) -> None:
+        """Draw the pictures of this step with the averaged weights. Rank 0 draws; the others go on and wait for it."""
+        self.read_steps()  # all ranks read together
+        if ranks.rank() > 0:
+            return
+        self.ema.swap()
+        try:
+            self.preview.draw(self.step)
+        finally:
+            self.ema.swap()
 
     def finish(self) -> Metrics:
         """Write the checkpoint of the averaged weights and the curves; returns the metrics."""
