@@ -5,10 +5,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
-import prefect
 
 from flows.entry.password import API_VARIABLE, refuse_server_in_settings_file, wrong_password_message
 from tasks.system.errors import UserError
@@ -50,9 +50,12 @@ def show_only_stage_lines() -> None:
     Prefect's own lines about its runs are left out, since its UI shows them.
     """
 
+    # Found without an import: Prefect must find its environment set when it is imported.
+    prefects_code = Path(find_spec("prefect").origin).parent
+
     def wanted(record: logging.LogRecord) -> bool:
         # Workers of Prefect that send its events name their loggers after their classes, so the file tells it.
-        prefects = Path(record.pathname).is_relative_to(Path(prefect.__file__).parent)
+        prefects = Path(record.pathname).is_relative_to(prefects_code)
         return record.name.endswith(f".{LOGGER}") or (record.levelno >= logging.WARNING and not prefects)
 
     for handler in logging.getLogger().handlers:

@@ -16,11 +16,11 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from model.autoencoder import Autoencoder, load_autoencoder
 from model.network import Sana
 from model.sampler import sample
 from tasks.computing.precision import autocast
@@ -32,6 +32,9 @@ from tasks.system import paths
 from tasks.tracking.sample_sheet import picture_sheet
 from tasks.training.heldout_loss import HELDOUT_BYTES, heldout_batch_size
 from tasks.training.training_batch import normal_numbers
+
+if TYPE_CHECKING:
+    from model.autoencoder import Autoencoder
 
 PICTURES = 12
 """Pictures of a sheet, which are two of its rows."""
@@ -73,8 +76,10 @@ class Preview:
             self.context.tracker.log_image(KEY, sheet, step)
 
     @cached_property
-    def autoencoder(self) -> Autoencoder:
+    def autoencoder(self) -> "Autoencoder":
         """The autoencoder, loaded when the first sheet is drawn. The prompts are logged with it."""
+        from model.autoencoder import load_autoencoder  # takes seconds, and diffusers, which a GPU day may lack
+
         captions = self.heldout.captions
         with TemporaryDirectory() as folder:
             prompts = Path(folder) / PROMPTS
