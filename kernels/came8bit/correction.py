@@ -11,6 +11,9 @@ from torch import Tensor
 # So many entries are updated at once: few enough to stay in a core's cache.
 PIECE = 2**16
 
+NAN = 0x7FC00000
+"""The bits of a float32 NaN whose lower half is zero: a bfloat16 NaN and a correction of 0."""
+
 
 def joined(parameter_N: Tensor, correction_N: Tensor) -> Tensor:
     """The float32 that a bfloat16 parameter and its int8 correction stand for."""
@@ -21,10 +24,12 @@ def joined(parameter_N: Tensor, correction_N: Tensor) -> Tensor:
 def split(values_N: Tensor) -> tuple[Tensor, Tensor]:
     """The bfloat16 parameter and the int8 correction of a float32, rounded to 16 significant bits.
 
-    What is left is at most 2^-16 of the value, for a value that is not below float32's normal numbers.
+    What is left is at most 2^-16 of the value, for a value that is not below float32's normal numbers. NaN stays NaN.
     """
+    # A carry out of the NaN that NVIDIA's GPUs compute (0x7FFFFFFF) would make it -0, so every NaN gets one pattern.
+    bits_N = values_N.contiguous().view(torch.int32).masked_fill(values_N.isnan(), NAN)
     # Bits are added to magnitudes, since the sign is a bit of its own. A carry goes into the exponent, as it should.
-    bits_N = (values_N.contiguous().view(torch.int32) + 0x80) >> 8
+    bits_N = (bits_N + 0x80) >> 8
     upper_N = (bits_N + 0x80) >> 8
     return upper_N.to(torch.int16).view(torch.bfloat16), (bits_N - upper_N * 256).to(torch.int8)
 

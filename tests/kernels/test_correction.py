@@ -47,6 +47,14 @@ def test_numbers_that_are_not_finite_stay_so() -> None:
     assert torch.equal(joined(*split(values)).nan_to_num(7.0), values.nan_to_num(7.0))
 
 
+# NaN has many bit patterns. NVIDIA's GPUs compute the first one, x86's CPUs the fourth.
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0x7FFFFF7F, 0x7FC00000, 0xFFC00000, 0xFFFFFF80, 0xFFFFFFFF], ids=hex)
+def test_every_nan_leaves_a_parameter_that_is_nan(bits: int) -> None:
+    values = torch.tensor(np.array([bits], dtype=np.uint32).view(np.int32)).view(torch.float32)
+    parameter, rest = split(values)
+    assert parameter.isnan().all() and joined(parameter, rest).isnan().all()
+
+
 def parameters_of(dtype: torch.dtype = torch.bfloat16) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(3)
     # float32 parameters begin at the same numbers, so that all differences are those of rounding

@@ -44,11 +44,12 @@ def loss_of(network: nn.Module, step: int, dtype: torch.dtype = torch.float32) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("optimizer", [Came, Came8bit])
 @pytest.mark.parametrize("corrected", [False, True], ids=["as published", "bias corrected"])
+@pytest.mark.parametrize("rounding", ["stochastic_rounding", "correction"])
 def test_parameters_and_state_have_the_bits_of_the_ordinary_step(
-    optimizer: type[Came], dtype: torch.dtype, corrected: bool
+    optimizer: type[Came], dtype: torch.dtype, corrected: bool, rounding: str
 ) -> None:
     ordinary, network = Network(dtype), Network(dtype)
-    options = {"lr": 1e-3, "weight_decay": 0.01, "stochastic_rounding": True, "bias_correction": corrected}
+    options = {"lr": 1e-3, "weight_decay": 0.01, rounding: True, "bias_correction": corrected}
     peer, built = optimizer(ordinary.parameters(), **options), optimizer(network.parameters(), **options)
     stepper = StepInBackward(built, network)
     for step in range(4):
