@@ -2,7 +2,8 @@
 
 The prompts are the captions of the first held-out samples. Their text embeddings are in the encoded data, so the text
 encoder is not needed. The decoder is that of `outputs/autoencoder`, which has made the latents. It is no input in the
-table of stages, since no output depends on it: without it there are no pictures, and one line says so.
+table of stages, since no output depends on it: without it there are no pictures, and one line says so. Nor is this
+module among the code that a stage depends on (`tasks.runtime.code_digest`).
 
 The noise of a picture depends on the seed and its place on the sheet alone. Nothing here draws from torch's generator,
 so a training writes the same bytes with and without pictures.
