@@ -32,7 +32,17 @@ from tasks.system.files import write_json
 from tests.helpers.patience import wait_for
 from tests.helpers.small_workspace import PROJECT, PUBLISHED_DETECTOR
 
-SHIPPED = ("prune-depth", "growth-strategy", "optimizer", "dropped-blocks", "inference-scaling", "seeds", "sft")
+SHIPPED = (
+    "prune-depth",
+    "growth-strategy",
+    "optimizer",
+    "weights",
+    "dropped-blocks",
+    "inference-scaling",
+    "teacher",
+    "seeds",
+    "sft",
+)
 SCALES = [(name, profile) for name in SHIPPED for profile in (None, "smoke", "gpu") if name != "sft" or profile is None]
 """The shipped sweeps with the profiles that they can be run for. The sweep sft needs the models of its own profile."""
 DEPTHS = {"from": "prune", "grid": {"prune.depths": [[3], [2]]}, "profile": "smoke"}
