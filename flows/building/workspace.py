@@ -5,6 +5,7 @@ with the project and starts with the project's `dvc.lock`, so stages that the ov
 cache. A run in a copy never writes the project's own outputs, `params.yaml` and `dvc.lock`.
 """
 
+import io
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from configobj import ConfigObj
 from dvc.config import Config
 
 from flows.building.durable_dvc_lock import DVC_LOCK_FILE, LAST_GOOD, whole_lock
@@ -156,8 +158,11 @@ def code_files(project: Path) -> list[str]:
 
 
 def _git_files(project: Path, *which: str) -> set[str]:
+    """What `git ls-files` lists; nothing where there is no git, as in a slim image."""
+    if shutil.which("git") is None:
+        return set()
     listed = subprocess.run(["git", "ls-files", "-z", *which], cwd=project, capture_output=True, check=False)
-    return {name for name in listed.stdout.decode().split("\0") if name}
+    return {name for name in os.fsdecode(listed.stdout).split("\0") if name}
 
 
 def _files_without_git(project: Path) -> Iterator[str]:
@@ -169,16 +174,23 @@ def _files_without_git(project: Path) -> Iterator[str]:
 
 
 def share_cache(project: Path, copy: Path) -> None:
-    """Let the copy's DVC use the project's cache and remotes, and ignore the git repository around the copy."""
+    """Let the copy's DVC use the project's cache and remotes, and ignore the git repository around the copy.
+
+    DVC's own writer of its config knows ASCII alone, and a project's path may have other letters. DVC reads UTF-8.
+    """
     config = Config(str(project / ".dvc"), validate=True)
-    with Config(str(copy / ".dvc")).edit("local") as local:
-        local["core"]["no_scm"] = True
-        local["cache"]["dir"] = config["cache"].get("dir") or str(project / ".dvc" / "cache")
-        for name, remote in config["remote"].items():
-            # The project's settings include .dvc/config.local, which a copy of the tracked files would lack.
-            local["remote"][name] = {**remote, "url": str(remote["url"])}
-        if "remote" in config["core"]:
-            local["core"]["remote"] = config["core"]["remote"]
+    local = ConfigObj(str(copy / ".dvc" / "config.local"), encoding="utf-8", default_encoding="utf-8")
+    local.merge(
+        {"core": {"no_scm": "True"}, "cache": {"dir": config["cache"].get("dir") or str(project / ".dvc" / "cache")}}
+    )
+    for name, remote in config["remote"].items():
+        # The project's settings include .dvc/config.local, which a copy of the tracked files would lack.
+        local.merge({f'remote "{name}"': {key: str(value) for key, value in remote.items()}})
+    if "remote" in config["core"]:
+        local["core"]["remote"] = config["core"]["remote"]
+    written = io.BytesIO()
+    local.write(written)
+    write_bytes(copy / ".dvc" / "config.local", written.getvalue())
 
 
 def hold_workspace(root: Path) -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ import httpx
 from flows.entry.password import API_VARIABLE, refuse_server_in_settings_file, wrong_password_message
 from tasks.system.errors import UserError
 from tasks.system.exit_codes import BAD_INPUT, complain
+from tasks.system.paths import refuse_question_mark
 
 LOGGER = "sana15"
 FAILED, STOPPED = 1, 130
@@ -27,6 +28,7 @@ def run_in_terminal(run: Callable[[], object]) -> int:
     show_only_stage_lines()
     exit_on_term()
     try:
+        refuse_question_mark(Path.cwd())
         refuse_server_in_settings_file()
         run()
     except UserError as error:

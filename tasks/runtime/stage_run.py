@@ -19,6 +19,7 @@ from tasks.runtime.launch_ranks import launch
 from tasks.runtime.torch_setup import configure_torch, kernels_in_use
 from tasks.stages import RANK_SECTIONS, Stage, stages_of
 from tasks.system import paths
+from tasks.system.errors import UserError
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import move_into, private_folder, replace_folder, write_json
 from tasks.system.manifest import sha256_file, sha256_json, verify_manifest, write_manifest
@@ -62,7 +63,7 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
     device = configure_torch(params, threads)
     state = paths.STATE / "state" / stage.name / state_digest[:16]
     report_other_state(stage, state)
-    out = paths.STATE / "building" / stage.name
+    out = building_folder(stage)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     started = time.monotonic()
@@ -89,6 +90,20 @@ def _compute(stage: Stage, context: Context) -> tuple[Metrics, int]:
         return launch(context)
     metrics = computation_of(stage)(context, *stage.arguments)
     return metrics, peak_memory(context.device)
+
+
+def building_folder(stage: Stage) -> Path:
+    """Where the stage computes its output: on the output's file system, as only there a folder moves in one step.
+
+    That is the state's, unless the user has laid `outputs` on another disk by a symbolic link. Raises UserError if
+    the output itself is such a link, in whose place the finished folder could not be put.
+    """
+    if stage.output.is_symlink():
+        raise UserError(f"{stage.output} is a symbolic link: make it a folder, and link {paths.OUTPUTS} as a whole")
+    top = Path(stage.output.parts[0])
+    top.mkdir(exist_ok=True)
+    elsewhere = top.stat().st_dev != paths.STATE.stat().st_dev
+    return (top / paths.BUILDING if elsewhere else paths.STATE / "building") / stage.name
 
 
 def put_in_place(stage: Stage, finished: Path) -> None:

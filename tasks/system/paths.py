@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from tasks.system.errors import UserError
+
 OUTPUTS = Path("outputs")
 SHARDS = OUTPUTS / "shards"
 AUTOENCODER = OUTPUTS / "autoencoder"
@@ -24,6 +26,8 @@ RANDOM_CUTS = CONTROLS / "random_cuts.safetensors"
 RESULTS = Path("results")
 STAGE_RECORDS = RESULTS / "stages"
 STATE = Path(".sana15")
+BUILDING = ".building"
+"""The folder within `outputs` or `results` where stages compute, if that lies on another disk than the state."""
 COPIES = Path("runs")
 """The folder of a project whose subfolders are its copies for a profile or overrides."""
 PARAMS_ORIGIN = STATE / "params_origin.json"
@@ -47,13 +51,29 @@ def model_folder(name: str) -> Path:
 
 
 def main_project(folder: Path) -> Path:
-    """The main project of a copy (`runs/<name>`, or one of DVC's temporary experiments), or `folder` itself.
+    """The main project of a copy (below `runs/`, or one of DVC's temporary experiments below `.dvc/tmp/`).
 
-    The main project is the outermost folder around `folder` that has `dvc.yaml` and `params.yaml`. Its copies share its
-    MLflow store and its records.
+    Of another folder it is the project that the folder lies in, or `folder` itself if that lies in none. A project has
+    `dvc.yaml` and `params.yaml`. Copies share the MLflow store and the records of their main project. A project that
+    somebody has put into another project of DVC stays its own main project.
     """
     folder = folder.resolve()
-    around = [
-        path for path in (folder, *folder.parents) if (path / "dvc.yaml").exists() and (path / "params.yaml").exists()
-    ]
-    return around[-1] if around else folder
+    projects = [around for around in (folder, *folder.parents) if _is_project(around)]
+    main = projects[0] if projects else folder
+    for around in projects[1:]:
+        if main.is_relative_to(around / COPIES) or main.is_relative_to(around / ".dvc" / "tmp"):
+            main = around
+    return main
+
+
+def _is_project(folder: Path) -> bool:
+    return (folder / "dvc.yaml").exists() and (folder / "params.yaml").exists()
+
+
+def refuse_question_mark(project: Path) -> None:
+    """Raise UserError if the project's path has a question mark: in the address of an SQLite file its rest is lost.
+
+    The databases of MLflow and Prefect would then lie outside the project.
+    """
+    if "?" in str(project):
+        raise UserError(f"{project} has a question mark in its path, which no address of a database can: rename it")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tasks.system.files import private_folder
-from tasks.system.paths import main_project
+from tasks.system.paths import main_project, refuse_question_mark
 from tasks.tracking.mlflow_database import prepare_database
 from tasks.tracking.mlflow_views import VIEW_TAG, models_view
 
@@ -31,8 +31,10 @@ def tracking_uri() -> str:
 
 
 def own_database() -> str:
-    """The address of the SQLite file in the main project."""
-    return f"sqlite:///{main_project(Path.cwd()) / DATABASE}"
+    """The address of the SQLite file in the main project. Raises UserError if the path cannot stand in an address."""
+    project = main_project(Path.cwd())
+    refuse_question_mark(project)
+    return f"sqlite:///{project / DATABASE}"
 
 
 def connect() -> tuple["MlflowClient", str]:

@@ -32,6 +32,31 @@ def project(tmp_path: Path) -> Path:
     return root
 
 
+def test_a_path_of_any_letters_has_copies_with_its_cache_and_remotes(project: Path) -> None:
+    strange = project.parent / "münchen, Übung 1#"
+    project.rename(strange)
+    remote = f'[\'remote "store"\']\n    url = "{strange / "Übung"}"\n'
+    (strange / ".dvc" / "config").write_text(f"[core]\n    remote = store\n{remote}", encoding="utf-8")
+    copy = open_workspace(strange, "smoke", {})
+    seen = Config(str(copy / ".dvc"), validate=True)
+    assert seen["cache"]["dir"] == str(strange / ".dvc" / "cache")
+    assert seen["core"]["remote"] == "store" and seen["core"]["no_scm"] is True
+    assert seen["remote"]["store"]["url"] == str(strange / "Übung")
+    with (copy / ".dvc" / "config.local").open("a", encoding="utf-8") as local:
+        local.write("[state]\n    row_limit = 7\n")
+    open_workspace(strange, "smoke", {})
+    again = Config(str(copy / ".dvc"), validate=True)
+    assert again["state"]["row_limit"] == 7 and again["remote"] == seen["remote"] and again["cache"] == seen["cache"]
+
+
+def test_without_a_git_executable_a_copy_has_the_code(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    copy = open_workspace(project, "smoke", {})
+    assert (copy / "tasks" / "a.py").read_text() == "a = 1\n" and (copy / ".dvc" / "config").exists()
+
+
 def git(root: Path, *arguments: str) -> None:
     subprocess.run(["git", *arguments], cwd=root, check=True)
 

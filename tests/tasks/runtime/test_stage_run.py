@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ from tasks.runtime.torch_setup import configure_torch
 from tasks.stages import stage_of
 from tasks.system.errors import UserError
 from tasks.system.file_locks import exclusive_lock
+from tasks.system.paths import BUILDING
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
 from tests.helpers.patience import PATIENCE_SECONDS
 from tests.helpers.small_networks import small_batch, small_network
 from tests.helpers.small_workspace import PROJECT, write_params
+
+MEMORY_DISK = Path("/dev/shm")
 
 
 def test_a_stage_that_another_process_runs_here_is_refused_with_its_process_id(
@@ -85,3 +89,31 @@ def test_a_stage_whose_output_is_in_place_is_not_stopped_any_more(tmp_path: Path
     command, environment = [sys.executable, "-c", code], {"PYTHONPATH": str(PROJECT)}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, timeout=PATIENCE_SECONDS)
     assert ended.returncode == 0
+
+
+def small_shards(folder: Path) -> None:
+    write_params(folder, {"shard.train_samples": 8, "shard.heldout_samples": 8, "shard.image_size": 16})
+
+
+def test_outputs_may_lie_on_another_disk_by_a_symbolic_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shards(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if not MEMORY_DISK.is_dir() or MEMORY_DISK.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip(f"{MEMORY_DISK} is no disk of its own here")
+    with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as disk:
+        Path("outputs").symlink_to(disk)
+        for _ in range(2):  # into an empty place, and over an earlier output
+            run_stage(stage_of("shard", load_params()), load_params())
+            assert (Path(disk) / "shards" / "manifest.json").is_file()
+            assert not list((Path(disk) / BUILDING).iterdir())
+
+
+def test_an_output_that_is_a_symbolic_link_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_shards(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("outputs").mkdir()
+    Path("outputs/shards").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"^outputs/shards is a symbolic link: make it a folder, and link outputs"):
+        run_stage(stage_of("shard", load_params()), load_params())

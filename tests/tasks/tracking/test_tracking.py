@@ -351,6 +351,33 @@ def test_copies_of_the_project_share_its_store(tmp_path: Path, monkeypatch: pyte
     assert tracking_uri() == f"sqlite:///{tmp_path.resolve() / 'mlflow.db'}"
 
 
+def test_a_project_within_another_project_of_dvc_keeps_its_own_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    own = tmp_path / "experiments" / "sana15"
+    copy, trial = own / "runs" / "smoke", own / ".dvc" / "tmp" / "exps" / "tmp1"
+    for folder in (tmp_path, own, copy, trial):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "dvc.yaml").touch()
+        (folder / "params.yaml").touch()
+    (own / "outputs").mkdir()
+    for folder in (own, copy, trial, own / "outputs"):
+        assert main_project(folder) == own.resolve()
+    monkeypatch.chdir(copy)
+    assert tracking_uri() == f"sqlite:///{own.resolve() / 'mlflow.db'}"
+
+
+def test_a_question_mark_in_the_project_s_path_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "why?").mkdir()
+    monkeypatch.chdir(tmp_path / "why?")
+    with pytest.raises(UserError, match=r"why\? has a question mark in its path.*rename it"):
+        tracking_uri()
+
+
 def test_joining_a_spool_leaves_its_lock_with_the_opener(store: Path) -> None:
     spool = open_spool(SPOOLS, "train", {})
     joined = join_spool(spool.path)
