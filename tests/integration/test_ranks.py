@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from tasks.training.ema import Ema
 from tasks.training.fsdp_sharding import gathered, is_sharded, local, shard
 from tasks.training.generation_writer import generations
 from tasks.training.network_config import network_config
+from tasks.training.teacher import Teacher
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch
 from tasks.training.training_loop import Trainer
 from tasks.training.training_state import History, load_state, save_state
@@ -190,8 +191,8 @@ def test_shards_in_bfloat16_train_as_one_process_whose_weights_are_rounded(
         torch.testing.assert_close(sharded[name], rounded[name], rtol=0, atol=1e-6)
 
 
-def train_with_adamw(folder: Path) -> None:
-    """Six steps in two micro-batches, by each parallelism, into a folder of its own."""
+def train_with_adamw(folder: Path, taught: bool = False) -> None:
+    """Six steps in two micro-batches, by each parallelism, into a folder of its own; `taught` by a deeper network."""
     params = load_params(folder / PARAMS_FILE)
     if ranks.world_size() > 1:  # which accelerate reads, as torchrun would have it
         number, count = str(ranks.rank()), str(ranks.world_size())
@@ -202,17 +203,25 @@ def train_with_adamw(folder: Path) -> None:
         out.mkdir(exist_ok=True)
         torch.manual_seed(0)
         network = Sana(network_config(chosen.network, 2, 3, 6))
+        teacher = Teacher(Sana(network_config(chosen.network, 4, 3, 6)), (1, 3)) if taught else None
         with closing(open_spool(folder / f"spool-{ranks.rank()}", "pretrain", tags={})) as spool:
             context = Context("pretrain", chosen, out, out / "state", Tracker(spool), "cpu", 1)
-            Trainer(context, network, folder / paths.ENCODED, chosen.pretrain).run()
+            Trainer(context, network, folder / paths.ENCODED, chosen.pretrain, teacher).run()
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_where_no_rounding_is_blown_up_all_weights_are_those_of_one_process(tmp_path: Path) -> None:
+def train_with_adamw_and_a_teacher(folder: Path) -> None:
+    train_with_adamw(folder, taught=True)
+
+
+@pytest.mark.parametrize("train", [train_with_adamw, train_with_adamw_and_a_teacher])
+def test_where_no_rounding_is_blown_up_all_weights_are_those_of_one_process(
+    tmp_path: Path, train: Callable[[Path], None]
+) -> None:
     write_encoded(tmp_path, train=37)
     write_smoke(tmp_path, FLOAT32 | SHORT)
-    train_with_adamw(tmp_path)
-    run_processes(2, tmp_path, train_with_adamw)
+    train(tmp_path)
+    run_processes(2, tmp_path, train)
     expected = load_file(tmp_path / "ddp-1" / "model.safetensors")
     for parallelism in PARALLELISMS:
         found = load_file(tmp_path / f"{parallelism}-2" / "model.safetensors")
