@@ -1,6 +1,6 @@
-"""What pictures and scores cost while networks train. Outputs do not depend on them, and the plan's rows leave them out.
+"""What pictures and scores take while networks train: a share of each training's operations, said in a note.
 
-Only this share of each training's operations is said, in a note.
+The plan's rows leave them out, as outputs do not depend on them.
 """
 
 from collections.abc import Sequence
