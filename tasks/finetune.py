@@ -6,6 +6,7 @@ With `finetune.teacher` it learns from the uncut model, which `tasks.training.te
 import torch
 
 from model.checkpoint import load_network
+from tasks.evaluation.short_evaluation import ShortEvaluation
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
@@ -17,7 +18,8 @@ from tasks.training.training_loop import Trainer
 def run(context: Context, depth: int) -> Metrics:
     """Fine-tune the network that stage `prune@D` has cut to `depth` blocks."""
     chosen, pruned = context.params.finetune, paths.model_folder(f"pruned-{depth}")
-    return Trainer(context, pruned, paths.OUTPUTS / chosen.data, chosen, teacher_of(context, depth)).run()
+    teacher, scores = teacher_of(context, depth), ShortEvaluation(context, chosen)
+    return Trainer(context, pruned, paths.OUTPUTS / chosen.data, chosen, teacher, scores).run()
 
 
 def teacher_of(context: Context, depth: int) -> Teacher | None:

@@ -17,6 +17,7 @@ from tasks.computing import ranks
 from tasks.computing.seeds import derive
 from tasks.data.encoded_samples import EncodedDataset
 from tasks.data.published_files import content_digest, published_path
+from tasks.evaluation.short_evaluation import ShortEvaluation
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
@@ -54,7 +55,8 @@ def run(context: Context) -> Metrics:
         return network
 
     with initial_network(context, make) as network:
-        trainer = Trainer(context, network, folder, params.pretrain)
+        scores = ShortEvaluation(context, params.pretrain)
+        trainer = Trainer(context, network, folder, params.pretrain, scores=scores)
     return trainer.run()
 
 

@@ -10,6 +10,7 @@ import torch
 from model.network import Sana
 from tasks.computing.seeds import derive
 from tasks.data.encoded_samples import EncodedDataset
+from tasks.evaluation.short_evaluation import ShortEvaluation
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
@@ -26,7 +27,7 @@ def run(context: Context, depth: int) -> Metrics:
     torch.manual_seed(derive(params.compute.seed, context.name, "initial weights"))
     config = network_config(params.network, depth, encoded.latent_shape[0], encoded.null_text.shape[1])
     with initial_network(context, lambda: Sana(config, params.network.initialisation)) as network:
-        trainer = Trainer(context, network, folder, chosen)
+        trainer = Trainer(context, network, folder, chosen, scores=ShortEvaluation(context, chosen))
     return trainer.run()
 
 

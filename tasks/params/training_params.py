@@ -79,6 +79,13 @@ class Training:
 
     They are named `preview`. It changes no output (`tasks.training.preview`). With sharded parameters there are none.
     """
+    score_every: int
+    """Number of updates between scores of 52 pictures in MLflow; 0 is none.
+
+    They are named after the scorer, such as `geneval_short/overall`. It changes no output
+    (`tasks.evaluation.short_evaluation`). It needs the outputs of autoencoder, text_encoder and scorer. With sharded
+    parameters there are none.
+    """
 
     def __post_init__(self) -> None:
         positive(self, "batch_size", "grad_accumulation", "learning_rate")
@@ -86,6 +93,7 @@ class Training:
             positive(self, "clip_norm")
         positive(self, "evaluate_every", "checkpoint_every")
         check(self.preview_every >= 0, f"preview_every is {self.preview_every}: it must be 0 (none) or above")
+        check(self.score_every >= 0, f"score_every is {self.score_every}: it must be 0 (none) or above")
         check(self.steps >= 0, f"steps is {self.steps}: it must be 0 (weights stay as they are) or above")
         check(self.recompute_blocks >= 0, f"recompute_blocks is {self.recompute_blocks}: it must be 0 or above")
         check(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must be 0 or above")

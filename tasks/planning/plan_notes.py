@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tasks.planning.cost_row import Cost
 from tasks.planning.disk_bytes import pool_bytes
+from tasks.planning.drawing_share import drawing_note
 from tasks.planning.encoder_models import parameters_of
 from tasks.planning.gpu_hours import gpu_hours
 from tasks.planning.planned_experiment import Experiment
@@ -20,6 +21,7 @@ def notes(experiment: Experiment, costs: Sequence[Cost], teraflops: float, utili
         "backward pass is two forward passes. Norms, activations and the optimizer are left out. "
         f"{_recomputed(experiment)}",
         _sample(experiment),
+        *drawing_note(experiment, costs),
         _memory(experiment),
         *experiment.scale.assumptions,
         *_data_sets(experiment),

@@ -11,14 +11,17 @@ from tasks.system.manifest import sha256_file, sha256_json
 PROJECT = Path(__file__).parents[2]
 ROOMS = ("tasks", "model", "kernels")
 PLUMBING = (
+    "tasks.evaluation.short_evaluation",
+    "tasks.evaluation.short_scoring",
     "tasks.params",
     "tasks.runtime",
     "tasks.stages",
     "tasks.system",
     "tasks.tracking",
+    "tasks.training.drawing_in_training",
     "tasks.training.preview",
 )
-"""The rooms that run a stage, read its params, report on it or name its folders, and the module that draws for MLflow.
+"""The rooms that run a stage, read its params, report on it or name its folders, and the modules that draw for MLflow.
 
 An edit there does not repeat a stage, or every edit would repeat all. If one changes numbers all the same (how
 `tasks.runtime.torch_setup` sets torch up, for instance), repeat the stages with `dvc repro --force`.

@@ -13,11 +13,9 @@ channels.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,11 +29,8 @@ from tasks.params.training_params import Training
 from tasks.runtime.context import Context
 from tasks.system import paths
 from tasks.tracking.sample_sheet import picture_sheet
-from tasks.training.heldout_loss import HELDOUT_BYTES, heldout_batch_size
+from tasks.training.drawing_in_training import OneByOneDecoder, pictures_at_once, uncompiled
 from tasks.training.training_batch import normal_numbers
-
-if TYPE_CHECKING:
-    from model.autoencoder import Autoencoder
 
 PICTURES = 12
 """Pictures of a sheet, which are two of its rows."""
@@ -77,8 +72,8 @@ class Preview:
             self.context.tracker.log_image(KEY, sheet, step)
 
     @cached_property
-    def autoencoder(self) -> "Autoencoder":
-        """The autoencoder, loaded when the first sheet is drawn. The prompts are logged with it."""
+    def decoder(self) -> OneByOneDecoder:
+        """The autoencoder's decoder, loaded when the first sheet is drawn. The prompts are logged with it."""
         from model.autoencoder import load_autoencoder  # takes seconds, and diffusers, which a GPU day may lack
 
         captions = self.heldout.captions
@@ -86,14 +81,11 @@ class Preview:
             prompts = Path(folder) / PROMPTS
             prompts.write_text("".join(" ".join(captions[row].split()) + "\n" for row in self.rows), encoding="utf-8")
             self.context.tracker.log_file(prompts)
-        return load_autoencoder(paths.AUTOENCODER, self.context.device)
+        return OneByOneDecoder(load_autoencoder(paths.AUTOENCODER, self.context.device))
 
     @torch.no_grad()
     def _batches(self) -> Iterator[np.ndarray]:
-        """The pictures (B, height, width, 3), uint8, batch after batch. A picture passes the autoencoder alone.
-
-        The published autoencoder takes 4 GB for a picture of 512 pixels, beside the state of the training.
-        """
+        """The pictures (B, height, width, 3), uint8, batch after batch."""
         params, device = self.context.params, self.context.device
         seed, size = derive(params.compute.seed, KEY), self._batch_size()
         for start in range(0, len(self.rows), size):
@@ -102,7 +94,7 @@ class Preview:
             random_B = [row_generator(seed, 0, start + place) for place in range(count)]
             noise_BCHW = normal_numbers(random_B, batch.latents_BCHW.shape[1:])
             null_1TE = self.heldout.null_text[None].to(device)
-            with autocast(device, params.compute.dtype), self._uncompiled():
+            with autocast(device, params.compute.dtype), uncompiled(params.compute.compile):
                 text = self.network.encode_text(batch.text_BTE.to(device), batch.mask_BT.to(device))
                 null = self.network.encode_text(null_1TE, torch.ones(null_1TE.shape[:2], dtype=bool, device=device))
                 latents_BCHW = sample(
@@ -115,24 +107,15 @@ class Preview:
                     guidance=params.sampling.guidance,
                     flow_shift=params.diffusion.flow_shift,
                 )
-            for latent_CHW in latents_BCHW:
-                yield self.autoencoder.decode_pixels(latent_CHW[None])
+            yield self.decoder.decode_pixels(latents_BCHW)
 
     def _batch_size(self) -> int:
-        """Pictures of a batch, which has each prompt and the empty one. Its bytes are bounded as a held-out batch's.
-
-        Beside what a held-out batch takes, the solver keeps the keys and values of all blocks.
-        """
+        """Pictures of a batch."""
         config = self.network.config
         height, width = self.heldout.batch(self.rows[:1]).latents_BCHW.shape[-2:]
         tokens = max(self.heldout.longest_text, len(self.heldout.null_text))
-        activations = heldout_batch_size(config, height * width // config.patch_size**2, tokens)
-        keys_values = HELDOUT_BYTES // (4 * 2 * config.depth * config.hidden_size * tokens)
-        return max(1, min(self.context.params.sampling.batch_size, activations, keys_values) // 2)
-
-    def _uncompiled(self) -> AbstractContextManager[object]:
-        """Where training compiles its blocks, the pictures' shapes shall not make it compile them anew."""
-        return torch.compiler.set_stance("force_eager") if self.context.params.compute.compile else nullcontext()
+        most = self.context.params.sampling.batch_size
+        return pictures_at_once(config, height * width // config.patch_size**2, tokens, most)
 
     def _obstacle(self, is_sharded: bool) -> str | None:
         """Why no pictures can be drawn, or None."""

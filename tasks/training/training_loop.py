@@ -15,6 +15,7 @@ import math
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -59,6 +60,22 @@ HISTORY_COLUMNS = ("step", "samples", "loss", "learning_rate", "grad_norm")
 HELDOUT_COLUMNS = ("step", "samples", "heldout_loss", "low", "high")
 
 
+class Scores(Protocol):
+    """Scores of a network while it trains. They go to MLflow and to no output (`tasks.evaluation.short_evaluation`)."""
+
+    def begin(self, step: int) -> None:
+        """Training begins after `step` updates."""
+        ...
+
+    def due(self, step: int) -> bool:
+        """Whether the network is scored after `step` updates, which is the same on all ranks."""
+        ...
+
+    def evaluate(self, network: Sana, step: int) -> None:
+        """Score a network with its averaged weights. All ranks call it."""
+        ...
+
+
 class Trainer:
     """One training run: the network, its optimizer, EMA and history, and `step`, the number of updates made so far."""
 
@@ -69,12 +86,15 @@ class Trainer:
         encoded: Path,
         training: Training,
         teacher: Teacher | None = None,
+        scores: Scores | None = None,
     ) -> None:
         """Make all ready for step 0, or for where a run before this one stopped. A `teacher` is learned from.
 
+        `scores`, if they are given, are taken whenever they are due.
+
         `network` is a network, or the folder of its checkpoint. With shards a rank reads only its rows from a folder.
         """
-        self.context, self.training, self.teacher = context, training, teacher
+        self.context, self.training, self.teacher, self.scores = context, training, teacher, scores
         compute, weights = context.params.compute, getattr(torch, training.weights)
         self.sharded = is_sharded_training(compute)
         folder = network if isinstance(network, Path) else None
@@ -130,6 +150,7 @@ class Trainer:
             self.evaluate()  # before the first step, or a stop came between this step's checkpoint and its evaluation
         if self.preview.due(self.step):
             self.draw_preview()  # a stop may have come between this step's checkpoint and its pictures
+        self.take_scores()
         with (
             self.states,  # waits for the state that is being written, also if the training ends with an error
             noted_interrupts() as interrupts,
@@ -138,6 +159,8 @@ class Trainer:
         ):
             stop = AgreedStop(interrupts, LOG_EVERY)
             self.speed.restart()
+            if self.scores is not None:
+                self.scores.begin(self.step)
             while self.step < self.training.steps:
                 self.update()
                 self.after_update(stop.signum())
@@ -193,6 +216,8 @@ class Trainer:
         if self.preview.due(self.step):
             self.draw_preview()
             self.speed.restart()
+        if self.take_scores():
+            self.speed.restart()
 
     def read_steps(self) -> None:
         """Read the numbers of the steps since the last reading, and note them in the history.
@@ -240,6 +265,18 @@ class Trainer:
             self.preview.draw(self.step)
         finally:
             self.ema.swap()
+
+    def take_scores(self) -> bool:
+        """Score the averaged weights if that is due at this step. All ranks take part. Returns whether it was due."""
+        if self.scores is None or not self.scores.due(self.step):
+            return False
+        self.read_steps()
+        self.ema.swap()
+        try:
+            self.scores.evaluate(self.network, self.step)
+        finally:
+            self.ema.swap()
+        return True
 
     def finish(self) -> Metrics:
         """Write the checkpoint of the averaged weights and the curves; returns the metrics."""

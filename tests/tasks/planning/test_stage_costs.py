@@ -23,12 +23,15 @@ from model.text_encoder import TextEncoder, instruction_text, save_reading, trai
 from tasks import plan as command
 from tasks.data.picture_dataset import PictureDataset
 from tasks.data.shards import SPLITS
+from tasks.evaluation.short_evaluation import PROMPTS
+from tasks.evaluation.short_scoring import open_short_scoring
 from tasks.params.experiment_params import Params
 from tasks.params.params_files import apply_overrides, apply_profile, build_params, load_params, read_yaml
 from tasks.planning import data_stage_costs, disk_bytes, network_stage_costs, picture_stage_costs, scorer_stage_costs
 from tasks.planning.cost_plan import Plan, Settings, make_plan
 from tasks.planning.cost_row import Cost, Memory
 from tasks.planning.count_without_data import count_peak_bytes, without_data
+from tasks.planning.drawing_share import drawing_note, score_flops
 from tasks.planning.encoder_models import DC_AE, GEMMA_2_2B, build_encoders, parameters_of
 from tasks.planning.encoder_runs import EncoderRuns
 from tasks.planning.experiment_scale import CHARACTERS_PER_TOKEN, Captions, Scale, measure_scale, tokens_of
@@ -329,6 +332,28 @@ def test_a_vision_language_judge_is_neither_counted_nor_said_to_be(drawn: Experi
     said = " ".join(notes(asked, [], 312, 0.4))
     assert "vision-language judge" in said
     assert "this project's own" not in said
+
+
+def test_a_score_while_it_trains_costs_what_the_plan_says(drawn: Experiment) -> None:
+    network = load_network(paths.SMALL)
+    done = measured_flops(lambda: open_short_scoring(drawn.params, PROMPTS, "cpu").score(network))
+    assert done == score_flops(drawn, 1) > 0
+
+
+def test_the_plan_says_the_share_of_pictures_and_scores_where_there_are_any(drawn: Experiment) -> None:
+    steps, one = drawn.params.pretrain.steps, score_flops(drawn, drawn.params.pretrain.depth)
+
+    def note(preview_every: int, score_every: int) -> str:
+        chosen = replace(drawn.params.pretrain, preview_every=preview_every, score_every=score_every)
+        experiment = replace(drawn, params=replace(drawn.params, pretrain=chosen))
+        return "".join(drawing_note(experiment, [Cost("pretrain", flops=2 * steps * one), Cost("grow", flops=1)]))
+
+    def percent(said: str) -> float:
+        return float(said.partition("more: pretrain ")[2].partition("%.")[0])
+
+    assert note(0, 0) == ""
+    assert percent(note(0, 1)) == 50 and percent(note(0, 2)) == 25
+    assert percent(note(1, 1)) == pytest.approx(50 + percent(note(1, 0)), abs=0.11) and percent(note(1, 0)) > 0
 
 
 def test_judge_and_controls_cost_what_the_stages_do(drawn: Experiment) -> None:

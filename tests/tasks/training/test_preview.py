@@ -1,9 +1,7 @@
 """Pictures drawn while a network trains change no output, are the same after a resume, and are found in the spool."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +26,7 @@ from tasks.training import preview
 from tasks.training.training_loop import Trainer
 from tests.helpers.drawing_workspace import all_bytes
 from tests.helpers.small_workspace import write_encoded, write_params
-from tests.helpers.training_workspace import CHANGES, SAMPLES
+from tests.helpers.training_workspace import CHANGES, SAMPLES, BrokenOff, spooled, stopping_at
 from tests.kernels.processes import run_processes
 
 SHORT = {"pretrain.steps": 24, "sampling.steps": 2, "sampling.batch_size": 10}
@@ -37,10 +35,6 @@ PICTURES = {"pretrain.preview_every": 8}
 STATE = Path("state")
 Sheets = dict[int, bytes]
 """The PNG files that a training logged, by the number of steps that had been made."""
-
-
-class BrokenOff(Exception):
-    """The training ends here, as if its process had been killed."""
 
 
 @pytest.fixture(autouse=True)
@@ -65,28 +59,12 @@ def train(name: str, resume: bool = False, **changes: object) -> tuple[dict[str,
     return all_bytes(out), sheets(spools)
 
 
-def rows(spools: Path) -> list[dict[str, object]]:
-    (spool,) = spools.glob("*.jsonl")
-    return [json.loads(line) for line in spool.read_text().splitlines()]
-
-
 def sheets(spools: Path) -> Sheets:
     (images,) = spools.glob("*.images") if any(spools.glob("*.images")) else (spools,)
-    logged = [row for row in rows(spools) if row["kind"] == "image"]
+    logged = [row for row in spooled(spools) if row["kind"] == "image"]
     assert {row["key"] for row in logged} <= {"preview"}
     assert len({row["step"] for row in logged}) == len(logged)
     return {row["step"]: (images / row["file"]).read_bytes() for row in logged}
-
-
-def stopping_at(step: int) -> Callable[[Trainer], None]:
-    update = Trainer.update
-
-    def breaking(trainer: Trainer) -> None:
-        if trainer.step == step:
-            raise BrokenOff
-        update(trainer)
-
-    return breaking
 
 
 def test_training_writes_the_same_bytes_with_and_without_pictures() -> None:
@@ -142,12 +120,12 @@ def test_a_sheet_that_a_run_has_logged_is_not_logged_again(tmp_path: Path) -> No
             tracker = Tracker(spool)  # as a stage that is run again within the same run has it
             tracker.log_image("preview", Path("sheet.png"), 100)
             tracker.log_image("preview", Path("sheet.png"), 200)
-    assert [row["step"] for row in rows(tmp_path / "spool") if row["kind"] == "image"] == [100, 200]
+    assert [row["step"] for row in spooled(tmp_path / "spool") if row["kind"] == "image"] == [100, 200]
 
 
 def test_the_sheet_and_its_prompts_have_names_that_a_person_finds() -> None:
     _, drawn = train("with", **PICTURES)
-    logged = [row for row in rows(Path("with-spool")) if row["kind"] in ("image", "artifact")]
+    logged = [row for row in spooled(Path("with-spool")) if row["kind"] in ("image", "artifact")]
     assert [row.get("key", row["file"]) for row in logged] == ["preview_prompts.txt", *["preview"] * 3]
     (images,) = Path("with-spool").glob("*.images")
     captions = EncodedDataset(paths.ENCODED, "heldout").captions[:12]
