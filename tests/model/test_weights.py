@@ -261,6 +261,7 @@ def test_the_names_of_wrappers_are_taken_off_and_a_line_says_so(
     state = {wrapped.format(name): tensor for name, tensor in state.items()}
     save_file(state, tmp_path / "wrapped.safetensors")
     torch.save({"state_dict": state}, tmp_path / "wrapped.pth")
+    capsys.readouterr()
     for name in ("wrapped.safetensors", "wrapped.pth"):
         assert same(loaded(tmp_path / name), network)
         said = capsys.readouterr().out
@@ -283,6 +284,7 @@ def test_the_names_of_wrapped_blocks_are_taken_off(tmp_path: Path, capsys: pytes
 
 def test_weights_without_wrappers_are_read_without_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file(drawn().state_dict(), tmp_path / "plain.safetensors")
+    capsys.readouterr()
     loaded(tmp_path / "plain.safetensors")
     assert capsys.readouterr().out == ""
 

@@ -1,5 +1,6 @@
 """A NaN in a model or in held-out data ends every stage that reads it with one line that names the file."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -27,15 +28,18 @@ from tests.helpers.small_networks import small_network
 from tests.helpers.small_workspace import write_encoded, write_params
 from tests.helpers.torchscript_network import write_network
 
+RUNS = itertools.count()
 CHANGES = {
     "compute.device": "cpu",
     "compute.dtype": "float32",
     "pretrain.depth": 2,
     "grow.depth": 3,
-    "importance.prompts": 8,
+    "importance.prompts": 100,
+    "network.hidden_size": 64,
+    "network.cross_heads": 4,
     "prune.depths": [2],
     "prune.random_choices": 2,
-    "finetune.teacher": "output",
+    "finetune.teacher": "velocity",
     "sft.models": ["grown"],
     "sft.data": "encoded",
 }
@@ -57,7 +61,7 @@ def stage(name: str, params: Params) -> Any:
 def one_line(name: str, params: Params) -> str:
     """The line with which a stage ends."""
     with pytest.raises(UserError) as error:
-        run(stage(name, params), params, Path("out", name))
+        run(stage(name, params), params, Path("out", str(next(RUNS))))
     assert "\n" not in str(error.value)
     return str(error.value)
 
