@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderDC
 from torch import Tensor
 
-from model.finite_numbers import check_finite
+from model.finite_numbers import check_finite_weights
 from model.weights.folder_contents import contents_of
 
 SLICE_PIXELS = 2**20
@@ -140,7 +140,7 @@ def load_autoencoder(folder: Path, device: str = "cpu", dtype: torch.dtype = tor
         unknown = sorted(report["unexpected_keys"])
         others = f", and has {len(unknown)} that it does not know, {unknown[0]} first" if unknown else ""
         raise ValueError(f"{folder} lacks {len(missing)} weights of its autoencoder, {missing[0]} first{others}")
-    check_finite(network.state_dict(), folder)
+    check_finite_weights(network.state_dict(), folder)
     return Autoencoder(network.to(device).eval().requires_grad_(False))
 
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.finite_numbers import check_finite
+from model.finite_numbers import check_finite_weights
 from model.network import NetworkConfig, Sana
 from model.weights.folder_contents import contents_of, shortened
 
@@ -40,7 +40,7 @@ def load_network(folder: Path, device: str = "cpu") -> Sana:
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
         raise _misfit(folder, error) from None
-    check_finite(network.state_dict(), folder / WEIGHTS)
+    check_finite_weights(network.state_dict(), folder / WEIGHTS)
     return network
 
 

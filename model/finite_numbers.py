@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def check_finite(weights: Mapping[str, Tensor], where: Path) -> None:
+def check_finite_weights(weights: Mapping[str, Tensor], where: Path) -> None:
     """Raise ValueError that names the file or folder `where` and the first tensor with a NaN or an infinity.
 
     Each tensor is read once, where it is, and none is copied. The host waits for the device once, at the end. Tensors

@@ -29,7 +29,7 @@ from transformers import (
     logging,
 )
 
-from model.finite_numbers import check_finite
+from model.finite_numbers import check_finite_weights
 from model.numerics import CONVENTIONS, Instruction, Numerics, Precision
 from model.weights.folder_contents import contents_of
 
@@ -264,7 +264,7 @@ def load_text_encoder(folder: Path, device: str = "cpu", reading: Reading | None
         unknown = sorted(report["unexpected_keys"])
         others = f", and has {len(unknown)} that it does not know, {unknown[0]} first" if unknown else ""
         raise ValueError(f"{folder} lacks {len(missing)} weights of its language model, {missing[0]} first{others}")
-    check_finite(dict(model.named_parameters()), folder)
+    check_finite_weights(dict(model.named_parameters()), folder)
     # The empty prompt is BOS alone.
     if not tokenizer("")["input_ids"]:
         raise ValueError(f"{folder} has a tokenizer without BOS: the empty prompt would have no embedding")

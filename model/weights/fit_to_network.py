@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.finite_numbers import check_finite
+from model.finite_numbers import check_finite_weights
 from model.network import NetworkConfig, Sana
 from model.numerics import CheckpointKey, Numerics
 from model.weights.folder_contents import shortened
@@ -40,7 +40,7 @@ def load_weights(
         check_fit(weights, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    check_finite(weights, path)
+    check_finite_weights(weights, path)
     with torch.device("meta"):  # no memory for weights that are replaced at once
         network = Sana(config)
     network.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.finite_numbers import check_finite
+from model.finite_numbers import check_finite_weights
 from tasks.data.stage_models import loading_models
 from tasks.evaluation.detectors.detector import Pictures
 from tasks.system.errors import UserError
@@ -50,7 +50,7 @@ class InceptionFeatures:
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{file} is no TorchScript file ({str(error).splitlines()[0]})") from None
         with loading_models():
-            check_finite(self.network.state_dict(), file)
+            check_finite_weights(self.network.state_dict(), file)
         self.file, self.device = file, device
         self.published = sha256_file(file) == PUBLISHED_SHA256
         self.name = "Inception of 2015-12-05" if self.published else f"TorchScript network of {file.name}"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kernels.came8bit.state import first_row
 from model.checkpoint import WEIGHTS, stored_rows
-from model.finite_numbers import check_finite
+from model.finite_numbers import check_finite_weights
 from model.network import Sana
 from tasks.computing import ranks
 from tasks.params.compute_params import Compute
@@ -99,7 +99,7 @@ def load_rows(network: Sana, folder: Path, device: str) -> None:
         if tensors:
             # Assigned module by module: FSDP2 pads rows that are uneven by copying them, of one module at a time.
             module.load_state_dict(tensors, strict=False, assign=True)
-    check_finite({name: local(parameter) for name, parameter in network.named_parameters()}, folder / WEIGHTS)
+    check_finite_weights({name: local(parameter) for name, parameter in network.named_parameters()}, folder / WEIGHTS)
 
 
 def holds_first_copy(tensor: Tensor) -> bool:

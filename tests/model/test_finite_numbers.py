@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.checkpoint import load_network, save_network
-from model.finite_numbers import check_finite, is_finite
+from model.finite_numbers import check_finite_weights, is_finite
 from tests.helpers.small_networks import small_network
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
@@ -52,7 +52,7 @@ class LargestOutput(TorchDispatchMode):
 def test_the_look_at_weights_makes_no_tensor_of_their_size() -> None:
     weights = {f"{number}": torch.randn(500, 300) for number in range(10)}
     with LargestOutput() as made:
-        check_finite(weights, Path("here"))
+        check_finite_weights(weights, Path("here"))
     assert 0 < made.size <= len(weights)
 
 

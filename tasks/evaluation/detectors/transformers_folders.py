@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import logging
 
-from model.finite_numbers import check_finite
+from model.finite_numbers import check_finite_weights
 from model.weights.folder_contents import contents_of
 from tasks.data.stage_models import loading_models
 from tasks.system.errors import UserError
@@ -44,5 +44,5 @@ def load_parts(
     if lacking := sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])]):
         raise UserError(f"{folder} lacks {len(lacking)} weights of its {what}, {lacking[0]} first: copy it again")
     with loading_models():
-        check_finite(dict(model.named_parameters()), folder)
+        check_finite_weights(dict(model.named_parameters()), folder)
     return [model.eval().requires_grad_(False), *parts]

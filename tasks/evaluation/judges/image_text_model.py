@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin, logging
 
-from model.finite_numbers import check_finite
+from model.finite_numbers import check_finite_weights
 from tasks.data.stage_models import loading_models
 from tasks.evaluation.judges.answering_model import load_part
 from tasks.evaluation.judges.judge_template import conversation
@@ -84,7 +84,7 @@ def load_network(folder: Path, dtype: str, remote_code: bool) -> PreTrainedModel
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{folder} lacks {len(missing)} weights of its model, {missing[0]} first")
     with loading_models():
-        check_finite(dict(model.named_parameters()), folder)
+        check_finite_weights(dict(model.named_parameters()), folder)
     if model.config.is_encoder_decoder:
         raise UserError(f"{folder} encodes the question apart from the answer: choose a decoder-only model as judge")
     return model.eval().requires_grad_(False)

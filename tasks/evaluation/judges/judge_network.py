@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.finite_numbers import check_finite
+from model.finite_numbers import check_finite_weights
 from model.text_encoder import TextEncoder
 from tasks.computing import ranks
 from tasks.data.picture_dataset import to_unit_range
@@ -161,5 +161,5 @@ def load_judge(folder: Path, device: str = "cpu") -> JudgeNetwork:
     except (TypeError, RuntimeError) as error:
         raise UserError(f"{folder} does not fit the judge: {' '.join(str(error).split())}") from None
     with loading_models():
-        check_finite(judge.state_dict(), folder / WEIGHTS)
+        check_finite_weights(judge.state_dict(), folder / WEIGHTS)
     return judge.to(device).eval()

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from model.finite_numbers import check_finite
+from model.finite_numbers import check_finite_weights
 from tasks.data.stage_models import loading_models
 from tasks.evaluation.judges.answering_model import load_part, own_code_is_not_run
 from tasks.system.errors import UserError
@@ -79,7 +79,7 @@ def load_remote_code_model(folder: Path, *, remote_code: bool, device: str) -> R
 
     network = load_part(load, folder, remote_code)
     with loading_models():
-        check_finite(dict(network.named_parameters()), folder)
+        check_finite_weights(dict(network.named_parameters()), folder)
     for name in ("generate_content", "tokenizer"):
         if not hasattr(network, name):
             raise UserError(f"{folder} has a model without {name}: it cannot be asked about a picture as NVILA is")
