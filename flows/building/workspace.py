@@ -18,6 +18,7 @@ import yaml
 from dvc.config import Config
 
 from flows.building.durable_dvc_lock import DVC_LOCK_FILE, LAST_GOOD, whole_lock
+from flows.building.dvc_settings import read_dvc_settings
 from tasks.params.params_files import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
 from tasks.system.errors import UserError
 from tasks.system.file_locks import exclusive_lock
@@ -169,8 +170,15 @@ def _files_without_git(project: Path) -> Iterator[str]:
 
 
 def share_cache(project: Path, copy: Path) -> None:
-    """Let the copy's DVC use the project's cache and remotes, and ignore the git repository around the copy."""
-    config = Config(str(project / ".dvc"), validate=True)
+    """Let the copy's DVC use the project's cache and remotes, and ignore the git repository around the copy.
+
+    A damaged file of the copy's settings is written anew. Raises UserError if one of the project's is damaged.
+    """
+    config = read_dvc_settings(project)
+    try:
+        read_dvc_settings(copy)
+    except UserError:
+        (copy / ".dvc" / Config.CONFIG_LOCAL).unlink(missing_ok=True)
     with Config(str(copy / ".dvc")).edit("local") as local:
         local["core"]["no_scm"] = True
         local["cache"]["dir"] = config["cache"].get("dir") or str(project / ".dvc" / "cache")
