@@ -19,7 +19,7 @@ TORCH ?= cuda
 WHEELS ?= all
 WHEELS_DIR ?= wheels
 
-.PHONY: help setup run plan dvc.yaml params.yaml test test-all test-slurm lint wheels up status down demo clean
+.PHONY: help setup run plan dvc.yaml params.yaml test test-all test-slurm lint wheels up status down doctor demo clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -106,6 +106,11 @@ status: setup ## show which of them are up
 
 down: setup ## stop them
 	$(BIN)/python -m flows.servers down
+
+# It works where much is broken, so it does not set up anything.
+doctor: ## say in one line each what is wrong with the workspace and what to do; changes nothing
+	@test -x $(BIN)/python || { echo "there is no $(BIN)/python: run make setup first" >&2; exit 1; }
+	@$(BIN)/python -m flows.doctor
 
 # It looks for a finished model first, since installing the page's packages takes most of a minute.
 demo: ## show a page that draws a prompt with several models (OUTPUTS=runs/smoke, DEMO_PORT=)

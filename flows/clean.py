@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.building.locks_of_runs import FLOW_LOCK, LOCKS, WORKSPACES
 from flows.entry.project_servers import SERVERS_FOLDER, recorded_process
 from tasks.params.params_files import PARAMS_FILE, read_yaml
 from tasks.stages import TABLE
@@ -38,11 +39,6 @@ MADE_BY_RUNS = (
 )
 """What runs make, as patterns below the project, each with what it is."""
 STAYING = "the code, params.yaml, profiles/, sweeps/, your pictures and weights, .venv, and DVC's remotes"
-FLOW_LOCK = STATE / "flow.lock"
-LOCKS = (str(FLOW_LOCK), f"{STATE}/locks/*", f"{STATE}/sweeps/*.lock", f"{STATE}/point/lock")
-"""The locks that flow runs, stages, sweeps and points hold in a workspace while they run."""
-WORKSPACES = ("", f"{COPIES}/*/", f"{COPIES}/points/*/")
-"""The project itself, its copies, and the points of sweeps."""
 CHECKPOINTS = f"{STATE}/state/*"
 """The folders of a workspace from which stages resume that were interrupted."""
 

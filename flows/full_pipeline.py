@@ -35,6 +35,7 @@ from flows.entry.terminal import LOGGER, FlowFailed, keep_server_from_interrupts
 from tasks.params.params_files import PARAMS_FILE, build_params
 from tasks.params.yaml_text import parse_yaml
 from tasks.stages import stages_of
+from tasks.system.error_lines import line_of
 from tasks.system.errors import UserError
 from tasks.system.files import read_json
 from tasks.system.paths import RESULTS
@@ -164,7 +165,8 @@ def raise_failures(states: Mapping[str, State]) -> None:
 
 def _reason(state: State) -> str:
     error = state.result(raise_on_failure=False)
-    return str(error) or type(error).__name__
+    known = line_of(error) if isinstance(error, BaseException) else None
+    return known or " ".join(str(error).split()) or type(error).__name__
 
 
 def main(argv: Sequence[str] | None = None) -> int:

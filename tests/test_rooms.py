@@ -33,6 +33,7 @@ ROOMS_OF_FLOWS = (
     ("flows.full_pipeline",),
     ("flows.sweeps",),
     ("flows.places",),
+    ("flows.doctor",),
     ("flows",),
 )
 """Rooms from the first to the last; the rooms of one line are side by side and do not import each other.

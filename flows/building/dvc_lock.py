@@ -30,6 +30,7 @@ from flows.building.durable_dvc_lock import (
     write_entry,
 )
 from flows.building.dvc_cache_check import remove_damaged_copies, remove_damaged_objects
+from flows.building.dvc_settings import read_dvc_settings
 from tasks.stages import Stage
 from tasks.system.errors import UserError
 from tasks.system.files import write_bytes
@@ -58,14 +59,15 @@ class DvcLock:
     With `remote`, outputs that are not in DVC's cache are restored from its default remote. A damaged dvc.lock is
     repaired first (`flows.building.durable_dvc_lock`).
 
-    Raises UserError if dvc.yaml cannot be read, if a stage is missing in dvc.yaml, or if `remote` is true
-    and there is no remote or it does not answer.
+    Raises UserError if DVC's settings are damaged, if dvc.yaml cannot be read, if a stage is missing in dvc.yaml, or if
+    `remote` is true and there is no remote or it does not answer.
     """
 
     def __init__(self, root: Path, stages: Mapping[str, Stage], remote: bool = False) -> None:
         self.root, self.stages, self._remote = root, stages, remote
         self._lock = threading.Lock()
         self._outputs_changed = False
+        read_dvc_settings(root)
         try:
             # Without git all of DVC works but its experiments. It must be told that there is no git repository.
             self._repo = Repo(str(root), config=None if (root / ".git").exists() else {"core": {"no_scm": True}})

@@ -20,6 +20,7 @@ from configobj import ConfigObj
 from dvc.config import Config
 
 from flows.building.durable_dvc_lock import DVC_LOCK_FILE, LAST_GOOD, whole_lock
+from flows.building.dvc_settings import read_dvc_settings
 from tasks.params.params_files import PARAMS_FILE, PROFILES, apply_overrides, apply_profile, build_params, read_yaml
 from tasks.system.errors import UserError
 from tasks.system.file_locks import exclusive_lock
@@ -177,9 +178,14 @@ def share_cache(project: Path, copy: Path) -> None:
     """Let the copy's DVC use the project's cache and remotes, and ignore the git repository around the copy.
 
     DVC's own writer of its config knows ASCII alone, and a project's path may have other letters. DVC reads UTF-8.
+    A damaged file of the copy's settings is written anew. Raises UserError if one of the project's is damaged.
     """
-    config = Config(str(project / ".dvc"), validate=True)
-    local = ConfigObj(str(copy / ".dvc" / "config.local"), encoding="utf-8", default_encoding="utf-8")
+    config, file = read_dvc_settings(project), copy / ".dvc" / Config.CONFIG_LOCAL
+    try:
+        read_dvc_settings(copy)
+    except UserError:
+        file.unlink(missing_ok=True)
+    local = ConfigObj(str(file), encoding="utf-8", default_encoding="utf-8")
     local.merge(
         {"core": {"no_scm": "True"}, "cache": {"dir": config["cache"].get("dir") or str(project / ".dvc" / "cache")}}
     )
@@ -190,7 +196,7 @@ def share_cache(project: Path, copy: Path) -> None:
         local["core"]["remote"] = config["core"]["remote"]
     written = io.BytesIO()
     local.write(written)
-    write_bytes(copy / ".dvc" / "config.local", written.getvalue())
+    write_bytes(file, written.getvalue())
 
 
 def hold_workspace(root: Path) -> AbstractContextManager[None]:

@@ -43,7 +43,7 @@ def credentials() -> str:
             _write_once(path, f"{USER}:{secrets.token_urlsafe(32)}\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): work in a project of your own") from None
-    return _read_own(path)
+    return read_password(path)
 
 
 def _write_once(path: Path, text: str) -> None:
@@ -59,7 +59,7 @@ def _write_once(path: Path, text: str) -> None:
             os.link(file.name, path)
 
 
-def _read_own(path: Path) -> str:
+def read_password(path: Path) -> str:
     """The line in the file. Raises UserError if `path` is a link, or if other accounts may read the file."""
     way_out = "run make down, delete it, then make up, which makes another"
     try:

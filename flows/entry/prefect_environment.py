@@ -2,7 +2,8 @@
 
 Prefect reads the environment when it is imported. A variable that the environment already has wins over the default
 here. The password of the project's own server is set too, unless Prefect has read its settings already. Flows import
-this module first of all, so it also imports the module that prints a command's first line.
+this module first of all. So it also imports the module that prints a command's first line, keeps what goes to the
+project's own servers from a proxy, and lets errors that are known end a process with one line.
 """
 
 import os
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import flows.entry.first_line  # noqa: F401
 from flows.entry.password import set_prefect_password
+from tasks.system.error_lines import show_known_errors_in_a_line
 from tasks.system.errors import UserError
 from tasks.system.exit_codes import BAD_INPUT, complain
+from tasks.system.loopback import pass_by_proxies
 
 DEFAULTS = {
     "PREFECT_HOME": str(Path.cwd() / ".prefect"),
@@ -30,6 +33,8 @@ DEFAULTS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
 
+show_known_errors_in_a_line()
+pass_by_proxies(os.environ)
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
 

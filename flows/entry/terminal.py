@@ -10,13 +10,16 @@ from pathlib import Path
 
 import httpx
 
+from flows.entry import temporary_server_output
+from flows.entry.named_server import refuse_silent_server
 from flows.entry.password import API_VARIABLE, refuse_server_in_settings_file, wrong_password_message
+from tasks.system.error_lines import blames_a_server, line_of
 from tasks.system.errors import UserError
-from tasks.system.exit_codes import BAD_INPUT, complain
+from tasks.system.exit_codes import BAD_INPUT, FAILED, complain
 from tasks.system.paths import refuse_question_mark
 
 LOGGER = "sana15"
-FAILED, STOPPED = 1, 130
+STOPPED = 130
 
 
 class FlowFailed(Exception):
@@ -24,26 +27,44 @@ class FlowFailed(Exception):
 
 
 def run_in_terminal(run: Callable[[], object]) -> int:
-    """Run a flow from the command line and return its exit code: 0 done, 1 failed, 2 bad input, 130 stopped."""
+    """Run a flow from the command line and return its exit code: 0 done, 1 failed, 2 bad input, 130 stopped.
+
+    What the system or a library throws ends it with one line too. A fault of the program is raised.
+    """
     show_only_stage_lines()
     exit_on_term()
     try:
         refuse_question_mark(Path.cwd())
         refuse_server_in_settings_file()
+        refuse_silent_server()
         run()
     except UserError as error:
         return complain(error, BAD_INPUT)
     except FlowFailed as error:
         return complain(error, FAILED)
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code != httpx.codes.UNAUTHORIZED:
-            raise
-        return complain(wrong_password_message(str(error.request.url.copy_with(path="/api", query=None))), BAD_INPUT)
     except KeyboardInterrupt:
         # another Ctrl-C would interrupt what Prefect does at the end of the process, and leave its server behind
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return complain("stopped; run the same command to go on", STOPPED)
+    except Exception as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+            server = str(error.request.url.copy_with(path="/api", query=None))
+            return complain(wrong_password_message(server), BAD_INPUT)
+        if (line := reason_of(error)) is None:
+            raise
+        return complain(line, FAILED)
     return 0
+
+
+def reason_of(error: Exception) -> str | None:
+    """Why a flow has failed that ended with this exception, in one line. None if the exception is not known.
+
+    If Prefect's temporary server has failed, its own last words tell more than the client's.
+    """
+    if not os.environ.get(API_VARIABLE) and blames_a_server(error):
+        if said := temporary_server_output.reason("of Prefect (python -m flows.doctor says where it lies)"):
+            return f"Prefect's temporary server has failed: {said}"
+    return line_of(error)
 
 
 def show_only_stage_lines() -> None:

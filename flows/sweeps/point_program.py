@@ -20,12 +20,18 @@ from typing import Any
 from prefect import tags
 
 from flows.entry.password import refuse_server_in_settings_file
-from flows.entry.terminal import FAILED, FlowFailed, exit_on_term, keep_server_from_interrupts, show_only_stage_lines
+from flows.entry.terminal import (
+    FlowFailed,
+    exit_on_term,
+    keep_server_from_interrupts,
+    reason_of,
+    show_only_stage_lines,
+)
 from flows.full_pipeline import full_pipeline
 from flows.sweeps.point_folder import ORDER_FILE, OUTCOME_FILE, POINT_LOCK, Outcome
 from flows.sweeps.sweep_file import sweep_run_tag
 from tasks.system.errors import UserError
-from tasks.system.exit_codes import BAD_INPUT, complain
+from tasks.system.exit_codes import BAD_INPUT, FAILED, complain
 from tasks.system.file_locks import exclusive_lock
 from tasks.system.files import read_json, write_json
 from tasks.system.paths import RESULTS, STATE
@@ -94,7 +100,7 @@ def _run(only: Sequence[str] | None, remote: bool, point: dict[str, Any]) -> int
     except (UserError, FlowFailed) as error:
         code, reason = BAD_INPUT if isinstance(error, UserError) else FAILED, str(error)
     except Exception as error:
-        code, reason = FAILED, f"{type(error).__name__}: {error}"
+        code, reason = FAILED, reason_of(error) or f"{type(error).__name__}: {error}"
     models = model_records(only) if code == 0 else []
     write_json(OUTCOME_FILE, asdict(Outcome(" ".join(reason.split()), round(time.monotonic() - started, 1), models)))
     return complain(reason, code) if code else 0

@@ -63,3 +63,16 @@ def try_to_lock(file: IO[str] | int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has the lock of the file `path` alone. The file is not written.
+
+    The question takes a shared lock for an instant. A process that tries to take the lock in that instant is refused.
+    """
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

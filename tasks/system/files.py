@@ -38,7 +38,10 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, fsync it, and rename it into place."""
+    """Write a file under a temporary name, fsync it, and rename it into place.
+
+    Raises OSError, which names `path` also where the system does not say which file it could not write.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -48,6 +51,9 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

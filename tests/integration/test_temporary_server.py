@@ -1,6 +1,10 @@
-"""Prefect's temporary server outlives Ctrl-C in the terminal, and neither a flow's end nor its death."""
+"""Prefect's temporary server outlives Ctrl-C in the terminal, and neither a flow's end nor its death.
+
+One that cannot start is named in one line.
+"""
 
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -34,6 +38,25 @@ flows.full_pipeline.full_pipeline = waits
 flows.full_pipeline.announced_time = lambda *arguments: nullcontext()
 sys.exit(flows.full_pipeline.main([]))
 """
+
+# The command of the pipeline, whose flow has nothing to do.
+ENDS = """
+import resource, sys
+from contextlib import nullcontext
+import flows.full_pipeline
+from prefect import flow
+
+@flow
+def ends(**parameters):
+    return {"workspace": ".", "stages": []}
+
+flows.full_pipeline.full_pipeline = ends
+flows.full_pipeline.announced_time = lambda *arguments: nullcontext()
+if largest := int(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+sys.exit(flows.full_pipeline.main([]))
+"""
+NEWER = "CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES ('ffffffffffff')"
 
 
 @pytest.fixture
@@ -87,3 +110,48 @@ def test_the_server_of_a_flow_that_is_killed_ends_too(running: subprocess.Popen[
     running.send_signal(signal.SIGKILL)
     running.wait()
     wait_for(lambda: has_ended(server), "the end of the server")
+
+
+def flow_that_ends(largest_file: int = 0, **own: str) -> subprocess.CompletedProcess[str]:
+    """The command in the working directory, which may write no file of more bytes than that."""
+    shutil.copyfile(PROJECT / "params.yaml", "params.yaml")
+    environment = plain_environment() | own
+    command = [sys.executable, "-c", ENDS, str(largest_file)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("fault", ["damaged", "newer", "no room"])
+def test_a_server_that_cannot_start_is_one_line_with_its_reason(fault: str) -> None:
+    with project_folder() as root:
+        (root / ".prefect").mkdir()
+        path = root / ".prefect/prefect.db"
+        if fault == "damaged":
+            path.write_bytes(random.Random(0).randbytes(20_000))
+        if fault == "newer":
+            with closing(sqlite3.connect(path)) as database:
+                database.executescript(NEWER)
+        done = flow_that_ends(100_000 if fault == "no room" else 0)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2, done.stderr
+    assert line.startswith(f"sana15: Prefect's temporary server did not start: its database {path} ")
+    says = {"damaged": "move it away", "newer": "made by a newer version", "no room": "disk is not full"}
+    assert says[fault] in line
+
+
+def test_a_proxy_of_the_environment_does_not_come_between_a_flow_and_its_server() -> None:
+    dead = "http://127.0.0.1:9"
+    with project_folder():
+        done = flow_that_ends(http_proxy=dead, HTTP_PROXY=dead, all_proxy=dead)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_server_that_fails_while_a_flow_runs_is_one_line_with_its_reason() -> None:
+    with project_folder() as root:
+        assert flow_that_ends().returncode == 0
+        path = root / ".prefect/prefect.db"
+        with closing(sqlite3.connect(path)) as database:
+            database.executescript("DROP TABLE flow_run_state")
+        done = flow_that_ends()
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 3, done.stderr
+    assert "lacks a table (it is half made): move it away" in done.stderr

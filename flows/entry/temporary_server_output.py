@@ -1,0 +1,46 @@
+"""The last lines that Prefect's temporary server has printed. They tell why the server ended, or failed at a request.
+
+They stay off the terminal, where a server that cannot start fills hundreds of lines. They are kept in memory, since a
+disk that is full is one of the reasons.
+"""
+
+import re
+import threading
+from collections import deque
+from typing import IO
+
+from tasks.system.error_lines import database_trouble
+
+KEPT_LINES = 2000
+ERROR = re.compile(r"^(?:\S+ \| ERROR +\| .*? - )?(?P<said>[\w.]*(?:Error|Exception|Interrupt)\b.*)")
+"""A line that names an exception, as the last line of a traceback does."""
+
+_lines: deque[str] = deque(maxlen=KEPT_LINES)
+
+
+def keep(pipe: IO[str]) -> threading.Thread:
+    """Keep the lines of a new server from now on, in a thread which is returned. It ends with the server."""
+    _lines.clear()
+    thread = threading.Thread(target=_read, args=(pipe,), daemon=True, name="temporary server's output")
+    thread.start()
+    return thread
+
+
+def _read(pipe: IO[str]) -> None:
+    with pipe:
+        for line in pipe:
+            _lines.append(line.rstrip())
+
+
+def reason(database: str) -> str:
+    """Why the server has failed, as its last lines tell. An empty text if it has printed nothing."""
+    lines = [line for line in list(_lines) if line]
+    if trouble := database_trouble("\n".join(lines)):
+        return f"its database {database} {trouble}"
+    errors = [found["said"] for line in lines if (found := ERROR.match(line))]
+    return " ".join((errors or lines or [""])[-1].split())
+
+
+def port_was_taken() -> bool:
+    """Whether the server has ended because another program listens on its port."""
+    return any("address already in use" in line for line in list(_lines))
