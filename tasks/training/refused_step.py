@@ -35,7 +35,7 @@ def cause_of(step: int, batches: MicroBatches, network: nn.Module, run_again: Ca
     made. Raises UserError if a sample cannot be read any more.
     """
     if broken := broken_samples(batches, step):
-        return f"the cause is the data: {broken[0]}{_and_more(broken, 'sample')}"
+        return f"the cause is the data: {broken[0]}{_and_more(broken)}"
     if (name := broken_weight(network)) is not None:
         made = "an update before this step" if run_again else "its update or one before it"
         return f"its samples are finite, and the weight {name} is not since {made}: {SETTINGS}"
@@ -50,7 +50,7 @@ def cause_of(step: int, batches: MicroBatches, network: nn.Module, run_again: Ca
     if not 0 < len(odd) < batches.batch_size:
         return f"run once more, the step is not finite again, though its samples and the weights are: {same}"
     return (
-        f"run once more, the step is not finite again, by {odd[0]}{_and_more(odd, 'sample')} alone, though the numbers "
+        f"run once more, the step is not finite again, by {odd[0]}{_and_more(odd)} alone, though the numbers "
         f"of its samples and the weights are: {same}, or leave out what is odd in the data"
     )
 
@@ -84,7 +84,7 @@ def samples_without_finite_loss(batches: MicroBatches, step: int, losses: Sequen
     return [one for found in ranks.gather(own) for one in found]
 
 
-def _and_more(found: Sequence[str], what: str) -> str:
-    """How many others there are besides the first."""
+def _and_more(found: Sequence[str]) -> str:
+    """How many samples there are besides the first."""
     others = len(found) - 1
-    return f" (and {others} {what}{'s' * (others > 1)} more)" if others else ""
+    return f" (and {others} more)" if others else ""

@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 from transformers import logging
 
 from model.finite_numbers import check_finite_weights
-from model.weights.folder_contents import contents_of
 from tasks.data.stage_models import loading_models
 from tasks.system.errors import UserError
 
@@ -29,8 +28,7 @@ def load_parts(
     folder = Path(folder)
     for names in (("config.json",), *files):
         if not any((folder / name).is_file() for name in names):
-            missing = " or ".join(names)
-            raise UserError(f"{folder} holds no {what}: {missing} is missing, there is {contents_of(folder)}")
+            raise UserError(f"{folder} holds no {what}: {' or '.join(names)} is missing")
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if found != model_type:
