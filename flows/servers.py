@@ -39,6 +39,7 @@ from flows.entry.password import (
 )
 from flows.entry.project_servers import HOST, SERVERS_FOLDER, listens, prefect_port, recorded_process
 from flows.sweeps.point_process import POINT_GRACE_SECONDS
+from tasks.system.error_lines import reason_in_output
 from tasks.system.errors import UserError
 from tasks.system.exit_codes import BAD_INPUT, complain
 from tasks.system.files import write_bytes
@@ -182,12 +183,13 @@ def up() -> None:
         CLIENT_PASSWORD_VARIABLE: credentials(),
         SERVER_PASSWORD_VARIABLE: credentials(),
     }
+    logged = {server: server.log.stat().st_size if server.log.exists() else 0 for server in (prefect, mlflow)}
     start(prefect)
     if mlflow.process() is None:
         # In a variable and not on the command line: the store's address may hold a password.
         start(mlflow, new_mlflow_users() | {"MLFLOW_BACKEND_STORE_URI": tracking_uri()})
     for server in (prefect, mlflow):
-        await_health(server)
+        await_health(server, logged[server])
     template = ("--base-job-template", str(POOL_TEMPLATE))
     _run_quietly(_python_module("prefect", "work-pool", "create", POOL, "--type", "process", *template, "--overwrite"))
     _run_quietly(_python_module("prefect", "--no-prompt", "deploy", "--all"))
@@ -304,19 +306,19 @@ def _end_survivors(processes: Sequence[psutil.Process], session: int, seconds: f
     psutil.wait_procs(alive, timeout=STOP_SECONDS)
 
 
-def await_health(server: Server) -> None:
+def await_health(server: Server, since: int = 0) -> None:
     """Wait until the server is healthy.
 
-    Raises UserError if it takes another password or none. If it ends or takes too long, the error has the last line of
-    its log.
+    Raises UserError if it takes another password or none. If it ends or takes too long, the error has the reason that
+    its log tells behind the first `since` bytes, which earlier starts have written.
     """
     deadline = time.monotonic() + START_SECONDS
     while not server.healthy():
         server.refuse_other_password()
         if server.process() is None or time.monotonic() > deadline:
-            lines = server.log.read_text(encoding="utf-8", errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-            raise UserError(f"{server.name} did not start ({last}): see {server.log}")
+            said = server.log.read_bytes()[since:].decode(errors="replace")
+            reason = reason_in_output(said.splitlines()) or "no output"
+            raise UserError(f"{server.name} did not start ({reason}): see {server.log}")
         time.sleep(0.3)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from flows.building.durable_dvc_lock import DVC_LOCK_FILE, whole_lock
 from flows.building.dvc_lock import UNCHECKED
 from flows.building.dvc_settings import FOLDER, read_dvc_settings
-from flows.building.dvc_yaml_text import refuse_stale_file
+from flows.building.dvc_yaml_text import FILE, dvc_yaml
 from flows.doctor.finding import Finding, fine, shown, workspaces
 from tasks.system.errors import UserError
 
@@ -23,10 +23,8 @@ def look(project: Path) -> Iterator[Finding]:
 
 def faults(project: Path) -> Iterator[Finding]:
     """The faults alone."""
-    try:
-        refuse_stale_file()
-    except UserError as error:
-        yield Finding(str(error))
+    if not (file := project / FILE.name).exists() or file.read_bytes() != dvc_yaml().encode():
+        yield Finding(f"{FILE.name} is not what tasks/stages.py and the imports of stages say: run make dvc.yaml")
     if not (folder := project / FOLDER).is_dir():
         yield Finding(f"{folder} is missing: take it back from git (git checkout {FOLDER}), or run dvc init --no-scm")
     for workspace in workspaces(project):

@@ -4,16 +4,13 @@ They stay off the terminal, where a server that cannot start fills hundreds of l
 disk that is full is one of the reasons.
 """
 
-import re
 import threading
 from collections import deque
 from typing import IO
 
-from tasks.system.error_lines import database_trouble
+from tasks.system.error_lines import reason_in_output
 
 KEPT_LINES = 2000
-ERROR = re.compile(r"^(?:\S+ \| ERROR +\| .*? - )?(?P<said>[\w.]*(?:Error|Exception|Interrupt)\b.*)")
-"""A line that names an exception, as the last line of a traceback does."""
 
 _lines: deque[str] = deque(maxlen=KEPT_LINES)
 
@@ -34,11 +31,7 @@ def _read(pipe: IO[str]) -> None:
 
 def reason(database: str) -> str:
     """Why the server has failed, as its last lines tell. An empty text if it has printed nothing."""
-    lines = [line for line in list(_lines) if line]
-    if trouble := database_trouble("\n".join(lines)):
-        return f"its database {database} {trouble}"
-    errors = [found["said"] for line in lines if (found := ERROR.match(line))]
-    return " ".join((errors or lines or [""])[-1].split())
+    return reason_in_output(list(_lines), database)
 
 
 def port_was_taken() -> bool:

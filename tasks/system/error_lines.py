@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -58,6 +58,8 @@ OWN_CODE = {"flows", "tasks", "model", "kernels"}
 """The packages whose exceptions have a line of their own."""
 RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 """How libraries that are written in Rust, such as safetensors, end the message of an error of the system."""
+THROWN = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*")
+"""A line that names an exception, as the last line of a traceback does."""
 LITTLE_ROOM = 2**20
 """A disk with fewer free bytes is called full."""
 
@@ -91,6 +93,18 @@ def database_trouble(text: str) -> str | None:
     The words are to follow the database's name: `is damaged (...): move it away, ...`.
     """
     return next((trouble for words, trouble in DATABASE_TROUBLES if words in text), None)
+
+
+def reason_in_output(lines: Sequence[str], database: str = "") -> str:
+    """Why a server has failed that has printed these lines. An empty text if it has printed nothing.
+
+    That is what is wrong with its `database`, or the last exception, or the last line.
+    """
+    if trouble := database_trouble("\n".join(lines)):
+        return " ".join(f"its database {database} {trouble}".split())
+    said = [line.strip() for line in lines if line.strip()]
+    thrown = [line for line in said if THROWN.match(line)]
+    return " ".join((thrown or said or [""])[-1].split())
 
 
 def show_known_errors_in_a_line() -> None:

@@ -22,6 +22,7 @@ from tasks.system.file_locks import exclusive_lock
 from tasks.system.manifest import write_manifest
 from tasks.system.processes import PARENT_VARIABLE
 from tests.helpers.patience import PATIENCE_SECONDS, wait_for
+from tests.helpers.small_disk import python_on_a_disk
 from tests.helpers.small_workspace import PROJECT, write_params
 
 # Takes a lock as a stage does, leaves it to a child that only waits, and is gone. The child says who it is.
@@ -164,19 +165,10 @@ def test_disk_space_that_is_short_and_a_link_to_a_disk_that_is_gone_are_named(
 
 
 def test_disk_space_on_a_disk_that_takes_no_writes_is_named(project: Path) -> None:
-    mount = 'mount -t tmpfs -o size=4m tmpfs outputs && mount -o remount,ro outputs && exec "$0" -c "$1"'
-    (project / "outputs").mkdir()
     code = "from pathlib import Path; from flows.doctor.disk_space import look\nfor one in look(Path.cwd()): print(one)"
-    command = ["unshare", "-rm", "sh", "-c", mount, sys.executable, code]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
-    except FileNotFoundError:
-        pytest.skip("there is no unshare here")
-    if "ermitted" in done.stderr or "unshare" in done.stderr:
-        pytest.skip("this user may not mount")
-    assert "outputs takes no writes: its disk is mounted read-only" in done.stdout, done.stderr
-    assert "outputs: 4.19 MB are free: make room" in done.stdout
+    done = python_on_a_disk(project, "size=4m then ro", "-c", code)
+    assert "the project's folder takes no writes: its disk is mounted read-only" in done.stdout, done.stderr
+    assert " MB are free: make room" in done.stdout
 
 
 def test_held_locks_of_living_runs_are_as_they_should_be(project: Path) -> None:
