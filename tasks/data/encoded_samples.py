@@ -32,6 +32,8 @@ from tasks.system.errors import UserError
 NULL_TEXT = "null_text.safetensors"
 NULL_TEXT_NAME = "text_TE"
 LENGTHS, WEIGHTS = "text_lengths.npy", "text_weights.npy"
+STORED = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+"""Kinds of numbers that latents and texts may have. The stage encode writes the first."""
 
 
 class StoredBatch(NamedTuple):
@@ -130,6 +132,8 @@ class EncodedDataset:
         draws = np.zeros(len(indices)) if draws is None else draws
         samples = [self._sample(int(index), draw) for index, draw in zip(indices, draws, strict=True)]
         latents, texts = zip(*samples, strict=True)
+        for index, latent, text in zip(indices, latents, texts, strict=True):
+            self._check(int(index), (latent.shape, text.shape[1]) == (latents[0].shape, texts[0].shape[1]))
         return StoredBatch(
             torch.from_numpy(np.stack(latents)),
             torch.from_numpy(np.concatenate(texts)),
@@ -139,15 +143,22 @@ class EncodedDataset:
     def _sample(self, index: int, draw: float) -> tuple[np.ndarray, np.ndarray]:
         """The latent of a sample, and the text (T, E) of the caption that `draw` falls on.
 
-        The weights of a sample's captions divide [0, 1).
+        The weights of a sample's captions divide [0, 1). Raises UserError if the arrays do not fit each other.
         """
         if not self.several_captions:
             latent, text = self._arrays(index, ("latent.npy", "text.npy"))
+            self._check(index, _are_encodings(latent, text))
             return latent, text
         latent, text, lengths, weights = self._arrays(index, ("latent.npy", "text.npy", LENGTHS, WEIGHTS))
+        self._check(index, _are_encodings(latent, text) and _are_parts(text, lengths, weights))
         ends, shares = np.cumsum(lengths), np.cumsum(weights)
         chosen = min(int(np.searchsorted(shares, draw * shares[-1], side="right")), len(ends) - 1)
         return latent, text[ends[chosen - 1] if chosen else 0 : ends[chosen]]
+
+    def _check(self, index: int, whole: bool) -> None:
+        if not whole:
+            where = f"{self._reader.folder}: sample {index} of {self._reader.split}"
+            raise UserError(f"{where} has arrays of other kinds or shapes: run the stage encode again")
 
     def _arrays(self, index: int, extensions: Sequence[str]) -> list[np.ndarray]:
         """Members of a sample, as read-only views of what was read."""
@@ -156,9 +167,26 @@ class EncodedDataset:
         return [view_npy(data, f"{where} .{extension}") for data, extension in zip(read, extensions, strict=True)]
 
 
+def _are_encodings(latent: np.ndarray, text: np.ndarray) -> bool:
+    """Whether a latent (C, H, W) and a text (T, E) are numbers that the network can read."""
+    return (latent.ndim, text.ndim) == (3, 2) and latent.dtype in STORED and text.dtype in STORED and text.size > 0
+
+
+def _are_parts(text: np.ndarray, lengths: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether the numbers of tokens of the captions are those of the text, and each caption has a weight."""
+    if lengths.dtype != np.int32 or weights.dtype != np.float64 or lengths.shape != weights.shape or lengths.ndim != 1:
+        return False
+    return (
+        bool((lengths > 0).all() and lengths.sum() == len(text) and (weights >= 0).all()) and 0 < weights.sum() < np.inf
+    )
+
+
 def _load_null_text(path: Path) -> Tensor:
     """The embedding of the empty prompt, float32 (T, E)."""
     try:
-        return load_file(path)[NULL_TEXT_NAME].float()
-    except (FileNotFoundError, SafetensorError, KeyError) as error:
+        text_TE = load_file(path)[NULL_TEXT_NAME].float()
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read ({error}): run the stage encode again") from None
+    if text_TE.ndim != 2 or not len(text_TE):
+        raise UserError(f"{path} has an embedding of shape {tuple(text_TE.shape)}: run the stage encode again")
+    return text_TE
