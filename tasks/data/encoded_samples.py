@@ -176,9 +176,8 @@ def _are_parts(text: np.ndarray, lengths: np.ndarray, weights: np.ndarray) -> bo
     """Whether the numbers of tokens of the captions are those of the text, and each caption has a weight."""
     if lengths.dtype != np.int32 or weights.dtype != np.float64 or lengths.shape != weights.shape or lengths.ndim != 1:
         return False
-    return (
-        bool((lengths > 0).all() and lengths.sum() == len(text) and (weights >= 0).all()) and 0 < weights.sum() < np.inf
-    )
+    counted = (lengths > 0).all() and lengths.sum() == len(text)
+    return bool(counted and (weights >= 0).all() and 0 < weights.sum() < np.inf)
 
 
 def _load_null_text(path: Path) -> Tensor:

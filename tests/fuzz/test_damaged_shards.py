@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("hypothesis", reason="hypothesis is missing: pip install -e '.[dev]' -c constraints.txt")
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from safetensors.torch import save_file
@@ -187,11 +187,16 @@ def test_undamaged_shards_are_read(pictures: Path, encoded: Path) -> None:
 
 
 @given(data=damaged_json(index_of("pictures")))
+@example(data=b"[]")
+@example(data=b'{"splits": {"train": [{}]}}')
+@example(data=b"9" * 5_000)
+@example(data=b"[" * 20_000)
 def test_any_damage_to_the_index_of_shards_is_read_or_refused(pictures: Path, data: bytes) -> None:
     result_with(pictures, INDEX, data, read_pictures)
 
 
 @given(data=damaged_npy(bytes_of("pictures", SPANS)) | damaged_numbers(bytes_of("pictures", SPANS)))
+@example(data=bytes_of("pictures", SPANS)[:-8] + (2**62).to_bytes(8, "little"))
 def test_any_damage_to_the_places_of_members_is_read_or_refused(pictures: Path, data: bytes) -> None:
     result_with(pictures, SPANS, data, read_pictures)
 
@@ -207,6 +212,9 @@ def test_any_damage_to_a_shard_of_pictures_is_read_or_refused(pictures: Path, da
 
 
 @given(record=damaged_json({"height": 8, "width": 16, "prompt": "a cat", "captions": [["a cat", 0.5], ["a pet", 0.5]]}))
+@example(record=b"5")
+@example(record=b'{"prompt": "\\ud800"}')
+@example(record=b'{"prompt": "a cat", "captions": 3}')
 def test_any_json_in_a_shard_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, record: bytes) -> None:
     folder = tmp_path_factory.mktemp("record")
     sample = Sample("0", {"png": picture_sample(1).members["png"], "json": record}, (8, 16))
@@ -241,6 +249,9 @@ ARRAYS = st.sampled_from(
         },
     )
 )
+@example(arrays={"text_lengths": np.array([9, 9], np.int32)})
+@example(arrays={"text": np.zeros((2, 3), "<U2")})
+@example(arrays={"latent": np.zeros(3, np.float16)})
 def test_any_arrays_in_a_shard_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray]
 ) -> None:
@@ -255,6 +266,13 @@ def test_any_damage_to_the_empty_prompts_embedding_is_read_or_refused(encoded: P
     result_with(encoded, NULL_TEXT, data, read_encoded)
 
 
-@given(data=damaged_npy(to_npy(np.arange(12, dtype=np.int64).reshape(3, 2, 2))))
+ARRAY = to_npy(np.arange(12, dtype=np.int64).reshape(3, 2, 2))
+
+
+@given(data=damaged_npy(ARRAY))
+@example(data=ARRAY.replace(b"(3, 2, 2), }", b"(3, 2, 2),1:2}"))
+@example(data=ARRAY.replace(b"(3, 2, 2), }", b"(-3, 2, 2), }"))
+@example(data=ARRAY.replace(b"(3, 2, 2), }", b"(3, '''2, 2), }"))
+@example(data=ARRAY[:4])
 def test_any_damage_to_an_array_is_read_or_refused(data: bytes) -> None:
     outcome(lambda: view_npy(memoryview(data), "here"))

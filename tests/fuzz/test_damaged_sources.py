@@ -178,6 +178,11 @@ def test_undamaged_files_are_read_whole() -> None:
 
 
 @given(data=damaged_tar(TAR))
+@example(data=pax_header(b"size=9999999999999999") + TAR)
+@example(data=pax_header(b"path=caf\xe9.png") + TAR)
+@example(data=in_header(TAR, 0, [(0, b"caf\xe9")]))
+@example(data=in_header(TAR, 0, [(156, b"S"), (482, b"\x01")])[:HEADER])
+@example(data=in_header(TAR, 0, [(156, b"L"), (124, b"77777777777\x00")]))
 def test_any_damage_to_a_tar_is_counted_or_refused(data: bytes) -> None:
     settle({"0.tar": data}, "webdataset")
 
@@ -214,11 +219,14 @@ META_VALUE = json.loads(sana_files()[META])
 
 
 @given(meta=damaged_json(META_VALUE))
+@example(meta=json.dumps(META_VALUE).encode().replace(b"00000.tar", b"x" * 5_000 + b".tar"))
+@example(meta=json.dumps(META_VALUE).encode().replace(b"00000.tar", b"a\\nb\\ud800.tar"))
 def test_any_damage_to_wids_meta_is_read_or_refused(meta: bytes) -> None:
     settle(sana_files(meta=meta), "sana", caption_suffixes=SUFFIXES)
 
 
 @given(captions=damaged_json(CAPTIONS), several=st.booleans())
+@example(captions=b'{"a": {"VILA\\u0000": "a cat"}, "b": {"\\ud800": "a cat"}}', several=False)
 def test_any_damage_to_a_file_of_captions_is_counted_or_refused(captions: bytes, several: bool) -> None:
     settle(sana_files(captions=captions), "sana", caption_suffixes=SUFFIXES, captions_per_sample=1 + 2 * several)
 
