@@ -32,8 +32,6 @@ from tasks.system.errors import UserError
 NULL_TEXT = "null_text.safetensors"
 NULL_TEXT_NAME = "text_TE"
 LENGTHS, WEIGHTS = "text_lengths.npy", "text_weights.npy"
-STORED = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
-"""Kinds of numbers that latents and texts may have. The stage encode writes the first."""
 
 
 class StoredBatch(NamedTuple):
@@ -87,6 +85,9 @@ class EncodedDataset:
         self.null_text = _load_null_text(Path(folder) / NULL_TEXT)
         self.latent_shape: tuple[int, int, int] = self._arrays(0, ("latent.npy",))[0].shape
         self.several_captions = LENGTHS in self._reader.members
+        if self.null_text.ndim != 2 or not len(self.null_text):
+            shape = tuple(self.null_text.shape)
+            raise UserError(f"{Path(folder) / NULL_TEXT} has the shape {shape}: run the stage encode again")
 
     def __reduce__(self) -> tuple[type["EncodedDataset"], tuple[Path, str]]:
         """A worker process that is not forked opens the folder anew."""
@@ -167,6 +168,10 @@ class EncodedDataset:
         return [view_npy(data, f"{where} .{extension}") for data, extension in zip(read, extensions, strict=True)]
 
 
+STORED = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+"""Kinds of numbers that latents and texts may have. The stage encode writes the first."""
+
+
 def _are_encodings(latent: np.ndarray, text: np.ndarray) -> bool:
     """Whether a latent (C, H, W) and a text (T, E) are numbers that the network can read."""
     return (latent.ndim, text.ndim) == (3, 2) and latent.dtype in STORED and text.dtype in STORED and text.size > 0
@@ -177,15 +182,12 @@ def _are_parts(text: np.ndarray, lengths: np.ndarray, weights: np.ndarray) -> bo
     if lengths.dtype != np.int32 or weights.dtype != np.float64 or lengths.shape != weights.shape or lengths.ndim != 1:
         return False
     counted = (lengths > 0).all() and lengths.sum() == len(text)
-    return bool(counted and (weights >= 0).all() and 0 < weights.sum() < np.inf)
+    return bool(counted and not (weights < 0).any() and weights.sum() != 0)
 
 
 def _load_null_text(path: Path) -> Tensor:
     """The embedding of the empty prompt, float32 (T, E)."""
     try:
-        text_TE = load_file(path)[NULL_TEXT_NAME].float()
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        return load_file(path)[NULL_TEXT_NAME].float()
+    except (FileNotFoundError, SafetensorError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): run the stage encode again") from None
-    if text_TE.ndim != 2 or not len(text_TE):
-        raise UserError(f"{path} has an embedding of shape {tuple(text_TE.shape)}: run the stage encode again")
-    return text_TE
