@@ -138,15 +138,24 @@ def read_prompts(options: Namespace) -> list[str]:
         raise UserError("give either a prompt or --prompts FILE")
     if options.prompt is not None:
         prompts = [options.prompt]
+        if not _is_text(options.prompt):
+            raise UserError("the prompt is no UTF-8 text: write it in UTF-8")
     else:
         try:
             prompts = options.prompts.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompts {options.prompts} cannot be read ({error}): give a UTF-8 text file") from None
+        if not all(map(_is_text, prompts)):
+            raise UserError(f"--prompts {options.prompts} holds NUL characters: give a UTF-8 text file, not UTF-16")
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
     if not prompts:
         raise UserError(f"{options.prompts or 'the prompt'} is empty: write what to draw")
     return prompts
+
+
+def _is_text(prompt: str) -> bool:
+    """Whether a prompt has neither NULs, as UTF-16 read as UTF-8 has, nor bytes that are no UTF-8."""
+    return "\0" not in prompt and not any("\ud800" <= character <= "\udfff" for character in prompt)
 
 
 def open_painter(model: Path, params: Params) -> Painter:

@@ -27,6 +27,18 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+try:
+    from hypothesis import settings
+except ImportError:  # the kernels' tests pass on machines without it
+    pass
+else:
+    # No deadline, since other processes may hold the machine, and no database: what was found is kept as an @example.
+    settings.register_profile("short", max_examples=50, derandomize=True, deadline=None, database=None, print_blob=True)
+    # `python -m pytest tests/fuzz --hypothesis-profile long` draws anew each time and prints the seed of a failure
+    settings.register_profile("long", settings.get_profile("short"), max_examples=3_000, derandomize=False)
+    settings.load_profile("short")
+
+
 @pytest.fixture(autouse=True)
 def process_of_its_own() -> Iterator[None]:
     """A stage has a process of its own, a test has not: accelerate keeps precision and device, torch its threads."""

@@ -109,6 +109,9 @@ class EncodedDataset:
         self.null_text = _load_null_text(Path(folder) / NULL_TEXT)
         self.latent_shape: tuple[int, int, int] = self._arrays(0, ("latent.npy",))[0].shape
         self.several_captions = LENGTHS in self._reader.members
+        if self.null_text.ndim != 2 or not len(self.null_text):
+            shape = tuple(self.null_text.shape)
+            raise UserError(f"{Path(folder) / NULL_TEXT} has the shape {shape}: run the stage encode again")
 
     def __reduce__(self) -> tuple[type["EncodedDataset"], tuple[Path, str]]:
         """A worker process that is not forked opens the folder anew."""
@@ -161,6 +164,8 @@ class EncodedDataset:
         draws = np.zeros(len(indices)) if draws is None else draws
         samples = [self._sample(int(index), draw) for index, draw in zip(indices, draws, strict=True)]
         latents, texts = zip(*samples, strict=True)
+        for index, latent, text in zip(indices, latents, texts, strict=True):
+            self._check(int(index), (latent.shape, text.shape[1]) == (latents[0].shape, texts[0].shape[1]))
         return StoredBatch(
             torch.from_numpy(np.stack(latents)),
             torch.from_numpy(np.concatenate(texts)),
@@ -170,23 +175,47 @@ class EncodedDataset:
     def _sample(self, index: int, draw: float) -> tuple[np.ndarray, np.ndarray]:
         """The latent of a sample, and the text (T, E) of the caption that `draw` falls on.
 
-        The weights of a sample's captions divide [0, 1).
+        The weights of a sample's captions divide [0, 1). Raises UserError if the arrays do not fit each other.
         """
         if not self.several_captions:
             latent, text = self._arrays(index, ("latent.npy", "text.npy"))
+            self._check(index, _are_encodings(latent, text))
             return latent, text
         latent, text, lengths, weights = self._arrays(index, ("latent.npy", "text.npy", LENGTHS, WEIGHTS))
+        self._check(index, _are_encodings(latent, text) and _are_parts(text, lengths, weights))
         ends, shares = np.cumsum(lengths), np.cumsum(weights)
         if not np.isfinite(shares[-1]):  # by a NaN no caption could be drawn, and the last would be taken each time
             raise UserError(f"{self.place(index)} holds numbers in its .{WEIGHTS} that are {NOT_FINITE}")
         chosen = min(int(np.searchsorted(shares, draw * shares[-1], side="right")), len(ends) - 1)
         return latent, text[ends[chosen - 1] if chosen else 0 : ends[chosen]]
 
+    def _check(self, index: int, whole: bool) -> None:
+        if not whole:
+            where = f"{self._reader.folder}: sample {index} of {self._reader.split}"
+            raise UserError(f"{where} has arrays of other kinds or shapes: run the stage encode again")
+
     def _arrays(self, index: int, extensions: Sequence[str]) -> list[np.ndarray]:
         """Members of a sample, as read-only views of what was read."""
         where = f"{self._reader.folder}: sample {index} of {self._reader.split}, member"
         read = self._reader.read_members(index, extensions)
         return [view_npy(data, f"{where} .{extension}") for data, extension in zip(read, extensions, strict=True)]
+
+
+STORED = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+"""Kinds of numbers that latents and texts may have. The stage encode writes the first."""
+
+
+def _are_encodings(latent: np.ndarray, text: np.ndarray) -> bool:
+    """Whether a latent (C, H, W) and a text (T, E) are numbers that the network can read."""
+    return (latent.ndim, text.ndim) == (3, 2) and latent.dtype in STORED and text.dtype in STORED and text.size > 0
+
+
+def _are_parts(text: np.ndarray, lengths: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether the numbers of tokens of the captions are those of the text, and each caption has a weight."""
+    if lengths.dtype != np.int32 or weights.dtype != np.float64 or lengths.shape != weights.shape or lengths.ndim != 1:
+        return False
+    counted = (lengths > 0).all() and lengths.sum() == len(text)
+    return bool(counted and not (weights < 0).any() and weights.sum() != 0)
 
 
 def _load_null_text(path: Path) -> Tensor:

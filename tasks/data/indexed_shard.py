@@ -60,13 +60,14 @@ class IndexedShard:
         self.path = path
         self._columns = {extension: column for column, extension in enumerate(members)}
         for needed in (path, index):
-            if not needed.is_file() or not needed.stat().st_size:
+            if not os.path.isfile(needed) or not needed.stat().st_size:  # False too for a name that is too long
                 raise UserError(f"{needed} is missing: run the stage that writes {path.parent} again")
         with open(index, "rb") as file:  # mapped, since a reader of samples here and there needs few of its pages
             self._spans = view_npy(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), str(index))
         if self._spans.dtype != np.int64 or self._spans.shape[1:] != (len(members), 2):
             raise UserError(f"{index} is no index of {len(members)} members: run the stage that writes it again")
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._bytes = os.fstat(self._file).st_size
         weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
@@ -90,12 +91,14 @@ class IndexedShard:
         header = bytes(self._span(int(self._spans[sample, 0, 0]) - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE))
         try:
             name = tarfile.TarInfo.frombuf(header, "utf-8", "strict").name
-        except tarfile.HeaderError as error:
+        except (tarfile.HeaderError, UnicodeDecodeError) as error:
             raise UserError(f"{self.path}: no header at sample {sample} ({error}): run its stage again") from None
         return name.removesuffix(f".{next(iter(self._columns))}")
 
     def _span(self, start: int, size: int) -> memoryview:
-        data = os.pread(self._file, size, start) if start >= 0 and size >= 0 else b""
-        if len(data) != size:
+        # Python reserves the memory for `size` bytes before it reads, so a damaged index is refused first.
+        inside = 0 <= start <= start + size <= self._bytes
+        data = os.pread(self._file, size, start) if inside else b""
+        if not inside or len(data) != size:
             raise UserError(f"{self.path} does not fit its index: run the stage that writes them again")
         return memoryview(data)

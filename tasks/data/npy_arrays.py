@@ -27,7 +27,7 @@ def view_npy(data: memoryview, where: str) -> np.ndarray:
     try:
         shape, dtype = _parse_header(bytes(data[:size]))
         return np.frombuffer(data, dtype, offset=size).reshape(shape)  # refuses objects, which would be pickles
-    except ValueError as error:
+    except Exception as error:  # NumPy reads a header as Python: TypeError, SyntaxError and others come of damage
         raise UserError(f"{where} is no plain .npy array ({error}): run the stage that writes it again") from None
 
 
@@ -40,4 +40,6 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
     shape, column_major, dtype = np.lib.format.read_array_header_1_0(file)
     if column_major:
         raise ValueError("it is in column order")
+    if min(shape, default=0) < 0:  # NumPy would work out a side of -1 from the number of bytes
+        raise ValueError(f"its shape is {shape}")
     return shape, dtype

@@ -1,5 +1,6 @@
 """Random access to the pictures that the stage `shard` wrote."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tasks.data.picture_files import decode_png
 from tasks.data.shards import ShardReader
+from tasks.system.errors import UserError
 
 
 class PictureDataset:
@@ -58,22 +60,52 @@ class PictureDataset:
     def captions_with_weights(self, index: int) -> dict[str, float] | None:
         """The captions of one picture with their weights in an epoch's draw; None if the shards keep one of each."""
         captions = self._reader.record(index).get("captions")
-        return None if captions is None else dict(captions)
+        if captions is None:
+            return None
+        try:
+            kept = {str(caption): float(weight) for caption, weight in captions}
+        except (TypeError, ValueError, OverflowError):
+            kept = {}
+        if not kept or not all(weight >= 0 for weight in kept.values()) or not 0 < sum(kept.values()) < math.inf:
+            raise UserError(f"{self._where(index)} has captions without weights: run the stage shard again")
+        return kept
 
     def key(self, index: int) -> str:
         """The key of a picture in its shard."""
         return self._reader.key(index)
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The pictures at `indices`, uint8 (B, H, W, 3). They must have one size."""
-        return np.stack([decode_png(self._reader.read(int(index), "png")) for index in indices])
+        """The pictures at `indices`, uint8 (B, H, W, 3). They must have one size.
+
+        Raises UserError naming the first one that is damaged or has another size.
+        """
+        decoded = [self._decoded(int(index)) for index in indices]
+        for index, picture in zip(indices, decoded, strict=True):
+            if picture.shape != decoded[0].shape:
+                found = f"{picture.shape[:2]}, not {decoded[0].shape[:2]}"
+                raise UserError(f"{self._where(int(index))} has the size {found}: run the stage shard again")
+        return np.stack(decoded)
 
     def squares(self, indices: Sequence[int] | np.ndarray, side: int) -> np.ndarray:
         """The pictures at `indices`, uint8 (B, side, side, 3). Those of other sizes are resized and cropped to fit."""
         if not self.sized:
             return self.pictures(indices)
-        shown = (Image.fromarray(decode_png(self._reader.read(int(index), "png"))) for index in indices)
+        shown = (Image.fromarray(self._decoded(int(index))) for index in indices)
         return np.stack([np.asarray(ImageOps.fit(each, (side, side), Image.Resampling.LANCZOS)) for each in shown])
+
+    def _decoded(self, index: int) -> np.ndarray:
+        """The pixels of one picture. Raises UserError that names it if it is damaged."""
+        data = self._reader.read(index, "png")
+        try:
+            picture = decode_png(data)
+        except Exception as error:  # decoders of damaged files raise errors of many kinds
+            raise UserError(f"{self._where(index)} is damaged ({error}): run the stage shard again") from None
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise UserError(f"{self._where(index)} is no RGB picture: run the stage shard again")
+        return picture
+
+    def _where(self, index: int) -> str:
+        return f"{self._reader.folder}: picture {index} of {self._reader.split}"
 
 
 def to_unit_range(pictures_BHW3: np.ndarray) -> Tensor:

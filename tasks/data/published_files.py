@@ -5,6 +5,7 @@ hub, the hub's tools leave `.cache/huggingface/download/NAME.metadata`. In the h
 whose name is the sha256.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ def published_path(path: str) -> Path:
     """The published model at a path of params.yaml, checked. Raises UserError naming a missing or damaged file."""
     place = own_path(path)
     for file, digest in recorded_digests(place):
-        if not file.is_file():
+        if not os.path.isfile(file):  # False too for a name that is too long
             raise UserError(f"{file} is missing, though its sha256 is on record: download it again")
         if sha256_file(file) != digest:
             raise UserError(f"{file} is damaged: its sha256 is not the one on record: download it again")
@@ -60,7 +61,10 @@ def recorded_digests(place: Path) -> Iterator[tuple[Path, str]]:
     """Each file at `place` whose sha256 is on record, with that sha256."""
     manifest = place / MANIFEST
     if manifest.is_file():
-        yield from ((place / name, facts["sha256"]) for name, facts in read_json(manifest)["files"].items())
+        try:
+            yield from [(place / name, str(facts["sha256"])) for name, facts in read_json(manifest)["files"].items()]
+        except (TypeError, KeyError, AttributeError):
+            raise UserError(f"{manifest} is no manifest: copy the folder again") from None
         return
     for file in _read_files(place)[1]:
         if digest := _hub_digest(file):
@@ -74,7 +78,7 @@ def _hub_digest(file: Path) -> str | None:
     for root in (file.parent, file.parent.parent):
         note = root / HUB_RECORDS / f"{file.relative_to(root)}.metadata"
         if note.is_file():
-            lines = note.read_text(encoding="utf-8").split("\n")  # commit, etag, time
+            lines = note.read_text(encoding="utf-8", errors="replace").split("\n")  # commit, etag, time
             return lines[1] if len(lines) > 1 and SHA256.fullmatch(lines[1]) else None
     return None
 

@@ -45,8 +45,8 @@ def combination(line: Line) -> tuple[str, ...]:
 
     "a ring left of a cross" and "a cross right of a ring" are the same combination.
     """
-    if line["tag"] == "position":
-        target, placed = line["include"]
+    if line["tag"] == "position" and len(line["include"]) == 2 and "position" in line["include"][1]:
+        target, placed = line["include"]  # a line of a user's own file may have this tag and other objects
         relation = placed["position"][0]
         names = placed["class"], target["class"]
         axis = "across" if relation in ("left of", "right of") else "down"

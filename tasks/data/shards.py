@@ -12,10 +12,12 @@ bytes of a shard depend on its samples alone: members have no time, and a fixed 
 import bisect
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,27 @@ class ShardEntry:
     index: str
     members: list[str]
     sizes: str | None = None
+
+
+def _read_entry(value: Any, where: str) -> ShardEntry:
+    """An entry of `index.json`. Raises UserError, naming `where`, if it is not one that `write_index` has written."""
+    try:
+        entry = ShardEntry(**value)
+    except TypeError:  # it is no mapping, or has other keys
+        entry = None
+    if entry is None or not _is_whole(entry):
+        raise UserError(f"{where} is no entry of a shard: run the stage that writes it again")
+    return entry
+
+
+def _is_whole(entry: ShardEntry) -> bool:
+    """Whether an entry has values of the right types, and room for its samples in its bytes."""
+    texts = (entry.name, entry.sha256, entry.index, "" if entry.sizes is None else entry.sizes)
+    if not isinstance(entry.members, list) or not all(isinstance(text, str) for text in (*texts, *entry.members)):
+        return False
+    if type(entry.samples) is not int or type(entry.bytes) is not int or not entry.members:
+        return False
+    return 0 < entry.samples * len(entry.members) * BLOCKSIZE <= entry.bytes
 
 
 def describe(height: int, width: int, prompt: str, **more: object) -> bytes:
@@ -122,12 +145,18 @@ class ShardReader:
     """Random access to the samples of one split by their number. A shard is opened when it is first needed."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        """Read `index.json`. Raises UserError if the folder has none, or if it does not list the split."""
+        """Read `index.json`. Raises UserError if the folder has none, if it is damaged, or does not list the split."""
         self.folder, self.split = Path(folder), split
-        splits = read_json(self.folder / INDEX)["splits"]
+        index = self.folder / INDEX
+        value = read_json(index)
+        splits = value.get("splits") if isinstance(value, dict) else None
+        if not isinstance(splits, dict) or not isinstance(splits.get(split, []), list):
+            raise UserError(f"{index} is no index of shards: run the stage that writes it again")
         if split not in splits:
-            raise UserError(f"{self.folder / INDEX} has no split {split!r}: it lists {sorted(splits)}")
-        self._entries = [ShardEntry(**entry) for entry in splits[split]]
+            raise UserError(f"{index} has no split {split!r}: it lists {sorted(splits)}")
+        self._entries = [
+            _read_entry(entry, f"{index}: splits.{split}[{number}]") for number, entry in enumerate(splits[split])
+        ]
         self._ends = list(itertools.accumulate(entry.samples for entry in self._entries))
         self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open)
         self._kinds_of_shard = lru_cache(maxsize=OPEN_SHARDS)(self._read_kinds)
@@ -164,8 +193,14 @@ class ShardReader:
         return shard.read(sample, extensions)
 
     def record(self, index: int) -> dict[str, Any]:
-        """A sample's `.json` member."""
-        return json.loads(bytes(self.read(index, "json")))
+        """A sample's `.json` member, whose prompt is text. Raises the errors of `read`, and UserError if it is not."""
+        try:
+            record = json.loads(bytes(self.read(index, "json")).decode())
+            record["prompt"].encode()  # fails for a value that is no text, and for text that no file can hold
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+            where = f"{self.folder}: sample {index} of {self.split}"
+            raise UserError(f"{where} has no json with a prompt: run the stage that writes it again") from None
+        return record
 
     @cached_property
     def captions(self) -> list[str]:
@@ -232,9 +267,11 @@ class ShardReader:
 
     def _sizes(self, entry: ShardEntry) -> np.ndarray:
         path = self.folder / str(entry.sizes)
-        if not path.is_file():
+        if not os.path.isfile(path):  # False too for a name that is too long
             raise UserError(f"{path} is missing: run the stage that writes {self.folder} again")
         sizes = view_npy(memoryview(path.read_bytes()), str(path))
+        if sizes.dtype != np.uint16:
+            raise UserError(f"{path} holds {sizes.dtype}: run the stage that writes {self.folder} again")
         if sizes.shape != (entry.samples, 2):
             raise UserError(
                 f"{path} has sizes {sizes.shape}, {INDEX} says {entry.samples} samples: "

@@ -6,6 +6,7 @@ streams pass over some damage in silence. A header that no longer parses ends th
 archive does. A sample whose members do not lie together becomes two samples.
 """
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,25 @@ KINDS = {
 
 Fields = dict[str, tuple[int, int]]
 """The first byte and the number of bytes of each member of a sample, by extension."""
+
+
+class _BoundedReader:
+    """A file as `tarfile` reads it, which gives no more than it has.
+
+    A damaged header can ask for any number of bytes, and Python would reserve the memory for all of them at once.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+        self.tell = file.tell
+
+    def seek(self, place: int) -> None:
+        """Go to a byte. A place behind the end counts as the end, since the system takes no more than 63 bits."""
+        self._file.seek(min(place, self._size))
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, as many as there are up to `size`."""
+        return self._file.read(min(size, self._size - self._file.tell()))
 
 
 class TarShard:
@@ -83,7 +103,7 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
     """
     name = "its start"
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        with tarfile.open(fileobj=_BoundedReader(file), mode="r:") as archive:
             for member in archive:
                 if member.size < 0:
                     raise UserError(f"{path}: member {member.name!r} has an impossible size: write the shard again")
@@ -91,7 +111,9 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
                 if not member.isdir():
                     yield _regular(member, path)
             _check_end(file, archive.offset, path, name)
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two from numbers in extended headers
+    except UserError:
+        raise
+    except Exception as error:  # damaged headers make `tarfile` raise errors of many kinds, IndexError among them
         raise UserError(f"{path}: no whole tar after {name} ({error}): write or fetch the shard again") from None
 
 

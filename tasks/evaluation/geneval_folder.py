@@ -124,7 +124,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(text.splitlines(), start=1):
         try:
             rows.append(json.loads(row))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number} is not valid JSON ({error}): run its stage again") from None
     return rows
 

@@ -6,6 +6,7 @@ MJHQ-30K's `meta_data.json` maps the id of each picture to its `category` and `p
 
 import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,16 +39,7 @@ def read_listing(listing: Path, folder: Path) -> list[ListedPicture]:
 
     Raises UserError naming the listing if it is broken, or the first id that has no picture.
     """
-    try:
-        entries = json.loads(listing.read_text(encoding="utf-8"))
-        rows = [(name, entry["category"], entry["prompt"]) for name, entry in entries.items()]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{listing} cannot be read ({type(error).__name__}: {error}): it must map each id to its category and "
-            "prompt, as MJHQ-30K's meta_data.json does"
-        ) from None
-    if not rows or not all(isinstance(text, str) for row in rows for text in row):
-        raise UserError(f"{listing} must map each id to its category and prompt, which are text")
+    rows = _read_rows(listing)
     found = {name: _picture_of(folder, name, category) for name, category, _ in rows}
     if missing := [name for name, path in found.items() if path is None]:
         raise UserError(
@@ -57,14 +49,33 @@ def read_listing(listing: Path, folder: Path) -> list[ListedPicture]:
     return [ListedPicture(name, category, prompt, found[name]) for name, category, prompt in rows if found[name]]
 
 
+def _read_rows(listing: Path) -> list[tuple[str, str, str]]:
+    """Id, category and prompt of each entry of a listing. Raises UserError naming the listing if it is broken."""
+    try:
+        entries = json.loads(listing.read_text(encoding="utf-8"))
+        rows = [(name, entry["category"], entry["prompt"]) for name, entry in entries.items()]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{listing} cannot be read ({type(error).__name__}: {error}): it must map each id to its category and "
+            "prompt, as MJHQ-30K's meta_data.json does"
+        ) from None
+    if not rows or not all(isinstance(text, str) for row in rows for text in row):
+        raise UserError(f"{listing} must map each id to its category and prompt, which are text")
+    return rows
+
+
 def _picture_of(folder: Path, name: str, category: str) -> Path | None:
     """The file of an id's picture. Ids and categories that lead out of the folder have none."""
     for place in (folder / category / name, folder / name):
-        if not place.resolve().is_relative_to(folder.resolve()):
+        try:
+            inside = place.resolve().is_relative_to(folder.resolve())
+        except (OSError, ValueError):  # no file can have such a name: it is too long, or has a NUL or half a character
+            continue
+        if not inside or not place.name:
             continue
         for suffix in SUFFIXES:
             path = place.with_name(place.name + suffix)  # an id may have a dot, which is no suffix
-            if path.is_file():
+            if os.path.isfile(path):  # False too for a name that is too long
                 return path
     return None
 
@@ -120,5 +131,5 @@ def reference_pictures(listing: Path | None, folder: Path) -> list[Path]:
     if listing is None:
         return every
     names = {path.stem for path in every} | {path.name.rpartition(".")[0] for path in every}
-    first = next(iter(json.loads(listing.read_text(encoding="utf-8"))))
+    first = _read_rows(listing)[0][0]
     return [picture.path for picture in read_listing(listing, folder)] if first in names else every

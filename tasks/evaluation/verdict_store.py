@@ -53,7 +53,9 @@ def _read(path: Path) -> list[tuple[str, Row]]:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             kept = json.loads(text)
-            found.append((kept["key"], kept["row"]))
-        except (ValueError, KeyError, TypeError):
+            key, row = kept["key"], kept["row"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
+        if isinstance(key, str) and isinstance(row, dict):
+            found.append((key, row))
     return found

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -12,6 +13,8 @@ from tasks.system.errors import UserError
 Section = TypeVar("Section")
 UNIONS = (types.UnionType, typing.Union)
 """Python writes `int | None` as the first and `Literal[...] | None` as the second."""
+COMPARED = 100
+"""Characters of a wrong name that are compared with the right ones: the time grows with their square."""
 
 
 def build(cls: type[Section], values: Any, where: str, prefix: str = "") -> Section:
@@ -44,7 +47,7 @@ def build(cls: type[Section], values: Any, where: str, prefix: str = "") -> Sect
 
 def unknown_key(key: str, known: list[str], where: str) -> UserError:
     """The error that names an unknown key, its file, and the nearest known key."""
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(key[:COMPARED], known, n=1, cutoff=0.0)
     return UserError(f"{where}: unknown key {key!r}: did you mean {nearest[0]!r}?")
 
 
@@ -62,20 +65,24 @@ def _convert(hint: Any, value: Any, where: str, key: str, or_null: str = "") -> 
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, where, key) for item in value)
     if origin is dict and isinstance(value, dict):
+        for name in value:
+            if not isinstance(name, str):
+                raise UserError(f"{where}: {key} has the key {name!r}: keys must be text, so put it in quotes")
         return {name: _convert(arguments[1], item, where, f"{key}.{name}") for name, item in value.items()}
     if origin in UNIONS:
         return None if value is None else _convert(arguments[0], value, where, key, " or null")
-    if hint is float and (type(value) in (int, float) or _is_exponent(value)):
+    if hint is float and _is_finite(value):
         return float(value)
-    if hint is Any or type(value) is hint:
+    if hint is Any or (type(value) is hint and hint is not float):
         return value
     raise UserError(f"{where}: {key} is {value!r} ({type(value).__name__}): it must be {_spelled(hint)}{or_null}")
 
 
 def _chosen(choices: tuple[Any, ...], value: Any, where: str, key: str) -> Any:
-    if value in choices:
-        return value
-    nearest = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.0)[0]
+    for choice in choices:
+        if value == choice and type(value) is type(choice):  # True is equal to 1
+            return value
+    nearest = difflib.get_close_matches(str(value)[:COMPARED], [str(choice) for choice in choices], n=1, cutoff=0.0)[0]
     raise UserError(f"{where}: {key} is {value!r}: it must be one of {list(choices)}; did you mean {nearest!r}?")
 
 
@@ -84,7 +91,15 @@ def _spelled(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         return "list" if arguments[0] is Any else f"list of {_spelled(arguments[0])}"
-    return "mapping" if origin is dict else hint.__name__
+    return "mapping" if origin is dict else "float, and finite" if hint is float else hint.__name__
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold: neither NaN nor infinite, nor too large."""
+    try:
+        return (type(value) in (int, float) or _is_exponent(value)) and math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _is_exponent(value: Any) -> bool:

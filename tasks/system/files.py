@@ -14,12 +14,14 @@ from tasks.system.errors import UserError
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises UserError naming the file if it is missing or not JSON."""
+    """The value in a JSON file. Raises UserError naming the file if it is missing, cannot be read or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage that writes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # also a number of more than 4,300 digits, and brackets too deep
         raise UserError(f"{path} is not valid JSON ({error}): delete it and run the stage that writes it") from None
 
 

@@ -89,7 +89,7 @@ def damaged_files(folder: Path, read: bool = True) -> Iterator[Path]:
             (str(name), entry["bytes"], entry["sha256"])
             for name, entry in json.loads((folder / MANIFEST).read_bytes())["files"].items()
         ]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         yield folder / MANIFEST
         return
     for name, size, sha256 in expected:

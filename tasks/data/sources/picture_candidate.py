@@ -4,6 +4,7 @@ A source lists its candidates without opening them. Reading one gives its pictur
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,17 @@ def rejected(key: str, where: str, reason: str) -> Candidate:
         raise Reject(reason)
 
     return Candidate(key, where, read)
+
+
+def unnameable(name: str) -> Candidate:
+    """A reject for a picture whose name is not UTF-8. It is named with escapes."""
+    shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return rejected(shown, shown, "its name is not UTF-8: rename it")
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name is UTF-8. Python reads the other bytes of a name as surrogates, which no record can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def reject_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -15,9 +15,11 @@ from tasks.data.sources.picture_candidate import (
     Reject,
     clean_caption,
     decode_text,
+    is_utf8,
     parse_json,
     reject_duplicates,
     rejected,
+    unnameable,
 )
 from tasks.system.errors import UserError
 
@@ -36,8 +38,8 @@ def folder_candidates(folder: Path) -> list[Candidate]:
     if not folder.is_dir():
         raise UserError(f"params.yaml: shard.path {folder} is no folder: name one that holds pictures and captions")
     listed = _list_files(folder)
-    files = [name for name in listed if _is_utf8(name)]
-    strange = [_unnameable(name) for name in listed if not _is_utf8(name)]
+    files = [name for name in listed if is_utf8(name)]
+    strange = [unnameable(name) for name in listed if not is_utf8(name)]
     captions, unusable = _read_metadata(folder, [name for name in files if PurePosixPath(name).name == METADATA], files)
     texts = {name for name in files if name.endswith(".txt")}
     pictures = [name for name in files if _is_picture(name, texts, captions)]
@@ -89,17 +91,6 @@ def _is_picture(name: str, texts: set[str], captions: dict[str, str]) -> bool:
     if suffix in READABLE | UNREADABLE or name in captions:
         return True
     return suffix not in (".txt", ".jsonl", "") and _text_name(name) in texts
-
-
-def _is_utf8(name: str) -> bool:
-    """Whether a file's name is UTF-8. Python reads the other bytes of a name as surrogates, which no file can hold."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def _unnameable(name: str) -> Candidate:
-    """A reject for a file whose name is not UTF-8. It is named with escapes."""
-    shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return rejected(shown, shown, "its name is not UTF-8: rename it")
 
 
 def _read_file(path: Path) -> bytes:

@@ -16,6 +16,7 @@ without a picture is a reject.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -30,8 +31,10 @@ from tasks.data.sources.picture_candidate import (
     LeftOut,
     Reject,
     clean_caption,
+    is_utf8,
     parse_json,
     reject_duplicates,
+    unnameable,
 )
 from tasks.data.sources.sana_shard_list import META, read_mapping, read_shard_list
 from tasks.data.tar_shard import TarShard
@@ -79,6 +82,8 @@ def sana_candidates(folder: Path, choice: CaptionChoice) -> list[Candidate]:
                 partial(_read, shard, sample, choice),
                 partial(_kept_captions, shard, sample, choice) if choice.kept > 1 else None,
             )
+            if is_utf8(f"{shard.name}:{key}")
+            else unnameable(f"{shard.name}:{key}")
             for sample, key in enumerate(shard.tar.keys)
         ]
     return reject_duplicates(candidates)
@@ -87,7 +92,8 @@ def sana_candidates(folder: Path, choice: CaptionChoice) -> list[Candidate]:
 def choose_caption(captions: Mapping[str, str], scores: Mapping[str, float], key: str, choice: CaptionChoice) -> str:
     """The type of the caption that is drawn of a sample: a function of seed, key, captions and scores alone."""
     kinds, weights = zip(*caption_weights(captions, scores, choice).items(), strict=True)
-    return str(numpy_generator(choice.seed, "caption", key).choice(kinds, p=weights))
+    # Of the number of types: as an array of text NumPy would lose a NUL at the end of a type's name.
+    return kinds[numpy_generator(choice.seed, "caption", key).choice(len(kinds), p=weights)]
 
 
 def caption_weights(
@@ -126,7 +132,7 @@ class _SanaShard:
     def __init__(self, folder: Path, entry: Mapping[str, Any], suffixes: tuple[str, ...]) -> None:
         self.name = str(entry["url"])
         path = folder / self.name
-        if not path.is_file():
+        if not os.path.isfile(path):  # False too for a name that no file can have
             raise UserError(f"{path} is missing: {META} lists it; fetch it or write {META} again")
         size = path.stat().st_size
         if size != entry["filesize"]:

@@ -12,9 +12,11 @@ from tasks.data.sources.picture_candidate import (
     Reject,
     clean_caption,
     decode_text,
+    is_utf8,
     parse_json,
     reject_duplicates,
     rejected,
+    unnameable,
 )
 from tasks.data.tar_shard import TarShard
 from tasks.system.errors import UserError
@@ -38,8 +40,11 @@ def webdataset_candidates(path: Path) -> list[Candidate]:
         for sample, key in enumerate(shard.keys):
             extensions = shard.extensions(sample)
             hidden = hidden_pictures(key, name, extensions, PICTURES)
-            if not hidden or any(extension in PICTURES for extension in extensions):
-                candidates.append(Candidate(key, f"{name}:{key}", partial(_read, shard, sample)))
+            where = f"{name}:{key}"
+            if not is_utf8(where):
+                candidates.append(unnameable(where))
+            elif not hidden or any(extension in PICTURES for extension in extensions):
+                candidates.append(Candidate(key, where, partial(_read, shard, sample)))
             candidates += hidden
     return reject_duplicates([*candidates, *_compressed(path)])
 

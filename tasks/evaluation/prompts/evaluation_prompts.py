@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tasks.computing.seeds import numpy_generator
 from tasks.data.scene_vocabulary import TASKS, Line, combination, is_held_out, lines
-from tasks.evaluation.prompts.prompt_lines import read_lines
+from tasks.evaluation.prompts.prompt_lines import check_line, read_lines
 from tasks.params.experiment_params import Params
 from tasks.params.user_files import own_path
+from tasks.system.errors import UserError
 from tasks.system.files import read_json, write_json
 
 T = TypeVar("T")
@@ -48,7 +49,17 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
 
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a file that `write_prompts` wrote. Raises UserError naming the file if it is missing or broken."""
-    return [Prompt(row["line"], row["seen"]) for row in read_json(path)]
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path} holds no prompts: run the stage that writes it again")
+    return [_read_prompt(row, f"{path}: prompt {number}") for number, row in enumerate(rows)]
+
+
+def _read_prompt(row: Any, where: str) -> Prompt:
+    """A prompt as `write_prompts` has written it. Raises UserError, naming `where`, if it is none."""
+    if not isinstance(row, dict) or not row.keys() >= {"line", "seen"} or not isinstance(row["seen"], bool | None):
+        raise UserError(f"{where} has no line and seen: run the stage that writes it again")
+    return Prompt(check_line(row["line"], where), row["seen"])
 
 
 def chosen_prompts(params: Params) -> list[Prompt]:

@@ -16,9 +16,15 @@ def parse_line(text: str, where: str) -> Line:
     Any tag and any class will do: a tag is only a task of the score, and only `counting` has rules of its own.
     """
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        line = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(line, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:  # also for what no file of results can hold: 1e999, half a character
         raise UserError(f"{where} cannot be read as JSON ({error}): it must hold one GenEval prompt line") from None
+    return check_line(line, where)
+
+
+def check_line(line: Any, where: str) -> Line:
+    """A value as a prompt line. Raises UserError, naming `where` it stands, if it is not of GenEval's schema."""
     if not isinstance(line, dict) or not all(key in line for key in LINE_KEYS):
         raise UserError(f"{where} is no GenEval prompt line: it must have the keys {', '.join(LINE_KEYS)}")
     if problem := _problem(line):
@@ -26,10 +32,16 @@ def parse_line(text: str, where: str) -> Line:
     return line
 
 
+def _refuse_constant(name: str) -> None:
+    """Raise ValueError for NaN and the infinities, which Python reads and JSON does not have."""
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def read_lines(path: Path) -> list[Line]:
     """The lines of a file such as GenEval's `evaluation_metadata.jsonl`. Raises UserError naming file and line."""
     try:
-        texts = path.read_text(encoding="utf-8-sig").splitlines()
+        # `splitlines` would end a line also at characters that a prompt may hold, such as U+2028.
+        texts = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): it must hold GenEval's prompt lines") from None
     lines = [parse_line(text, f"{path} line {number}") for number, text in enumerate(texts, 1) if text.strip()]
@@ -64,7 +76,8 @@ def _need_problem(need: Any, index: int) -> str | None:
         return "has no class"
     if type(need.get("count")) is not int or need["count"] < 1:
         return f"has count {need.get('count')!r}: it must be 1 or above"
-    if need.get("color", "red") not in COLOURS:
+    colour = need.get("color", "red")
+    if not isinstance(colour, str) or colour not in COLOURS:
         return f"has color {need['color']!r}: it must be one of {', '.join(COLOURS)}"
     match need.get("position", [RELATIONS[0], 0]):
         case [relation, int(target)] if relation in RELATIONS and (0 <= target < index or "position" not in need):
