@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from kernels.came8bit import Came, Came8bit
 from kernels.came8bit.state import is_matrix
-from kernels.kernel_choice import chosen_kernels
+from kernels.kernel_choice import chosen_kernels, use_triton
 
 
 class Options(NamedTuple):
@@ -77,11 +77,15 @@ def build_optimizer(
     return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay, Options(seed, bias_correction, correction))
 
 
-def takes_found_inf(optimizer: Optimizer) -> bool:
+def takes_found_inf(optimizer: Optimizer, device: torch.device, sharded: bool) -> bool:
     """Whether an optimizer leaves parameters and state as they are while its attribute `found_inf` is a tensor of 1.
 
-    CAME and torch's fused optimizers do; bitsandbytes' do not.
+    CAME and torch's fused optimizers do; bitsandbytes' do not. Of sharded parameters only CAME's Triton kernels do so
+    without a wait of the host, and they do not take corrections.
     """
+    if sharded:
+        in_triton = isinstance(optimizer, Came) and use_triton(optimizer.kernels, device)
+        return in_triton and not optimizer.correction
     # torch.amp.GradScaler finds the fused optimizers by this attribute, too.
     return isinstance(optimizer, Came) or getattr(optimizer, "_step_supports_amp_scaling", False)
 

@@ -134,13 +134,14 @@ class Came(torch.optim.Optimizer):
 
     def update(self, works: list[Work]) -> None:
         """Update parameters and states in place, each by the code that can take it. The caller counts the steps."""
-        sharded, in_triton, in_pytorch = [], [], []
+        sharded, sharded_in_triton, in_triton, in_pytorch = [], [], [], []
         for work in works:
             if work.parameter.numel() == 0:
                 continue  # it has no entries to average over
+            takes_triton = use_triton(self.kernels, work.parameter.device) and _fits_kernels(work)
             if is_dtensor(work.parameter):
-                sharded.append(work)
-            elif use_triton(self.kernels, work.parameter.device) and _fits_kernels(work):
+                (sharded_in_triton if takes_triton else sharded).append(work)
+            elif takes_triton:
                 in_triton.append(work)
             else:
                 in_pytorch.append(work)
@@ -150,6 +151,11 @@ class Came(torch.optim.Optimizer):
             from kernels.came8bit import step_on_shards  # imports torch.distributed.tensor, half a second
 
             step_on_shards.step(sharded, self.map)
+        if sharded_in_triton:
+            from kernels.came8bit import step_on_shards, step_on_shards_in_triton
+
+            for group, alike in step_on_shards.sharded_alike(sharded_in_triton):
+                step_on_shards_in_triton.step(alike, self.map, group, self.found_inf)
         if in_triton:
             from kernels.came8bit import step_in_triton  # Triton is not installed everywhere
 

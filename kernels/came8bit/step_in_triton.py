@@ -108,27 +108,27 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
         torch.tensor(sizes, dtype=torch.int64) for sizes in (zip(*matrices, strict=True) if matrices else ((), ()))
     )
     sizes = torch.tensor(others, dtype=torch.int64)
-    strips, across = _cdiv(rows, TILE["STRIP"]), _cdiv(columns, TILE["COLUMNS"])
-    chunks, blocks = _cdiv(rows, CHUNK) + _cdiv(columns, CHUNK), _cdiv(rows * columns, BLOCK)
-    other_blocks = _cdiv(sizes, BLOCK)
+    strips, across = cdiv(rows, TILE["STRIP"]), cdiv(columns, TILE["COLUMNS"])
+    chunks, blocks = cdiv(rows, CHUNK) + cdiv(columns, CHUNK), cdiv(rows * columns, BLOCK)
+    other_blocks = cdiv(sizes, BLOCK)
     # In 64 bits, since addresses are fields, too.
     table = torch.zeros(len(matrices) + len(others), FIELDS.value, dtype=torch.int64)
     of_matrices, of_others = table[: len(matrices)], table[len(matrices) :]
     row_sums, column_sums = across * rows, strips * columns
-    factor_starts = _starts(_cdiv(rows + columns, 4) * 4)  # each begins at a multiple of 16 bytes
+    factor_starts = starts(cdiv(rows + columns, 4) * 4)  # each begins at a multiple of 16 bytes
     for name, numbers in (
         (ROWS, rows),
         (COLUMNS, columns),
-        (FIRST_TILE, _starts(strips * across)[:-1]),
-        (FIRST_CHUNK, _starts(chunks)[:-1]),
-        (FIRST_BLOCK, _starts(blocks)[:-1]),
-        (ROW_SUMS, _starts(row_sums)[:-1]),
-        (COLUMN_SUMS, _starts(column_sums)[:-1] + row_sums.sum()),
+        (FIRST_TILE, starts(strips * across)[:-1]),
+        (FIRST_CHUNK, starts(chunks)[:-1]),
+        (FIRST_BLOCK, starts(blocks)[:-1]),
+        (ROW_SUMS, starts(row_sums)[:-1]),
+        (COLUMN_SUMS, starts(column_sums)[:-1] + row_sums.sum()),
         (FACTORS, factor_starts[:-1]),
     ):
         of_matrices[:, name.value] = numbers
     # A parameter that is no matrix keeps its number of entries in the field of the rows.
-    of_others[:, ROWS.value], of_others[:, FIRST_BLOCK.value] = sizes, _starts(other_blocks)[:-1]
+    of_others[:, ROWS.value], of_others[:, FIRST_BLOCK.value] = sizes, starts(other_blocks)[:-1]
 
     def owners(counts: Tensor, first: int = 0) -> Tensor:
         """For each program the number of its parameter, where parameter i has `counts[i]` programs."""
@@ -140,19 +140,19 @@ def plan_of(matrices: tuple[tuple[int, int], ...], others: tuple[int, ...], devi
         owners(chunks),
         owners(blocks),
         owners(other_blocks, len(matrices)),
-        _starts(chunks).int().to(device),
-        _starts(torch.cat([strips * across, other_blocks])).int().to(device),
+        starts(chunks).int().to(device),
+        starts(torch.cat([strips * across, other_blocks])).int().to(device),
         int((row_sums + column_sums).sum()),
         int(factor_starts[-1]),
     )
 
 
-def _cdiv(sizes: Tensor, size: int) -> Tensor:
+def cdiv(sizes: Tensor, size: int) -> Tensor:
     """Sizes divided by `size`, rounded up."""
     return (sizes + size - 1) // size
 
 
-def _starts(counts: Tensor) -> Tensor:
+def starts(counts: Tensor) -> Tensor:
     """Where each of several runs of these lengths begins if they are laid end to end, and where the last one ends."""
     return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
 
@@ -211,7 +211,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool, found_inf: Te
     weights = [1 - beta for beta in settings.betas]
     types = {"PARAMETER_TYPE": TYPES[works[0].parameter.dtype], "GRADIENT_TYPE": TYPES[works[0].gradient.dtype]}
     move = (settings.lr, settings.lr * settings.weight_decay)
-    how = {"STOCHASTIC": works[0].key is not None, "ALIGNED": aligned}
+    how = {"STOCHASTIC": works[0].key is not None, "SHARDED": False, "ALIGNED": aligned}
     # Kernels of the linear map are given these two as well, and do not read them.
     values, thresholds = dynamic.values(device), dynamic.thresholds(device)
     sizes = {"STRIP": TILE["STRIP"], "TILE_ROWS": TILE["ROWS"], "TILE_COLUMNS": TILE["COLUMNS"]}
@@ -223,6 +223,7 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool, found_inf: Te
             "GRADIENT_TYPE": types["GRADIENT_TYPE"],
             "MAP": map or "linear",  # without a map no momentum is in 8 bits, and the kernels read none
             "PASS": which.value,
+            "SHARDED": False,
             "ALIGNED": aligned,
             **sizes,
             **TILES_LAUNCH[which.value],
@@ -274,7 +275,8 @@ def _step_alike(works: list[Work], map: Map | None, aligned: bool, found_inf: Te
             room[name] for name in ("factors", "next_factors", "square_totals", "norm_totals", "instability_totals")
         ]
         options = {"MAP": map or "linear", **how, "BLOCK": BLOCK, "LEVELS": LEVELS}
-        own = (table, plan.blocks, *scratches, values, thresholds)
+        bounds = (values, values)  # which kernels of whole parameters do not read
+        own = (table, plan.blocks, *scratches, *bounds, values, thresholds)
         apply_kernel[(len(plan.blocks),)](*own, weights[0], *move, **types, **options, **APPLY_LAUNCH)
     if others:
         over_others(apply=True)
@@ -313,33 +315,34 @@ def ahead_of_time() -> list[Build]:
     sizes = {"STRIP": TILE["STRIP"], "TILE_ROWS": TILE["ROWS"], "TILE_COLUMNS": TILE["COLUMNS"]}
     statistic = {"CHUNK": CHUNK, "STRIP": TILE["STRIP"], "TILE_COLUMNS": TILE["COLUMNS"]}
     builds = [
-        _build(statistics_kernel, {"ROW": SQUARE_ROW.value, "COLUMN": SQUARE_COLUMN.value, **statistic}),
-        _build(totals_kernel, {"CHUNK": CHUNK}),
+        build_of(statistics_kernel, {"ROW": SQUARE_ROW.value, "COLUMN": SQUARE_COLUMN.value, **statistic}),
+        build_of(totals_kernel, {"CHUNK": CHUNK}),
     ]
     for dtype in (tl.float32, tl.bfloat16):
         types = {"PARAMETER_TYPE": dtype, "GRADIENT_TYPE": dtype}
-        how = {"STOCHASTIC": dtype == tl.bfloat16, "ALIGNED": True, "BLOCK": BLOCK}
+        how = {"STOCHASTIC": dtype == tl.bfloat16, "SHARDED": False, "ALIGNED": True, "BLOCK": BLOCK}
         maps = ("linear", "dynamic") if dtype == tl.bfloat16 else ("linear",)
         for which, launch in TILES_LAUNCH.items():
             # The first two passes do not read the momentum, so the map makes no difference to them.
             for map in maps if which == SURPRISE.value else maps[:1]:
-                options = {"MAP": map, "PASS": which, "ALIGNED": True, **sizes}
-                builds.append(_build(tiles_kernel, {"GRADIENT_TYPE": dtype, **options}, launch))
+                options = {"MAP": map, "PASS": which, "SHARDED": False, "ALIGNED": True, **sizes}
+                builds.append(build_of(tiles_kernel, {"GRADIENT_TYPE": dtype, **options}, launch))
         for map in maps:
-            builds.append(_build(apply_kernel, {**types, "MAP": map, **how, "LEVELS": LEVELS}, APPLY_LAUNCH))
+            builds.append(build_of(apply_kernel, {**types, "MAP": map, **how, "LEVELS": LEVELS}, APPLY_LAUNCH))
         for apply in (False, True):
-            builds.append(_build(others_kernel, {**types, "APPLY": apply, **how}))
+            builds.append(build_of(others_kernel, {**types, "APPLY": apply, **how}))
     return builds
 
 
-def _build(
+def build_of(
     kernel: triton.JITFunction, constants: dict[str, object], launch: Mapping[str, int] = MappingProxyType({})
 ) -> Build:
-    """One kernel with the types that its arguments have in `step`."""
+    """One kernel with the types that its arguments have in `step`, whole parameters' or shards'."""
     integers = {"table": "*i64", "owners": "*i32", "starts": "*i32"}
     numbers = {name: "fp32" for name in NUMBERS}
     arguments = [name for name in kernel.arg_names if name not in constants]
     types = {name: integers.get(name) or numbers.get(name, "*fp32") for name in arguments}
-    # `norms` may be a part of scratch memory that begins anywhere. All other tensors are allocated by themselves.
-    aligned = frozenset(name for name in arguments if types[name].startswith("*") and name != "norms")
+    # These may be parts of larger memory that begin anywhere. All other tensors are allocated by themselves.
+    parts = {"norms", "lower", "upper"}
+    aligned = frozenset(name for name in arguments if types[name].startswith("*") and name not in parts)
     return Build(kernel, types, constants, aligned, launch)

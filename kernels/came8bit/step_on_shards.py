@@ -45,7 +45,7 @@ def step(works: list[Work], map: Map | None) -> None:
     Raises ValueError for a parameter that is not sharded by rows, or whose gradient is sharded in another way.
     """
     by_group: dict[dist.ProcessGroup, list[Rows]] = {}
-    for group, alike in _sharded_alike(works):
+    for group, alike in sharded_alike(works):
         entries = ENTRIES if alike[0].parameter.device.type == "cpu" else GPU_ENTRIES
         for batch in batches(alike, entries, group.size()):
             rows = MatrixRows(batch, map) if is_matrix(batch[0].parameter) else OtherRows(batch)
@@ -61,7 +61,7 @@ def step(works: list[Work], map: Map | None) -> None:
             rows.apply(surprise, bound)
 
 
-def _sharded_alike(works: list[Work]) -> list[tuple[dist.ProcessGroup, list[Work]]]:
+def sharded_alike(works: list[Work]) -> list[tuple[dist.ProcessGroup, list[Work]]]:
     """The works by how their parameters are sharded, each with the processes among which the rows are divided."""
     alike: dict[Hashable, list[Work]] = {}
     for work in works:

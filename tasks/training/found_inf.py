@@ -17,16 +17,15 @@ class FoundInf:
     """`flag` is 1 (float32, no dimensions) from the first number on that is not finite, and 0 before.
 
     On the CPU the host looks at the flag before each update, since no work is waited for there. On another device the
-    optimizer looks at it, if it can (`kernels.optimizers.takes_found_inf`) and its parameters are whole. Else the
-    update is made, in memory alone: no state is saved before the flag is read. `skips` says whether the update is
-    skipped.
+    optimizer looks at it, if it can (`kernels.optimizers.takes_found_inf`). Else the update is made, in memory alone:
+    no state is saved before the flag is read. `skips` says whether the update is skipped.
     """
 
     def __init__(self, optimizer: Optimizer, device: str, sharded: bool) -> None:
         """Hand the flag to the optimizer where it is the optimizer that looks at it."""
         self.flag = torch.zeros((), device=device)
         self._on_host = self.flag.device.type == "cpu"
-        by_optimizer = not self._on_host and not sharded and takes_found_inf(optimizer)
+        by_optimizer = not self._on_host and takes_found_inf(optimizer, self.flag.device, sharded)
         if by_optimizer:
             optimizer.found_inf = self.flag  # type: ignore[attr-defined]
         self.skips = self._on_host or by_optimizer

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kernels.came8bit import Came, Came8bit
-from kernels.optimizers import OPTIMIZERS, build_optimizer, state_bytes_per_parameter
+from kernels.optimizers import OPTIMIZERS, build_optimizer, state_bytes_per_parameter, takes_found_inf
 
 NAMES = ("came8bit", "came", "adamw8bit", "adamw")
 
@@ -53,6 +53,24 @@ def test_came_uses_the_betas_and_epsilons_of_sana() -> None:
         (group,) = build_optimizer(name, make_network().parameters(), 1e-4, 0.0).param_groups
         assert group["betas"] == (0.9, 0.999, 0.9999)
         assert group["eps"] == (1e-30, 1e-16)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "device", "on_shards"),
+    [("auto", "cuda", True), ("reference", "cuda", False), ("auto", "cpu", False)],
+)
+def test_sharded_parameters_skip_by_the_flag_where_tritons_kernels_step(
+    kernels: str, device: str, on_shards: bool
+) -> None:
+    came = Came8bit(make_network().parameters(), lr=0.1, kernels=kernels)
+    assert takes_found_inf(came, torch.device(device), sharded=False)
+    assert takes_found_inf(came, torch.device(device), sharded=True) is on_shards
+
+
+def test_torchs_fused_optimizer_is_not_given_the_flag_on_shards() -> None:
+    adamw = build_optimizer("adamw", make_network().parameters(), 0.1, 0.0)
+    assert takes_found_inf(adamw, torch.device("cuda"), sharded=False)
+    assert not takes_found_inf(adamw, torch.device("cuda"), sharded=True)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:

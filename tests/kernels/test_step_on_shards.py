@@ -1,5 +1,6 @@
 """CAME over several processes: FSDP2's shards and DDP against one process, collectives counted, checkpoints moved."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.came8bit import Came, Came8bit, step_on_shards
+from kernels.came8bit import Came, Came8bit, step_on_shards, step_on_shards_in_triton
 from kernels.came8bit.correction import joined
 from tests.kernels.processes import run_processes
 
-# rows that 2 and 3 do not divide, blocks that straddle shards, shards without rows, all kinds of layers
-SHAPES = [(131, 127), (150, 113, 1, 1), (24, 40), (1, 40), (2, 9000), (3,), (1,), (7, 1, 3, 3), (40,)]
+# rows that 2 and 3 do not divide, blocks that straddle shards, shards without rows, all kinds of layers; the last two
+# are read 16 bytes at a time by Triton's kernels, with rows that 2 and 3 do not divide, and with entries that they do
+SHAPES = [
+    *((131, 127), (150, 113, 1, 1), (24, 40), (1, 40), (2, 9000), (3,), (1,), (7, 1, 3, 3), (40,)),
+    *((131, 128), (96,)),
+]
 OPTIMIZERS: dict[str, tuple[type[Came], dict[str, Any]]] = {
     "came": (Came, {}),
     "linear": (Came8bit, {"map": "linear"}),
@@ -32,6 +37,8 @@ OPTIMIZERS: dict[str, tuple[type[Came], dict[str, Any]]] = {
     "8 bits more": (Came8bit, {"correction": True}),
 }
 STEPS = 4
+# The interpreter is slow, so each number of processes steps some kinds in Triton, and takes the last two steps.
+KINDS_IN_TRITON = {1: ("linear",), 2: ("came", "dynamic"), 3: ("linear", "stochastic", "corrected")}
 
 
 class Network(nn.Module):
@@ -269,6 +276,94 @@ def check_depth(folder: Path) -> None:
 
 def test_operators_and_collectives_of_a_step_do_not_grow_with_depth(tmp_path: Path) -> None:
     run_processes(2, tmp_path, check_depth)
+
+
+def check_triton(_: Path) -> None:
+    """Rows that step by Triton's kernels, in its interpreter, against rows in PyTorch and a whole network in Triton."""
+    for kind in KINDS_IN_TRITON[dist.get_world_size()]:
+        network, optimizer = build(kind, shard=True)
+        optimizer.kernels = "triton"
+        train(network, optimizer, range(STEPS - 2, STEPS - 1))
+        set_gradients(network, STEPS - 1)
+        with CommDebugMode() as communication:
+            optimizer.step()
+        ended = contents(network, optimizer)
+        assert sum(communication.get_comm_counts().values()) == (3 if kind == "came" else 4), kind
+        check_found_inf(network, optimizer, kind)
+        network, optimizer = build(kind, shard=True)
+        optimizer.kernels = "reference"
+        train(network, optimizer, range(STEPS - 2, STEPS))
+        assert_near(ended, contents(network, optimizer), kind)
+        if dist.get_rank() == 0:
+            network, optimizer = build(kind, shard=False)
+            optimizer.kernels = "triton"
+            train(network, optimizer, range(STEPS - 2, STEPS))
+            assert_near(ended, contents(network, optimizer), kind)
+
+
+def check_found_inf(network: Network, optimizer: Came, kind: str) -> None:
+    """Gradients of NaN change no bit of parameters and states while the flag is 1."""
+    before = contents(network, optimizer)
+    optimizer.found_inf = torch.ones(())
+    for parameter in network.parameters():
+        parameter.grad = parameter.grad * math.nan
+    optimizer.step()
+    assert same_bits(contents(network, optimizer), before), kind
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("count", list(KINDS_IN_TRITON))
+def test_rows_in_triton_equal_rows_in_pytorch_and_one_process_and_obey_found_inf(tmp_path: Path, count: int) -> None:
+    run_processes(count, tmp_path, check_triton)
+
+
+def check_launches(_: Path) -> None:
+    """Launches, collectives and torch's operators of one step by Triton's kernels, with 4 and with 16 equal blocks."""
+    counts = []
+    for blocks in (4, 16):
+        parameters = [nn.Parameter(torch.ones(shape)) for shape in [(1030, 16), (5, 8), (9,)] * blocks]
+        network = nn.ParameterList(parameters)
+        fully_shard(network, mesh=init_device_mesh("cpu", (2,)))
+        optimizer = Came8bit(network.parameters(), lr=1e-3, kernels="triton")
+        set_gradients(network, 0)
+        with pytest.MonkeyPatch.context() as patch:
+            launched = count_launches(patch)
+            optimizer.step()  # the first step makes the state
+            launched.clear()
+            with CommDebugMode() as communication, Operators() as operators:
+                optimizer.step()
+        collectives = sum(communication.get_comm_counts().values())
+        counts.append((launched, collectives, operators.counts))
+    assert counts[0] == counts[1]
+    assert counts[0][1] == 4
+    # Rows of 16 columns are read 16 bytes at a time, and rows of 8 are not.
+    assert counts[0][0]["apply_kernel"] == counts[0][0]["bounds_kernel"] == 2
+
+
+def count_launches(patch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each of CAME's kernels is launched from now on. They do not run, as the interpreter is slow."""
+    launched: Counter[str] = Counter()
+
+    class Counted:
+        """A kernel whose launches are counted."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid: Any) -> Any:
+            def launch(*_: Any, **__: Any) -> None:
+                launched[self.name] += 1
+
+            return launch
+
+    for name in [name for name in vars(step_on_shards_in_triton) if name.endswith("_kernel")]:
+        patch.setattr(step_on_shards_in_triton, name, Counted(name))
+    return launched
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_launches_and_collectives_of_a_step_in_triton_do_not_grow_with_depth(tmp_path: Path) -> None:
+    run_processes(2, tmp_path, check_launches)
 
 
 def check_backward(_: Path) -> None:
