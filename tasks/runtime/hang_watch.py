@@ -34,6 +34,8 @@ COMPILING_STILL_SECONDS = 600.0
 """The least time without a step where torch compiles, which it does again for each new shape."""
 STACKS_SECONDS = 2.0
 """How long a process may take to write its stacks. A process in the kernel's hands may never."""
+LATE_LOOKS = 5
+"""The time since the last look counts as so many looks at most."""
 BUSY_SHARE = 0.01
 """A process uses a processor if it does so for more than this part of the time."""
 HELD_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, STACKS_SIGNAL}
@@ -130,8 +132,8 @@ class Watcher:
         beats = {rank: beat for rank, beat in read_beats(self.records).items() if run_state(beat.pid)}
         self.paces = {rank: pace for rank, pace in self.paces.items() if rank in beats}
         used = {rank: self._used(rank, beat) for rank, beat in beats.items()}
-        # A look that came late, or a machine that slept, shows nothing of the time between.
-        counted = min(wall, 2 * self.job.limits.look)
+        # Of a machine that slept the time between two looks shows nothing; a watcher that waited a little is no reason.
+        counted = min(wall, LATE_LOOKS * self.job.limits.look)
         counted = max(counted - max((waited for _, waited in used.values()), default=0.0), 0.0)
         if any(run_state(beat.pid) == "t" for beat in beats.values()):
             counted = 0.0  # a debugger holds it
