@@ -88,9 +88,13 @@ class RankPace:
         self.mute = 0.0 if beat.pulse != before.pulse else self.mute + counted
 
     def usual(self) -> float | None:
-        """The longest but one of the last steps of this loop, in seconds; None before its pace is known."""
-        steps = self._steps.get(self.beat.loop, ())
-        return sorted(steps)[-2] if len(steps) == KNOWN_STEPS else None
+        """The longest but one of the last steps of this loop, in seconds; None before its pace is known.
+
+        Steps that were made before the first look took no time to speak of.
+        """
+        if self.beat.loop <= 0 or self.beat.steps < KNOWN_STEPS:
+            return None
+        return sorted([0.0, 0.0, *self._steps.get(self.beat.loop, ())])[-2]
 
     def late(self, limits: Limits) -> bool:
         """Whether the step under way has taken too long."""
@@ -154,7 +158,7 @@ def explanation(standings: Sequence[Standing], count: int, stacks: str) -> str:
     """One line that says who stands still, for how long, and why."""
     found = causes(standings)
     longest = max(one.seconds for one in standings)
-    usual = [one.usual for one in standings if one.usual is not None]
+    usual = [one.usual for one in standings if one.usual]
     step = f" (one took {max(usual):.2g} s)" if usual else ""
     since = f"no step for {longest:.0f} s{step}"
     after = f"stacks are in {stacks}: run the same command to resume"

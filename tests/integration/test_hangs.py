@@ -26,7 +26,7 @@ watch.Limits = partial(watch.Limits, still={STILL_SECONDS}, look=0.2)
 """
 """It makes the least time without a step shorter, so that the tests need not wait for 45 seconds."""
 HANGING = """
-import ctypes, os, sys, threading
+import ctypes, os
 def hang():
     if {kind!r} == 'lock':
         mutex = ctypes.create_string_buffer(64)
@@ -36,20 +36,14 @@ def hang():
         os.mkfifo('pipe')
         open('pipe')
 if os.environ.get('RANK', '0') == '{rank}' and not os.path.exists('hung') and {kind!r}:
-    class Finder:
-        def find_spec(self, name, path=None, target=None):
-            if name == 'tasks.training.training_loop':
-                sys.meta_path.remove(self)
-                from tasks.training.training_loop import Trainer
-                update = Trainer.update
-                def update_that_hangs(trainer):
-                    if trainer.step == 40 and not os.path.exists('hung'):
-                        open('hung', 'w').close()
-                        hang()
-                    return update(trainer)
-                Trainer.update = update_that_hangs
-            return None
-    sys.meta_path.insert(0, Finder())
+    from tasks.training.training_loop import Trainer
+    update = Trainer.update
+    def update_that_hangs(trainer):
+        if trainer.step == 40 and not os.path.exists('hung'):
+            open('hung', 'w').close()
+            hang()
+        return update(trainer)
+    Trainer.update = update_that_hangs
 """
 """It makes step 40 of one rank hang, the first time that it is made in a folder."""
 

@@ -43,6 +43,11 @@ def test_before_its_pace_is_known_a_process_hangs_only_if_it_does_nothing_for_ha
     assert hangs([stand(pace_of(1.0, steps=KNOWN_STEPS - 1), 1800)], LIMITS)
 
 
+def test_steps_that_were_made_before_the_first_look_make_the_pace_known() -> None:
+    assert hangs([stand(RankPace(Beat(1, 1, KNOWN_STEPS, 0)), 45)], LIMITS)
+    assert not hangs([stand(RankPace(Beat(1, 1, KNOWN_STEPS - 1, 0)), 45)], LIMITS)
+
+
 def test_time_in_which_a_process_waits_for_a_processor_does_not_count() -> None:
     assert not hangs([stand(pace_of(1.0), 400, busy=True, share=0.1)], LIMITS)
     assert hangs([stand(pace_of(1.0), 451, busy=True, share=0.1)], LIMITS)
