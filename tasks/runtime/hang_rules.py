@@ -72,10 +72,11 @@ class RankPace:
     def look(self, beat: Beat, wall: float, counted: float, busy: bool, stopped: bool) -> None:
         """Take in a look, `wall` seconds after the one before, of which `counted` count.
 
-        `busy` says whether the rank used a processor in this time.
+        `counted` is negative if a wait for a processor has ended that began before the last look. `busy` says whether
+        the rank used a processor in this time.
         """
         before, self.beat = self.beat, beat
-        self.seconds, self.standing = self.seconds + wall, self.standing + counted
+        self.seconds, self.standing = self.seconds + wall, max(self.standing + counted, 0.0)
         moved = (beat.loop, beat.steps) != (before.loop, before.steps)
         if moved:
             made = beat.steps - before.steps
@@ -83,9 +84,9 @@ class RankPace:
                 steps = self._steps.setdefault(beat.loop, deque(maxlen=KNOWN_STEPS))
                 steps.extend([self.seconds / made] * min(made, KNOWN_STEPS))
             self.seconds = self.standing = 0.0
-        self.quiet = 0.0 if moved or busy else self.quiet + counted
-        self.stopped = self.stopped + counted if stopped else 0.0
-        self.mute = 0.0 if beat.pulse != before.pulse else self.mute + counted
+        self.quiet = 0.0 if moved or busy else max(self.quiet + counted, 0.0)
+        self.stopped = self.stopped + wall if stopped else 0.0
+        self.mute = 0.0 if beat.pulse != before.pulse else max(self.mute + counted, 0.0)
 
     def usual(self) -> float | None:
         """The longest but one of the last steps of this loop, in seconds; None before its pace is known.

@@ -127,33 +127,33 @@ class Watcher:
 
     def look(self) -> bool:
         """Look at all processes once. Returns whether they hung and were killed."""
-        wall = time.monotonic() - self.looked
-        self.looked += wall
+        elapsed = time.monotonic() - self.looked
+        self.looked += elapsed
+        # Of a machine that slept the time between two looks shows nothing; a watcher that waited a little is no reason.
+        wall = min(elapsed, LATE_LOOKS * self.job.limits.look)
         beats = {rank: beat for rank, beat in read_beats(self.records).items() if run_state(beat.pid)}
         self.paces = {rank: pace for rank, pace in self.paces.items() if rank in beats}
-        used = {rank: self._used(rank, beat) for rank, beat in beats.items()}
-        # Of a machine that slept the time between two looks shows nothing; a watcher that waited a little is no reason.
-        counted = min(wall, LATE_LOOKS * self.job.limits.look)
-        counted = max(counted - max((waited for _, waited in used.values()), default=0.0), 0.0)
+        used = {rank: self._used(rank, beat, wall) for rank, beat in beats.items()}
+        counted = wall - max((waited for _, waited in used.values()), default=0.0)
         if any(run_state(beat.pid) == "t" for beat in beats.values()):
             counted = 0.0  # a debugger holds it
         for rank, beat in beats.items():
             pace = self.paces.setdefault(rank, RankPace(beat))
             pace.look(beat, wall, counted, used[rank][0] > BUSY_SHARE * wall, run_state(beat.pid) == "T")
-        self.parent_stopped = self.parent_stopped + counted if run_state(self.parent) == "T" else 0.0
+        self.parent_stopped = self.parent_stopped + wall if run_state(self.parent) == "T" else 0.0
         if self.parent_stopped < self.job.limits.still and not hangs([*self.paces.values()], self.job.limits):
             return False
         return self._end(beats)
 
-    def _used(self, rank: int, beat: Beat) -> tuple[float, float]:
+    def _used(self, rank: int, beat: Beat, wall: float) -> tuple[float, float]:
         """The seconds that a rank's threads have run since the last look, and that they have waited for a processor."""
         after = threads_below(beat.pid)
         before, self.times[rank] = self.times.get(rank, after), after
         if after:
-            return time_between(before, after)
+            return time_between(before, after, wall)
         # A kernel that does not count lets nobody be quiet, and the load tells how much of its time a process has had.
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
-        return self.job.limits.look, self.job.limits.look * max(1 - 1 / load, 0) if load > 1 else 0.0
+        return wall, wall * (1 - 1 / load) if load > 1 else 0.0
 
     def _end(self, beats: dict[int, Beat]) -> bool:
         """Have the stacks written, report and kill; False if a process has moved meanwhile, so that none hangs."""
@@ -164,10 +164,15 @@ class Watcher:
                 os.truncate(stacks_of(self.records, rank), 0)
             return False
         place = self._keep_stacks(beats)
-        line = explanation(standings, self.job.ranks, place) if standings else f"it is stopped; stacks are in {place}"
+        own = any(beat.pid == self.parent for beat in beats.values())
+        if self.parent_stopped > 0 and not own:
+            line = f"process {self.parent}, which started the ranks, is stopped, as by SIGSTOP; all were killed: "
+            line += f"run the same command to resume (stacks are in {place})"
+        else:
+            line = explanation(standings, self.job.ranks, place)
         report = {"line": line, "ranks": [one.as_json() for one in standings], "stacks": place}
         Path(self.job.report).write_text(json.dumps(report, indent=2), encoding="utf-8")
-        ends_parent = self.parent_stopped > 0 or any(beat.pid == self.parent for beat in beats.values())
+        ends_parent = own or self.parent_stopped > 0
         if ends_parent:  # else the parent says it
             print(f"{self.job.name}: {line}", file=sys.stderr, flush=True)
         for pid in [*(beat.pid for beat in beats.values()), *([self.parent] if ends_parent else [])]:

@@ -53,6 +53,13 @@ def test_time_in_which_a_process_waits_for_a_processor_does_not_count() -> None:
     assert hangs([stand(pace_of(1.0), 451, busy=True, share=0.1)], LIMITS)
 
 
+def test_a_wait_that_linux_adds_when_it_is_over_is_taken_off_what_has_counted() -> None:
+    pace = stand(pace_of(1.0), 40)
+    pace.look(pace.beat, 1.0, -30.0, busy=True, stopped=False)
+    assert not hangs([stand(pace, 34)], LIMITS)
+    assert hangs([stand(pace, 1)], LIMITS)
+
+
 def test_a_step_in_ten_that_waits_for_all_ten_is_no_hang() -> None:
     pace = RankPace(Beat(1, 1, 0, 0))
     for step in range(1, 61):
