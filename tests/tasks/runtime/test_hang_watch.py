@@ -1,5 +1,6 @@
 """A process that hangs is killed by its watcher, which says why and keeps its stacks. One that moves is left alone."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 
 from tasks.runtime.hang_rules import PULSE_LOST_SECONDS
 from tasks.runtime.hang_watch import OFF_VARIABLE, place_in
+from tasks.system.heartbeat import read_beats
+from tasks.system.process_times import run_state
 from tests.helpers.patience import PATIENCE_SECONDS, wait_for
 
 PROJECT = Path(__file__).parents[3]
@@ -157,6 +160,68 @@ def test_the_watcher_and_its_records_end_with_a_process_that_is_killed(tmp_path:
     process.kill()
     assert process.stderr.read() == ""  # the watcher has the pipe too, and closes it when it ends
     wait_for(lambda: not records.exists(), "the records to be deleted")
+
+
+RANKS = """
+import os, time
+from pathlib import Path
+from tasks.runtime.hang_rules import Limits
+from tasks.runtime.hang_watch import WatchJob, watched
+from tasks.system.heartbeat import start_heartbeat
+from tasks.system.progress import progress
+
+Path('records').mkdir()
+with watched(WatchJob('demo', 2, 'records', 'stacks', 'report.json', Limits(still=2.0, look=0.1))):
+    ranks = []
+    for rank in range(2):
+        ranks.append(os.fork())
+        if ranks[-1] == 0:
+            start_heartbeat(Path('records'), rank)
+            with progress('demo', 10**9) as meter:
+                while True:
+                    time.sleep(0.02)
+                    meter.advance()
+    for rank in ranks:
+        os.waitpid(rank, 0)
+print('the ranks have ended')
+"""
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has started two ranks, which make steps under a watcher."""
+    environment = {name: value for name, value in os.environ.items() if name != OFF_VARIABLE}
+    process = subprocess.Popen(
+        [sys.executable, "-c", RANKS],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: len(read_beats(tmp_path / "records")) == 2, "the ranks to begin")
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_stopped_rank_is_in_the_report_and_all_ranks_are_killed(tmp_path: Path, ranks: subprocess.Popen[str]) -> None:
+    os.kill(read_beats(tmp_path / "records")[1].pid, signal.SIGSTOP)
+    output, errors = ranks.communicate(timeout=PATIENCE_SECONDS)
+    assert ranks.returncode == 0 and output.splitlines()[-1] == "the ranks have ended", errors
+    line = json.loads((tmp_path / "report.json").read_text())["line"]
+    assert line.startswith("rank 1 of 2 stands still: it is stopped, as by SIGSTOP; ")
+    assert {path.name for path in tmp_path.glob("stacks/*/*")} == {"rank-0.txt", "rank-1.txt"}
+
+
+def test_a_process_that_is_stopped_while_its_ranks_run_is_killed_with_them(
+    tmp_path: Path, ranks: subprocess.Popen[str]
+) -> None:
+    pids = [beat.pid for beat in read_beats(tmp_path / "records").values()]
+    ranks.send_signal(signal.SIGSTOP)
+    line = last_line(ranks)
+    assert line.startswith(f"demo: process {ranks.pid}, which started the ranks, is stopped, as by SIGSTOP; ")
+    wait_for(lambda: not any(run_state(pid) for pid in pids), "the ranks to end")
 
 
 def test_nothing_is_watched_where_the_variable_says_so(tmp_path: Path) -> None:
