@@ -2,7 +2,8 @@
 
 The process that was asked for the stage does what is done once: lock, checks, tracker, manifest, publishing. Its ranks
 (`tasks.runtime.rank_worker`) compute, and rank 0 writes into the stage's folder. torchrun's agent starts and watches
-them. They read what they need from `job.json`, and each leaves a file that says how it ended.
+them. They read what they need from `job.json`, and each leaves a file that says how it ended. A watcher
+(`tasks.runtime.hang_watch`) kills the ranks of its node if they hang, and leaves a file that names the one at fault.
 
 On several nodes, `python -m tasks.runtime.launch_ranks FOLDER ENDPOINT` is the agent of one of them.
 """
@@ -26,11 +27,13 @@ from typing import Any
 from tasks.params.experiment_params import Params
 from tasks.params.params_files import build_params
 from tasks.runtime.context import Context, Interrupted, Metrics
+from tasks.runtime.hang_watch import WatchJob, limits_of, watched
 from tasks.system import paths
 from tasks.system.errors import UserError
 from tasks.system.exit_codes import BAD_INPUT
 from tasks.system.file_locks import wait_until_unlocked
 from tasks.system.files import read_json, write_json
+from tasks.system.heartbeat import FOLDER_VARIABLE
 from tasks.system.processes import LEASE_VARIABLE, PARENT_VARIABLE
 
 JOB = "job.json"
@@ -113,8 +116,13 @@ def run_agent(folder: Path, job: Job, endpoint: str = "") -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     compute = job.params.compute
-    with tempfile.TemporaryDirectory() as local, signals_as_before():
-        os.environ.update(rank_environment(job))
+    with (
+        tempfile.TemporaryDirectory() as local,
+        tempfile.TemporaryDirectory(prefix="sana15-heartbeat-") as records,
+        signals_as_before(),
+        watched(watch_job(folder, job, records)),
+    ):
+        os.environ.update(rank_environment(job) | {FOLDER_VARIABLE: records})
         if (lease := os.environ.get(LEASE_VARIABLE)) is not None:
             # its children inherit the lease as their standard input, since torchrun passes on no other files
             os.dup2(int(lease), 0)
@@ -137,6 +145,14 @@ def run_agent(folder: Path, job: Job, endpoint: str = "") -> None:
             write_json(folder / f"failures-{min(failures)}.json", failures)
         except SignalException as error:
             raise Interrupted(error.sigval) from None
+
+
+def watch_job(folder: Path, job: Job, records: str) -> WatchJob:
+    """What the watcher of this node's ranks must know. Its report goes to the folder of the ranks."""
+    compute = job.params.compute
+    report = folder / f"hang-{os.environ.get('SLURM_NODEID', '0')}.json"
+    stacks = paths.hang_stacks(job.name)
+    return WatchJob(job.name, compute.world_size, records, str(stacks), str(report), limits_of(compute.compile))
 
 
 def rank_environment(job: Job) -> dict[str, str]:
@@ -198,8 +214,11 @@ def failure(folder: Path, count: int) -> Exception:
 
     The first is the rank that ended in the earliest second. Within a second a rank that was killed comes before one
     that failed, since its death breaks the connections of the others. One that failed comes before one that was
-    stopped. Among equals, the rank that wrote its file first comes first.
+    stopped. Among equals, the rank that wrote its file first comes first. If ranks were killed because they hung, the
+    watcher's report says which is at fault.
     """
+    for path in sorted(folder.glob("hang-*.json")):
+        return RankFailed(read_json(path)["line"])
     ended: dict[int, tuple[int, int]] = {}
     for path in folder.glob("failures-*.json"):
         ended |= {int(rank): tuple(value) for rank, value in read_json(path).items()}

@@ -1,7 +1,8 @@
 """One rank of a stage: `python -m tasks.runtime.rank_worker FOLDER [STORE]`, which torchrun's agent starts.
 
 With the other ranks it computes the stage that `job.json` in FOLDER describes, and leaves there a file that says how it
-ended. The ranks of one node meet in the file STORE, those of several nodes at the address that torchrun names.
+ended. The ranks of one node meet in the file STORE, those of several nodes at the address that torchrun names. Each
+writes down how far it is, for the watcher of its node.
 """
 
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 import traceback
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,16 @@ from tasks.system.errors import UserError, WorkerDied
 from tasks.system.exit_codes import BAD_INPUT
 from tasks.system.file_locks import keep_shared_lock
 from tasks.system.files import write_json
+from tasks.system.heartbeat import FOLDER_VARIABLE, end_heartbeat, start_heartbeat
 from tasks.system.processes import exit_on_term_or_with_parent, peak_memory
 from tasks.tracking.report_spool import join_spool
 from tasks.tracking.tracker import Tracker
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others in gloo and NCCL: the last resort, where no watcher sees that the stage hangs.
+
+It must be longer than rank 0 takes to write the largest checkpoint, while the others wait.
+"""
 
 
 def compute(job: Job, store: str | None) -> dict[str, Any]:
@@ -73,6 +82,7 @@ def join(job: Job, device: str, store: str | None) -> None:
         store=dist.FileStore(store, asked) if store else None,
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=COLLECTIVE_TIMEOUT,
     )
     met = ranks.gather(ranks.rank())
     if met != list(range(asked)):
@@ -86,6 +96,7 @@ def main() -> None:
     folder, store = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
     rank = int(os.environ["RANK"])
     keep_shared_lock(lock_of(folder))
+    start_heartbeat(Path(os.environ[FOLDER_VARIABLE]), rank)
     code, said = 1, {}
     try:
         said = compute(read_job(folder), store)
@@ -101,6 +112,7 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         said = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+    end_heartbeat()
     write_json(folder / f"rank-{rank}.json", {"rank": rank, "time": time.time(), "exitcode": code, **said})
     sys.stdout.flush()
     sys.stderr.flush()

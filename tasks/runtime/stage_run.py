@@ -86,10 +86,15 @@ def _run_locked(stage: Stage, params: Params) -> Metrics:
 
 def _compute(stage: Stage, context: Context) -> tuple[Metrics, int]:
     """The stage's metrics, and the peak memory in bytes of the process that took most."""
-    if stage.on_ranks and context.params.compute.world_size > 1:
+    if has_ranks(stage, context.params):
         return launch(context)
     metrics = computation_of(stage)(context, *stage.arguments)
     return metrics, peak_memory(context.device)
+
+
+def has_ranks(stage: Stage, params: Params) -> bool:
+    """Whether several processes compute the stage, and not the one that runs it."""
+    return stage.on_ranks and params.compute.world_size > 1
 
 
 def building_folder(stage: Stage) -> Path:

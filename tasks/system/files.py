@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.system.errors import UserError
+from tasks.system.heartbeat import pause
 
 
 def read_json(path: Path) -> Any:
@@ -48,7 +49,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with pause(), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

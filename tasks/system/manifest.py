@@ -9,6 +9,7 @@ from typing import Any
 
 from tasks.system.errors import UserError
 from tasks.system.files import write_json
+from tasks.system.heartbeat import pause
 
 MANIFEST = "manifest.json"
 HASHED_AT_ONCE = 2**24
@@ -20,7 +21,7 @@ Entry = dict[str, Any]
 
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file, read in blocks."""
-    with open(path, "rb") as file:
+    with pause(), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -35,6 +35,11 @@ PARAMS_ORIGIN = STATE / "params_origin.json"
 JUDGE_ANSWERS = STATE / "judge_answers.sqlite"
 
 
+def hang_stacks(stage: str) -> Path:
+    """The folder of the stacks of a stage's processes that hung, with a subfolder for each time."""
+    return STATE / "hangs" / stage
+
+
 def shards(data_set: str | None = None) -> Path:
     """The folder of pictures of a set in `data.sets`, or of the set of `shard` if the name is None."""
     return SHARDS if data_set is None else OUTPUTS / f"{SHARDS.name}-{data_set}"

@@ -1,4 +1,7 @@
-"""Shows the progress of long work: a bar with the time left in a terminal, plain lines where output is piped."""
+"""Shows the progress of long work: a bar with the time left in a terminal, plain lines where output is piped.
+
+Each finished unit is a step for the watcher of the stage too (`tasks.system.heartbeat`).
+"""
 
 import sys
 import time
@@ -7,6 +10,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tasks.system import heartbeat
 
 PLAIN_INTERVAL_SECONDS = 10.0
 """The least time between two plain lines."""
@@ -27,6 +32,7 @@ class Meter:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Add `count` finished units; `note` is a short text that is shown beside their number."""
         self.done += count
+        heartbeat.step()
         rate = (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, note=f"{rate:.1f}/s {note}")
@@ -42,8 +48,9 @@ class Meter:
 def progress(label: str, total: int, done: int = 0) -> Iterator[Meter]:
     """A meter for `total` units, of which a run that this one resumes has finished `done`."""
     if not sys.stdout.isatty():
-        yield Meter(label, total, done, None)
+        with heartbeat.loop():
+            yield Meter(label, total, done, None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console()) as bar:
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console()) as bar, heartbeat.loop():
         yield Meter(label, total, done, bar)

@@ -37,6 +37,7 @@ from tasks.params.training_params import Training
 from tasks.runtime.context import Context, Interrupted, Metrics
 from tasks.system.errors import UserError
 from tasks.system.files import write_csv
+from tasks.system.heartbeat import pause
 from tasks.system.progress import progress
 from tasks.training.batch_loader import BatchLoader, MicroBatches
 from tasks.training.compiled_blocks import compile_blocks
@@ -221,7 +222,8 @@ class Trainer:
             self.save()
             self.speed.restart()
         if signum is not None and not done:
-            self.states.wait()
+            with pause():
+                self.states.wait()
             raise Interrupted(signum)
         if done or self.step % self.training.evaluate_every == 0:
             self.evaluate()
@@ -248,7 +250,8 @@ class Trainer:
         Raises UserError if an update had to be refused.
         """
         self.read_steps()
-        self.states.save(self.step, self.network, self.ema, self.optimizer.optimizer, self.history)
+        with pause():  # the state before may still be on its way to the disk
+            self.states.save(self.step, self.network, self.ema, self.optimizer.optimizer, self.history)
 
     def evaluate(self) -> None:
         """Take the held-out loss of the averaged weights, unless a resumed run has it for this step already."""
@@ -258,9 +261,10 @@ class Trainer:
         compute = self.context.params.compute
         self.ema.swap()
         evaluated = self.loss if self.sharded else self.network  # sharded: FSDP2 gathers the outer layers with the loss
-        loss = heldout_loss(
-            evaluated, self.heldout, self.context.params.diffusion, compute.seed, self.context.device, compute.dtype
-        )
+        with pause():
+            loss = heldout_loss(
+                evaluated, self.heldout, self.context.params.diffusion, compute.seed, self.context.device, compute.dtype
+            )
         self.ema.swap()
         samples = self.step * self.training.batch_size
         self.history.heldout.append(
@@ -275,7 +279,8 @@ class Trainer:
             return
         self.ema.swap()
         try:
-            self.preview.draw(self.step)
+            with pause():
+                self.preview.draw(self.step)
         finally:
             self.ema.swap()
 

@@ -27,6 +27,7 @@ from tasks.evaluation.judges.image_text_model import ImageTextModel
 from tasks.evaluation.judges.judge_template import QUESTION
 from tasks.params.judge_finetune_params import JudgeFinetune
 from tasks.runtime.context import Context, Interrupted
+from tasks.system.heartbeat import pause
 from tasks.system.progress import progress
 from tasks.training.ema import Ema
 from tasks.training.interrupts import noted_interrupts
@@ -99,7 +100,10 @@ class AnswerTrainer:
 
     def save(self) -> None:
         """Write the state that a later run resumes from."""
-        save_state(self.context.state, self.step, self.trained, self.average, self.optimizer.optimizer, self.history)
+        with pause():
+            save_state(
+                self.context.state, self.step, self.trained, self.average, self.optimizer.optimizer, self.history
+            )
 
     def update(self) -> float:
         """Make one update over its micro-batches; returns the mean loss."""

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from flows.building.child_processes import ChildFailed, ChildProcesses
+from tasks.system.exit_codes import BAD_INPUT
 from tests.helpers.patience import PATIENCE_SECONDS
 from tests.helpers.small_workspace import PROJECT
 
@@ -34,6 +35,19 @@ def test_a_failure_says_the_childs_own_last_line(tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match=r"^the reason$") as failure:
         ChildProcesses().run([sys.executable, "-c", code], tmp_path, {}, print)
     assert failure.value.code == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="hangs are looked for on Linux alone")
+def test_a_child_that_hangs_fails_with_its_watchers_line_so_that_its_task_is_retried(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\nfrom pathlib import Path\nfrom tasks.runtime.hang_rules import Limits\n"
+        "from tasks.runtime.hang_watch import watched_process\n"
+        "with watched_process('demo', Path('stacks'), Limits(still=1.0, look=0.1)):\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    with pytest.raises(ChildFailed, match=r"^demo: no step for .*: it is stopped, as by SIGSTOP; .*") as failure:
+        ChildProcesses().run([sys.executable, "-c", code], tmp_path, {"PYTHONPATH": str(PROJECT)}, print)
+    assert failure.value.code == -signal.SIGKILL != BAD_INPUT
 
 
 def test_a_killed_child_is_said_to_be_killed(tmp_path: Path) -> None:
