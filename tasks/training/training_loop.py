@@ -291,7 +291,8 @@ class Trainer:
         self.read_steps()
         self.ema.swap()
         try:
-            self.scores.evaluate(self.network, self.step)
+            with pause():
+                self.scores.evaluate(self.network, self.step)
         finally:
             self.ema.swap()
         return True
