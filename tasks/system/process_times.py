@@ -64,12 +64,14 @@ def _tasks_of(pid: int) -> list[Path]:
         return []
 
 
-def time_between(before: dict[int, ThreadTimes], after: dict[int, ThreadTimes], elapsed: float) -> tuple[float, float]:
+def time_between(
+    before: dict[int, ThreadTimes], after: dict[int, ThreadTimes], elapsed: float, computing_alone: bool
+) -> tuple[float, float]:
     """The seconds that threads have run, and that they have waited for a processor, between two looks.
 
-    `elapsed` is the time between the looks, in seconds. Of threads that are not the first of their process, only those
-    count that compute. Linux adds a wait when it is over, so it may be longer than `elapsed`. A wait that has not ended
-    is known by the thread's being ready without having run.
+    `elapsed` is the time between the looks, in seconds. If `computing_alone`, only those threads count that compute,
+    and the first of each process. Linux adds a wait when it is over, so it may be longer than `elapsed`. A wait that
+    has not ended is known by the thread's being ready without having run.
     """
     total_ran = total_waited = 0
     for thread, now in after.items():
@@ -77,6 +79,6 @@ def time_between(before: dict[int, ThreadTimes], after: dict[int, ThreadTimes], 
         ran, waited, times = now.ran - earlier.ran, now.waited - earlier.waited, now.times - earlier.times
         if now.ready and ran == 0:
             waited = max(waited, round(elapsed * 1e9))
-        if now.first or ran > SHORT_RUN * times:
+        if now.first or not computing_alone or ran > SHORT_RUN * times:
             total_ran, total_waited = total_ran + ran, total_waited + waited
     return total_ran / 1e9, total_waited / 1e9
