@@ -15,8 +15,7 @@ A thread that waits for Python's lock wakes 200 times a second, and on a busy ma
 class ThreadTimes(NamedTuple):
     """Nanoseconds that a thread has run and has waited, ready to run, for a processor; and how often it has run.
 
-    `first` says whether it is the first thread of its process, and `ready` whether it runs or is ready to run, which is
-    looked at for first threads alone.
+    `first` says whether it is the first thread of its process, and `ready` whether it runs or is ready to run.
     """
 
     ran: int
@@ -28,8 +27,12 @@ class ThreadTimes(NamedTuple):
 
 def run_state(pid: int) -> str:
     """The letter of a process's state: `T` is stopped, `t` is held by a debugger; empty if the process has ended."""
+    return _state_in(PROC / str(pid))
+
+
+def _state_in(folder: Path) -> str:
     try:
-        line = (PROC / str(pid) / "stat").read_text()
+        line = (folder / "stat").read_text()
     except OSError:
         return ""
     state = line.rpartition(")")[2].split()[0]  # the name before it may hold blanks and brackets
@@ -51,8 +54,7 @@ def threads_below(pid: int) -> dict[int, ThreadTimes]:
                 children = [int(one) for one in (task / "children").read_text().split()]
             except (OSError, ValueError):
                 continue  # the thread has ended
-            first = int(task.name) == process
-            found[int(task.name)] = ThreadTimes(ran, waited, times, first, first and run_state(process) == "R")
+            found[int(task.name)] = ThreadTimes(ran, waited, times, int(task.name) == process, _state_in(task) == "R")
             processes += [child for child in children if child != os.getpid()]
     return found
 
