@@ -86,7 +86,12 @@ class RankPace:
             self.seconds = self.standing = 0.0
         self.quiet = 0.0 if moved or busy else max(self.quiet + counted, 0.0)
         self.stopped = self.stopped + wall if stopped else 0.0
-        self.mute = 0.0 if beat.pulse != before.pulse else max(self.mute + counted, 0.0)
+        self.mute = 0.0 if beat.pulse != before.pulse else self.mute + wall
+
+    @property
+    def has_pulse(self) -> bool:
+        """Whether the thread that counts seconds has counted lately."""
+        return self.mute < PULSE_LOST_SECONDS
 
     def usual(self) -> float | None:
         """The longest but one of the last steps of this loop, in seconds; None before its pace is known.
@@ -112,10 +117,8 @@ class RankPace:
 
     def standing_at(self, rank: int, place: str) -> Standing:
         """How it stands now, with the place of its main thread."""
-        has_pulse = self.mute < PULSE_LOST_SECONDS
-        beat = self.beat
-        stopped = self.stopped > 0
-        return Standing(rank, self.seconds, self.usual(), stopped, has_pulse, beat.loop, beat.steps, place)
+        loop, steps = self.beat.loop, self.beat.steps
+        return Standing(rank, self.seconds, self.usual(), self.stopped > 0, self.has_pulse, loop, steps, place)
 
 
 def hangs(ranks: Sequence[RankPace], limits: Limits) -> bool:

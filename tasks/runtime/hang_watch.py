@@ -150,7 +150,9 @@ class Watcher:
         after = threads_below(beat.pid)
         before, self.times[rank] = self.times.get(rank, after), after
         if after:
-            return time_between(before, after, wall)
+            # Threads that wait for Python's lock count while it goes round: one that has it may wait for a processor.
+            has_pulse = rank not in self.paces or self.paces[rank].has_pulse
+            return time_between(before, after, wall, computing_alone=not has_pulse)
         # A kernel that does not count lets nobody be quiet, and the load tells how much of its time a process has had.
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
         return wall, wall * (1 - 1 / load) if load > 1 else 0.0

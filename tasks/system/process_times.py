@@ -15,8 +15,7 @@ A thread that waits for Python's lock wakes 200 times a second, and on a busy ma
 class ThreadTimes(NamedTuple):
     """Nanoseconds that a thread has run and has waited, ready to run, for a processor; and how often it has run.
 
-    `first` says whether it is the first thread of its process, and `ready` whether it runs or is ready to run, which is
-    looked at for first threads alone.
+    `first` says whether it is the first thread of its process, and `ready` whether it runs or is ready to run.
     """
 
     ran: int
@@ -28,8 +27,12 @@ class ThreadTimes(NamedTuple):
 
 def run_state(pid: int) -> str:
     """The letter of a process's state: `T` is stopped, `t` is held by a debugger; empty if the process has ended."""
+    return _state_in(PROC / str(pid))
+
+
+def _state_in(folder: Path) -> str:
     try:
-        line = (PROC / str(pid) / "stat").read_text()
+        line = (folder / "stat").read_text()
     except OSError:
         return ""
     state = line.rpartition(")")[2].split()[0]  # the name before it may hold blanks and brackets
@@ -51,8 +54,7 @@ def threads_below(pid: int) -> dict[int, ThreadTimes]:
                 children = [int(one) for one in (task / "children").read_text().split()]
             except (OSError, ValueError):
                 continue  # the thread has ended
-            first = int(task.name) == process
-            found[int(task.name)] = ThreadTimes(ran, waited, times, first, first and run_state(process) == "R")
+            found[int(task.name)] = ThreadTimes(ran, waited, times, int(task.name) == process, _state_in(task) == "R")
             processes += [child for child in children if child != os.getpid()]
     return found
 
@@ -64,12 +66,14 @@ def _tasks_of(pid: int) -> list[Path]:
         return []
 
 
-def time_between(before: dict[int, ThreadTimes], after: dict[int, ThreadTimes], elapsed: float) -> tuple[float, float]:
+def time_between(
+    before: dict[int, ThreadTimes], after: dict[int, ThreadTimes], elapsed: float, computing_alone: bool
+) -> tuple[float, float]:
     """The seconds that threads have run, and that they have waited for a processor, between two looks.
 
-    `elapsed` is the time between the looks, in seconds. Of threads that are not the first of their process, only those
-    count that compute. Linux adds a wait when it is over, so it may be longer than `elapsed`. A wait that has not ended
-    is known by the thread's being ready without having run.
+    `elapsed` is the time between the looks, in seconds. If `computing_alone`, only those threads count that compute,
+    and the first of each process. Linux adds a wait when it is over, so it may be longer than `elapsed`. A wait that
+    has not ended is known by the thread's being ready without having run.
     """
     total_ran = total_waited = 0
     for thread, now in after.items():
@@ -77,6 +81,6 @@ def time_between(before: dict[int, ThreadTimes], after: dict[int, ThreadTimes], 
         ran, waited, times = now.ran - earlier.ran, now.waited - earlier.waited, now.times - earlier.times
         if now.ready and ran == 0:
             waited = max(waited, round(elapsed * 1e9))
-        if now.first or ran > SHORT_RUN * times:
+        if now.first or not computing_alone or ran > SHORT_RUN * times:
             total_ran, total_waited = total_ran + ran, total_waited + waited
     return total_ran / 1e9, total_waited / 1e9
