@@ -18,6 +18,7 @@ from flows.building.locks_of_runs import FLOW_LOCK, LOCKS, WORKSPACES
 from flows.entry.project_servers import SERVERS_FOLDER, recorded_process
 from tasks.params.params_files import PARAMS_FILE, read_yaml
 from tasks.stages import TABLE
+from tasks.system.error_lines import show_known_errors_in_a_line
 from tasks.system.errors import UserError
 from tasks.system.exit_codes import BAD_INPUT, complain
 from tasks.system.file_locks import exclusive_lock, try_to_lock
@@ -210,4 +211,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    show_known_errors_in_a_line()
     sys.exit(main())

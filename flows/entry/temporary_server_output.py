@@ -5,12 +5,15 @@ disk that is full is one of the reasons.
 """
 
 import threading
+import time
 from collections import deque
 from typing import IO
 
 from tasks.system.error_lines import reason_in_output
 
 KEPT_LINES = 2000
+LAST_WORDS_SECONDS = 5.0
+LOOK_SECONDS = 0.5
 
 _lines: deque[str] = deque(maxlen=KEPT_LINES)
 
@@ -32,6 +35,17 @@ def _read(pipe: IO[str]) -> None:
 def reason(database: str) -> str:
     """Why the server has failed, as its last lines tell. An empty text if it has printed nothing."""
     return reason_in_output(list(_lines), database)
+
+
+def await_last_words() -> None:
+    """Wait for what the server prints about a request that it has failed at, LAST_WORDS_SECONDS at most.
+
+    It answers before it prints. Its words are over when nothing new comes between two looks.
+    """
+    until, before = time.monotonic() + LAST_WORDS_SECONDS, 0
+    while time.monotonic() < until and (not _lines or len(_lines) != before):
+        before = len(_lines)
+        time.sleep(LOOK_SECONDS)
 
 
 def port_was_taken() -> bool:

@@ -62,6 +62,7 @@ def reason_of(error: Exception) -> str | None:
     If Prefect's temporary server has failed, its own last words tell more than the client's.
     """
     if not os.environ.get(API_VARIABLE) and blames_a_server(error):
+        temporary_server_output.await_last_words()
         if said := temporary_server_output.reason("of Prefect (python -m flows.doctor says where it lies)"):
             return f"Prefect's temporary server has failed: {said}"
     return line_of(error)
