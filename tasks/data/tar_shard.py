@@ -37,7 +37,10 @@ class _BoundedReader:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._size = file, os.fstat(file.fileno()).st_size
-        self.tell = file.tell
+
+    def tell(self) -> int:
+        """The byte that is read next."""
+        return self._file.tell()
 
     def seek(self, place: int) -> None:
         """Go to a byte. A place behind the end counts as the end, since the system takes no more than 63 bits."""

@@ -93,6 +93,8 @@ class Shard:
             f"image_size is {self.image_size}: with aspect_buckets it must be a multiple of 16",
         )
         positive(self, "caption_score_threshold", "caption_temperature", "captions_per_sample")
+        for name in self.caption_proportions:
+            check(isinstance(name, str), f"caption_proportions has the key {name!r}: put it in quotes")
         check(
             all(weight >= 0 for weight in self.caption_proportions.values()),
             f"caption_proportions is {self.caption_proportions}: each weight must be 0 or above",

@@ -65,9 +65,6 @@ def _convert(hint: Any, value: Any, where: str, key: str, or_null: str = "") -> 
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, where, key) for item in value)
     if origin is dict and isinstance(value, dict):
-        for name in value:
-            if not isinstance(name, str):
-                raise UserError(f"{where}: {key} has the key {name!r}: keys must be text, so put it in quotes")
         return {name: _convert(arguments[1], item, where, f"{key}.{name}") for name, item in value.items()}
     if origin in UNIONS:
         return None if value is None else _convert(arguments[0], value, where, key, " or null")
