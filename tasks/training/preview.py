@@ -25,6 +25,7 @@ from model.sampler import sample
 from tasks.computing.precision import autocast
 from tasks.computing.seeds import derive, row_generator
 from tasks.data.encoded_samples import EncodedDataset
+from tasks.data.stage_models import loading_models
 from tasks.params.training_params import Training
 from tasks.runtime.context import Context
 from tasks.system import paths
@@ -81,7 +82,8 @@ class Preview:
             prompts = Path(folder) / PROMPTS
             prompts.write_text("".join(" ".join(captions[row].split()) + "\n" for row in self.rows), encoding="utf-8")
             self.context.tracker.log_file(prompts)
-        return OneByOneDecoder(load_autoencoder(paths.AUTOENCODER, self.context.device))
+        with loading_models():
+            return OneByOneDecoder(load_autoencoder(paths.AUTOENCODER, self.context.device))
 
     @torch.no_grad()
     def _batches(self) -> Iterator[np.ndarray]:
