@@ -12,6 +12,9 @@ import torch
 from diffusers import AutoencoderDC
 from torch import Tensor
 
+from model.finite_numbers import check_finite_weights
+from model.weights.folder_contents import contents_of
+
 SLICE_PIXELS = 2**20
 """So many pixels pass the network at once, in whole pictures: a batch of large pictures is cut into slices.
 
@@ -116,11 +119,12 @@ def build_autoencoder(latent_channels: int, block_channels: tuple[int, ...], lay
 def load_autoencoder(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Autoencoder:
     """The frozen autoencoder of a folder in diffusers' format, ours or a published one. The network is never asked.
 
-    Raises ValueError that names the folder if it holds no `AutoencoderDC` or lacks some of its weights.
+    Raises ValueError that names the folder if it holds no `AutoencoderDC`, lacks some of its weights, or has one that
+    is not finite.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no AutoencoderDC: config.json is missing")
+        raise ValueError(f"{folder} holds no AutoencoderDC: config.json is missing, there is {contents_of(folder)}")
     try:
         config = AutoencoderDC.load_config(folder, local_files_only=True)
         if config.get("_class_name") != AutoencoderDC.__name__:
@@ -129,10 +133,14 @@ def load_autoencoder(folder: Path, device: str = "cpu", dtype: torch.dtype = tor
             folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder} holds no AutoencoderDC: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder} holds no AutoencoderDC: {reason} (there is {contents_of(folder)})") from None
     # diffusers does not refuse a folder that lacks weights.
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{folder} lacks {len(missing)} weights of its autoencoder, {missing[0]} first")
+        unknown = sorted(report["unexpected_keys"])
+        others = f", and has {len(unknown)} that it does not know, {unknown[0]} first" if unknown else ""
+        raise ValueError(f"{folder} lacks {len(missing)} weights of its autoencoder, {missing[0]} first{others}")
+    check_finite_weights(network.state_dict(), folder)
     return Autoencoder(network.to(device).eval().requires_grad_(False))
 
 

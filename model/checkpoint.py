@@ -5,14 +5,18 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.finite_numbers import check_finite_weights
 from model.network import NetworkConfig, Sana
+from model.weights.folder_contents import contents_of, shortened
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+SHOWN_TENSORS = 8
+"""Tensors that a message names. A wrapper that renames all of them would make a line of a thousand names."""
 
 
 def save_network(network: Sana, folder: Path) -> None:
@@ -27,14 +31,16 @@ def save_network(network: Sana, folder: Path) -> None:
 def load_network(folder: Path, device: str = "cpu") -> Sana:
     """The network of a checkpoint folder.
 
-    Raises ValueError that names the folder if a file is missing, or if configuration and weights do not fit.
+    Raises ValueError that names the folder if a file is missing, if configuration and weights do not fit, or if a
+    weight is not finite.
     """
     folder = Path(folder)
     network = load_shapes(folder).to_empty(device=device)
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise _misfit(folder, error) from None
+    check_finite_weights(network.state_dict(), folder / WEIGHTS)
     return network
 
 
@@ -51,11 +57,12 @@ def load_shapes(folder: Path) -> Sana:
         with safe_open(folder / WEIGHTS, "pt") as file:
             names = set(file.keys())
     except FileNotFoundError:
-        raise ValueError(f"{folder} is no checkpoint: it needs {CONFIG} and {WEIGHTS}") from None
-    except (TypeError, RuntimeError) as error:
+        found = contents_of(folder)
+        raise ValueError(f"{folder} is no checkpoint: it needs {CONFIG} and {WEIGHTS}, and holds {found}") from None
+    except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise _misfit(folder, error) from None
     if different := sorted(names ^ set(network.state_dict())):
-        raise _misfit(folder, f"{', '.join(different)} in one of {CONFIG} and {WEIGHTS} alone")
+        raise _misfit(folder, f"{shortened(different, SHOWN_TENSORS)} in one of {CONFIG} and {WEIGHTS} alone")
     return network
 
 

@@ -29,7 +29,9 @@ from transformers import (
     logging,
 )
 
+from model.finite_numbers import check_finite_weights
 from model.numerics import CONVENTIONS, Instruction, Numerics, Precision
+from model.weights.folder_contents import contents_of
 
 logging.disable_progress_bar()  # transformers shows bars while it loads and saves, even where output is piped
 
@@ -236,13 +238,15 @@ def load_text_encoder(folder: Path, device: str = "cpu", reading: Reading | None
     """The frozen text encoder of a folder. The network is never asked.
 
     `reading`, if it is given, is taken instead of the folder's `reading.json`, which a published folder does not have.
-    Raises ValueError that names the folder if it lacks a model, a tokenizer or some of the weights.
+    Raises ValueError that names the folder if it lacks a model, a tokenizer or some of the weights, or if a weight is
+    not finite.
     """
     folder = Path(folder)
     reading = reading or load_reading(folder)
     for names in (("config.json",), ("tokenizer.json", "tokenizer.model")):
         if not any((folder / name).is_file() for name in names):
-            raise ValueError(f"{folder} holds no text encoder: {' or '.join(names)} is missing")
+            missing = " or ".join(names)
+            raise ValueError(f"{folder} holds no text encoder: {missing} is missing, there is {contents_of(folder)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -254,9 +258,13 @@ def load_text_encoder(folder: Path, device: str = "cpu", reading: Reading | None
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{folder} holds no text encoder: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder} holds no text encoder: {reason} (there is {contents_of(folder)})") from None
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{folder} lacks {len(missing)} weights of its language model, {missing[0]} first")
+        unknown = sorted(report["unexpected_keys"])
+        others = f", and has {len(unknown)} that it does not know, {unknown[0]} first" if unknown else ""
+        raise ValueError(f"{folder} lacks {len(missing)} weights of its language model, {missing[0]} first{others}")
+    check_finite_weights(dict(model.named_parameters()), folder)
     # The empty prompt is BOS alone.
     if not tokenizer("")["input_ids"]:
         raise ValueError(f"{folder} has a tokenizer without BOS: the empty prompt would have no embedding")

@@ -18,6 +18,7 @@ from tasks.data.encoded_samples import LENGTHS, NULL_TEXT, NULL_TEXT_NAME, WEIGH
 from tasks.data.npy_arrays import to_npy
 from tasks.data.picture_dataset import PictureDataset, to_unit_range
 from tasks.data.shards import SPLITS, Sample, describe, write_index, write_split
+from tasks.data.stage_models import loading_models
 from tasks.params.experiment_params import Params
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
@@ -78,14 +79,12 @@ def encode_shards(out: Path, params: Params, device: str, shards: Path = paths.S
 
 def load_encoders(device: str, shards: Path) -> tuple[Autoencoder, TextEncoder]:
     """The frozen encoders. Raises UserError if one cannot be loaded, or if the shards' pictures do not suit it."""
-    try:
+    with loading_models():
         autoencoder = load_autoencoder(paths.AUTOENCODER, device)
         for split in SPLITS:
             for height, width in PictureDataset(shards, split).sizes():
                 autoencoder.check_size(height, width)
         return autoencoder, load_text_encoder(paths.TEXT_ENCODER, device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def encode(

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from tasks.computing import ranks
 from tasks.computing.seeds import derive
 from tasks.data.published_files import published_path
@@ -26,7 +24,7 @@ from tasks.evaluation.geneval_atoms import summarize_atoms, write_atoms
 from tasks.evaluation.inception_features import InceptionFeatures
 from tasks.evaluation.judges.judge_choice import Judge, open_judge
 from tasks.evaluation.picture_drawing import Painter, load_painter
-from tasks.evaluation.picture_features import VisionFeatures, open_features
+from tasks.evaluation.picture_features import VisionFeatures, open_features, read_features
 from tasks.evaluation.picture_pool import PICTURES, pool_size
 from tasks.evaluation.prompts.evaluation_prompts import Prompt, read_prompts
 from tasks.evaluation.scorers.scorer_choice import PROMPTS, REAL_FEATURES, REAL_INCEPTION, open_scorer
@@ -82,7 +80,7 @@ def compare_with_real(
     there are too few pictures for its interval.
     """
     features = open_features(context.params.evaluation.features_path, painter.autoencoder, context.device)
-    real_MD, drawn_PD = np.load(paths.SCORER / REAL_FEATURES), features.read(pictures_PHW3)
+    real_MD, drawn_PD = read_features(paths.SCORER / REAL_FEATURES), features.read(pictures_PHW3)
     found: dict[str, Any] = {"features": features.name}
     enough = min(len(real_MD), len(drawn_PD)) >= LEAST_PICTURES
     if enough:
@@ -90,7 +88,7 @@ def compare_with_real(
     known = [(features, real_MD, drawn_PD)] if isinstance(features, VisionFeatures) else []
     if (path := context.params.evaluation.inception_path) is not None:
         inception = InceptionFeatures(published_path(path), context.device)
-        known.append((inception, np.load(paths.SCORER / REAL_INCEPTION), inception.read(pictures_PHW3)))
+        known.append((inception, read_features(paths.SCORER / REAL_INCEPTION), inception.read(pictures_PHW3)))
     if known and enough:
         measured = {network.name: frechet_distance(*pair, context.device) for network, *pair in known}
         found["frechet"] = {name: asdict(each) | {"note": each.note} for name, each in measured.items()}

@@ -6,6 +6,7 @@ With `finetune.teacher` it learns from the uncut model, which `tasks.training.te
 import torch
 
 from model.checkpoint import load_network
+from tasks.data.stage_models import loading_models
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
@@ -25,7 +26,8 @@ def teacher_of(context: Context, depth: int) -> Teacher | None:
     chosen = context.params.finetune
     if chosen.teacher == "none":
         return None
-    grown = load_network(paths.GROWN, context.device).to(getattr(torch, chosen.weights))
+    with loading_models():
+        grown = load_network(paths.GROWN, context.device).to(getattr(torch, chosen.weights))
     kept = read_json(paths.model_folder(f"pruned-{depth}") / "pruning.json")["kept"]
     return Teacher(grown, taught_blocks(kept, grown.config.depth) if chosen.teacher == "features" else ())
 

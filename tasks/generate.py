@@ -164,10 +164,7 @@ def open_painter(model: Path, params: Params) -> Painter:
     for name in (paths.AUTOENCODER.name, paths.TEXT_ENCODER.name):
         require_beside(model, name, f"run python -m tasks.{name} there, or make run for all")
     verify_output(model)
-    try:
-        return load_painter(model, params, device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    return load_painter(model, params, device)
 
 
 def require_beside(model: Path, name: str, advice: str) -> None:

@@ -10,6 +10,7 @@ from model.growth import Strategy, drop_count, function_distance, grow
 from model.network import Sana, parameter_count
 from tasks.computing.seeds import generator
 from tasks.data.encoded_samples import EncodedDataset
+from tasks.data.stage_models import loading_models
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
@@ -31,7 +32,8 @@ class Start:
 def run(context: Context) -> Metrics:
     """Write the grown network and `growth.json`: every strategy's start, with 0, 1 and the chosen number dropped."""
     params, compute = context.params, context.params.compute
-    small = load_network(paths.SMALL, context.device)
+    with loading_models():
+        small = load_network(paths.SMALL, context.device)
     heldout = EncodedDataset(paths.ENCODED, "heldout")
     probe = read_probe(heldout, compute.seed, context.device)
     small_velocity = probe.velocity(small, compute.dtype)

@@ -17,10 +17,12 @@ from model.pruning import removal_order
 from tasks.computing.precision import autocast
 from tasks.computing.seeds import generator
 from tasks.data.encoded_samples import EncodedDataset
+from tasks.data.stage_models import loading_models
 from tasks.params.network_params import Importance
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
+from tasks.system.errors import UserError
 from tasks.system.files import write_csv, write_json
 from tasks.system.progress import progress
 
@@ -36,7 +38,9 @@ def run(context: Context) -> Metrics:
             "measured on one sample of each",
             flush=True,
         )
-    scores = measure(load_network(paths.GROWN, context.device), heldout, indices, chosen, context)
+    with loading_models():
+        grown = load_network(paths.GROWN, context.device)
+    scores = measure(grown, heldout, indices, chosen, context)
     mean, std = scores.mean(dim=0), scores.std(dim=0, correction=0)
     captions = [heldout.captions[i] for i in indices]
     report = {
@@ -72,7 +76,10 @@ def calibration_indices(captions: Sequence[str], prompts: int) -> np.ndarray:
 def measure(
     network: Sana, heldout: EncodedDataset, indices: np.ndarray, chosen: Importance, context: Context
 ) -> Tensor:
-    """Importance (times, blocks), float64: the mean over the chosen samples. A sample has one noise for all times."""
+    """Importance (times, blocks), float64: the mean over the chosen samples. A sample has one noise for all times.
+
+    Raises UserError that names the samples if they, or their importance, are not finite.
+    """
     random = generator(context.params.compute.seed, "importance", "noise")
     total = torch.zeros(len(chosen.times), network.config.depth, dtype=torch.float64)
     with progress(context.name, len(indices)) as meter:
@@ -84,6 +91,12 @@ def measure(
                 latents, noise = batch.latents_BCHW.to(context.device), noise_BCHW.to(context.device)
                 total += len(part) * block_importance(network, latents, noise, text, chosen.times)
             meter.advance(len(part))
+            if not total.isfinite().all():
+                raise UserError(
+                    f"{heldout.place(int(part[0]))} or one of the {len(part)} samples of its batch gives an importance "
+                    "that is not finite, though their numbers and the weights are: the network's values become too "
+                    "large; train it again with a lower learning rate, or with compute.dtype float32"
+                )
     return total / len(indices)
 
 

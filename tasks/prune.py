@@ -7,6 +7,7 @@ from model.network import parameter_count
 from model.pruning import blocks_to_keep, prune_network
 from tasks.computing.random_block_choices import random_choices
 from tasks.data.encoded_samples import EncodedDataset
+from tasks.data.stage_models import loading_models
 from tasks.runtime.context import Context, Metrics
 from tasks.runtime.stage_command import stage_command
 from tasks.system import paths
@@ -17,7 +18,8 @@ from tasks.training.heldout_loss import HeldoutLoss, heldout_loss
 def run(context: Context, depth: int) -> Metrics:
     """Write the pruned network, and `pruning.json` with the blocks kept and the held-out loss of every choice."""
     params, compute = context.params, context.params.compute
-    network = load_network(paths.GROWN, context.device)
+    with loading_models():
+        network = load_network(paths.GROWN, context.device)
     heldout = EncodedDataset(paths.ENCODED, "heldout")
     blocks = network.config.depth
     keep = blocks_to_keep(read_json(paths.IMPORTANCE / "importance.json")["mean"], depth)

@@ -21,6 +21,7 @@ from model.text_encoder import TextEncoder, load_text_encoder
 from tasks.computing.seeds import derive, numpy_generator
 from tasks.data.picture_dataset import PictureDataset
 from tasks.data.published_files import published_path
+from tasks.data.stage_models import loading_models
 from tasks.evaluation.best_of_n import other_prompts
 from tasks.evaluation.detectors.detector import Pictures
 from tasks.evaluation.detectors.detector_choice import build_detector
@@ -60,9 +61,9 @@ def run(context: Context) -> Metrics:
     """Write the scorer, its prompts, `summary.json` and the features of real pictures; returns counts and bounds."""
     params = context.params
     heldout = read_heldout(params.shard.image_size, max(REAL_PICTURES, params.matching.captions), params.compute.seed)
-    features = open_features(
-        params.evaluation.features_path, load_autoencoder(paths.AUTOENCODER, context.device), context.device
-    )
+    with loading_models():
+        autoencoder = load_autoencoder(paths.AUTOENCODER, context.device)
+    features = open_features(params.evaluation.features_path, autoencoder, context.device)
     np.save(context.out / REAL_FEATURES, features.read(heldout.pictures_MHW3[:REAL_PICTURES]))
     if params.evaluation.inception_path is not None:
         inception = InceptionFeatures(published_path(params.evaluation.inception_path), context.device)
@@ -88,7 +89,8 @@ def matching(context: Context, heldout: Heldout) -> tuple[list[Prompt], dict[str
     chosen = params.matching
     captions = list(dict.fromkeys(heldout.captions))
     prompts = caption_prompts(captions[: chosen.captions], captions, chosen.choices, seed)
-    text_encoder = load_text_encoder(paths.TEXT_ENCODER, context.device)
+    with loading_models():
+        text_encoder = load_text_encoder(paths.TEXT_ENCODER, context.device)
     scorer = MatchingScorer(train(context, text_encoder), text_encoder)
     pictures = [heldout.pictures_MHW3[heldout.captions.index(prompt.text)] for prompt in prompts]
     others = other_prompts(len(prompts), numpy_generator(seed, "captions of other pictures"))

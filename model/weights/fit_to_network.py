@@ -7,13 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.finite_numbers import check_finite_weights
 from model.network import NetworkConfig, Sana
 from model.numerics import CheckpointKey, Numerics
+from model.weights.folder_contents import shortened
 from model.weights.weight_files import read_heads, read_weights
 from model.weights.weight_names import BLOCKS
 
 PUBLISHED_HEADS = {1152: (32, 16), 2240: (32, 20)}
 """Channels of a linear head and number of cross-attention heads, by hidden size. No tensor's shape tells them."""
+SHOWN_NAMES = 4
+"""Tensors that a message names where the weights are not SANA's."""
 
 
 def load_weights(
@@ -28,7 +32,7 @@ def load_weights(
     A published network of that width tells them. For any other width the `config.json` of a folder tells them, or else
     they are `heads`.
 
-    Raises ValueError that names the file and everything that does not fit.
+    Raises ValueError that names the file and everything that does not fit, or a weight that is not finite.
     """
     weights, told = read_weights(path, which), read_heads(path)
     try:
@@ -36,6 +40,7 @@ def load_weights(
         check_fit(weights, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    check_finite_weights(weights, path)
     with torch.device("meta"):  # no memory for weights that are replaced at once
         network = Sana(config)
     network.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
@@ -51,7 +56,11 @@ def config_of(weights: Mapping[str, Tensor], numerics: Numerics, heads: tuple[in
         patches, caption = weights["x_embedder.proj.weight"], weights["y_embedder.y_proj.fc1.weight"]
         inner = weights[f"{BLOCKS}.0.mlp.point_conv.conv.weight"].shape[1]
     except KeyError as error:
-        raise ValueError(f"{error.args[0]} is missing: these are no weights of SANA") from None
+        found = shortened([*weights], SHOWN_NAMES) if weights else "none"
+        raise ValueError(
+            f"{error.args[0]} is missing: these are no weights of SANA, whose tensors are named as in the published "
+            f"code or in diffusers; the names here are {found}"
+        ) from None
     hidden, channels, patch_size = patches.shape[:3]
     known = PUBLISHED_HEADS.get(hidden, heads)
     if known is None:

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.numerics import CheckpointKey
+from model.weights.folder_contents import contents_of, shortened
 from model.weights.weight_names import LEFT_OUT, from_diffusers, is_diffusers
+from model.weights.wrapper_names import without_wrappers
 
 FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -20,6 +22,8 @@ CONFIG = "config.json"
 CONFIG_CLASS = "SanaTransformer2DModel"
 INTERPOLATION = "interpolation_scale"  # in diffusers' configuration; not null if a positional embedding is added
 POSITION = "pos_embed"
+SHOWN_KEYS = 8
+"""Keys of a checkpoint that a message names."""
 ADDS_POSITION = (
     "these are weights of a network that adds a positional embedding, which this one does not have: "
     "take weights for pictures of 512 or 1024 pixels"
@@ -29,8 +33,9 @@ ADDS_POSITION = (
 def read_weights(path: Path, which: CheckpointKey = "state_dict") -> dict[str, Tensor]:
     """The network's tensors under our names, on the CPU, in the precision that they are stored in.
 
-    `which` chooses between the weights of a published checkpoint and their average. Raises ValueError that names the
-    file if it is missing or damaged, if it holds anything but tensors, or if its network adds a positional embedding.
+    `which` chooses between the weights of a published checkpoint and their average. If the names of wrappers are in
+    front of the tensors' names, they are taken off, and a line is printed. Raises ValueError that names the file if it
+    is missing or damaged, if it holds anything but tensors, or if its network adds a positional embedding.
     """
     path = Path(path)
     if path.is_dir():
@@ -39,6 +44,9 @@ def read_weights(path: Path, which: CheckpointKey = "state_dict") -> dict[str, T
         tensors = _read_safetensors(path)
     else:
         tensors = _read_pickle(path, which)
+    tensors, wrappers = without_wrappers(tensors)
+    if wrappers:
+        print(f"{path}: its tensors have {', '.join(wrappers)} in their names, which was taken off", flush=True)
     tensors = from_diffusers(tensors) if is_diffusers(tensors) else tensors
     if POSITION in tensors and tensors[POSITION].any():
         raise ValueError(f"{path}: {POSITION} is not zero: {ADDS_POSITION}")
@@ -94,7 +102,12 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     for name in FILES:
         if (folder / name).is_file():
             return _read_safetensors(folder / name)
-    raise ValueError(f"{folder} holds no weights: {' or '.join((INDEX, *FILES))} is missing")
+    variants = sorted(path for path in folder.glob("*.*.safetensors") if path.is_file() and path.name not in FILES)
+    advice = f"; to take a variant name its file, {variants[0]}" if len(variants) == 1 else ""
+    raise ValueError(
+        f"{folder} holds no weights under the names {' or '.join((INDEX, *FILES))}: "
+        f"there is {contents_of(folder)}{advice}"
+    )
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -131,5 +144,10 @@ def _read_pickle(path: Path, which: CheckpointKey) -> dict[str, Tensor]:
             raise ValueError(f"{path} has no {which}: it has {', '.join(map(str, checkpoint))}")
         checkpoint = checkpoint[which]
     if not isinstance(checkpoint, dict) or not all(isinstance(value, Tensor) for value in checkpoint.values()):
-        raise ValueError(f"{path} holds no weights: it must be a mapping of names to tensors, or one under state_dict")
+        keys = [*map(str, checkpoint)] if isinstance(checkpoint, dict) else []
+        found = shortened(keys, SHOWN_KEYS) if keys else f"a {type(checkpoint).__name__}"
+        raise ValueError(
+            f"{path} holds no weights: it must be a mapping of names to tensors, or one under state_dict, "
+            f"and it holds {found}"
+        )
     return checkpoint

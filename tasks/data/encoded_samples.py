@@ -10,6 +10,10 @@ epoch draws one of them (float64). The first is the caption in the json.
 
 Shapes: B samples, C latent channels, H and W of a latent, T text tokens, E caption channels. S is the sum of the tokens
 of the texts of a batch.
+
+A number that is not finite ends the stage that reads it, with the sample's name. Held-out samples are looked at when
+they are read. Training looks at the samples of a step only after its loss or gradient was not finite
+(`tasks.training.refused_step`): a NaN in a sample always shows there, and each step would pay for the look.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from model.finite_numbers import is_finite
 from tasks.data.npy_arrays import view_npy
 from tasks.data.sample_order import ShardedSamples
 from tasks.data.shards import ShardReader
@@ -32,6 +37,7 @@ from tasks.system.errors import UserError
 NULL_TEXT = "null_text.safetensors"
 NULL_TEXT_NAME = "text_TE"
 LENGTHS, WEIGHTS = "text_lengths.npy", "text_weights.npy"
+NOT_FINITE = "not finite: run the stage that writes the folder again"
 
 
 class StoredBatch(NamedTuple):
@@ -57,6 +63,21 @@ class StoredBatch(NamedTuple):
         text_BTE.masked_fill_(~mask_BT[..., None], 0.0)
         return EncodedBatch(self.latents_BCHW.to(device, non_blocking=True).float(), text_BTE, mask_BT)
 
+    def broken_rows(self) -> dict[int, str]:
+        """The rows that hold a NaN or an infinity, each with the member of its sample that does.
+
+        The whole batch is looked at first, and its rows only if it holds such a number.
+        """
+        if bool(is_finite(self.latents_BCHW) & is_finite(self.texts_SE)):
+            return {}
+        members = {"latent.npy": self.latents_BCHW, "text.npy": self.texts_SE.split(self.lengths)}
+        return {
+            row: member
+            for member, rows in members.items()
+            for row, numbers in enumerate(rows)
+            if not is_finite(numbers)
+        }
+
 
 @dataclass(frozen=True)
 class EncodedBatch:
@@ -79,7 +100,10 @@ class EncodedDataset:
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        """Open the split `train` or `heldout`. Raises UserError if the folder has no such shards or no null text."""
+        """Open the split `train` or `heldout`.
+
+        Raises UserError if the folder has no such shards, or no null text of finite numbers.
+        """
         self._folder, self._split = folder, split
         self._reader = ShardReader(folder, split)
         self.null_text = _load_null_text(Path(folder) / NULL_TEXT)
@@ -124,9 +148,16 @@ class EncodedDataset:
         """The samples at `indices`, which must have one latent shape. Text is padded on the right to the longest.
 
         `draws` are numbers in [0, 1), one for each sample, by which one of its captions is drawn. Without them it is
-        the first one.
+        the first one. Raises UserError that names the first sample with a number that is not finite.
         """
-        return self.stored(indices, draws).padded()
+        stored = self.stored(indices, draws)
+        for row, member in stored.broken_rows().items():
+            raise UserError(f"{self.place(int(indices[row]))} holds numbers in its .{member} that are {NOT_FINITE}")
+        return stored.padded()
+
+    def place(self, index: int) -> str:
+        """Where a sample lies, for messages: the file of its shard, its number in the split, and its key."""
+        return self._reader.place(index)
 
     def stored(self, indices: Sequence[int] | np.ndarray, draws: np.ndarray | None = None) -> StoredBatch:
         """The samples at `indices` as they are stored. `draws` are those of `batch`."""
@@ -153,6 +184,8 @@ class EncodedDataset:
         latent, text, lengths, weights = self._arrays(index, ("latent.npy", "text.npy", LENGTHS, WEIGHTS))
         self._check(index, _are_encodings(latent, text) and _are_parts(text, lengths, weights))
         ends, shares = np.cumsum(lengths), np.cumsum(weights)
+        if not np.isfinite(shares[-1]):  # by a NaN no caption could be drawn, and the last would be taken each time
+            raise UserError(f"{self.place(index)} holds numbers in its .{WEIGHTS} that are {NOT_FINITE}")
         chosen = min(int(np.searchsorted(shares, draw * shares[-1], side="right")), len(ends) - 1)
         return latent, text[ends[chosen - 1] if chosen else 0 : ends[chosen]]
 
@@ -188,6 +221,9 @@ def _are_parts(text: np.ndarray, lengths: np.ndarray, weights: np.ndarray) -> bo
 def _load_null_text(path: Path) -> Tensor:
     """The embedding of the empty prompt, float32 (T, E)."""
     try:
-        return load_file(path)[NULL_TEXT_NAME].float()
+        null_TE = load_file(path)[NULL_TEXT_NAME].float()
     except (FileNotFoundError, SafetensorError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): run the stage encode again") from None
+    if not is_finite(null_TE):
+        raise UserError(f"{path} holds numbers that are {NOT_FINITE}")
+    return null_TE

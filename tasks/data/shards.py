@@ -178,6 +178,11 @@ class ShardReader:
         shard, sample = self._locate(index)
         return shard.key(sample)
 
+    def place(self, index: int) -> str:
+        """Where a sample lies, for messages: `outputs/encoded/train-00002.tar: sample 17 of train (key 0017)`."""
+        shard, sample = self._locate(index)
+        return f"{shard.path}: sample {index} of {self.split} (key {shard.key(sample)})"
+
     def read(self, index: int, extension: str) -> memoryview:
         """The bytes of a sample's member. Raises IndexError beyond the split, and UserError for a damaged shard."""
         return self.read_members(index, (extension,))[0]

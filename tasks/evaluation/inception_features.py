@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.finite_numbers import check_finite_weights
+from tasks.data.stage_models import loading_models
 from tasks.evaluation.detectors.detector import Pictures
 from tasks.system.errors import UserError
 from tasks.system.manifest import sha256_file
@@ -40,13 +42,15 @@ class InceptionFeatures:
     """
 
     def __init__(self, file: Path, device: str) -> None:
-        """Load the network. Raises UserError naming the file if it holds none."""
+        """Load the network. Raises UserError naming the file if it holds none, or a weight that is not finite."""
         if not file.is_file():
             raise UserError(f"{file} is no file: name a TorchScript file of Inception, such as inception-2015-12-05.pt")
         try:
             self.network = torch.jit.load(file, map_location=device).eval()
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{file} is no TorchScript file ({str(error).splitlines()[0]})") from None
+        with loading_models():
+            check_finite_weights(self.network.state_dict(), file)
         self.file, self.device = file, device
         self.published = sha256_file(file) == PUBLISHED_SHA256
         self.name = "Inception of 2015-12-05" if self.published else f"TorchScript network of {file.name}"

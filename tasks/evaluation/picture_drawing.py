@@ -19,6 +19,7 @@ from model.text_encoder import TextEncoder, load_text_encoder, pad
 from tasks.computing import ranks
 from tasks.computing.precision import autocast
 from tasks.computing.seeds import generator
+from tasks.data.stage_models import loading_models
 from tasks.evaluation.detectors.detector import Pictures
 from tasks.params.experiment_params import Params
 from tasks.system import paths
@@ -124,11 +125,15 @@ def new_pictures(shape: tuple[int, ...], file: Path | None) -> Pictures:
 
 
 def load_painter(model: Path, params: Params, device: str) -> Painter:
-    """A painter with the model in a folder, and the autoencoder and text encoder beside it, which it was trained on."""
-    return Painter(
-        load_network(model, device).eval(),
-        load_autoencoder(model.parent / paths.AUTOENCODER.name, device),
-        load_text_encoder(model.parent / paths.TEXT_ENCODER.name, device),
-        params,
-        device,
-    )
+    """A painter with the model in a folder, and the autoencoder and text encoder beside it, which it was trained on.
+
+    Raises UserError that names the folder of the three which cannot be used.
+    """
+    with loading_models():
+        return Painter(
+            load_network(model, device).eval(),
+            load_autoencoder(model.parent / paths.AUTOENCODER.name, device),
+            load_text_encoder(model.parent / paths.TEXT_ENCODER.name, device),
+            params,
+            device,
+        )

@@ -90,6 +90,20 @@ def open_features(path: str | None, autoencoder: Autoencoder, device: str) -> Fe
     return LatentFeatures(autoencoder, device) if path is None else VisionFeatures(published_path(path), device)
 
 
+def read_features(file: Path) -> NDArray[np.float32]:
+    """The features (M, D) of real pictures that the stage `scorer` wrote.
+
+    Raises UserError that names the file and the first picture whose features are not finite.
+    """
+    features_MD = np.load(file)
+    if len(broken := np.flatnonzero(~np.isfinite(features_MD).all(axis=1))):
+        raise UserError(
+            f"{file}: picture {broken[0]} of {len(features_MD)} has features that are not finite: "
+            "run the stage scorer again"
+        )
+    return features_MD
+
+
 def _model_type(folder: Path, named_by: str) -> str:
     """The kind of the model in a folder. Raises UserError if it gives no features."""
     try:

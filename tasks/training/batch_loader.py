@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.numerics import Numerics
 from tasks.data.encoded_samples import EncodedDataset, StoredBatch
+from tasks.data.sample_order import sharded_batch_indices
 from tasks.params.network_params import Diffusion
 from tasks.system.errors import UserError, WorkerDied
 from tasks.training.training_batch import DrawnBatch, NoisedBatch, draw_batch
@@ -57,6 +58,14 @@ class MicroBatches(Dataset[DrawnBatch | UserError]):
             return draw_batch(self.samples, self.diffusion, self.seed, step, self.batch_size, self.rows[part])
         except UserError as error:
             return error
+
+    def samples_of(self, step: int) -> np.ndarray:
+        """The indices of all samples of a step, int64 (batch_size,). None of them is read."""
+        return sharded_batch_indices(self.seed, step, self.batch_size, self.samples.sharded_groups)
+
+    def own_samples(self, step: int) -> list[np.ndarray]:
+        """The indices of the samples in each micro-batch of this process, int64 (rows,)."""
+        return [*self.samples_of(step)[self.rows]]
 
 
 class NumbersFrom(Sampler[int]):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kernels.came8bit.state import first_row
-from model.checkpoint import stored_rows
+from model.checkpoint import WEIGHTS, stored_rows
+from model.finite_numbers import check_finite_weights
 from model.network import Sana
 from tasks.computing import ranks
 from tasks.params.compute_params import Compute
@@ -81,7 +82,7 @@ def sum_over_ranks(loss: nn.Module, last: bool) -> None:
 def load_rows(network: Sana, folder: Path, device: str) -> None:
     """Give a sharded network that is on the meta device this rank's rows of a checkpoint, and read no others.
 
-    Raises ValueError that names the folder if the weights do not fit the network.
+    Raises ValueError that names the folder if the weights do not fit the network, or if a row is not finite.
     """
     from torch.distributed.tensor import DTensor
 
@@ -98,6 +99,7 @@ def load_rows(network: Sana, folder: Path, device: str) -> None:
         if tensors:
             # Assigned module by module: FSDP2 pads rows that are uneven by copying them, of one module at a time.
             module.load_state_dict(tensors, strict=False, assign=True)
+    check_finite_weights({name: local(parameter) for name, parameter in network.named_parameters()}, folder / WEIGHTS)
 
 
 def holds_first_copy(tensor: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Held-out loss at fixed noise: the same samples, noise and times for every model, so that models can be compared."""
 
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tasks.computing.precision import autocast
 from tasks.computing.seeds import derive, generator, row_generator
 from tasks.data.encoded_samples import EncodedDataset
 from tasks.params.network_params import Diffusion
+from tasks.system.errors import UserError
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, normal_numbers
 
 HELDOUT_BATCH = 128
@@ -65,6 +66,8 @@ def heldout_loss(
     in a shuffled order. A batch has as many samples as `heldout_batch_size` allows for the largest latent and the
     longest text of the split. `network` is a Sana, or a FlowMatchingLoss around a Sana whose parameters are sharded.
     Ranks take whole batches in turn, so the loss is the same number for any number of ranks.
+
+    Raises UserError that names the samples if one of them, or its loss, is not finite.
     """
     loss = network if isinstance(network, FlowMatchingLoss) else FlowMatchingLoss(network)
     count, noise_seed = len(dataset), derive(seed, "held-out noise")
@@ -86,10 +89,26 @@ def heldout_loss(
             losses_B = loss(noised.to(device)).double()
         for summed, squared in ranks.gather([losses_B.sum().item(), losses_B.square().sum().item()])[: len(turn)]:
             total, squares = total + summed, squares + squared
+        if not isfinite(total):  # so it is on all ranks, which therefore all gather here
+            raise _not_finite(dataset, rows[~losses_B.isfinite().cpu().numpy()].tolist())
     mean = total / count
     variance = max(squares / count - mean**2, 0.0) * count / max(count - 1, 1)
     half_width = NORMAL_95 * sqrt(variance / count)
     return HeldoutLoss(mean, mean - half_width, mean + half_width)
+
+
+def _not_finite(dataset: EncodedDataset, rows: list[int]) -> UserError:
+    """What to say of samples whose loss is not finite; `rows` are those of this rank. All ranks must call it.
+
+    The numbers of samples and weights were finite when they were read.
+    """
+    broken = sorted({row for found in ranks.gather(rows) for row in found})
+    first = dataset.place(broken[0]) if broken else "a batch of held-out samples"
+    others = f" ({len(broken)} samples of its batch have such a loss)" if len(broken) > 1 else ""
+    return UserError(
+        f"{first} has a held-out loss that is not finite{others}, though its numbers are: the network's values become "
+        "too large; train it again with a lower learning rate, or with compute.dtype float32"
+    )
 
 
 def _most_tokens(config: NetworkConfig, dataset: EncodedDataset) -> int:

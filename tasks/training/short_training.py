@@ -1,7 +1,8 @@
 """Training of about a minute, for the small encoders: AdamW with one cycle of the learning rate. It cannot resume."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def fit(
             optimizer.zero_grad()
             value.backward()
             norm = nn.utils.clip_grad_norm_(weights, CLIP_NORM)
-            check_finite(recent[-1], norm.item(), step, context.name)
+            check_finite(recent[-1], norm.item(), step, context.name, partial(loss_and_norm, loss, step, weights))
             optimizer.step()
             schedule.step()
             meter.advance(note=f"loss {recent[-1]:.4f}")
@@ -55,10 +56,33 @@ def fit(
     write_csv(context.out / "history.csv", ("step", "loss"), history)
 
 
-def check_finite(loss: float, norm: float, step: int, section: str) -> None:
-    """Raises UserError, naming the section of params.yaml, if the loss or the gradient norm is not finite."""
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise UserError(
-            f"params.yaml: {section}: the loss is {loss} and the norm of its gradient {norm} at step {step}: "
-            f"lower {section}.learning_rate"
+def check_finite(
+    loss: float, norm: float, step: int, section: str, run_again: Callable[[], tuple[float, float]]
+) -> None:
+    """Raises UserError, naming the section of params.yaml, if the loss or the gradient norm is not finite.
+
+    `run_again` then computes both once more from the same state, and the line says whether the numbers come again. The
+    data are never the cause: these trainings learn from pictures, whose numbers are whole, and from text.
+    """
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    again = run_again()
+    if all(map(math.isfinite, again)):
+        what = (
+            f"not repeatable: run once more from the same state, they are {again[0]:.6g} and {again[1]:.6g}: "
+            "suspect the memory or the GPU of this machine, and run again"
         )
+    else:
+        what = f"lower {section}.learning_rate (run once more, it is not finite again; the data are not the cause)"
+    raise UserError(
+        f"params.yaml: {section}: the loss is {loss} and the norm of its gradient {norm} at step {step}: {what}"
+    )
+
+
+def loss_and_norm(loss: Callable[[int], Tensor], step: int, weights: Sequence[nn.Parameter]) -> tuple[float, float]:
+    """The loss of a step and the norm of its gradient, which replaces the gradients of the weights."""
+    for weight in weights:
+        weight.grad = None
+    value = loss(step)
+    value.backward()
+    return value.item(), nn.utils.clip_grad_norm_(weights, CLIP_NORM).item()

@@ -4,8 +4,9 @@ the step and the state before it.
 The loop uses accelerate for autocast, gradient accumulation and clipping. Losses and gradient norms stay on the device,
 so that the host does not wait for it in each step; they are read every `LOG_EVERY` steps, and before anything is saved
 or evaluated. A loss or gradient that is not finite keeps its update and all later ones from being made
-(`tasks.training.found_inf`), and stops the run when it is read. The state is saved before the final evaluation, so a
-failure there loses nothing.
+(`tasks.training.found_inf`), and stops the run when it is read. The step is then run once more, and one line says what
+the cause is (`tasks.training.refused_step`). The state is saved before the final evaluation, so a failure there loses
+nothing.
 
 On several ranks, each rank works on its share of every micro-batch, under DDP or with shards of the parameters (FSDP2).
 Decisions to stop or to refuse an update follow from numbers that all ranks have, so all ranks decide alike.
@@ -14,6 +15,7 @@ Decisions to stop or to refuse an update follow from numbers that all ranks have
 import math
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +30,8 @@ from tasks.computing import ranks
 from tasks.computing.precision import autocast
 from tasks.computing.seeds import derive
 from tasks.data.encoded_samples import EncodedDataset
-from tasks.data.sample_order import grouped_batch_indices, rank_rows
+from tasks.data.sample_order import rank_rows
+from tasks.data.stage_models import loading_models
 from tasks.params.training_params import Training
 from tasks.runtime.context import Context, Interrupted, Metrics
 from tasks.system.errors import UserError
@@ -43,6 +46,7 @@ from tasks.training.heldout_loss import heldout_loss
 from tasks.training.interrupts import AgreedStop, noted_interrupts
 from tasks.training.learning_rate import learning_rate
 from tasks.training.preview import Preview
+from tasks.training.refused_step import Repeated, cause_of
 from tasks.training.teacher import TaughtLoss, Teacher
 from tasks.training.training_batch import FlowMatchingLoss, NoisedBatch, stage_seed
 from tasks.training.training_speed import TrainingSpeed
@@ -73,19 +77,24 @@ class Trainer:
         """Make all ready for step 0, or for where a run before this one stopped. A `teacher` is learned from.
 
         `network` is a network, or the folder of its checkpoint. With shards a rank reads only its rows from a folder.
+        Raises UserError for a folder that does not fit, or that holds a weight that is not finite.
         """
         self.context, self.training, self.teacher = context, training, teacher
         compute, weights = context.params.compute, getattr(torch, training.weights)
         self.sharded = is_sharded_training(compute)
         folder = network if isinstance(network, Path) else None
         if isinstance(network, Path):
-            network = load_shapes(network) if self.sharded else load_network(network)
+            with loading_models():
+                network = load_shapes(network) if self.sharded else load_network(network)
         on_meta = self.sharded and folder is not None
         self.network = network.to(torch.device("meta" if on_meta else context.device), weights)
         self.network.recompute_blocks(training.recompute_blocks)
         self.dataset = EncodedDataset(encoded, "train")
         self.heldout = EncodedDataset(encoded, "heldout")
-        self.batches = self._batch_loader()
+        self.micro_batches = self._micro_batches()
+        workers, numerics = compute.data_workers, self.network.config.numerics
+        self.batches = BatchLoader(self.micro_batches, numerics, workers, context.device)
+        self.sample_losses: list[Tensor] = []  # (B,) for each micro-batch of the last step, on the device
         precision = "bf16" if compute.dtype == "bfloat16" else "no"
         self.accelerator = Accelerator(
             cpu=context.device == "cpu",
@@ -99,7 +108,8 @@ class Trainer:
             replicas = compute.nodes if compute.parallelism == "hybrid_shard" else 1
             shard(self.network, loss, context.device, compute.dtype, replicas)
             if folder is not None:
-                load_rows(self.network, folder, context.device)
+                with loading_models():
+                    load_rows(self.network, folder, context.device)
         rounding = derive(compute.seed, context.name, "rounding")
         optimizer = build_optimizer(
             training.optimizer,
@@ -151,12 +161,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses: list[Tensor] = []
+        self.sample_losses = []
         norm, finite = None, {}
         for i in range(parts):
             if self.sharded:  # accelerate does the like for DDP alone
                 sum_over_ranks(self.loss, last=i == parts - 1)
             with self.accelerator.accumulate(self.loss):
-                loss = self._loss_of(self._micro_batch(i)).mean()
+                losses_B = self._loss_of(self._micro_batch(i))
+                self.sample_losses.append(losses_B.detach())
+                loss = losses_B.mean()
                 losses.append(loss.detach())
                 if self.in_backward is not None:
                     finite = self._step_in_backward(loss)
@@ -261,14 +274,13 @@ class Trainer:
             "parameters": parameter_count(self.network),
         }
 
-    def _batch_loader(self) -> BatchLoader:
-        """The loader of this rank's share of every micro-batch."""
+    def _micro_batches(self) -> MicroBatches:
+        """This rank's share of every micro-batch."""
         params, training = self.context.params, self.training
         parts = training.grad_accumulation
         rows = rank_rows(training.batch_size, ranks.rank(), ranks.world_size(), parts).reshape(parts, -1)
         seed = stage_seed(params.compute.seed, self.context.name)
-        batches = MicroBatches(self.dataset, params.diffusion, seed, training.batch_size, rows)
-        return BatchLoader(batches, self.network.config.numerics, params.compute.data_workers, self.context.device)
+        return MicroBatches(self.dataset, params.diffusion, seed, training.batch_size, rows)
 
     def _micro_batch(self, part: int) -> NoisedBatch:
         """Micro-batch `part` of this step, counted with the time that the loop waited for it."""
@@ -318,25 +330,34 @@ class Trainer:
         self.context.tracker.log_metrics(row, step=step)
 
     def _refusal(self, read: ReadStep) -> UserError:
-        """What to say of a step whose update had to be refused."""
+        """What to say of a step whose update had to be refused. All ranks must call it."""
         samples, state = self._samples_of(read.step), self.context.state
-        if math.isfinite(read.loss) and read.broken:
+        moved = math.isfinite(read.loss) and bool(read.broken)
+        same_state = self.found_inf.skips and not moved
+        again = partial(self._run_again, read.step) if same_state else None
+        cause = cause_of(read.step, self.micro_batches, self.network, again)
+        if moved:
             return UserError(
                 f"step {read.step}: the gradient of {read.broken[0]} is not finite, and other parameters have moved: "
-                f"run again to go on from the last checkpoint in {state}, with a lower learning rate or without "
-                f"step_in_backward ({samples})"
+                f"{cause}; run again to go on from the last checkpoint in {state}, or train without step_in_backward "
+                f"({samples})"
             )
         made = "no update was made" if self.found_inf.skips else "no state has its update"
         norm = "" if read.norm is None else f" and gradient norm {read.norm}"
         found = "is not finite" if read.norm is None else "are not both finite"
         return UserError(
-            f"loss {read.loss}{norm} at step {read.step} {found}: {made}; lower the learning rate of params.yaml's "
-            f"section or use float32 (state: {state}; {samples})"
+            f"loss {read.loss}{norm} at step {read.step} {found}: {made}; {cause} (state: {state}; {samples})"
         )
+
+    def _run_again(self, step: int) -> Repeated:
+        """Run a refused step once more. The flag is set still, so no update is made and the state stays as it was."""
+        self.step = step
+        self.update()
+        (again,) = self.unread.read()
+        return again, self.sample_losses
 
     def _samples_of(self, step: int) -> str:
         """The first samples of a step's batch, by their places in the encoded data."""
-        seed, size = stage_seed(self.context.params.compute.seed, self.context.name), self.training.batch_size
-        indices = grouped_batch_indices(seed, step, size, self.dataset.shape_groups)
+        indices, size = self.micro_batches.samples_of(step), self.training.batch_size
         named = ", ".join(str(index) for index in indices[:NAMED_SAMPLES])
         return f"its {size} samples of {self.training.data}: {named}" + (", ..." if size > NAMED_SAMPLES else "")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +36,36 @@ def write_params(workspace: Path, changes: dict[str, Any]) -> None:
     (workspace / PARAMS_FILE).write_text(yaml.safe_dump(values), encoding="utf-8")
 
 
-def write_encoded(workspace: Path, train: int = 4, heldout: int = 12, tokens: tuple[int, ...] = (2, 3, 4)) -> None:
+def write_encoded(
+    workspace: Path,
+    train: int = 4,
+    heldout: int = 12,
+    tokens: tuple[int, ...] = (2, 3, 4),
+    per_shard: int = 8,
+    numbers: Mapping[tuple[str, int, str], float] | None = None,
+) -> None:
     """The output of stage `encode` with random numbers; two of its samples share a caption.
 
-    `tokens` are the lengths of the captions, in turn.
+    `tokens` are the lengths of the captions, in turn. `numbers` take the place of the last number of an array: the keys
+    are a split, the number of a sample in it, and the array's extension, such as `latent.npy`.
     """
     random = np.random.default_rng(0)
     folder = workspace / paths.ENCODED
     folder.mkdir(parents=True)
     splits = {}
     for split, count in (("train", train), ("heldout", heldout)):
-        samples = [
-            Sample(
-                f"{i:04d}",
-                {
-                    "latent.npy": to_npy(random.standard_normal((3, 4, 4)).astype(np.float16)),
-                    "text.npy": to_npy(random.standard_normal((tokens[i % len(tokens)], 6)).astype(np.float16)),
-                    "json": describe(32, 32, f"a photo of {max(i, 1)} things"),
-                },
-            )
-            for i in range(count)
-        ]
-        splits[split] = write_split(folder, split, samples, 8)
+        samples = []
+        for i in range(count):
+            arrays = {
+                "latent.npy": random.standard_normal((3, 4, 4)).astype(np.float16),
+                "text.npy": random.standard_normal((tokens[i % len(tokens)], 6)).astype(np.float16),
+            }
+            for extension, array in arrays.items():
+                if numbers and (split, i, extension) in numbers:
+                    array.flat[-1] = numbers[split, i, extension]
+            members = {extension: to_npy(array) for extension, array in arrays.items()}
+            samples.append(Sample(f"{i:04d}", members | {"json": describe(32, 32, f"a photo of {max(i, 1)} things")}))
+        splits[split] = write_split(folder, split, samples, per_shard)
     write_index(folder, splits)
     save_file({NULL_TEXT_NAME: torch.zeros(1, 6, dtype=torch.float16)}, folder / NULL_TEXT)
     write_manifest(folder)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import SanaPipeline, SanaTransformer2DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from model.autoencoder import build_autoencoder
+from model.autoencoder import build_autoencoder, load_autoencoder
+from model.checkpoint import load_network, save_network
 from model.network import NetworkConfig, Sana
 from model.numerics import Numerics
 from model.sampler import SamplerName, sample
-from model.text_encoder import Reading, build_text_encoder, pad, train_tokenizer
+from model.text_encoder import Reading, build_text_encoder, load_text_encoder, pad, train_tokenizer
 from model.weights.diffusers_pipeline import export_pipeline, to_transformer, transformer_config
 from model.weights.fit_to_network import PUBLISHED_HEADS, load_weights
 from model.weights.weight_names import from_diffusers, to_diffusers
@@ -239,3 +240,126 @@ def test_diffusers_draws_the_same_picture_from_an_exported_folder(tmp_path: Path
     ).images
     assert theirs.std() > 0.01
     np.testing.assert_allclose(ours, theirs, atol=0.5 / 255)  # the same 8-bit picture, but for rounding
+
+
+WRAPPED = {
+    "compiled": "_orig_mod.{}",
+    "ddp": "module.{}",
+    "lightning": "model.{}",
+    "compiled in ddp": "module._orig_mod.{}",
+    "trainer of a user interface": "model.diffusion_model.{}",
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=WRAPPED.keys())
+@pytest.mark.parametrize("names", ["published", "diffusers"])
+def test_the_names_of_wrappers_are_taken_off_and_a_line_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrapped: str, names: str
+) -> None:
+    network = drawn()
+    state = network.state_dict() if names == "published" else to_diffusers(network.state_dict())
+    state = {wrapped.format(name): tensor for name, tensor in state.items()}
+    save_file(state, tmp_path / "wrapped.safetensors")
+    torch.save({"state_dict": state}, tmp_path / "wrapped.pth")
+    capsys.readouterr()
+    for name in ("wrapped.safetensors", "wrapped.pth"):
+        assert same(loaded(tmp_path / name), network)
+        said = capsys.readouterr().out
+        assert said.startswith(f"{tmp_path / name}: its tensors have ") and said.count("\n") == 1
+        assert all(part in said for part in wrapped.split(".")[:-1])
+
+
+def test_the_names_of_wrapped_blocks_are_taken_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = drawn()
+    save_file(
+        {
+            name.replace("blocks.1.", "blocks.1._checkpoint_wrapped_module._orig_mod."): tensor
+            for name, tensor in network.state_dict().items()
+        },
+        tmp_path / "blocks.safetensors",
+    )
+    assert same(loaded(tmp_path / "blocks.safetensors"), network)
+    assert "_orig_mod, _checkpoint_wrapped_module" in capsys.readouterr().out
+
+
+def test_weights_without_wrappers_are_read_without_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(drawn().state_dict(), tmp_path / "plain.safetensors")
+    capsys.readouterr()
+    loaded(tmp_path / "plain.safetensors")
+    assert capsys.readouterr().out == ""
+
+
+def test_names_of_another_network_are_told(tmp_path: Path) -> None:
+    state = {f"down.{number}.weight": torch.zeros(2) for number in range(9)}
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError) as raised:
+        loaded(tmp_path / "other.safetensors")
+    said = str(raised.value)
+    assert "x_embedder.proj.weight is missing: these are no weights of SANA" in said and "\n" not in said
+    assert said.endswith("down.0.weight, down.1.weight, down.2.weight, down.3.weight, ... (9 in all)")
+    torch.save({"model_ema": {"a": torch.zeros(1)}, "epoch": 3}, tmp_path / "nested.pth")
+    with pytest.raises(ValueError, match=r"one under state_dict, and it holds model_ema, epoch$"):
+        loaded(tmp_path / "nested.pth")
+
+
+def test_a_folder_with_a_variant_alone_is_named_with_what_lies_there(tmp_path: Path) -> None:
+    network = drawn()
+    to_transformer(network, 4).save_pretrained(tmp_path, variant="fp16")
+    variant = tmp_path / "diffusion_pytorch_model.fp16.safetensors"
+    with pytest.raises(ValueError) as raised:
+        loaded(tmp_path)
+    said = str(raised.value)
+    assert f"there is config.json, {variant.name}; to take a variant name its file, {variant}" in said
+    assert "diffusion_pytorch_model.safetensors or model.safetensors" in said and "\n" not in said
+    assert same(loaded(variant), network)
+
+
+def test_encoders_in_a_variant_alone_are_named_with_what_lies_there(tmp_path: Path) -> None:
+    autoencoder = build_autoencoder(4, (8, 16, 16), 1)
+    autoencoder.network.save_pretrained(tmp_path / "autoencoder", variant="fp16")
+    with pytest.raises(
+        ValueError, match=r"there is config\.json, diffusion_pytorch_model\.fp16\.safetensors"
+    ) as raised:
+        load_autoencoder(tmp_path / "autoencoder")
+    assert "\n" not in str(raised.value)
+    tokenizer = train_tokenizer(CAPTIONS * 2, 400)
+    encoder = build_text_encoder(tokenizer, 16, 1, 2, Reading(20, "none", "diffusers", "stored"))
+    encoder.save(tmp_path / "text_encoder")
+    (tmp_path / "text_encoder" / "model.safetensors").rename(tmp_path / "text_encoder" / "model.fp16.safetensors")
+    with pytest.raises(ValueError, match=r"there is [^\n]*model\.fp16\.safetensors") as raised:
+        load_text_encoder(tmp_path / "text_encoder")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["nan.safetensors", "nan.pth", "folder"])
+def test_a_published_weight_that_is_not_finite_is_named(tmp_path: Path, name: str) -> None:
+    network = drawn()
+    with torch.no_grad():
+        network.blocks[1].cross_attn.proj.weight[2, 1] = math.nan
+    save_file(network.state_dict(), tmp_path / "nan.safetensors")
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "nan.pth")
+    to_transformer(network, 4).save_pretrained(tmp_path / "folder")
+    with pytest.raises(ValueError) as raised:
+        loaded(tmp_path / name)
+    assert str(raised.value).startswith(
+        f"{tmp_path / name}: blocks.1.cross_attn.proj.weight holds numbers that are not finite"
+    )
+
+
+def test_a_checkpoint_of_ours_whose_names_do_not_fit_is_told_in_a_short_line(tmp_path: Path) -> None:
+    save_network(drawn(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"_orig_mod\..*\(\d+ in all\) in one of config\.json and model\.saf"
+    ) as raised:
+        load_network(tmp_path)
+    assert len(str(raised.value)) < 600
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match="does not fit the network") as raised:
+        load_network(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.fp16.safetensors")
+    with pytest.raises(
+        ValueError, match=r"it needs config.json and model.safetensors, and holds config.json, model.fp16"
+    ):
+        load_network(tmp_path)

@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import logging
 
+from model.finite_numbers import check_finite_weights
+from tasks.data.stage_models import loading_models
 from tasks.system.errors import UserError
 
 logging.disable_progress_bar()  # loading shows bars of its own, also where output is piped
@@ -20,7 +22,8 @@ def load_parts(
     """A folder's model (the first of `classes`, frozen, float32) and its other parts (the other classes).
 
     `what` names the model in messages. config.json must say `model_type`. Each entry of `files` lists alternatives, of
-    which one must be there. Raises UserError, in one line, naming the folder and what is wrong with it.
+    which one must be there. Raises UserError, in one line, naming the folder and what is wrong with it: a missing file,
+    a missing weight, or one that is not finite.
     """
     folder = Path(folder)
     for names in (("config.json",), *files):
@@ -38,4 +41,6 @@ def load_parts(
         raise UserError(f"{folder} holds no {what}: {' '.join(str(error).split())}") from None
     if lacking := sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])]):
         raise UserError(f"{folder} lacks {len(lacking)} weights of its {what}, {lacking[0]} first: copy it again")
+    with loading_models():
+        check_finite_weights(dict(model.named_parameters()), folder)
     return [model.eval().requires_grad_(False), *parts]

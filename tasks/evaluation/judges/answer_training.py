@@ -118,13 +118,24 @@ class AnswerTrainer:
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self.trained.parameters(), CLIP_NORM)
-                    check_finite(total, float(norm), self.step, "judge_finetune")
+                    check_finite(total, float(norm), self.step, "judge_finetune", lambda: self.loss_and_norm(rows))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.step += 1
         self.history.training.append({"step": self.step, "loss": total, "learning_rate": rate})
         self.context.tracker.log_metrics({"loss": total, "learning_rate": rate}, step=self.step)
         return total
+
+    def loss_and_norm(self, rows: NDArray[np.int64]) -> tuple[float, float]:
+        """The mean loss of the examples `rows` of a step, and the norm of its gradient, without an update."""
+        parts = rows.reshape(self.chosen.grad_accumulation, -1)
+        self.optimizer.zero_grad()
+        total = 0.0
+        for part in parts:
+            loss = self.loss(part)
+            total += loss.item() / len(parts)
+            self.accelerator.backward(loss)
+        return total, float(self.accelerator.clip_grad_norm_(self.trained.parameters(), CLIP_NORM))
 
     def loss(self, rows: NDArray[np.int64]) -> Tensor:
         """The mean of -log P(right answer) over the examples `rows` (B,)."""

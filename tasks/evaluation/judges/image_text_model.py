@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin, logging
 
+from model.finite_numbers import check_finite_weights
+from tasks.data.stage_models import loading_models
 from tasks.evaluation.judges.answering_model import load_part
 from tasks.evaluation.judges.judge_template import conversation
 from tasks.system.errors import UserError
@@ -70,7 +72,7 @@ def load_image_text_model(folder: Path, *, remote_code: bool, dtype: str, device
 def load_network(folder: Path, dtype: str, remote_code: bool) -> PreTrainedModel:
     """The network of a folder, with all weights read from safetensors files, which hold no pickle.
 
-    Raises UserError naming the folder if weights are missing, or if the model is not decoder-only.
+    Raises UserError naming the folder if a weight is missing or not finite, or if the model is not decoder-only.
     """
 
     def load(**options: bool) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -81,6 +83,8 @@ def load_network(folder: Path, dtype: str, remote_code: bool) -> PreTrainedModel
     model, report = load_part(load, folder, remote_code)
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{folder} lacks {len(missing)} weights of its model, {missing[0]} first")
+    with loading_models():
+        check_finite_weights(dict(model.named_parameters()), folder)
     if model.config.is_encoder_decoder:
         raise UserError(f"{folder} encodes the question apart from the answer: choose a decoder-only model as judge")
     return model.eval().requires_grad_(False)

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.finite_numbers import check_finite_weights
 from model.text_encoder import TextEncoder
 from tasks.computing import ranks
 from tasks.data.picture_dataset import to_unit_range
+from tasks.data.stage_models import loading_models
 from tasks.system.errors import UserError
 
 PICTURES_AT_ONCE = 64
@@ -147,7 +149,10 @@ def save_judge(judge: JudgeNetwork, folder: Path) -> None:
 
 
 def load_judge(folder: Path, device: str = "cpu") -> JudgeNetwork:
-    """The judge that a folder holds. Raises UserError naming the folder if it is missing or does not fit."""
+    """The judge that a folder holds.
+
+    Raises UserError naming the folder if it is missing, does not fit, or has a weight that is not finite.
+    """
     try:
         judge = JudgeNetwork(JudgeConfig(**json.loads((folder / CONFIG).read_text(encoding="utf-8"))))
         judge.load_state_dict(load_file(folder / WEIGHTS))
@@ -155,4 +160,6 @@ def load_judge(folder: Path, device: str = "cpu") -> JudgeNetwork:
         raise UserError(f"{folder} is no judge: run python -m tasks.judge") from None
     except (TypeError, RuntimeError) as error:
         raise UserError(f"{folder} does not fit the judge: {' '.join(str(error).split())}") from None
+    with loading_models():
+        check_finite_weights(judge.state_dict(), folder / WEIGHTS)
     return judge.to(device).eval()

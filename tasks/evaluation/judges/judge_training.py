@@ -11,6 +11,7 @@ Shapes: Q pictures, L prompts, B pictures of a batch, K other prompts of a batch
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from tasks.evaluation.judges.judge_network import JudgeNetwork
 from tasks.evaluation.prompts.evaluation_prompts import Prompt
 from tasks.params.evaluation_params import Judge
 from tasks.system.progress import progress
-from tasks.training.short_training import check_finite
+from tasks.training.short_training import check_finite, loss_and_norm
 
 OTHER_PROMPTS = 64
 """Other prompts of a step (K), which all its pictures are asked about."""
@@ -93,7 +94,7 @@ def descend(
     Raises UserError, naming the section of params, at the first loss or gradient that is not finite, before its update.
     """
     optimizer, schedule = _optimizer(judge, steps, learning_rate)
-    history = []
+    history, weights = [], [*judge.parameters()]
     judge.train()
     with progress(section, steps) as meter:
         for step in range(steps):
@@ -101,7 +102,7 @@ def descend(
             optimizer.zero_grad()
             value.backward()
             norm = torch.nn.utils.clip_grad_norm_(judge.parameters(), CLIP_NORM)
-            check_finite(value.item(), norm.item(), step, section)
+            check_finite(value.item(), norm.item(), step, section, partial(loss_and_norm, loss, step, weights))
             optimizer.step()
             schedule.step()
             history.append({"step": step + 1, "loss": value.item()})

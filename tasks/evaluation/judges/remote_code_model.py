@@ -22,6 +22,8 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from model.finite_numbers import check_finite_weights
+from tasks.data.stage_models import loading_models
 from tasks.evaluation.judges.answering_model import load_part, own_code_is_not_run
 from tasks.system.errors import UserError
 
@@ -66,7 +68,7 @@ def load_remote_code_model(folder: Path, *, remote_code: bool, device: str) -> R
     """The model in a folder, frozen, with the tokens by which the published script reads its answers.
 
     Raises UserError naming the folder if its code cannot be run, is not allowed to run (`remote_code` is false), or
-    cannot be asked.
+    cannot be asked, and if a weight is not finite.
     """
     if not remote_code:
         raise own_code_is_not_run(folder)
@@ -76,6 +78,8 @@ def load_remote_code_model(folder: Path, *, remote_code: bool, device: str) -> R
         return AutoModel.from_pretrained(folder, use_safetensors=True, **options)
 
     network = load_part(load, folder, remote_code)
+    with loading_models():
+        check_finite_weights(dict(network.named_parameters()), folder)
     for name in ("generate_content", "tokenizer"):
         if not hasattr(network, name):
             raise UserError(f"{folder} has a model without {name}: it cannot be asked about a picture as NVILA is")

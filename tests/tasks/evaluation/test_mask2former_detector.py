@@ -353,3 +353,14 @@ def test_a_model_of_other_classes_is_refused(folders, tmp_path):
     config["id2label"] |= {"0": "person", "1": "bicycle", "62": "tvmonitor", "64": "mouse"}
     (spelled / "config.json").write_text(json.dumps(config))
     assert load_mask2former_detector(spelled, clip, "cpu").class_names[64] == "computer mouse"
+
+
+def test_a_weight_that_is_not_finite_is_named(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    mask2former, clip = folders
+    broken = damaged(mask2former, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["class_predictor.bias"][0] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    assert refusal(broken, clip).startswith(f"{broken}: class_predictor.bias holds numbers that are not finite")

@@ -305,6 +305,13 @@ def drop_weight(path: Path) -> None:
     save_file({key: value for key, value in weights.items() if key != name}, path, {"format": "pt"})
 
 
+def break_weight(path: Path) -> None:
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("lm_head.weight"))
+    weights[name][0, 0] = torch.nan
+    save_file(weights, path, {"format": "pt"})
+
+
 def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -320,6 +327,11 @@ def without(name: str) -> Callable[[Path], None]:
         (without("config.json"), {}, "cannot be loaded"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 40), {}, "cannot be loaded"),
         (lambda folder: drop_weight(folder / "model.safetensors"), {}, "lacks 1 weights of its model, lm_head.weight"),
+        (
+            lambda folder: break_weight(folder / "model.safetensors"),
+            {},
+            r"lm_head\.weight holds numbers that are not fi",
+        ),
     ],
 )
 def test_what_is_no_judge_is_said_in_one_line(

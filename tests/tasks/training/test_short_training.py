@@ -68,3 +68,17 @@ def test_loss_that_is_not_finite_stops_before_its_update() -> None:
 
     run(STAGE, PARAMS, Path("again"), descend(undisturbed, Noting()))
     assert torch.equal(stopped.detach(), states[4]) and not torch.equal(states[4], states[3])
+
+
+def test_a_step_that_is_not_finite_is_run_once_more_to_tell_an_error_of_the_machine_apart() -> None:
+    weight, bad = nn.Parameter(torch.ones(2)), [2]
+
+    def loss(step: int) -> torch.Tensor:
+        value = weight.square().sum()
+        return value * torch.nan if step in bad and bad.pop() else value
+
+    with pytest.raises(UserError) as error:
+        run(STAGE, PARAMS, compute=lambda context: fit(context, [weight], loss, STEPS, 1e-9))
+    said = str(error.value)
+    assert "at step 2: not repeatable: run once more from the same state, they are 2 and 2.82843" in said
+    assert "learning_rate" not in said and "\n" not in said
