@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,7 +38,7 @@ def load_network(folder: Path, device: str = "cpu") -> Sana:
     network = load_shapes(folder).to_empty(device=device)
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
-    except (RuntimeError, SafetensorError) as error:
+    except Exception as error:  # safetensors raises errors of many kinds for what torch has no numbers of
         raise _misfit(folder, error) from None
     check_finite_weights(network.state_dict(), folder / WEIGHTS)
     return network
@@ -52,17 +52,23 @@ def load_shapes(folder: Path) -> Sana:
     folder = Path(folder)
     try:
         config = NetworkConfig(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        if type(config.depth) is not int or config.depth > len(stored):  # or a damaged number would build for ever
+            raise ValueError(f"depth is {config.depth!r}, and there are {len(stored)} tensors")
         with torch.device("meta"):
             network = Sana(config)
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            names = set(file.keys())
     except FileNotFoundError:
         found = contents_of(folder)
         raise ValueError(f"{folder} is no checkpoint: it needs {CONFIG} and {WEIGHTS}, and holds {found}") from None
-    except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # numbers that fit no network raise KeyError, ZeroDivisionError and others
         raise _misfit(folder, error) from None
-    if different := sorted(names ^ set(network.state_dict())):
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    if different := sorted(stored.keys() ^ wanted.keys()):
         raise _misfit(folder, f"{shortened(different, SHOWN_TENSORS)} in one of {CONFIG} and {WEIGHTS} alone")
+    for name, shape in stored.items():  # before memory is taken for tensors of the shapes that are wanted
+        if shape != wanted[name]:
+            raise _misfit(folder, f"{name} has the shape {list(shape)}, not {list(wanted[name])}")
     return network
 
 

@@ -40,6 +40,8 @@ def load_weights(
         check_fit(weights, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except (IndexError, ArithmeticError, RuntimeError, TypeError) as error:  # shapes that no network has
+        raise ValueError(f"{path}: its tensors' shapes are those of no network ({error})") from None
     check_finite_weights(weights, path)
     with torch.device("meta"):  # no memory for weights that are replaced at once
         network = Sana(config)
@@ -67,6 +69,8 @@ def config_of(weights: Mapping[str, Tensor], numerics: Numerics, heads: tuple[in
         raise ValueError(f"no published network is {hidden} wide: give its linear_head_dim and cross_heads")
     # A number that is left out between two others is found by `check_fit`, as missing tensors.
     numbers = {int(name.split(".")[1]) for name in weights if name.startswith(f"{BLOCKS}.")}
+    if max(numbers) >= len(weights):  # a damaged number would build blocks for ever
+        raise ValueError(f"block {max(numbers)} is named, and there are {len(weights)} tensors")
     return NetworkConfig(
         in_channels=channels,
         hidden_size=hidden,

@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -48,7 +47,7 @@ def read_weights(path: Path, which: CheckpointKey = "state_dict") -> dict[str, T
     if wrappers:
         print(f"{path}: its tensors have {', '.join(wrappers)} in their names, which was taken off", flush=True)
     tensors = from_diffusers(tensors) if is_diffusers(tensors) else tensors
-    if POSITION in tensors and tensors[POSITION].any():
+    if POSITION in tensors and tensors[POSITION].float().any():  # 8-bit floats have no any()
         raise ValueError(f"{path}: {POSITION} is not zero: {ADDS_POSITION}")
     return {name: tensor for name, tensor in tensors.items() if name not in LEFT_OUT}
 
@@ -72,7 +71,7 @@ def read_heads(path: Path) -> tuple[int, int] | None:
         values = json.loads(config.read_text(encoding="utf-8"))
         names = OWN_HEADS if values.keys() >= set(OWN_HEADS) else HEADS
         linear_head_dim, cross_heads = (int(values[name]) for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{config} is no configuration of {CONFIG_CLASS} ({error!r})") from None
     if (scale := values.get(INTERPOLATION)) is not None:
         raise ValueError(f"{config}: {INTERPOLATION} is {scale}: {ADDS_POSITION}")
@@ -85,7 +84,7 @@ def _config_of(path: Path) -> Path | None:
         candidates = (path / TRANSFORMER / CONFIG, path / CONFIG)
         return next((config for config in candidates if config.is_file()), None)
     config = path.parent / CONFIG
-    return config if config.is_file() and CONFIG_CLASS in config.read_text(encoding="utf-8") else None
+    return config if config.is_file() and CONFIG_CLASS in config.read_text(encoding="utf-8", errors="replace") else None
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
@@ -93,7 +92,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     if (folder / INDEX).is_file():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder / INDEX} is no index of shards ({error}): download it again") from None
         tensors: dict[str, Tensor] = {}
         for name in names:
@@ -112,7 +111,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 def _inside(folder: Path, name: str) -> Path:
     """The path of a shard beside its index. Raises ValueError if the index names a file in another folder."""
-    if Path(name).name != name:
+    if not isinstance(name, str) or not name or Path(name).name != name:
         raise ValueError(f"{folder / INDEX} names {name}, which is not in its folder: download it again")
     return folder / name
 
@@ -123,7 +122,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
-    except SafetensorError as error:
+    except Exception as error:  # besides SafetensorError, those of the system, and torch's for kinds that it lacks
         raise ValueError(f"{path} is damaged or no safetensors file ({error}): download it again") from None
 
 

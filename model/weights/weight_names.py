@@ -69,8 +69,8 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """diffusers' tensors under our names. Names that are not diffusers' stay as they are.
 
-    diffusers stores some tensors in parts. Where one part is missing, the other parts stay as they are, too, so that
-    whoever checks the names finds them.
+    diffusers stores some tensors in parts. Where one part is missing, or has another width or kind, the parts stay as
+    they are, so that whoever checks the names finds them.
     """
     ours, parts = {}, {}
     for name, tensor in weights.items():
@@ -84,7 +84,9 @@ def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             ours[name] = tensor
     for name, found in parts.items():
-        if len(found) == len(SPLIT[_parts(name, BLOCKS)[1]]):
+        kinds = {(tensor.ndim, tensor.shape[1:], tensor.dtype) for _, tensor in found.values()}
+        joined = len(kinds) == 1 and next(iter(kinds))[0] > 0
+        if joined and len(found) == len(SPLIT[_parts(name, BLOCKS)[1]]):
             ours[name] = torch.cat([found[number][1] for number in sorted(found)])
         else:
             ours |= dict(found.values())

@@ -222,7 +222,7 @@ def _load_null_text(path: Path) -> Tensor:
     """The embedding of the empty prompt, float32 (T, E)."""
     try:
         null_TE = load_file(path)[NULL_TEXT_NAME].float()
-    except (FileNotFoundError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read ({error}): run the stage encode again") from None
     if not is_finite(null_TE):
         raise UserError(f"{path} holds numbers that are {NOT_FINITE}")
