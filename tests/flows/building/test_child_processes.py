@@ -40,10 +40,11 @@ def test_a_failure_says_the_childs_own_last_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="hangs are looked for on Linux alone")
 def test_a_child_that_hangs_fails_with_its_watchers_line_so_that_its_task_is_retried(tmp_path: Path) -> None:
     code = (
-        "import os, signal\nfrom pathlib import Path\nfrom tasks.runtime.hang_rules import Limits\n"
+        "import os, signal, time\nfrom pathlib import Path\nfrom tasks.runtime.hang_rules import Limits\n"
         "from tasks.runtime.hang_watch import watched_process\n"
         "with watched_process('demo', Path('stacks'), Limits(still=1.0, look=0.1)):\n"
         "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    time.sleep(3600)\n"  # it goes on for a moment, to write its stacks
     )
     with pytest.raises(ChildFailed, match=r"^demo: no step for .*: it is stopped, as by SIGSTOP; .*") as failure:
         ChildProcesses().run([sys.executable, "-c", code], tmp_path, {"PYTHONPATH": str(PROJECT)}, print)
