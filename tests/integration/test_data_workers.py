@@ -39,7 +39,8 @@ def started(folder: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     while not list((folder / paths.STATE / "state" / "pretrain").glob("*/*/state.json")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    workers = psutil.Process(process.pid).children()
+    children = psutil.Process(process.pid).children()  # the watcher of hangs is another
+    workers = [child for child in children if child.name() == "pt_data_worker"]
     assert len(workers) == 2
     return process, workers
 
